@@ -1,0 +1,52 @@
+# gptlab. `make` alone prints this help.
+# Without a GPU, PyTorch's CPU build saves gigabytes: make install TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# Another interpreter: make install PYTHON=python3.13
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+STAMP := $(VENV)/.installed
+RUN := runs/stdlib-demo_seed1337
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-all lint format clean
+
+help:
+	@echo "make demo      install, train a small GPT on Python's own source for about a minute, show what it learnt"
+	@echo "make test      install, run the tests (under 5 minutes)"
+	@echo "make test-all  the long tests too: kills, compilation, whole runs"
+	@echo "make lint      ruff, mypy and the rooms' import rules"
+	@echo "make format    let ruff lay out the code"
+	@echo "make install   .venv with everything in it; TORCH_INDEX=https://download.pytorch.org/whl/cpu without a GPU,"
+	@echo "               PYTHON=python3.13 for another interpreter"
+	@echo "make clean     remove .venv and caches; runs/ and data/ stay"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+		|| { echo "gptlab needs Python 3.11 to 3.13; PYTHON=python3.12 make install names another"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -q $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' constraints.txt)"
+	$(PIP) install -q -c constraints.txt -e '.[offline,data,tensorboard,dev]'
+	@touch $@
+
+demo: install
+	@$(BIN)/python examples/demo.py
+
+test: install
+	@$(BIN)/python -m pytest -n 2
+
+test-all: install
+	@$(BIN)/python -m pytest -n 2 -m "slow or not slow"
+
+lint: install
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check -q . && $(BIN)/mypy && $(BIN)/lint-imports -q 2>/dev/null || $(BIN)/lint-imports
+
+format: install
+	@$(BIN)/ruff check -q --fix . ; $(BIN)/ruff format -q .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

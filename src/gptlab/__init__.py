@@ -1,0 +1,38 @@
+"""gptlab: a laboratory for pretraining GPT-2-class language models.
+
+    >>> import gptlab
+    >>> recipe = gptlab.load_recipe("shakespeare-char-cpu", {"train.max_steps": 100})
+    >>> result = gptlab.train(recipe, out="runs/first")
+    >>> run = gptlab.load_run("runs/first")
+    >>> run.tokenizer.decode(run.tokenizer.encode("To be"))
+    'To be'
+"""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["Recipe", "Result", "load_recipe", "load_run", "train"]
+
+if TYPE_CHECKING:
+    from gptlab.config import Recipe as Recipe
+    from gptlab.config import load_recipe as load_recipe
+    from gptlab.training.load import load_run as load_run
+    from gptlab.training.loop import Result as Result
+    from gptlab.training.loop import train as train
+
+# Importing torch takes over a second: names are loaded when they are first asked for.
+_HOMES = {
+    "Recipe": "gptlab.config",
+    "load_recipe": "gptlab.config",
+    "train": "gptlab.training.loop",
+    "Result": "gptlab.training.loop",
+    "load_run": "gptlab.training.load",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'gptlab' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

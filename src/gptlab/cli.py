@@ -1,0 +1,258 @@
+"""The command line: one function a verb, and no logic. Heavy imports happen inside the verb that needs them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gptlab import __version__
+from gptlab.config import ConfigError, UserError, build_recipe, parse_flag, read_layer, settings, shipped
+
+# Exit statuses: 0 done, 1 the work failed, 2 the call was wrong, 3 diverged or out of memory, 4 interrupted.
+EXIT = {"completed": 0, "failed": 1, "not_applicable": 2, "diverged": 3, "out_of_memory": 3, "interrupted": 4}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a command line and exit with its status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        arguments, overrides = lift_settings(arguments)
+        options = parser().parse_args(arguments)
+        options.overrides = overrides
+        if overrides and not getattr(options, "takes_settings", False):
+            raise ConfigError(f"`gptlab {options.verb}` takes no settings such as --{next(iter(overrides))}")
+        sys.exit(options.run(options) or 0)
+    except UserError as error:
+        print(f"gptlab: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # `gptlab sample RUN | head`
+        sys.stderr.close()
+        sys.exit(0)
+    except KeyboardInterrupt:
+        sys.exit(4)
+
+
+def lift_settings(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Take every `--section.key value` out of a command line; dashes and underscores are the same.
+
+    Returns:
+        (what is left, {dotted name: value})
+    """
+    left: list[str] = []
+    lifted: dict[str, Any] = {}
+    words = iter(arguments)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if not (flag.startswith("--") and "." in flag):
+            left.append(word)
+            continue
+        name = flag[2:].replace("-", "_")
+        if not equals:
+            value = next(words, "")
+            if not value or (value.startswith("--") and "." in value):
+                raise ConfigError(f"{flag} needs a value: {flag} VALUE")
+        lifted[name] = parse_flag(name, value)
+    return left, lifted
+
+
+# -- verbs ----------------------------------------------------------------------------------------------------------
+
+
+def prepare(options: argparse.Namespace) -> None:
+    from gptlab.data.prepare import prepare
+
+    folder = prepare(
+        options.corpus, source=options.source, out=options.out, tokenizer=options.tokenizer, format=options.format,
+        shard_tokens=options.shard_tokens, workers=options.workers, val_fraction=options.val_fraction,
+        val_tokens=options.val_tokens, text_field=options.text_field, max_documents=options.max_documents,
+    )  # fmt: skip
+    print(f"dataset: {folder}")
+
+
+def train(options: argparse.Namespace) -> int:
+    layer = read_layer(options.recipe)
+    seed = {} if options.seed is None else {"seed": options.seed}
+    recipe = build_recipe(layer, options.overrides, seed)
+    out = Path(options.out or f"runs/{recipe.name}_seed{recipe.seed}")
+    from gptlab.training.loop import train
+
+    result = train(recipe, out, resume=options.resume)
+    if result.status in ("completed", "diverged", "interrupted"):
+        from gptlab.report.card import write_card
+        from gptlab.report.plots import draw
+        from gptlab.rundir import RunDir
+
+        draw([RunDir(out)], out / "plots")
+        write_card(RunDir(out))
+    says = f"{result.status} after {result.steps} steps"
+    if result.final_val_loss is not None:
+        says += f", val_loss {result.final_val_loss:.4f}"
+    if result.reason:
+        says += f": {result.reason}" + (f" at step {result.failed_at_step}" if result.failed_at_step else "")
+    print(f"{says}\nrun: {out}")
+    if result.status == "interrupted":
+        print("the same command goes on from here")
+    return EXIT[result.status]
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    from gptlab.training.load import evaluate_loss, load_run
+
+    run = load_run(options.folder, options.checkpoint)
+    scores = evaluate_loss(run, options.overrides)
+    text = json.dumps(scores, indent=2)
+    print(text)
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(text + "\n")
+
+
+def sample(options: argparse.Namespace) -> None:
+    from gptlab.training.load import load_run
+
+    run = load_run(options.folder, options.checkpoint)
+    given = {key: getattr(options, key) for key in ("max_tokens", "temperature", "top_k", "top_p", "seed")}
+    chosen = {f"sample.{key}": value for key, value in given.items() if value is not None}
+    if options.prompt is not None:
+        chosen["sample.prompt"] = options.prompt
+    run.recipe = run.recipe.replace(chosen)  # the same bounds as in a recipe
+    if options.samples > 1:
+        for text in run.sample(samples=options.samples):
+            print(text + "\n" + "-" * 40)
+        return
+    print(run.recipe.sample.prompt, end="", flush=True)
+    ids: list[int] = []
+    shown = 0
+    for (token,) in run.stream(run.recipe.sample.prompt):
+        ids.append(token)
+        text = run.tokenizer.decode(ids)
+        whole = text.rstrip("\N{REPLACEMENT CHARACTER}")  # a character whose last bytes are yet to come waits
+        print(whole[shown:], end="", flush=True)
+        shown = max(shown, len(whole))
+    print()
+
+
+def plot(options: argparse.Namespace) -> None:
+    from gptlab.report.plots import draw
+    from gptlab.rundir import RunDir
+
+    runs = [RunDir.open(folder) for folder in options.folders]
+    out = options.out or (runs[0].plots if len(runs) == 1 else Path("plots"))
+    for file in draw(runs, out):
+        print(file)
+
+
+def export(options: argparse.Namespace) -> None:
+    from gptlab.model.hub import export_hf
+    from gptlab.training.load import load_run
+
+    run = load_run(options.folder, options.checkpoint, device="cpu")
+    export_hf(run.model, run.tokenizer, options.target)
+    print(f"{options.to} model: {options.target}")
+
+
+def import_(options: argparse.Namespace) -> None:
+    from gptlab.training.importing import import_run
+
+    print(f"run: {import_run(options.source, options.out, options.overrides)}")
+
+
+def recipes(options: argparse.Namespace) -> None:
+    width = max(map(len, shipped()))
+    for name in shipped():
+        print(f"{name:{width}}  {read_layer(name).get('description', '')}")
+
+
+# -- the parser -----------------------------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise UserError(f"{message}\n{self.format_usage().strip()}")
+
+
+def parser() -> argparse.ArgumentParser:
+    top = _Parser(prog="gptlab", description="A laboratory for pretraining GPT-2-class language models.")
+    top.add_argument("--version", action="version", version=f"gptlab {__version__}")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=_Parser)
+
+    def verb(name: str, run: Any, help: str, **kwargs: Any) -> argparse.ArgumentParser:
+        added = verbs.add_parser(name, help=help, description=help, **kwargs)
+        added.set_defaults(run=run)
+        return added
+
+    v = verb("prepare", prepare, "Turn a corpus into a dataset of token shards.")
+    v.add_argument("corpus", metavar="CORPUS", help="stdlib, shakespeare, openwebtext, fineweb-edu, or a file or folder")
+    v.add_argument("--from", dest="source", metavar="PATH", help="local text, or a hub id, instead of the usual source")
+    v.add_argument("--out", type=Path, metavar="DIR", help="default: data/CORPUS-TOKENIZER")
+    v.add_argument("--tokenizer", default="gpt2", help="gpt2, byte, char, bpe-N or a tokenizer.json (default: gpt2)")
+    v.add_argument("--format", choices=["llmc", "nanogpt", "npy"], default="llmc", help="of the shards (default: llmc)")
+    v.add_argument("--shard-tokens", type=int, default=100_000_000, metavar="N", help="tokens in a shard")
+    v.add_argument("--workers", type=int, metavar="N", help="processes that tokenise (default: all cores)")
+    v.add_argument("--val-fraction", type=float, metavar="X", help="share of the documents held out")
+    v.add_argument("--val-tokens", type=int, metavar="N", help="hold out the first N tokens instead")
+    v.add_argument("--text-field", default="text", metavar="NAME", help="of jsonl and parquet rows (default: text)")
+    v.add_argument("--max-documents", type=int, metavar="N", help="stop after N documents")
+
+    v = verb(
+        "train", train, "Train a recipe, or go on with a run that was stopped.", epilog=settings_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    v.add_argument("recipe", metavar="RECIPE", help="a name that `gptlab recipes` lists, or a path to a TOML file")
+    v.add_argument("--out", metavar="DIR", help="run directory (default: runs/<recipe>_seed<k>)")
+    v.add_argument("--seed", type=int, metavar="N", help="of initialisation, dropout and data order")
+    v.add_argument("--resume", choices=["auto", "never"], default="auto", help="go on with a run in DIR (default: auto)")
+    v.set_defaults(takes_settings=True)
+
+    v = verb("eval", evaluate, "Score a run over the whole validation split.")
+    v.add_argument("folder", metavar="RUN")
+    v.add_argument("--on", nargs="+", choices=["loss"], default=["loss"], help="what to measure (default: loss)")
+    v.add_argument("--checkpoint", default="last", metavar="last|best|STEP")
+    v.add_argument("--out", type=Path, metavar="FILE.json", help="write the scores here too")
+    v.set_defaults(takes_settings=True)
+
+    v = verb("sample", sample, "Let a run write text.")
+    v.add_argument("folder", metavar="RUN")
+    v.add_argument("--prompt", metavar="TEXT", help="text to go on from (default: the recipe's)")
+    v.add_argument("--max-tokens", type=int, metavar="N")
+    v.add_argument("--temperature", type=float, metavar="T")
+    v.add_argument("--top-k", type=int, metavar="K")
+    v.add_argument("--top-p", type=float, metavar="P")
+    v.add_argument("--seed", type=int, metavar="N")
+    v.add_argument("--samples", type=int, default=1, metavar="N", help="how many texts (default: 1)")
+    v.add_argument("--checkpoint", default="last", metavar="last|best|STEP")
+
+    v = verb("plot", plot, "Draw a run's curves, or several runs' over one another.")
+    v.add_argument("folders", nargs="+", metavar="RUN")
+    v.add_argument("--out", type=Path, metavar="DIR", help="default: the run's plots/, or plots/ for several")
+
+    v = verb("export", export, "Write a run's model for another library.")
+    v.add_argument("folder", metavar="RUN")
+    v.add_argument("--to", choices=["hf"], required=True, help="hf: a Hugging Face folder, GPT-2 or Llama form")
+    v.add_argument("target", type=Path, metavar="DIR")
+    v.add_argument("--checkpoint", default="last", metavar="last|best|STEP")
+
+    v = verb("import", import_, "Make a run of a model that was trained elsewhere.")
+    v.add_argument("kind", choices=["hf", "nanogpt"], help="a Hugging Face folder or id, or nanoGPT's ckpt.pt")
+    v.add_argument("source", metavar="SRC")
+    v.add_argument("--out", type=Path, required=True, metavar="RUN")
+    v.set_defaults(takes_settings=True)
+
+    verb("recipes", recipes, "List the shipped recipes.")
+    return top
+
+
+def settings_help() -> str:
+    """Every setting of a recipe with its default and meaning, for `gptlab train --help`."""
+    lines = ["settings (any of them, as --section.key VALUE; a recipe's own values replace these defaults):"]
+    for name, field in settings():
+        if name in ("name", "description", "seed"):
+            continue
+        default = field.get_default(call_default_factory=True)
+        shown = json.dumps(default)
+        lines.append(f"  --{name.replace('_', '-'):35} {field.description} [{shown}]")
+    return "\n".join(lines)

@@ -1,0 +1,528 @@
+"""Recipes: every setting of a run, with its unit, default and bounds, in one schema.
+
+A recipe file, an arm's overrides and the flags on a command line are dictionaries of the same keys. They are
+merged in that order and validated once, so each way of saying a setting has the same names, bounds and errors:
+
+    >>> recipe = load_recipe("shakespeare-char-cpu", {"optim.lr": "3e-4"})
+    >>> recipe.optim.lr
+    0.0003
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+# The GPT-2 family (Radford et al. 2019, table 2) and small shapes for laptops and tests.
+PRESETS: dict[str, dict[str, int]] = {
+    "nano": {"n_layer": 3, "n_head": 3, "n_embd": 48},
+    "micro": {"n_layer": 4, "n_head": 4, "n_embd": 128},
+    "mini": {"n_layer": 6, "n_head": 6, "n_embd": 192},
+    "small": {"n_layer": 6, "n_head": 6, "n_embd": 384},
+    "gpt2": {"n_layer": 12, "n_head": 12, "n_embd": 768},  # 124M
+    "gpt2-medium": {"n_layer": 24, "n_head": 16, "n_embd": 1024},  # 355M
+    "gpt2-large": {"n_layer": 36, "n_head": 20, "n_embd": 1280},  # 774M
+    "gpt2-xl": {"n_layer": 48, "n_head": 25, "n_embd": 1600},  # 1.5B
+}
+
+
+class UserError(ValueError):
+    """What a user got wrong, in a sentence to act on; the command line prints it alone and ends with 2."""
+
+
+class ConfigError(UserError):
+    """A setting that is unknown or out of bounds."""
+
+
+def _whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value  # 1e10 tokens is a whole number
+
+
+Int = Annotated[int, BeforeValidator(_whole)]
+Positive = Annotated[Int, Field(ge=1)]
+Count = Annotated[Int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )  # fmt: skip
+
+
+class Model(Section):
+    """Shape and parts of the network. `model.preset = "gpt2"` stands for the layers, heads and width of that size."""
+
+    n_layer: Positive = 12
+    """Transformer blocks."""
+    n_head: Positive = 12
+    """Attention heads; must divide n_embd."""
+    n_embd: Positive = 768
+    """Width of the residual stream."""
+    block_size: Positive = 1024
+    """Context length in tokens."""
+    vocab_size: Count = 0
+    """Rows of the embedding; 0 takes the tokenizer's number, 50304 pads GPT-2's 50257 to a multiple of 128."""
+    position: Literal["learned", "rope"] = "learned"
+    """Position embeddings: learned (GPT-2) or rotary (RoFormer, arXiv 2104.09864)."""
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    """Normalisation: LayerNorm (GPT-2) or RMSNorm (arXiv 1910.07467)."""
+    norm_eps: float = Field(1e-5, gt=0)
+    """Added to the variance inside the norm."""
+    mlp: Literal["gelu", "gelu_erf", "swiglu", "relu2"] = "gelu"
+    """Activation: gelu is GPT-2's tanh form, gelu_erf the exact one (nanoGPT's), swiglu arXiv 2002.05202, relu2 arXiv 2109.08668."""
+    mlp_width: Count = 0
+    """Hidden width of the MLP; 0 takes 4 n_embd, or the 8/3 n_embd that costs swiglu as many parameters."""
+    bias: bool = True
+    """Biases in linear layers and LayerNorm."""
+    tied: bool = True
+    """Share the token embedding with the output head."""
+    qk_norm: bool = False
+    """RMSNorm on queries and keys, per head, before attention (arXiv 2302.05442)."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability of dropping an activation while training."""
+    rope_theta: float = Field(10000.0, gt=0)
+    """Base of the rotary frequencies."""
+    document_attention: bool = False
+    """Attend within a document only: a token never sees what stands before the last end-of-text."""
+
+    @model_validator(mode="after")
+    def _shape(self) -> Model:
+        if self.n_embd % self.n_head:
+            raise ValueError(f"model.n_embd = {self.n_embd}: must be divisible by model.n_head = {self.n_head}")
+        if self.position == "rope" and (self.n_embd // self.n_head) % 2:
+            raise ValueError(
+                f"model.n_embd / model.n_head = {self.n_embd // self.n_head}: must be even for rotary positions"
+            )
+        return self
+
+    @property
+    def head_size(self) -> int:
+        return self.n_embd // self.n_head
+
+    @property
+    def mlp_hidden(self) -> int:
+        """Hidden width of the MLP; for swiglu 8/3 n_embd in multiples of 8, so three matrices weigh what gelu's two do."""
+        if self.mlp_width:
+            return self.mlp_width
+        return 8 * round(self.n_embd / 3) if self.mlp == "swiglu" else 4 * self.n_embd
+
+
+class Data(Section):
+    """What is learnt from."""
+
+    corpus: str = "stdlib"
+    """Name of the corpus the dataset is prepared from (`gptlab prepare CORPUS`)."""
+    tokenizer: str = "gpt2"
+    """gpt2, byte, char, bpe-N (trained on the corpus) or a Hugging Face tokenizer.json."""
+    path: str = ""
+    """Folder of the prepared dataset; empty means data/<corpus>-<tokenizer>."""
+    mixture: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """Several prepared datasets instead of one: {folder = weight}; the weights are shares of the sequences."""
+    sampling: Literal["shuffled", "random", "sequential"] = "shuffled"
+    """shuffled: every window once an epoch, in an order of its own; random: nanoGPT's random offsets; sequential."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Data:
+        if self.path and self.mixture:
+            raise ValueError("data.path and data.mixture are both set: name one dataset or a mixture, not both")
+        return self
+
+    @property
+    def folder(self) -> str:
+        """Folder of the prepared dataset, the default filled in."""
+        return self.path or f"data/{self.corpus}-{Path(self.tokenizer).stem}"
+
+
+class Batch(Section):
+    """How many tokens an optimizer step sees, and in what pieces."""
+
+    micro_batch: Positive | Literal["auto"] = "auto"
+    """Sequences in one forward pass; auto finds the largest that fits. Accumulation follows; the last one may be smaller."""
+    tokens_per_step: Positive = 524288
+    """Tokens in one optimizer step, over all devices; a multiple of model.block_size."""
+
+
+class Optim(Section):
+    """The optimizer; weight decay acts on matrices and embeddings, not on biases and norms."""
+
+    name: Literal["adamw"] = "adamw"
+    """AdamW (arXiv 1711.05101), PyTorch's fused kernel."""
+    lr: float = Field(6e-4, gt=0)
+    """Peak learning rate."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        (0.9, 0.95), strict=False
+    )
+    """Decay of the first and second moments."""
+    eps: float = Field(1e-8, gt=0)
+    """Added to the root of the second moment."""
+    weight_decay: float = Field(0.1, ge=0)
+    """Decoupled weight decay, multiplied by the learning rate."""
+    grad_clip: float = Field(1.0, ge=0)
+    """Largest global gradient norm; 0 turns clipping off."""
+
+
+class Schedule(Section):
+    """The learning rate over steps: linear warm-up, then a shape down to min_lr."""
+
+    shape: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """cosine or linear to min_lr; constant; wsd: constant, then linear over the last decay_fraction (arXiv 2404.06395)."""
+    warmup_steps: Count = 0
+    """Steps of linear warm-up; may be longer than the run."""
+    decay_steps: Count = 0
+    """Step at which min_lr is reached; 0 takes the run's limit and keeps it when the run is made longer."""
+    decay_fraction: float = Field(0.2, gt=0, le=1)
+    """Share of decay_steps that wsd spends going down."""
+    min_lr: float = Field(0.0, ge=0)
+    """Learning rate at the end of the decay."""
+
+
+class Train(Section):
+    """How long, where, and from what."""
+
+    max_steps: Count = 0
+    """Stop after this many optimizer steps; 0 is no limit. Of several limits the first rules."""
+    max_tokens: Count = 0
+    """Stop after this many training tokens; 0 is no limit."""
+    max_epochs: float = Field(0.0, ge=0)
+    """Stop after this many passes over the training split; 0 is no limit."""
+    eval_every: Count = 250
+    """Steps between evaluations; 0 evaluates only at the start and at the end."""
+    eval_only: bool = False
+    """Evaluate once and stop, without a step of training."""
+    init_from: str = ""
+    """A run directory, or a Hugging Face folder or id, to start from; its shape replaces that of `model`."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto takes a GPU where there is one. ROCm GPUs are called cuda. mps is untested."""
+    deterministic: bool = False
+    """Only kernels that repeat bit for bit; needed for exact resume under compile, slower on GPUs."""
+    activation_checkpointing: bool = False
+    """Recompute each block in the backward pass: less memory, about a third more time."""
+
+
+class Eval(Section):
+    """Held-out loss while training: the same windows at every evaluation, drawn once from `seed`."""
+
+    tokens: Positive = 655360
+    """Tokens of the validation split in one evaluation; the whole split where it is smaller."""
+    train: bool = False
+    """Measure as many tokens of the training split too (train_eval_loss)."""
+    seed: Int = 0
+    """Seed of the windows."""
+
+
+class HellaSwag(Section):
+    """HellaSwag while training (arXiv 1905.07830), token-normalised."""
+
+    every: Count = 0
+    """Steps between evaluations; 0 turns it off."""
+    path: str = ""
+    """hellaswag_val.jsonl; without it a recipe that asks for HellaSwag says so and trains on."""
+
+
+class Checkpoint(Section):
+    """What is written to come back to."""
+
+    every: Count = 1000
+    """Steps between checkpoints; 0 saves only at the end (and when interrupted)."""
+    keep_last: Positive = 2
+    """Checkpoints kept, besides the best."""
+    keep_best: bool = True
+    """Keep the written checkpoint with the lowest val_loss."""
+
+
+class Precision(Section):
+    """What is stored and multiplied in which format."""
+
+    regime: Literal["fp32", "tf32", "amp_bf16", "amp_fp16", "bf16_pure"] = "fp32"
+    """fp32; tf32: fp32 with TF32 matmuls; amp_*: autocast, fp32 weights; bf16_pure: everything in bf16."""
+
+
+class Compile(Section):
+    """torch.compile."""
+
+    enabled: bool | Literal["auto"] = "auto"
+    """auto compiles on a GPU and not on a CPU, where a cold compile does not pay back for a small model."""
+
+
+class Sample(Section):
+    """Text generation, in `gptlab sample` and after the demo."""
+
+    prompt: str = "\n"
+    """Text to go on from; empty starts from end-of-text where the tokenizer has one."""
+    max_tokens: Positive = 500
+    """Tokens to generate."""
+    temperature: float = Field(0.8, ge=0)
+    """Logits are divided by it; 0 takes the likeliest token."""
+    top_k: Count = 200
+    """Only the k likeliest tokens; 0 is all."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Only the likeliest tokens that together have this probability."""
+    seed: Int = 42
+    """Seed of the generation."""
+
+
+class Log(Section):
+    """What is written while training."""
+
+    every: Positive = 10
+    """Steps between training lines in metrics.jsonl."""
+    tensorboard: bool = False
+    """Also write TensorBoard events into the run's tensorboard/ folder."""
+    wandb: bool = False
+    """Also log to Weights & Biases, where wandb is installed."""
+
+
+class Recipe(Section):
+    """Everything that defines a run. `seed` rules initialisation, dropout and data order."""
+
+    name: str = "recipe"
+    """Name of the recipe; the default run folder is runs/<name>_seed<seed>."""
+    description: str = ""
+    """One line for `gptlab recipes`."""
+    seed: Int = 1337
+    """Rules initialisation, dropout and data order; --seed and a study's seeds replace it."""
+    model: Model = Model()
+    data: Data = Data()
+    batch: Batch = Batch()
+    optim: Optim = Optim()
+    schedule: Schedule = Schedule()
+    train: Train = Train()
+    eval: Eval = Eval()
+    hellaswag: HellaSwag = HellaSwag()
+    checkpoint: Checkpoint = Checkpoint()
+    precision: Precision = Precision()
+    compile: Compile = Compile()
+    sample: Sample = Sample()
+    log: Log = Log()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        tokens, block = self.batch.tokens_per_step, self.model.block_size
+        if tokens % block:
+            raise ValueError(
+                f"batch.tokens_per_step = {tokens}: must be a multiple of model.block_size = {block}; "
+                f"{max(1, round(tokens / block)) * block} is the nearest"
+            )
+        if isinstance(self.batch.micro_batch, int) and self.batch.micro_batch > self.sequences_per_step:
+            raise ValueError(
+                f"batch.micro_batch = {self.batch.micro_batch}: is more than the {self.sequences_per_step} sequences of "
+                f"a step (batch.tokens_per_step / model.block_size = {tokens} / {block})"
+            )
+        if self.schedule.min_lr > self.optim.lr:
+            raise ValueError(f"schedule.min_lr = {self.schedule.min_lr}: must not exceed optim.lr = {self.optim.lr}")
+        if not (self.train.max_steps or self.train.max_tokens or self.train.max_epochs or self.train.eval_only):
+            raise ValueError("the run has no end: set train.max_steps, train.max_tokens or train.max_epochs")
+        return self
+
+    @property
+    def sequences_per_step(self) -> int:
+        return self.batch.tokens_per_step // self.model.block_size
+
+    def step_limit(self, train_tokens: int) -> int:
+        """Optimizer steps until the first of the limits, for a training split of `train_tokens` tokens.
+
+        A limit in tokens or epochs is reached by the step that completes it, never overrun by more than one step.
+        """
+        limits = [
+            self.train.max_steps or math.inf,
+            math.ceil(self.train.max_tokens / self.batch.tokens_per_step) or math.inf,
+            math.ceil(self.train.max_epochs * train_tokens / self.batch.tokens_per_step) or math.inf,
+        ]
+        return 0 if self.train.eval_only else int(min(limits))
+
+    def replace(self, settings: Mapping[str, Any]) -> Recipe:
+        """A copy with dotted settings replaced, validated: `recipe.replace({"optim.lr": 1e-3})`."""
+        return build_recipe(self.model_dump(), settings)
+
+    def to_toml(self) -> str:
+        return tomli_w.dumps(self.model_dump())
+
+
+# -- names of settings ----------------------------------------------------------------------------------------------
+
+
+def settings(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting as (dotted name, pydantic FieldInfo), in the order of the schema."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from settings(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name, field
+
+
+def _unknown(name: str) -> ConfigError:
+    known = [key for key, _ in settings()] + ["model.preset"]
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    if not close:  # the right word in the wrong section
+        leaf = name.rsplit(".", 1)[-1]
+        close = [key for key in known if key.rsplit(".", 1)[-1] == leaf]
+    hint = f"; did you mean '{close[0]}'?" if close else ""
+    return ConfigError(f"no setting '{name}'{hint}")
+
+
+def _accepts(annotation: Any, kind: type) -> bool:
+    """Whether an annotation such as `int | Literal["auto"]` takes values of a Python type."""
+    origin = typing.get_origin(annotation)
+    if origin is Annotated:
+        return _accepts(typing.get_args(annotation)[0], kind)
+    if origin in (typing.Union, types.UnionType):
+        return any(_accepts(part, kind) for part in typing.get_args(annotation))
+    if origin is Literal:
+        return any(isinstance(choice, kind) for choice in typing.get_args(annotation))
+    return (origin or annotation) is kind
+
+
+def parse_flag(name: str, text: str) -> Any:
+    """The value of a flag or of an arm written as text, by the type of its setting: TOML, or a bare string.
+
+    Raises ConfigError for a name that is no setting.
+    """
+    fields = dict(settings())
+    if name == "model.preset":
+        return text
+    if name not in fields:
+        raise _unknown(name)
+    annotation = fields[name].annotation
+    if _accepts(annotation, str) and not any(_accepts(annotation, kind) for kind in (int, float, bool)):
+        return text
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # the schema says what is wrong with it
+
+
+# -- merging and validating -----------------------------------------------------------------------------------------
+
+
+def _nested(layer: Mapping[str, Any]) -> dict[str, Any]:
+    """{"optim.lr": 1} and {"optim": {"lr": 1}} are the same layer; a preset is written out within its own layer."""
+    result: dict[str, Any] = {}
+    for key, value in layer.items():
+        section, dot, leaf = key.partition(".")
+        if dot:
+            inner = result.setdefault(section, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"{section} is a section, not a value")
+            inner[leaf] = value
+        elif isinstance(value, Mapping) and isinstance(result.get(key, {}), dict):
+            result[key] = {**result.get(key, {}), **value}
+        else:
+            result[key] = value
+    model = result.get("model")
+    if isinstance(model, dict) and "preset" in model:
+        preset = model.pop("preset")
+        if preset not in PRESETS:
+            raise ConfigError(f"model.preset = {preset!r}: must be one of {', '.join(PRESETS)}")
+        result["model"] = {**PRESETS[preset], **model}
+    return result
+
+
+def build_recipe(*layers: Mapping[str, Any]) -> Recipe:
+    """Merge layers of settings, later ones winning, and validate the result once.
+
+    Args:
+        layers: dictionaries, nested by section or with dotted keys; values as TOML gives them.
+
+    Raises:
+        ConfigError: one line for each setting that is unknown or out of bounds.
+    """
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in _nested(layer).items():
+            is_section = isinstance(value, dict) and isinstance(merged.get(key), dict)
+            merged[key] = {**merged[key], **value} if is_section else value
+    try:
+        return Recipe.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError(_sentences(error)) from None
+
+
+_BOUNDS = {"greater_than": "gt", "greater_than_equal": "ge", "less_than": "lt", "less_than_equal": "le"}
+_WORDS = {"gt": "greater than", "ge": "at least", "lt": "less than", "le": "at most"}
+_KINDS = {"bool": "true or false", "int": "a whole number", "float": "a number", "string": "a text", "dict": "a table"}
+
+
+def _sentences(error: ValidationError) -> str:
+    """Pydantic's errors, one sentence a setting: `optim.lr = -1: must be greater than 0`."""
+    fields = dict(settings())
+    problems: dict[str, list[str]] = {}
+    for item in error.errors():
+        name = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            problems.setdefault(str(_unknown(name)), [])
+            continue
+        if item["type"] == "value_error":  # our own sentence, complete as it is
+            problems.setdefault(str(item["ctx"]["error"]), [])
+            continue
+        name = next((key for key in fields if name == key or name.startswith(key + ".")), name)
+        kind = item["type"]
+        if kind in _BOUNDS:
+            bound = _BOUNDS[kind]
+            says = f"{_WORDS[bound]} {item['ctx'][bound]:g}"
+        elif kind == "literal_error":
+            says = f"one of {item['ctx']['expected']}" if " or " in item["ctx"]["expected"] else item["ctx"]["expected"]
+        elif kind == "finite_number":
+            says = "a finite number"
+        elif (stem := kind.removesuffix("_type").removesuffix("_parsing")) in _KINDS:
+            says = _KINDS[stem]
+        elif stem in ("model", "model_attributes"):
+            says = "a section of settings"
+        else:
+            says = item["msg"].replace("Input should be ", "")
+        value = item["input"] if not isinstance(item["input"], dict) else "{...}"
+        problems.setdefault(f"{name} = {value}", []).append(says)
+    lines = [f"{head}: must be {' or '.join(dict.fromkeys(says))}" if says else head for head, says in problems.items()]
+    return "\n".join(lines)
+
+
+# -- files ----------------------------------------------------------------------------------------------------------
+
+
+def shipped(kind: str = "recipes") -> dict[str, Path]:
+    """Shipped recipes by name."""
+    folder = Path(str(resources.files("gptlab") / kind))
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def read_layer(name_or_path: str | Path) -> dict[str, Any]:
+    """The settings in a recipe file, by shipped name or path, not yet validated.
+
+    Raises:
+        ConfigError: there is no such recipe, or it is not TOML.
+    """
+    text = str(name_or_path)
+    path = shipped().get(text) or Path(text)
+    if not path.is_file():
+        close = difflib.get_close_matches(text, shipped(), n=1, cutoff=0.4)
+        hint = f"did you mean '{close[0]}'? " if close else ""
+        raise ConfigError(f"no recipe '{text}': {hint}`gptlab recipes` lists the shipped ones, a path may be given too")
+    try:
+        layer = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not a TOML file: {error}") from None
+    return {"name": path.stem, **layer}
+
+
+def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Read a recipe by shipped name or path, with overrides.
+
+    Args:
+        name_or_path: a name that `gptlab recipes` lists, or a path to a TOML file.
+        overrides: dotted names to values; a text is read as on the command line.
+
+    Raises:
+        ConfigError: an unknown recipe or setting, or a value out of bounds.
+    """
+    layer = {key: parse_flag(key, value) if isinstance(value, str) else value for key, value in (overrides or {}).items()}
+    return build_recipe(read_layer(name_or_path), layer)

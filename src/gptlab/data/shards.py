@@ -1,0 +1,474 @@
+"""Token shards: files of token ids, memory-mapped, and the folders they lie in.
+
+Three containers hold the same thing, a stream of little-endian token ids:
+
+    llmc      llm.c's: 256 int32 (magic, version, tokens, zeros), then uint16, or uint32 for large vocabularies
+    nanogpt   nanoGPT's train.bin and val.bin: uint16 and nothing else
+    npy       build-nanogpt's: a numpy file of uint16
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import mmap
+import os
+import pickletools
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from gptlab.data.tokenizers import Tokenizer
+
+FORMATS = ("llmc", "nanogpt", "npy")
+MANIFEST_VERSION = 1
+
+LLMC_HEADER_INTS = 256
+LLMC_MAGIC = {2: (20240520, 1), 4: (20240801, 7)}  # bytes an id -> magic, version (llm.c, dev/data/data_common.py)
+MAX_SHARD_TOKENS = 2**31 - 1  # the count in llm.c's header is an int32
+
+MAX_OPEN_SHARDS = 128  # a map holds a file descriptor; 256 is the smallest usual limit
+RELEASE_EVERY = 1024  # windows; each maps at most some 64 KiB of pages, so about 64 MiB stay resident
+SCAN_TOKENS = 2**24  # tokens looked at together when ids are checked: 32 MiB
+
+
+class DataError(ValueError):
+    """Data that is missing, damaged or not what was asked for; the text is written for the user."""
+
+
+# -- one shard ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One token file, its structure already checked.
+
+    Attributes:
+        offset: bytes before the first token.
+        max_token: largest id, where a manifest records it.
+    """
+
+    path: Path
+    format: str
+    dtype: np.dtype[Any]
+    offset: int
+    tokens: int
+    max_token: int | None = None
+    sha256: str = ""
+
+    def map(self) -> tuple[NDArray[Any], mmap.mmap | None]:
+        """The token ids, (tokens,), without reading them; and the map behind them, whose pages can be given back."""
+        if self.tokens == 0:
+            return np.empty(0, self.dtype), None  # an empty range cannot be mapped
+        try:
+            with open(self.path, "rb") as file:
+                pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            return np.frombuffer(pages, self.dtype, self.tokens, self.offset), pages
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.path} cannot be read: {error}") from None
+
+
+def _release(pages: mmap.mmap | None) -> None:
+    """Unmap the pages read so far; they stay in the system's page cache, where they count for no process."""
+    if pages is not None and hasattr(pages, "madvise"):
+        pages.madvise(mmap.MADV_DONTNEED)
+
+
+def shard_header(format: str, dtype: np.dtype[Any], tokens: int) -> bytes:
+    """The bytes before the tokens; their number does not depend on `tokens`."""
+    if format == "llmc":
+        header = np.zeros(LLMC_HEADER_INTS, "<i4")
+        header[:3] = (*LLMC_MAGIC[dtype.itemsize], tokens)
+        return header.tobytes()
+    if format == "npy":
+        buffer = io.BytesIO()
+        description = {"descr": dtype.newbyteorder("<").str, "fortran_order": False, "shape": (tokens,)}
+        np.lib.format.write_array_header_1_0(buffer, description)
+        assert buffer.tell() == 128  # numpy leaves room for the count to grow
+        return buffer.getvalue()
+    assert format == "nanogpt"
+    return b""
+
+
+def token_dtype(format: str, vocab_size: int) -> np.dtype[Any]:
+    """uint16, or uint32 where ids do not fit. Raises DataError for a container that has no uint32 form."""
+    if vocab_size <= 2**16:
+        return np.dtype("<u2")
+    if format != "llmc":
+        raise DataError(f"format {format} holds 16-bit ids and the vocabulary has {vocab_size}: use --format llmc")
+    return np.dtype("<u4")
+
+
+def write_shard(path: str | Path, tokens: NDArray[Any], format: str = "llmc", dtype: Any = np.uint16) -> None:
+    """Write a shard so that a reader sees a complete one or none.
+
+    Args:
+        tokens: ids, (n,), of any integer type.
+        dtype: uint16 or uint32 (llmc only).
+    """
+    path, kind = Path(path), np.dtype(dtype).newbyteorder("<")
+    assert tokens.ndim == 1
+    assert tokens.size == 0 or 0 <= int(tokens.min()) <= int(tokens.max()) <= np.iinfo(kind).max
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(shard_header(format, kind, len(tokens)))
+        file.write(tokens.astype(kind).tobytes())
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_shard(path: str | Path, format: str | None = None) -> Shard:
+    """Look at a shard's header and size; no token is read.
+
+    Args:
+        format: one of FORMATS; without it, the file's own signs decide.
+
+    Raises:
+        DataError: missing, truncated, or not a token shard (of that format).
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            head = file.read(4 * LLMC_HEADER_INTS)
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing: prepare the dataset again, or restore the file") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+    magic = int.from_bytes(head[:4], "little")
+    width = next((width for width, (known, _) in LLMC_MAGIC.items() if known == magic), 0)
+    if format is None:
+        format = "npy" if head[:6] == b"\x93NUMPY" else "llmc" if width else "nanogpt"
+    if format == "llmc":
+        return _read_llmc(path, head, size, width)
+    if format == "npy":
+        return _read_npy(path, head, size)
+    if width or head[:6] == b"\x93NUMPY":
+        raise DataError(f"{path} is not a nanogpt shard: it has the header of another format")
+    if size % 2:
+        raise DataError(f"{path} is truncated: {size} bytes are no whole number of 16-bit ids")
+    return Shard(path, "nanogpt", np.dtype("<u2"), 0, size // 2)
+
+
+def _read_llmc(path: Path, head: bytes, size: int, width: int) -> Shard:
+    if len(head) < 4 * LLMC_HEADER_INTS:
+        raise DataError(f"{path} is truncated: {size} bytes are less than llm.c's header of {4 * LLMC_HEADER_INTS}")
+    magic, version, tokens = (int(number) for number in np.frombuffer(head, "<i4", 3))
+    if not width:
+        known = " or ".join(str(known) for known, _ in LLMC_MAGIC.values())
+        raise DataError(f"{path} is not a token shard of llm.c: its first number is {magic} instead of {known}")
+    if version != LLMC_MAGIC[width][1]:
+        raise DataError(f"{path} has version {version} of llm.c's format; version {LLMC_MAGIC[width][1]} is understood")
+    _check_size(path, size, len(head), tokens, width)
+    return Shard(path, "llmc", np.dtype(f"<u{width}"), len(head), tokens)
+
+
+def _read_npy(path: Path, head: bytes, size: int) -> Shard:
+    file = io.BytesIO(head)
+    try:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+    except ValueError as error:
+        raise DataError(f"{path} is not a numpy file: {error}") from None
+    if len(shape) != 1 or dtype not in (np.dtype("<u2"), np.dtype("<u4")):
+        raise DataError(f"{path} holds {dtype} of shape {shape}: token shards are one row of uint16 or uint32")
+    _check_size(path, size, file.tell(), shape[0], dtype.itemsize)
+    return Shard(path, "npy", dtype, file.tell(), shape[0])
+
+
+def _check_size(path: Path, size: int, offset: int, tokens: int, width: int) -> None:
+    expected = offset + tokens * width
+    if size != expected:
+        fault = "is truncated" if size < expected else "is longer than it says"
+        raise DataError(f"{path} {fault}: its header counts {tokens} tokens, {expected} bytes, and it has {size} bytes")
+
+
+# -- a split --------------------------------------------------------------------------------------------------------
+
+
+class Tokens:
+    """One split: its shards in order, as one stream of token ids.
+
+    Shards are memory-mapped when they are first touched. Pages are given back as sampling goes on, so resident
+    memory depends neither on the size of the dataset nor on how much of it has been read.
+    """
+
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        self.shards = list(shards)
+        self._ends = np.cumsum([0] + [shard.tokens for shard in self.shards], dtype=np.int64)[1:]  # exclusive
+        self._begins = [int(end) - shard.tokens for end, shard in zip(self._ends, self.shards, strict=True)]
+        self._open: dict[int, tuple[NDArray[Any], mmap.mmap | None]] = {}
+        self._since_release = 0
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if self.shards else 0
+
+    def _map(self, index: int) -> NDArray[Any]:
+        if index not in self._open:
+            if len(self._open) >= MAX_OPEN_SHARDS:
+                del self._open[next(iter(self._open))]
+            self._open[index] = self.shards[index].map()
+        return self._open[index][0]
+
+    def gather(self, starts: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+        """Windows of the stream, which may cross from shard to shard.
+
+        Args:
+            starts: position of the first token of each window, (B,); 0 <= starts <= len(self) - length.
+            length: tokens in a window.
+
+        Returns:
+            Token ids, (B, length).
+        """
+        starts = np.asarray(starts, np.int64)
+        assert starts.size == 0 or (starts.min() >= 0 and starts.max() + length <= len(self))
+        windows = np.empty((len(starts), length), np.int64)
+        holders = np.searchsorted(self._ends, starts, side="right")  # (B,) the shard with the window's first token
+        for window, start, holder in zip(windows, starts.tolist(), holders.tolist(), strict=True):
+            done = 0
+            while done < length:
+                begin = start + done - self._begins[holder]
+                piece = self._map(holder)[begin : begin + length - done]
+                window[done : done + len(piece)] = piece
+                done += len(piece)
+                holder += 1
+        self._since_release += len(starts)
+        if self._since_release >= RELEASE_EVERY:
+            self._since_release = 0
+            for _, pages in self._open.values():
+                _release(pages)
+        return windows
+
+
+def _scan_max(shard: Shard) -> int:
+    """The largest id in a shard (-1 where it is empty), read once through."""
+    ids, pages = shard.map()
+    largest = -1
+    for begin in range(0, shard.tokens, SCAN_TOKENS):
+        largest = max(largest, int(ids[begin : begin + SCAN_TOKENS].max()))
+        _release(pages)
+    return largest
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# -- a prepared folder ----------------------------------------------------------------------------------------------
+
+
+class Dataset:
+    """A folder of token shards: gptlab's (manifest.json), nanoGPT's, build-nanogpt's or llm.c's.
+
+    Opening looks at headers and sizes only, so it is quick for any size.
+
+    Attributes:
+        path: the folder.
+        manifest: what manifest.json says; for other people's folders, the same fields as far as they are known.
+        train, val: the splits.
+        vocab_size: ids of the tokenizer; 0 where the folder does not say.
+
+    Raises:
+        DataError: no dataset there, an unfinished one, or a shard that is missing, truncated or foreign.
+    """
+
+    train: Tokens
+    val: Tokens
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise DataError(f"no prepared dataset at {self.path}: make one with `gptlab prepare`")
+        if (self.path / "manifest.json").is_file():
+            self.manifest = read_manifest(self.path)
+            splits = {split: list(self._listed_shards(split)) for split in ("train", "val")}
+        else:
+            splits = self._foreign_shards()
+            self.manifest = _foreign_manifest(splits)
+        self.train, self.val = Tokens(splits["train"]), Tokens(splits["val"])
+        self.vocab_size = int(self.manifest["tokenizer"]["vocab_size"])
+        self._max_token: tuple[int, Path] | None = None
+
+    @property
+    def shards(self) -> list[Shard]:
+        return self.train.shards + self.val.shards
+
+    def _listed_shards(self, split: str) -> Iterator[Shard]:
+        for entry in self.manifest["splits"][split]["shards"]:
+            shard = read_shard(self.path / entry["file"], self.manifest["format"])
+            if shard.tokens != entry["tokens"]:
+                fault = "is truncated" if shard.tokens < entry["tokens"] else "is another file"
+                raise DataError(f"{shard.path} {fault}: it holds {shard.tokens} tokens, the manifest {entry['tokens']}")
+            if shard.dtype != np.dtype(self.manifest["dtype"]):
+                raise DataError(f"{shard.path} is another file: it holds {shard.dtype}, not {self.manifest['dtype']}")
+            yield Shard(
+                shard.path, shard.format, shard.dtype, shard.offset, shard.tokens, entry["max_token"], entry["sha256"]
+            )
+
+    def _foreign_shards(self) -> dict[str, list[Shard]]:
+        """nanoGPT's train.bin and val.bin, or every file with train or val as a word of its name."""
+        files = sorted(file for file in self.path.iterdir() if file.suffix in (".bin", ".npy"))
+        splits: dict[str, list[Shard]] = {}
+        for split in ("train", "val"):
+            word = re.compile(rf"(^|[_\-.]){split}([_\-.]|$)")
+            splits[split] = [read_shard(file) for file in files if word.search(file.stem) and file.name[0] != "."]
+        if (self.path / "progress.json").is_file():
+            raise DataError(f"{self.path} is not finished: run the same `gptlab prepare` again, it goes on from there")
+        missing = [split for split, shards in splits.items() if not shards]
+        if missing:
+            what = " and no ".join(f"{split} shard ({split}.bin, *_{split}_*.npy or .bin)" for split in missing)
+            raise DataError(f"no prepared dataset at {self.path}: it has no manifest.json and no {what}")
+        return splits
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer the folder was made with; GPT-2's where a foreign folder does not say and its ids fit.
+
+        Raises:
+            DataError: the folder does not say, and it cannot have been GPT-2's.
+        """
+        from gptlab.data.tokenizers import characters_tokenizer, load_tokenizer, make_tokenizer
+
+        if (self.path / "tokenizer.json").is_file():
+            return load_tokenizer(self.path / "tokenizer.json")
+        if (self.path / "meta.pkl").is_file():
+            return characters_tokenizer(_nanogpt_characters(self.path / "meta.pkl"))
+        largest, shard = self.max_token()
+        if largest < 50257:
+            return make_tokenizer("gpt2", lambda: iter(()))
+        raise DataError(
+            f"{self.path} does not say what its tokenizer is, and id {largest} in {shard.name} is none of GPT-2's: "
+            "put the tokenizer.json it was made with into the folder"
+        )
+
+    def max_token(self) -> tuple[int, Path]:
+        """The largest token id and a shard that has it.
+
+        The manifest's record is trusted. Shards without one are read through, once for each Dataset, which is said
+        on stderr when it takes a while.
+        """
+        if self._max_token is None:
+            unknown = [shard for shard in self.shards if shard.max_token is None]
+            if (tokens := sum(shard.tokens for shard in unknown)) > 10**9:
+                print(f"{self.path}: looking through {tokens:,} token ids, once", file=sys.stderr)
+            known = [(_scan_max(shard) if shard.max_token is None else shard.max_token, shard) for shard in self.shards]
+            self._max_token = max(((largest, shard.path) for largest, shard in known), default=(-1, self.path))
+        return self._max_token
+
+    def check(self, vocab_size: int) -> None:
+        """Refuse token ids outside a vocabulary before they reach an embedding.
+
+        Raises:
+            DataError: names the shard and the id.
+        """
+        largest, shard = self.max_token()
+        if largest >= vocab_size:
+            raise DataError(
+                f"{shard} holds token id {largest}, and a vocabulary of {vocab_size} ends at {vocab_size - 1}: "
+                "the dataset was made with another tokenizer, or model.vocab_size is too small"
+            )
+
+    def verify(self) -> None:
+        """Read every shard and compare its sha256 with the manifest's.
+
+        Raises:
+            DataError: a shard was changed, or the folder records no sha256.
+        """
+        for shard in self.shards:
+            if not shard.sha256:
+                raise DataError(f"{self.path} records no sha256: only what `gptlab prepare` made can be verified")
+            if file_sha256(shard.path) != shard.sha256:
+                raise DataError(f"{shard.path} is damaged: its sha256 is not the manifest's; prepare the dataset again")
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that name the content, wherever the folder lies.
+
+        Of our own shards the recorded sha256s are digested; of foreign ones the size, the beginning and the end.
+        """
+        digest = hashlib.sha256()
+        for split, tokens in (("train", self.train), ("val", self.val)):
+            for shard in tokens.shards:
+                digest.update(f"{split} {shard.tokens} {shard.sha256}\n".encode())
+                if not shard.sha256:
+                    ids, _ = shard.map()
+                    digest.update(ids[:65536].tobytes())
+                    digest.update(ids[-65536:].tobytes())
+        return digest.hexdigest()[:16]
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder that has one, its fields checked.
+
+    Raises:
+        DataError: it is damaged, or of a version this gptlab does not know.
+    """
+    path = folder / "manifest.json"
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        version, format = manifest["version"], manifest["format"]
+        int(manifest["tokenizer"]["vocab_size"])
+        np.dtype(manifest["dtype"])
+        for split in ("train", "val"):
+            for entry in manifest["splits"][split]["shards"]:
+                int(entry["tokens"]), int(entry["max_token"]), str(entry["sha256"])
+                if Path(entry["file"]).name != entry["file"]:
+                    raise DataError(f"{path} names a shard outside its folder: {entry['file']}")
+    except DataError:
+        raise
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        raise DataError(f"{path} is damaged ({type(error).__name__}: {error}): prepare the dataset again") from None
+    if version != MANIFEST_VERSION or format not in FORMATS:
+        raise DataError(f"{path} has version {version} and format {format}, which this gptlab does not know")
+    return manifest
+
+
+def _foreign_manifest(splits: dict[str, list[Shard]]) -> dict[str, Any]:
+    shards = [shard for split in splits.values() for shard in split]
+    meta = shards[0].path.with_name("meta.pkl")
+    vocab_size = len(_nanogpt_characters(meta)) if meta.is_file() else 0
+    return {
+        "format": shards[0].format,
+        "version": 0,
+        "corpus": "",
+        "tokenizer": {"name": "", "vocab_size": vocab_size, "eot": None},
+        "dtype": str(shards[0].dtype),
+        "splits": {
+            name: {
+                "tokens": sum(shard.tokens for shard in split),
+                "shards": [{"file": shard.path.name, "tokens": shard.tokens} for shard in split],
+            }
+            for name, split in splits.items()
+        },
+    }
+
+
+def _nanogpt_characters(path: Path) -> str:
+    """The vocabulary in nanoGPT's meta.pkl, read from the pickle's opcodes without unpickling anything.
+
+    It is {"vocab_size": n, "itos": {id: character}, "stoi": ...}: after the word itos the ids and their characters
+    follow in pairs. Anything else is refused.
+    """
+    try:
+        atoms = [argument for _, argument, _ in pickletools.genops(path.read_bytes()) if argument is not None]
+        memo = [atom for atom in atoms[atoms.index("itos") + 1 :] if isinstance(atom, str)]
+        characters = "".join(memo[: memo.index("stoi")])
+        if len(characters) != len(memo[: memo.index("stoi")]) or len(set(characters)) != len(characters):
+            raise ValueError
+        if list(characters) != sorted(characters):
+            raise ValueError
+    except (OSError, ValueError, IndexError):
+        raise DataError(f"{path} is not the character vocabulary that nanoGPT writes: prepare the text again") from None
+    return characters

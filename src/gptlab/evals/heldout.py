@@ -1,0 +1,80 @@
+"""Held-out loss: nats a token, and what follows from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
+import numpy as np
+import torch
+from torch import nn
+
+from gptlab.data.shards import Tokens
+
+
+@torch.no_grad()
+def heldout_loss(
+    model: nn.Module,
+    tokens: Tokens,
+    starts: np.ndarray,  # (n,) where the windows begin
+    block_size: int,
+    micro_batch: int,
+    device: torch.device,
+    context: Callable[[], AbstractContextManager[object]],
+    documents: Callable[[torch.Tensor], torch.Tensor | None] = lambda _: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> tuple[float, np.ndarray] | None:
+    """Mean loss in nats a token over windows, and how often each id was predicted.
+
+    Every batch has the same shape, the last one padded, so that a compiled model is compiled once. Nothing random is
+    drawn and the model is left in the mode it was found in.
+
+    Args:
+        model: called as model(tokens, targets, documents), the summed loss.
+        starts: first positions of windows of block_size tokens and their targets.
+        stop: looked at between batches; true ends the evaluation.
+
+    Returns:
+        (loss, counts of the target ids), or None when it was stopped.
+    """
+    was_training = model.training
+    model.eval()
+    total, counts = torch.zeros((), dtype=torch.float64, device=device), np.zeros(0, dtype=np.int64)
+    try:
+        for batch in _padded(tokens, starts, block_size, micro_batch):
+            if stop():
+                return None
+            x, y = torch.from_numpy(batch[:, :-1]).to(device), torch.from_numpy(batch[:, 1:]).to(device)
+            with context():
+                total += model(x.clamp(min=0), y, documents(x))
+            seen = np.bincount(batch[:, 1:][batch[:, 1:] >= 0])
+            counts = np.pad(counts, (0, max(0, len(seen) - len(counts))))
+            counts[: len(seen)] += seen
+    finally:
+        model.train(was_training)
+    return total.item() / int(counts.sum()), counts
+
+
+def _padded(tokens: Tokens, starts: np.ndarray, block_size: int, micro_batch: int) -> Iterator[np.ndarray]:
+    """Batches (micro_batch, block_size + 1); rows that fill up the last one are -1."""
+    micro_batch = min(micro_batch, len(starts))
+    for i in range(0, len(starts), micro_batch):
+        batch = tokens.gather(starts[i : i + micro_batch], block_size + 1)
+        if len(batch) < micro_batch:
+            fill = np.full((micro_batch - len(batch), block_size + 1), -1, dtype=np.int64)
+            batch = np.concatenate((batch, fill))
+        yield batch
+
+
+def whole_split(tokens: Tokens, block_size: int) -> np.ndarray:
+    """Starts of windows that tile a split: every token but the first is predicted, save a last piece of a window."""
+    return np.arange((len(tokens) - 1) // block_size, dtype=np.int64) * block_size
+
+
+def scores(loss: float, counts: np.ndarray, token_bytes: np.ndarray | None) -> dict[str, float]:
+    """val_loss, its perplexity, and bits per byte of text where the tokenizer tells how many bytes an id stands for."""
+    result = {"val_loss": loss, "val_perplexity": math.exp(min(loss, 700.0))}
+    if token_bytes is not None and (n_bytes := int(counts @ token_bytes[: len(counts)])) > 0:
+        result["val_bits_per_byte"] = loss * int(counts.sum()) / math.log(2) / n_bytes
+    return result

@@ -1,0 +1,289 @@
+"""A GPT whose parts are configuration: from GPT-2 as released to the modern RoPE / SwiGLU / RMSNorm one.
+
+Shapes are written with B sequences, T tokens, C = n_embd, H = n_head, D = C / H, V = vocab_size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from gptlab.config import Model
+from gptlab.model.loss import linear_cross_entropy
+
+
+def address(*parts: object) -> int:
+    """A seed in [0, 2^63) for what these parts name: random numbers are addressed, not consumed."""
+    text = "/".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm with an optional bias (torch's takes both or none)."""
+
+    def __init__(self, config: Model) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(config.n_embd))
+        self.bias = nn.Parameter(torch.zeros(config.n_embd)) if config.bias else None
+        self.eps = config.norm_eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight (Zhang and Sennrich 2019, arXiv 1910.07467)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+
+
+def make_norm(config: Model) -> nn.Module:
+    return LayerNorm(config) if config.norm == "layernorm" else RMSNorm(config.n_embd, config.norm_eps)
+
+
+def rotary_tables(config: Model, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """cos and sin of the rotary angles, each (block_size, D / 2) float32 (Su et al. 2021, arXiv 2104.09864)."""
+    channels = torch.arange(0, config.head_size, 2, device=device, dtype=torch.float32)
+    frequencies = config.rope_theta ** (-channels / config.head_size)
+    angles = torch.outer(torch.arange(config.block_size, device=device, dtype=torch.float32), frequencies)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pairs (i, i + D/2) of x (B, H, T, D) by the angles of their positions; Llama's pairing."""
+    low, high = x.float().chunk(2, dim=-1)
+    return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(x.dtype)
+
+
+class KVCache:
+    """Keys and values of the tokens seen so far, (n_layer, B, H, room, D) each, filled up to `length`."""
+
+    def __init__(self, model: GPT, batch: int, room: int, dtype: torch.dtype) -> None:
+        config = model.config
+        shape = (config.n_layer, batch, config.n_head, room, config.head_size)
+        self.keys = torch.empty(shape, dtype=dtype, device=model.device)
+        self.values = torch.empty(shape, dtype=dtype, device=model.device)
+        self.length = 0
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store k and v (B, H, T, D) of a layer after what is there; returns all of that layer's, (B, H, length + T, D)."""
+        end = self.length + k.shape[2]
+        self.keys[layer, :, :, self.length : end] = k
+        self.values[layer, :, :, self.length : end] = v
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+
+class Attention(nn.Module):
+    """Causal self-attention over all heads at once."""
+
+    def __init__(self, config: Model) -> None:
+        super().__init__()
+        self.n_head, self.dropout = config.n_head, config.dropout
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.q_norm = RMSNorm(config.head_size, config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_size, config.norm_eps) if config.qk_norm else None
+
+    def forward(
+        self,
+        x: Tensor,  # (B, T, C)
+        rope: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,  # (B or 1, 1, T, S) true where a query may look; None is causal
+        cache: tuple[KVCache, int] | None,
+    ) -> Tensor:
+        B, T, C = x.shape
+        q, k, v = self.c_attn(x).split(C, dim=2)
+        q, k, v = (part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for part in (q, k, v))  # (B, H, T, D)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rope is not None:
+            q, k = rotate(q, *rope), rotate(k, *rope)
+        if cache is not None:
+            k, v = cache[0].append(cache[1], k, v)
+        causal = mask is None and T > 1
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
+        y = self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+        return F.dropout(y, self.dropout, self.training)
+
+
+class MLP(nn.Module):
+    """Two matrices and an activation, or three with a gate (SwiGLU, Shazeer 2020, arXiv 2002.05202)."""
+
+    def __init__(self, config: Model) -> None:
+        super().__init__()
+        self.activation, self.dropout = config.mlp, config.dropout
+        self.c_fc = nn.Linear(config.n_embd, config.mlp_hidden, bias=config.bias)
+        self.c_gate = nn.Linear(config.n_embd, config.mlp_hidden, bias=config.bias) if config.mlp == "swiglu" else None
+        self.c_proj = nn.Linear(config.mlp_hidden, config.n_embd, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, T, C)
+        h = self.c_fc(x)  # (B, T, mlp_hidden)
+        if self.c_gate is not None:
+            h = F.silu(self.c_gate(x)) * h
+        elif self.activation == "relu2":
+            h = F.relu(h).square()
+        else:
+            h = F.gelu(h, approximate="tanh" if self.activation == "gelu" else "none")
+        return F.dropout(self.c_proj(h), self.dropout, self.training)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, config: Model) -> None:
+        super().__init__()
+        self.ln_1, self.attn = make_norm(config), Attention(config)
+        self.ln_2, self.mlp = make_norm(config), MLP(config)
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
+        cache: tuple[KVCache, int] | None = None,
+    ) -> Tensor:
+        x = x + self.attn(self.ln_1(x), rope, mask, cache)
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT(nn.Module):
+    """The language model. Build it with `build_model`, which gives it weights.
+
+    Args:
+        config: its shape; vocab_size must be set.
+    """
+
+    rope_cos: Tensor
+    rope_sin: Tensor
+
+    def __init__(self, config: Model) -> None:
+        super().__init__()
+        assert config.vocab_size > 0, "vocab_size is resolved before the model is built"
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = make_norm(config)
+        self.lm_head = None if config.tied else nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        if config.position == "rope":
+            cos, sin = rotary_tables(config, "cpu")  # also under a meta device, where weights have no values yet
+            self.register_buffer("rope_cos", cos, persistent=False)
+            self.register_buffer("rope_sin", sin, persistent=False)
+        self.activation_checkpointing = False
+
+    @property
+    def device(self) -> torch.device:
+        return self.wte.weight.device
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, C); the embedding itself where the two are tied."""
+        return self.wte.weight if self.lm_head is None else self.lm_head.weight
+
+    def hidden(self, tokens: Tensor, documents: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """The last hidden states (B, T, C), after the final norm.
+
+        Args:
+            tokens: (B, T) ids; with a cache, those that follow what it holds.
+            documents: (B, T) numbers of the documents, to attend within documents only.
+            cache: filled along the way.
+        """
+        T, start = tokens.shape[1], cache.length if cache else 0
+        assert start + T <= self.config.block_size, "the context is longer than block_size"
+        x = self.wte(tokens)  # (B, T, C)
+        if self.wpe is not None:
+            x = x + self.wpe.weight[start : start + T]
+        x = F.dropout(x, self.config.dropout, self.training)
+        rope = None
+        if self.wpe is None:
+            rope = self.rope_cos[start : start + T], self.rope_sin[start : start + T]
+        mask = None
+        if documents is not None or (start and T > 1):
+            mask = torch.ones(T, start + T, dtype=torch.bool, device=x.device).tril(start)  # (T, start + T)
+            if documents is not None:
+                mask = mask & (documents[:, :, None] == documents[:, None, :])  # (B, T, T)
+                mask = mask[:, None]
+        for layer, block in enumerate(self.h):
+            if self.activation_checkpointing and self.training:
+                x = checkpoint(block, x, rope, mask, use_reentrant=False)
+            else:
+                x = block(x, rope, mask, (cache, layer) if cache else None)
+        if cache:
+            cache.length += T
+        return self.ln_f(x)
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
+        """Logits (B, T, V), or with targets the *sum* of the token losses in nats, a float32 scalar.
+
+        Args:
+            tokens: (B, T) ids.
+            targets: (B, T) ids; -1 is left out of the loss.
+            documents: see `hidden`.
+        """
+        x = self.hidden(tokens, documents)
+        if targets is None:
+            return F.linear(x, self.head_weight)
+        return linear_cross_entropy(x.flatten(0, 1), self.head_weight, targets.flatten())
+
+    # -- facts
+
+    def parameter_count(self) -> int:
+        """Every parameter once; the position embedding is among them (nanoGPT leaves it out)."""
+        return sum(p.numel() for p in self.parameters())
+
+    def flops_per_token(self) -> int:
+        """Training FLOPs a token: 6 N + 12 n_layer n_embd block_size (PaLM, arXiv 2204.02311, appendix B), N all parameters."""
+        return 6 * self.parameter_count() + 12 * self.config.n_layer * self.config.n_embd * self.config.block_size
+
+    # -- weights
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """GPT-2's initialisation: N(0, 0.02), residual projections scaled by (2 n_layer)^-0.5, biases 0, norms 1.
+
+        Each tensor is drawn on the CPU from a generator of its own, addressed by its name: the same weights on every
+        device and however the model is spread, and never more than one tensor in host memory.
+        """
+        for name, parameter in self.named_parameters():
+            if parameter.dim() < 2:
+                parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+                continue
+            std = 0.02 * (2 * self.config.n_layer) ** -0.5 if name.endswith("c_proj.weight") else 0.02
+            generator = torch.Generator().manual_seed(address(seed, "init", name))
+            parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
+
+
+def build_model(
+    config: Model,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    fill: int | Callable[[GPT], None] = 0,
+) -> GPT:
+    """A GPT that is laid out without memory and given it where it will live.
+
+    Args:
+        config: its shape, vocab_size set.
+        device: where the weights go.
+        dtype: of the parameters; rotary tables stay float32.
+        fill: a seed to initialise from, or a function that copies weights in.
+    """
+    with torch.device("meta"):
+        model = GPT(config)
+    model = model.to(dtype).to_empty(device=device)
+    if config.position == "rope":
+        model.rope_cos, model.rope_sin = rotary_tables(config, device)
+    model.init_weights(fill) if isinstance(fill, int) else fill(model)
+    return model

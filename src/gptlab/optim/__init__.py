@@ -1,0 +1,1 @@
+"""Parameter groups, optimizers (optimizers.py) and learning-rate schedules (schedule.py)."""

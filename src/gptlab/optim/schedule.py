@@ -1,0 +1,34 @@
+"""The learning rate as a function of the step, and of nothing else."""
+
+from __future__ import annotations
+
+import math
+
+from gptlab.config import Schedule
+
+
+def learning_rate(step: int, peak: float, schedule: Schedule) -> float:
+    """The learning rate of the update that follows `step` updates.
+
+    Warm-up is linear, lr = peak (step + 1) / warmup_steps, so its last step is at the peak; from there the shape goes
+    to min_lr at decay_steps and stays (cosine: Loshchilov and Hutter 2017, arXiv 1608.03983; wsd: Hu et al. 2024,
+    arXiv 2404.06395, with a linear decay).
+
+    Args:
+        step: updates done before this one.
+        peak: optim.lr.
+        schedule: decay_steps resolved, except for a constant one.
+    """
+    warmup, end, floor = schedule.warmup_steps, schedule.decay_steps, schedule.min_lr
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    if schedule.shape == "constant":
+        return peak
+    begin = max(warmup, end - round(schedule.decay_fraction * end)) if schedule.shape == "wsd" else warmup
+    if step < begin:
+        return peak
+    if step >= end:
+        return floor
+    done = (step - begin) / (end - begin)  # in [0, 1)
+    share = 0.5 * (1 + math.cos(math.pi * done)) if schedule.shape == "cosine" else 1 - done
+    return floor + (peak - floor) * share

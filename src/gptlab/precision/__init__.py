@@ -1,0 +1,1 @@
+"""Precision policies: what is stored and multiplied in which format (regimes.py)."""

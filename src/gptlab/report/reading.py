@@ -1,0 +1,60 @@
+"""What plots and cards have in common: a metric as arrays, and numbers and names as people read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+def number(value: Any) -> float:
+    """A logged value as a float; null, which stands for a value that was not finite, is NaN."""
+    return float(value) if isinstance(value, int | float) else np.nan
+
+
+def series(lines: Sequence[dict[str, Any]], key: str) -> tuple[Array, Array]:
+    """One metric over the run as (steps, values), both (points,), sorted by step.
+
+    Where a step was written twice the later line counts: that is what a resumed run measured again.
+    """
+    points = {number(line["step"]): number(line[key]) for line in lines if key in line}
+    steps = sorted(step for step in points if np.isfinite(step))
+    return np.array(steps, dtype=np.float64), np.array([points[step] for step in steps], dtype=np.float64)
+
+
+def human(count: float) -> str:
+    """A large number in three digits: 524288 is 524K, 1e10 is 10B."""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if abs(count) >= 0.9995 * size:  # what would be rounded to 1000 of the smaller unit is 1 of this one
+            return f"{count / size:.3g}{unit}"
+    return f"{count:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """A time in its two largest units: 36184 seconds are 10 h 3 min."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    whole = round(seconds)
+    days, hours, minutes = whole // 86400, whole // 3600 % 24, whole // 60 % 60
+    if days:
+        return f"{days} d {hours} h"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {whole % 60} s"
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """For each folder the fewest of its last path components that no other of the folders ends with."""
+    parts = [path.resolve().parts for path in paths]
+
+    def name(own: tuple[str, ...]) -> str:
+        others = [other for other in parts if other != own]
+        for count in range(1, len(own)):
+            if all(other[-count:] != own[-count:] for other in others):
+                return "/".join(own[-count:])
+        return "/".join(own)
+
+    return [name(own) for own in parts]

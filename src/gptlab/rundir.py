@@ -1,0 +1,132 @@
+"""The layout of a run directory, written and read in one place.
+
+    recipe.toml  environment.json  tokenizer.json  metrics.jsonl  result.json  card.md
+    checkpoints/step-00000500/  plots/
+
+A run directory is the only thing that passes from training to analysis.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from gptlab.config import ConfigError, Recipe, UserError, build_recipe
+
+STATUSES = ("completed", "diverged", "out_of_memory", "interrupted", "failed", "not_applicable")
+
+
+class RunError(UserError):
+    """A folder that is no run, or a run that cannot do what was asked."""
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a reader, or a crash, sees the old content or the new one and nothing between."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+class RunDir:
+    """One run's folder. Nothing is created until something is written.
+
+    Args:
+        path: the folder; for reading it must hold a recipe.toml (see `open`).
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.recipe_file = self.path / "recipe.toml"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.tokenizer_file = self.path / "tokenizer.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.plots = self.path / "plots"
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunDir:
+        """A run that exists. Raises RunError where there is none."""
+        run = cls(path)
+        if not run.exists():
+            raise RunError(f"{path} is not a run directory: it has no recipe.toml")
+        return run
+
+    def exists(self) -> bool:
+        return self.recipe_file.is_file()
+
+    # -- what is written once
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.recipe_file, recipe.to_toml())
+
+    def read_recipe(self) -> Recipe:
+        try:
+            return build_recipe(tomllib.loads(self.recipe_file.read_text(encoding="utf-8")))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, ConfigError) as error:
+            raise RunError(f"{self.recipe_file} cannot be read: {error}") from None
+
+    def write_json(self, name: str, value: dict[str, Any]) -> None:
+        write_atomically(self.path / name, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """The content of a JSON file of the run; {} where it is missing. Raises RunError where it is damaged."""
+        file = self.path / name
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise RunError(f"{file} is damaged: {error}") from None
+
+    # -- metrics: a line is appended at a time; a kill can leave half a line, which readers pass over
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Every line of metrics.jsonl as a dictionary; NaN and infinities are floats."""
+        return list(self._metric_lines())
+
+    def _metric_lines(self) -> Iterator[dict[str, Any]]:
+        if not self.metrics_file.is_file():
+            return
+        with open(self.metrics_file, encoding="utf-8", errors="replace") as file:
+            for line in file:
+                with contextlib.suppress(json.JSONDecodeError):
+                    value = json.loads(line)
+                    if isinstance(value, dict) and "step" in value:
+                        yield value
+
+    def cut_metrics(self, step: int) -> None:
+        """Forget what was measured after `step`, as a run that goes on from there will measure it again."""
+        kept = "".join(json.dumps(line) + "\n" for line in self._metric_lines() if line["step"] <= step)
+        if self.metrics_file.is_file():
+            write_atomically(self.metrics_file, kept)
+
+    def open_metrics(self) -> IO[str]:
+        self.path.mkdir(parents=True, exist_ok=True)
+        return open(self.metrics_file, "a", encoding="utf-8", buffering=1)  # line-buffered: a kill loses no line
+
+    # -- one writer at a time
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run for one process; the operating system lets go of it when the process ends, however it ends."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / ".lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RunError(f"{self.path} is being trained by another process") from None
+            try:
+                yield
+            finally:
+                if [path.name for path in self.path.iterdir()] == [".lock"]:  # nothing came of it: leave nothing behind
+                    (self.path / ".lock").unlink()
+                    self.path.rmdir()

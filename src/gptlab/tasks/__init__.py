@@ -1,0 +1,1 @@
+"""A task is what is learnt and how it is scored: language modelling (lm.py)."""

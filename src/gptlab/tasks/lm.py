@@ -1,0 +1,102 @@
+"""Language modelling: windows of a prepared dataset, a GPT, and its held-out loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gptlab.config import Recipe
+from gptlab.data.sampler import Mixture, Windows, evaluation_windows
+from gptlab.data.shards import DataError, Dataset, Tokens
+from gptlab.evals.heldout import heldout_loss, scores
+from gptlab.precision.regimes import Regime
+
+
+def open_datasets(recipe: Recipe) -> list[Dataset]:
+    """The prepared datasets a recipe names. Raises DataError, which says how to prepare a missing one."""
+    folders = list(recipe.data.mixture) or [recipe.data.folder]
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise DataError(
+                f"no prepared dataset at {folder}: `gptlab prepare {recipe.data.corpus} --tokenizer "
+                f"{recipe.data.tokenizer} --out {folder}` makes it, --data.path names another"
+            )
+    return [Dataset(folder) for folder in folders]
+
+
+class LanguageModelling:
+    """Data and loss of a language-modelling run.
+
+    Args:
+        recipe: with model.vocab_size resolved.
+        datasets: one, or the parts of a mixture in the order of data.mixture; validation is of the first.
+        device: where batches go.
+    """
+
+    def __init__(self, recipe: Recipe, datasets: list[Dataset], device: torch.device) -> None:
+        self.recipe, self.device = recipe, device
+        for dataset in datasets:
+            dataset.check(recipe.model.vocab_size)
+        sources = [
+            Windows(d.train, recipe.model.block_size, recipe.data.sampling, seed=f"{recipe.seed}/data/{i}")
+            for i, d in enumerate(datasets)
+        ]
+        weights = list(recipe.data.mixture.values())
+        self.windows = Mixture(sources, weights) if weights else sources[0]
+        self.splits: dict[str, Tokens] = {"val": datasets[0].val}
+        if recipe.eval.train:
+            self.splits["train"] = datasets[0].train
+        self.starts = {
+            split: evaluation_windows(tokens, recipe.model.block_size, recipe.eval.tokens, recipe.eval.seed)
+            for split, tokens in self.splits.items()
+        }
+        self.token_bytes = _token_bytes(datasets[0])
+        self.eot = datasets[0].tokenizer.eot if recipe.model.document_attention else None
+        if recipe.model.document_attention and self.eot is None:
+            raise DataError("model.document_attention is on, and the tokenizer has no end-of-text to tell documents by")
+
+    def documents(self, tokens: Tensor) -> Tensor | None:
+        """Numbers of the documents (B, T) that tokens belong to, or None where attention is not limited to them."""
+        return (tokens == self.eot).cumsum(dim=1) if self.eot is not None else None
+
+    def micro_batches(self, step: int, micro_batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The inputs and targets, (micro_batch, T) each, of update `step`; the last pair may have fewer rows.
+
+        Which windows they are depends on the seed and the step alone.
+        """
+        n = self.recipe.sequences_per_step
+        for i in range(0, n, micro_batch):
+            batch = torch.from_numpy(self.windows.batch(step * n + i, min(micro_batch, n - i)))  # (B, T + 1)
+            if self.device.type == "cuda":
+                batch = batch.pin_memory().to(self.device, non_blocking=True)
+            yield batch[:, :-1].to(self.device), batch[:, 1:].to(self.device)
+
+    def evaluate(
+        self, model: torch.nn.Module, regime: Regime, micro_batch: int, stop: Callable[[], bool] = lambda: False
+    ) -> dict[str, float] | None:
+        """val_loss and its kin (and train_eval_loss); None when `stop` said so on the way."""
+        result: dict[str, float] = {}
+        for split, tokens in self.splits.items():
+            measured = heldout_loss(
+                model, tokens, self.starts[split], self.recipe.model.block_size, micro_batch, self.device,
+                lambda: regime.context(self.device), self.documents, stop,
+            )  # fmt: skip
+            if measured is None:
+                return None
+            loss, counts = measured
+            if split == "train":
+                result["train_eval_loss"] = loss
+            else:
+                result.update(scores(loss, counts, self.token_bytes))
+        return result
+
+
+def _token_bytes(dataset: Dataset) -> np.ndarray | None:
+    try:
+        return dataset.tokenizer.token_bytes()
+    except DataError:  # token files of another tool may not say what their ids stand for
+        return None

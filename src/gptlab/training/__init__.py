@@ -1,0 +1,1 @@
+"""Training: the loop (loop.py) and what it works with: checkpoints, logs, throughput, the stop signal."""

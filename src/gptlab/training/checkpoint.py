@@ -1,0 +1,188 @@
+"""Checkpoints: a folder a step, in safetensors and JSON, that is either whole or not there.
+
+    step-00000500/  model.safetensors  optimizer.safetensors  training.json  manifest.json
+
+Tensors are copied before training goes on; a thread writes the copies. Everything is written into a hidden folder,
+manifest.json with the sha256 of each file last, and then renamed, so that a kill at any moment leaves whole
+checkpoints only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from gptlab.rundir import RunDir, RunError, write_atomically
+
+
+def list_checkpoints(run: RunDir) -> list[Path]:
+    """Finished checkpoints, oldest first."""
+    return sorted(path for path in run.checkpoints.glob("step-*") if (path / "manifest.json").is_file())
+
+
+def verify(path: Path) -> None:
+    """Raise RunError where a file of a checkpoint is missing or is not the one that was written."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+        for name, digest in manifest["sha256"].items():
+            with open(path / name, "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                    raise RunError(f"checkpoint {path} is damaged: {name} is not what was written")
+    except (OSError, KeyError, json.JSONDecodeError) as error:
+        raise RunError(f"checkpoint {path} is damaged: {error}") from None
+
+
+def find_checkpoint(run: RunDir, which: str = "last") -> Path:
+    """The checkpoint called last, best (lowest val_loss among those written) or by its step.
+
+    Raises:
+        RunError: there is none, or it is damaged.
+    """
+    found = list_checkpoints(run)
+    if not found:
+        raise RunError(f"{run.path} has no checkpoint")
+    if which == "last":
+        path = found[-1]
+    elif which == "best":
+        path = best_checkpoint(found) or found[-1]
+    else:
+        steps = {int(p.name.removeprefix("step-")): p for p in found}
+        if not which.isdigit() or int(which) not in steps:
+            raise RunError(f"{run.path} has no checkpoint {which}: last, best or one of {', '.join(map(str, steps))}")
+        path = steps[int(which)]
+    verify(path)
+    return path
+
+
+def best_checkpoint(paths: list[Path]) -> Path | None:
+    """The one with the lowest val_loss among those that were evaluated at their step."""
+    losses = {p: json.loads((p / "training.json").read_text()).get("val_loss") for p in paths}
+    scored = [p for p in paths if losses[p] is not None]
+    return min(scored, key=lambda p: losses[p]) if scored else None
+
+
+# -- the optimizer's state by the names of the parameters
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """{"exp_avg/h.0.mlp.c_fc.weight": tensor, ...}: every tensor the optimizer keeps, named by its parameter."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    return {f"{key}/{names[id(p)]}": value for p, state in optimizer.state.items() for key, value in state.items()}
+
+
+def load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    parameters = dict(model.named_parameters())
+    for key, value in tensors.items():
+        kind, name = key.split("/", 1)
+        # fused AdamW keeps its step count beside the weights, in float32 whatever their dtype
+        optimizer.state[parameters[name]][kind] = value.to(parameters[name].device)
+
+
+class Checkpoints:
+    """Saves and restores the state of a run.
+
+    Args:
+        run: where to.
+        keep_last: newest checkpoints kept.
+        keep_best: keep the best one besides.
+    """
+
+    def __init__(self, run: RunDir, keep_last: int, keep_best: bool) -> None:
+        self.run, self.keep_last, self.keep_best = run, keep_last, keep_best
+        self.writer: threading.Thread | None = None
+        self.error: BaseException | None = None
+        for leftover in run.checkpoints.glob(".step-*"):  # of a process that was killed while it wrote
+            shutil.rmtree(leftover)
+
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer | None, progress: dict[str, Any]) -> None:
+        """Copy the state and write it in the background. An error of the last write is raised here or by `wait`.
+
+        Args:
+            optimizer: None for a model that was trained elsewhere.
+            progress: what is not a tensor, "step" among it; training.json holds it.
+        """
+        self.wait()
+        model_copy = {name: _host_copy(p) for name, p in model.state_dict().items()}
+        moments = optimizer_tensors(model, optimizer) if optimizer else {}
+        optimizer_copy = {name: _host_copy(t) for name, t in moments.items()}
+        # not a daemon: a process that ends of itself ends its checkpoint first
+        self.writer = threading.Thread(
+            target=self._write, args=(f"step-{progress['step']:08d}", model_copy, optimizer_copy, progress)
+        )
+        self.writer.start()
+
+    def wait(self) -> None:
+        """Until the last checkpoint is on the disk."""
+        if self.writer is not None:
+            self.writer.join()
+            self.writer = None
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+
+    def _write(
+        self, name: str, model: dict[str, Tensor], optimizer: dict[str, Tensor], progress: dict[str, Any]
+    ) -> None:
+        try:
+            temporary, final = self.run.checkpoints / f".{name}", self.run.checkpoints / name
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            save_file(model, temporary / "model.safetensors")
+            save_file(optimizer, temporary / "optimizer.safetensors")
+            (temporary / "training.json").write_text(json.dumps(progress, indent=2))
+            digests = {}
+            for path in sorted(temporary.iterdir()):
+                with open(path, "rb+") as file:
+                    digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+                    os.fsync(file.fileno())
+            write_atomically(temporary / "manifest.json", json.dumps({"version": 1, "sha256": digests}, indent=2))
+            shutil.rmtree(final, ignore_errors=True)  # a step that is saved again after a damaged file
+            os.replace(temporary, final)
+            self._prune()
+        except BaseException as error:
+            self.error = error
+
+    def _prune(self) -> None:
+        found = list_checkpoints(self.run)
+        kept = set(found[-self.keep_last :])
+        if self.keep_best and (best := best_checkpoint(found)):
+            kept.add(best)
+        for path in found:
+            if path not in kept:
+                (path / "manifest.json").unlink()  # from here on it is no checkpoint, should the removal be cut short
+                shutil.rmtree(path)
+
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+        """Load the newest checkpoint that is whole; its training.json, or None where there is none.
+
+        Raises:
+            RunError: there are checkpoints and every one is damaged.
+        """
+        damage: RunError | None = None
+        for path in reversed(list_checkpoints(self.run)):
+            try:
+                verify(path)
+            except RunError as error:
+                damage = damage or error
+                continue
+            model.load_state_dict(load_file(path / "model.safetensors"))
+            load_optimizer_tensors(model, optimizer, load_file(path / "optimizer.safetensors"))
+            state: dict[str, Any] = json.loads((path / "training.json").read_text())
+            return state
+        if damage:
+            raise damage
+        return None
+
+
+def _host_copy(tensor: Tensor) -> Tensor:
+    copy = tensor.detach().to("cpu", copy=True)
+    return copy.contiguous()

@@ -1,0 +1,58 @@
+"""Runs made of models that were trained elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gptlab.config import build_recipe
+from gptlab.data.shards import Dataset
+from gptlab.data.tokenizers import load_tokenizer
+from gptlab.model.gpt import build_model
+from gptlab.model.hub import read_source, tokenizer_spec
+from gptlab.rundir import RunDir, RunError
+from gptlab.training.checkpoint import Checkpoints
+
+
+def import_run(source: str, out: Path, overrides: dict[str, Any]) -> Path:
+    """Make a run directory of a Hugging Face folder or id, or of nanoGPT's ckpt.pt.
+
+    It can be evaluated (give the dataset as data.path), sampled from, exported, and trained on with train.init_from.
+
+    Args:
+        overrides: settings to record; the dataset at data.path gives the tokenizer where the source has none.
+
+    Raises:
+        UserError: the source cannot be read, or is a model gptlab cannot represent exactly.
+        RunError: there is a run in `out` already, or nothing tells what the token ids stand for.
+    """
+    run = RunDir(out)
+    if run.exists():
+        raise RunError(f"{out} already has a run in it: --out names another folder")
+    shape, fill = read_source(source)
+    spec = tokenizer_spec(source)
+    if spec is None and "data.path" in overrides:
+        spec = Dataset(overrides["data.path"]).tokenizer.spec()
+    if spec is None:
+        raise RunError(
+            f"{source} does not say what its {shape.vocab_size} token ids stand for: "
+            "--data.path names a prepared dataset whose tokenizer it was trained with"
+        )
+    described = {
+        "name": Path(out).name,
+        "description": f"imported from {source}",
+        "model": shape.model_dump(),
+        "data": {"tokenizer": load_tokenizer(spec).name},
+        "batch": {"tokens_per_step": shape.block_size},
+        "train": {"eval_only": True},
+    }
+    recipe = build_recipe(described, overrides)
+    with run.lock():
+        model = build_model(recipe.model, "cpu", fill=fill)
+        checkpoints = Checkpoints(run, keep_last=1, keep_best=False)
+        checkpoints.save(model, None, {"step": 0})
+        checkpoints.wait()
+        run.write_json("tokenizer.json", spec)
+        run.write_recipe(recipe)
+        run.write_json("result.json", {"status": "completed", "steps": 0, "tokens": 0})
+    return out

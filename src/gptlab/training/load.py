@@ -1,0 +1,108 @@
+"""Runs opened for use: their model and tokenizer, evaluated, sampled from, imported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from gptlab.config import Recipe, UserError
+from gptlab.data.tokenizers import Tokenizer, load_tokenizer
+from gptlab.evals.heldout import heldout_loss, scores, whole_split
+from gptlab.model.generate import generate
+from gptlab.model.gpt import GPT, build_model
+from gptlab.precision.regimes import REGIMES, enter_regime
+from gptlab.rundir import RunDir, RunError
+from gptlab.tasks.lm import open_datasets
+from gptlab.training.checkpoint import find_checkpoint
+from gptlab.training.setup import largest_micro_batch, pick_device, start_from
+
+
+@dataclass
+class Run:
+    """A trained run: what `load_run` gives."""
+
+    path: Path
+    recipe: Recipe
+    model: GPT
+    tokenizer: Tokenizer
+    step: int
+    """Optimizer updates the weights have seen."""
+
+    def sample(self, prompt: str | None = None, samples: int = 1, **settings: Any) -> list[str]:
+        """Texts that go on from a prompt, the prompt included.
+
+        Args:
+            prompt: default the recipe's.
+            samples: how many.
+            settings: max_tokens, temperature, top_k, top_p, seed; default the recipe's `sample` section.
+        """
+        text = self.recipe.sample.prompt if prompt is None else prompt
+        rows = list(self.stream(text, samples, **settings))
+        return [text + self.tokenizer.decode([row[i] for row in rows]) for i in range(samples)]
+
+    def stream(self, prompt: str, samples: int = 1, **settings: Any) -> Iterator[list[int]]:
+        """The ids as they are drawn, one of each sample at a time; arguments as for `sample`."""
+        chosen = {**self.recipe.sample.model_dump(exclude={"prompt"}), **settings}
+        ids = list(self.tokenizer.encode(prompt))
+        if not ids and self.tokenizer.eot is None:
+            raise UserError("the prompt is empty, and this tokenizer has no end-of-text to start from: give --prompt")
+        ids = ids or [self.tokenizer.eot]
+        known = min(self.tokenizer.vocab_size, self.recipe.model.vocab_size)
+        for row in generate(self.model, torch.tensor([ids] * samples), n_ids=known, **chosen):
+            yield row.tolist()
+
+
+def load_run(path: str | Path, checkpoint: str = "last", device: str = "auto") -> Run:
+    """Open a run directory.
+
+    Args:
+        path: the run directory.
+        checkpoint: "last", "best" (lowest val_loss among those written) or a step.
+        device: as train.device.
+
+    Raises:
+        RunError: no run, no such checkpoint, or a damaged one.
+    """
+    run = RunDir.open(path)
+    recipe = run.read_recipe()
+    where = pick_device(device)
+    chosen = find_checkpoint(run, checkpoint)
+    _, fill = start_from(str(path), chosen)
+    model = build_model(recipe.model, where, REGIMES[recipe.precision.regime].weights, fill)
+    tokenizer = load_tokenizer(run.tokenizer_file)
+    return Run(Path(path), recipe, model.eval(), tokenizer, int(chosen.name.removeprefix("step-")))
+
+
+def evaluate_loss(run: Run, overrides: dict[str, Any]) -> dict[str, float]:
+    """val_loss, val_perplexity, val_bits_per_byte over the whole validation split, and the tokens predicted.
+
+    Args:
+        overrides: dotted settings, such as data.path for a dataset other than the run's.
+    """
+    recipe = run.recipe.replace(overrides)
+    device = run.model.device
+    regime = enter_regime(recipe.precision.regime, device)
+    dataset = open_datasets(recipe)[0]
+    dataset.check(recipe.model.vocab_size)
+    if dataset.tokenizer.name != run.tokenizer.name or dataset.tokenizer.vocab_size != run.tokenizer.vocab_size:
+        raise RunError(
+            f"{dataset.path} was made by the tokenizer {dataset.tokenizer.name}, and {run.path} by {run.tokenizer.name}"
+        )
+    micro_batch = recipe.batch.micro_batch
+    if micro_batch == "auto":
+        micro_batch = largest_micro_batch(recipe, device)
+    eot = dataset.tokenizer.eot if recipe.model.document_attention else None
+    block = recipe.model.block_size
+    starts = whole_split(dataset.val, block)
+    if not len(starts):
+        raise RunError(f"{dataset.path}: the validation split is shorter than one window of {block} tokens")
+    measured = heldout_loss(
+        run.model, dataset.val, starts, block, micro_batch, device, lambda: regime.context(device),
+        lambda x: (x == eot).cumsum(dim=1) if eot is not None else None,
+    )  # fmt: skip
+    assert measured is not None
+    loss, counts = measured
+    return {**scores(loss, counts, dataset.tokenizer.token_bytes()), "tokens": int(counts.sum()), "step": run.step}

@@ -1,0 +1,105 @@
+"""What a run says while it trains: metrics.jsonl, the terminal, TensorBoard and Weights & Biases."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from gptlab.config import Recipe, UserError
+from gptlab.rundir import RunDir
+
+
+class Logs:
+    """Writes each line of metrics everywhere it belongs.
+
+    On a terminal there is one live progress bar; elsewhere (a file, a batch system) a plain line per evaluation and
+    about ten training lines a minute at most.
+
+    Args:
+        run: its metrics.jsonl is appended to.
+        recipe: names the run for Weights & Biases.
+        total_steps: where the bar ends.
+        step: where it begins.
+        quiet: print nothing.
+    """
+
+    def __init__(self, run: RunDir, recipe: Recipe, total_steps: int, step: int, quiet: bool = False) -> None:
+        self.file = run.open_metrics()
+        self.total_steps, self.quiet = total_steps, quiet
+        self.console = Console(file=sys.stderr)
+        self.bar: Progress | None = None
+        self.last_print = -math.inf
+        self.tensorboard: Any = None
+        self.wandb: Any = None
+        if recipe.log.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.tensorboard = SummaryWriter(str(run.path / "tensorboard"))
+        if recipe.log.wandb:
+            try:
+                import wandb
+            except ImportError:
+                raise UserError("log.wandb = true: wandb is not installed; `pip install wandb` adds it") from None
+            self.wandb = wandb.init(
+                project="gptlab", name=run.path.name, dir=str(run.path), config=recipe.model_dump(), resume="allow"
+            )
+        if not quiet and self.console.is_terminal:
+            self.bar = Progress(
+                TextColumn("[bold]{task.completed:.0f}/{task.total:.0f}"), BarColumn(), TextColumn("{task.description}"),
+                TimeRemainingColumn(), console=self.console, transient=True,
+            )  # fmt: skip
+            self.bar.start()
+            self.bar.add_task("", total=total_steps, completed=step)
+
+    def say(self, text: str) -> None:
+        """A line for the reader, beside the bar."""
+        if not self.quiet:
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def training(self, line: dict[str, Any]) -> None:
+        """A training line: step, tokens, loss, lr, grad_norm, tokens_per_second and what else there is."""
+        self._write(line)
+        mfu = f"{100 * line['mfu']:.1f}%" if "mfu" in line else "unknown"
+        text = (
+            f"loss {_number(line['loss'])}  lr {line['lr']:.2e}  {line['tokens_per_second']:,.0f} tokens/s  "
+            f"MFU {mfu}  {line['memory_gb']:.2f} GB"
+        )
+        if self.bar is not None:
+            self.bar.update(self.bar.task_ids[0], completed=line["step"], description=text)
+        elif time.monotonic() - self.last_print > 6:  # seconds
+            self.last_print = time.monotonic()
+            self.say(f"step {line['step']}/{self.total_steps}  {text}")
+
+    def evaluation(self, line: dict[str, Any]) -> None:
+        self._write(line)
+        scores = "  ".join(f"{key} {_number(value)}" for key, value in line.items() if key not in ("step", "tokens"))
+        self.say(f"step {line['step']}/{self.total_steps}  {scores}")
+
+    def _write(self, line: dict[str, Any]) -> None:
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+        self.file.write(json.dumps(finite) + "\n")
+        numbers = {k: v for k, v in finite.items() if k != "step" and v is not None}
+        if self.tensorboard is not None:
+            for key, value in numbers.items():
+                self.tensorboard.add_scalar(key, value, line["step"])
+        if self.wandb is not None:
+            self.wandb.log(numbers, step=line["step"])
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+        self.file.close()
+        if self.tensorboard is not None:
+            self.tensorboard.close()
+        if self.wandb is not None:
+            self.wandb.finish()
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if math.isfinite(value) else str(value)

@@ -1,0 +1,199 @@
+"""What is settled before the first step: device, resolved recipe, starting weights, and the record of where it ran."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from safetensors import safe_open
+from torch import nn
+
+import gptlab
+from gptlab.config import Model, Recipe, UserError, settings
+from gptlab.data.shards import Dataset
+from gptlab.model.gpt import GPT, build_model
+from gptlab.model.hub import read_source
+from gptlab.rundir import RunDir, RunError
+from gptlab.training.checkpoint import find_checkpoint, list_checkpoints
+
+# What a resumed run may change: it bends neither the losses nor the data already seen.
+MAY_CHANGE = (
+    "name", "description", "data.path", "batch.micro_batch", "compile.", "train.max_", "train.eval_every",
+    "train.activation_checkpointing", "hellaswag.", "checkpoint.", "sample.", "log.",
+)  # fmt: skip
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of train.device. Raises UserError where it is asked for and not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if (name == "cuda" and not torch.cuda.is_available()) or (name == "mps" and not torch.backends.mps.is_available()):
+        raise UserError(f"train.device = {name}: this machine, or this build of PyTorch, has none")
+    return torch.device(name)
+
+
+def resolve(
+    recipe: Recipe, run: RunDir, datasets: list[Dataset], device: torch.device
+) -> tuple[Recipe, int | Callable[[GPT], None]]:
+    """The recipe with every default filled in, and what the weights start from (a seed, or a function that copies).
+
+    Raises:
+        RunError: the run in this folder was trained with other settings or other data; it names them.
+        UserError: train.init_from cannot be read.
+    """
+    stored = run.read_recipe() if run.exists() else None
+    fill: int | Callable[[GPT], None] = recipe.seed
+    model = recipe.model
+    if recipe.train.init_from and stored is not None and stored.train.init_from == recipe.train.init_from:
+        model = stored.model
+    if recipe.train.init_from and not list_checkpoints(run):
+        source, fill = start_from(recipe.train.init_from)
+        if recipe.model.block_size < source.block_size:
+            source, fill = cropped(source, recipe.model.block_size, fill)
+        model = source.model_copy(update={"dropout": recipe.model.dropout})
+    if not model.vocab_size:
+        sizes = [d.vocab_size or d.tokenizer.vocab_size for d in datasets]
+        model = model.model_copy(update={"vocab_size": max(sizes)})
+
+    folders = {str(Path(folder).resolve()): weight for folder, weight in recipe.data.mixture.items()}
+    data = {"path": "", "mixture": folders} if folders else {"path": str(Path(recipe.data.folder).resolve())}
+    settled: dict[str, Any] = {"model": model.model_dump(), "data": {**recipe.data.model_dump(), **data}}
+    recipe = recipe.replace(settled)
+    settled = {}
+    if recipe.compile.enabled == "auto":
+        settled["compile.enabled"] = device.type == "cuda"
+    if recipe.batch.micro_batch == "auto":
+        settled["batch.micro_batch"] = largest_micro_batch(recipe, device)
+    if not recipe.schedule.decay_steps:
+        limit = recipe.step_limit(sum(len(d.train) for d in datasets))
+        settled["schedule.decay_steps"] = stored.schedule.decay_steps if stored else limit
+    recipe = recipe.replace(settled)
+    if stored is not None:
+        refuse_differences(stored, recipe, run)
+        trained_on = run.read_json("environment.json").get("data", {}).get("fingerprint")
+        if trained_on and trained_on != fingerprint(datasets):
+            raise RunError(f"{run.path} was trained on other data than {', '.join(str(d.path) for d in datasets)} holds")
+    return recipe, fill
+
+
+def refuse_differences(stored: Recipe, recipe: Recipe, run: RunDir) -> None:
+    before, now = stored.model_dump(), recipe.model_dump()
+
+    def value(tree: dict[str, Any], name: str) -> Any:
+        for part in name.split("."):
+            tree = tree[part]
+        return tree
+
+    differ = [
+        f"{name} ({value(before, name)} then, {value(now, name)} now)"
+        for name, _ in settings()
+        if not name.startswith(MAY_CHANGE) and value(before, name) != value(now, name)
+    ]
+    if differ:
+        raise RunError(
+            f"{run.path} holds a run with other settings: {', '.join(differ)}; --out names another folder for this one"
+        )
+
+
+def start_from(source: str, checkpoint: Path | None = None) -> tuple[Model, Callable[[GPT], None]]:
+    """Shape and weights of a run directory (its last checkpoint, or the one given), a Hugging Face folder or id."""
+    if not RunDir(source).exists():
+        return read_source(source)
+    run = RunDir.open(source)
+    path = (checkpoint or find_checkpoint(run)) / "model.safetensors"
+
+    @torch.no_grad()
+    def fill(model: GPT) -> None:
+        with safe_open(path, framework="pt") as file:  # one tensor at a time
+            for name, parameter in model.named_parameters():
+                parameter.copy_(file.get_tensor(name))
+
+    return run.read_recipe().model, fill
+
+
+def cropped(model: Model, block_size: int, fill: Callable[[GPT], None]) -> tuple[Model, Callable[[GPT], None]]:
+    """A model with a shorter context: learned positions past it are left out, all else is the same."""
+    @torch.no_grad()
+    def crop(short: GPT) -> None:
+        full = build_model(model, "cpu", short.wte.weight.dtype, fill)
+        theirs = dict(full.named_parameters())
+        for name, parameter in short.named_parameters():
+            parameter.copy_(theirs[name][: len(parameter)])
+
+    return model.model_copy(update={"block_size": block_size}), crop
+
+
+def largest_micro_batch(recipe: Recipe, device: torch.device) -> int:
+    """The largest power of two of sequences whose activations, by estimate, fit beside the model.
+
+    Counted are the tensors that a block keeps for its backward pass, about 16 n_embd + 4 mlp_width numbers a token and
+    layer, and the model's own 16 bytes a parameter; half of what is free is left alone on a CPU, a fifth on a GPU.
+    """
+    m = recipe.model
+    free = torch.cuda.mem_get_info(device)[0] * 0.8 if device.type == "cuda" else psutil.virtual_memory().available * 0.5
+    with torch.device("meta"):
+        weights = 16 * GPT(m).parameter_count()
+    layers = 2 if recipe.train.activation_checkpointing else m.n_layer
+    numbers = layers * (16 * m.n_embd + 4 * m.mlp_hidden)
+    width = 4 if recipe.precision.regime in ("fp32", "tf32") else 2.5  # bytes: autocast keeps some float32 beside bf16
+    fits = max(1.0, (free - weights) / (numbers * width * m.block_size))
+    most = recipe.sequences_per_step if device.type != "cpu" else max(1, 16384 // m.block_size)  # a CPU gains no more
+    return min(recipe.sequences_per_step, 2 ** int(math.log2(min(fits, most))))
+
+
+def fingerprint(datasets: list[Dataset]) -> str:
+    return " ".join(d.fingerprint() for d in datasets)
+
+
+def environment(recipe: Recipe, datasets: list[Dataset], model: nn.Module, device: torch.device) -> dict[str, Any]:
+    """Versions, hardware, commit and command: what environment.json records."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    return {
+        "gptlab": gptlab.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "platform": platform.platform(),
+        "device": device.type,
+        "device_name": name,
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "git_commit": _git_commit(),
+        "command": sys.argv,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "data": {
+            "path": [str(d.path.resolve()) for d in datasets],
+            "corpus": recipe.data.corpus,
+            "tokenizer": recipe.data.tokenizer,
+            "train_tokens": sum(len(d.train) for d in datasets),
+            "val_tokens": len(datasets[0].val),
+            "fingerprint": fingerprint(datasets),
+        },
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _git_commit() -> str | None:
+    """Commit of the checkout gptlab runs from, with + where its files differ; None for an installed package."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changes = subprocess.run([*git, "status", "--porcelain", "."], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+" if changes.strip() else "")

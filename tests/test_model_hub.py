@@ -1,0 +1,461 @@
+"""Models from and to Hugging Face folders and nanoGPT checkpoints: the same logits, and clear refusals."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from gptlab.config import Model
+from gptlab.data.tokenizers import CharTokenizer, Tokenizer, load_tokenizer
+from gptlab.model import hub
+from gptlab.model.gpt import GPT, build_model
+from gptlab.model.hub import HubError, export_hf, hf_config, import_nanogpt, read_source, tokenizer_spec
+
+V = 80
+CLASSIC = Model(n_layer=2, n_head=2, n_embd=32, block_size=24, vocab_size=V)
+MODERN = CLASSIC.model_copy(update={"position": "rope", "norm": "rmsnorm", "mlp": "swiglu", "bias": False})
+
+
+def make(config: Model, **changes: object) -> GPT:
+    """A model with every parameter off its initial value: unit norms and zero biases would hide a mistake."""
+    model = build_model(config.model_copy(update=changes), fill=3)
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+TOKENS = torch.randint(V, (2, 24), generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def logits(model: torch.nn.Module) -> Tensor:
+    result = model.eval()(TOKENS)
+    return result if isinstance(result, Tensor) else result.logits
+
+
+def same_logits(left: torch.nn.Module, right: torch.nn.Module) -> None:
+    torch.testing.assert_close(logits(left).float(), logits(right).float(), atol=1e-5, rtol=0)
+
+
+def edit_config(folder: Path, **changes: object) -> None:
+    file = folder / "config.json"
+    settings = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({key: value for key, value in settings.items() if value != "absent"}))
+
+
+def imported(source: str | Path) -> GPT:
+    config, fill = read_source(source)
+    return build_model(config, fill=fill)
+
+
+@pytest.fixture
+def auto_model():
+    """transformers' AutoModelForCausalLM, with what it did not find or did not use."""
+    transformers = pytest.importorskip("transformers")
+    transformers.logging.disable_progress_bar()
+    return transformers.AutoModelForCausalLM
+
+
+SHAPES = {
+    "classic": (CLASSIC, {}),
+    "classic untied, no bias, gelu_erf": (CLASSIC, {"tied": False, "bias": False, "mlp": "gelu_erf"}),
+    "classic relu2, width": (CLASSIC, {"mlp": "relu2", "mlp_width": 40, "norm_eps": 1e-3}),
+    "modern": (MODERN, {}),
+    "modern untied, bias": (MODERN, {"tied": False, "bias": True, "rope_theta": 500.0}),
+    "modern width": (MODERN, {"mlp_width": 40, "norm_eps": 1e-3}),
+}
+
+
+# -- both ways with Hugging Face ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_export_loads_in_transformers_and_comes_back(shape, tmp_path, auto_model):
+    config, changes = SHAPES[shape]
+    ours = make(config, **changes)
+    export_hf(ours, None, tmp_path / "out")
+    theirs, info = auto_model.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+    assert theirs.dtype == torch.float32
+    assert (theirs.config.bos_token_id, theirs.config.eos_token_id) == (None, None)
+    same_logits(ours, theirs)
+
+    back = imported(tmp_path / "out")
+    # GPT-2's form always has biases: a model without any comes back with zeros.
+    assert back.config == (ours.config.model_copy(update={"bias": True}) if config is CLASSIC else ours.config)
+    weights = back.state_dict()
+    for name, weight in ours.state_dict().items():
+        assert torch.equal(weights.pop(name), weight), name
+    assert not any(extra.any() for extra in weights.values())
+
+    theirs.save_pretrained(tmp_path / "theirs")  # and as transformers writes it
+    same_logits(imported(tmp_path / "theirs"), ours)
+
+
+@pytest.mark.parametrize("config", [CLASSIC, MODERN], ids=["classic", "modern"])
+def test_bf16_is_kept_in_export_and_becomes_float32_in_import(config, tmp_path, auto_model):
+    ours = make(config).to(torch.bfloat16)
+    export_hf(ours, None, tmp_path / "out")
+    assert {tensor.dtype for tensor in load_file(tmp_path / "out/model.safetensors").values()} == {torch.bfloat16}
+    assert auto_model.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
+    back = imported(tmp_path / "out")
+    assert back.wte.weight.dtype == torch.float32
+    for left, right in zip(back.parameters(), ours.parameters(), strict=True):
+        assert torch.equal(left, right.float())
+
+
+def test_rope_theta_stands_where_transformers_4_and_5_look(tmp_path):
+    export_hf(make(MODERN, rope_theta=500.0), None, tmp_path / "out")
+    settings = json.loads((tmp_path / "out/config.json").read_text())
+    assert settings["rope_theta"] == settings["rope_parameters"]["rope_theta"] == 500.0
+    edit_config(tmp_path / "out", rope_parameters="absent")  # as transformers 4 writes it
+    assert hf_config(tmp_path / "out").rope_theta == 500.0
+    edit_config(tmp_path / "out", rope_theta="absent")
+    assert hf_config(tmp_path / "out").rope_theta == 10000.0
+
+
+def test_a_layout_of_gpt2s_first_upload(tmp_path):
+    """No prefix, causal masks beside the weights, a tied head stored again, settings left to their defaults."""
+    ours = make(CLASSIC)
+    export_hf(ours, None, tmp_path / "out")
+    file = tmp_path / "out/model.safetensors"
+    tensors = {name.removeprefix("transformer."): tensor for name, tensor in load_file(file).items()}
+    tensors |= {f"h.{layer}.attn.bias": torch.ones(1, 1, 24, 24).tril() for layer in range(2)}
+    tensors |= {"h.0.attn.masked_bias": torch.tensor(-1e4), "lm_head.weight": tensors["wte.weight"].clone()}
+    save_file(tensors, file)
+    edit_config(tmp_path / "out", n_inner=None, activation_function="absent", tie_word_embeddings="absent")
+    back = imported(tmp_path / "out")
+    assert back.config == CLASSIC
+    same_logits(back, ours)
+
+
+@pytest.mark.parametrize("kind", ["shards", "bin"])
+def test_other_files_of_weights(kind, tmp_path):
+    ours = make(MODERN)
+    folder = tmp_path / "out"
+    export_hf(ours, None, folder)
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    if kind == "bin":
+        torch.save(tensors, folder / "pytorch_model.bin")
+    else:
+        names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+        weight_map = {tensor: names[i % 2] for i, tensor in enumerate(tensors)}
+        for name in names:
+            save_file({tensor: tensors[tensor] for tensor in tensors if weight_map[tensor] == name}, folder / name)
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    same_logits(imported(folder), ours)
+    if kind == "shards":
+        (folder / names[1]).unlink()
+        with pytest.raises(HubError, match=r"model-00002-of-00002\.safetensors is missing"):
+            read_source(folder)
+
+
+def test_no_transformers_needed(tmp_path):
+    code = f"""
+import sys
+sys.modules["transformers"] = sys.modules["huggingface_hub"] = None
+from gptlab.config import Model
+from gptlab.model.gpt import build_model
+from gptlab.model.hub import export_hf, read_source
+export_hf(build_model(Model(n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=8)), None, {str(tmp_path / "x")!r})
+config, fill = read_source({str(tmp_path / "x")!r})
+build_model(config, fill=fill)
+try:
+    read_source("openai-community/gpt2")
+except ValueError as error:
+    assert "install huggingface_hub" in str(error)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# -- what is refused ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "named"),
+    [
+        (CLASSIC, {"qk_norm": True}, "model.qk_norm = true with model.position = learned"),
+        (CLASSIC, {"mlp": "swiglu"}, "model.mlp = swiglu with"),
+        (CLASSIC, {"norm": "rmsnorm", "mlp": "swiglu"}, "model.norm = rmsnorm and model.mlp = swiglu with"),
+        (MODERN, {"norm": "layernorm"}, "model.norm = layernorm with model.position = rope"),
+        (MODERN, {"mlp": "gelu", "qk_norm": True}, "model.mlp = gelu and model.qk_norm = true with"),
+    ],
+)
+def test_export_names_the_settings_without_a_form(config, changes, named, tmp_path):
+    with pytest.raises(HubError) as error:
+        export_hf(make(config, **changes), None, tmp_path / "out")
+    assert str(error.value).startswith(named)
+    assert not list(tmp_path.iterdir())
+
+
+def test_export_is_whole_or_not_there(tmp_path, monkeypatch):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/notes.txt").write_text("mine")
+    with pytest.raises(HubError, match="not empty"):
+        export_hf(make(CLASSIC), None, tmp_path / "full")
+    assert [file.name for file in (tmp_path / "full").iterdir()] == ["notes.txt"]
+    (tmp_path / "empty").mkdir()
+    export_hf(make(CLASSIC), None, tmp_path / "empty")
+    assert (tmp_path / "empty/model.safetensors").is_file()
+
+    def full_disk(*_: object, **__: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(hub, "save_file", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        export_hf(make(CLASSIC), None, tmp_path / "broken")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "full"]
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "named"),
+    [
+        (CLASSIC, {"model_type": "gpt_neox"}, "model_type = gpt_neox"),
+        (CLASSIC, {"model_type": "absent"}, "model_type = None"),
+        (CLASSIC, {"activation_function": "gelu_fast"}, "activation_function = gelu_fast"),
+        (CLASSIC, {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True"),
+        (CLASSIC, {"scale_attn_weights": False}, "scale_attn_weights = False"),
+        (CLASSIC, {"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
+        (CLASSIC, {"n_head": 5}, "model.n_embd = 32: must be divisible by model.n_head = 5"),
+        (CLASSIC, {"n_layer": "two"}, "model.n_layer = two"),
+        (MODERN, {"num_key_value_heads": 1}, "num_key_value_heads = 1"),
+        (MODERN, {"head_dim": 32}, "head_dim = 32"),
+        (MODERN, {"hidden_act": "gelu"}, "hidden_act = gelu"),
+        (MODERN, {"attention_bias": True}, "mlp_bias = False"),
+        (MODERN, {"sliding_window": 16}, "sliding_window = 16"),
+        (MODERN, {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type = linear"),
+        (MODERN, {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "rope_type = llama3"),
+        (MODERN, {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor = 0.5"),
+    ],
+)
+def test_import_names_the_setting_it_cannot_represent(config, changes, named, tmp_path):
+    export_hf(make(config), None, tmp_path / "out")
+    edit_config(tmp_path / "out", **changes)
+    with pytest.raises(HubError) as error:
+        read_source(tmp_path / "out")
+    assert named in str(error.value)
+
+
+def test_every_stored_tensor_has_one_place(tmp_path):
+    folder = tmp_path / "out"
+    export_hf(make(CLASSIC), None, folder)
+    good = load_file(folder / "model.safetensors")
+    wte, fc = good["transformer.wte.weight"], "transformer.h.0.mlp.c_fc.weight"
+    for changed, named in [
+        ({name: tensor for name, tensor in good.items() if name != fc}, f"lacks {fc}"),
+        (good | {"score.weight": torch.ones(2, 32)}, "no place in our model for transformer.score.weight"),
+        (good | {"lm_head.weight": wte + 1}, "lm_head.weight differs"),
+        (good | {"_orig_mod.transformer.wte.weight": wte.clone()}, "wte.weight is stored twice"),
+        (good | {fc: good[fc].t().contiguous()}, "has shape [128, 32], not [32, 128]"),
+        (good | {fc: good[fc].to(torch.int8)}, "stored as torch.int8"),
+    ]:
+        save_file(changed, folder / "model.safetensors")
+        with pytest.raises(HubError) as error:
+            imported(folder)
+        assert named in str(error.value)
+    (folder / "model.safetensors").write_bytes(b"\x10" * 100)
+    with pytest.raises(HubError, match="cannot be read"):
+        imported(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(HubError, match="has no weights"):
+        imported(folder)
+
+
+def test_sources_that_are_nothing(tmp_path, monkeypatch):
+    with pytest.raises(HubError, match=r"neither a Hugging Face model \(config.json\) nor nanoGPT's"):
+        read_source(tmp_path)
+    for path in (tmp_path / "absent", "./models/gpt2", "ckpt.pt"):
+        with pytest.raises(HubError, match="no such file or folder"):
+            read_source(path)
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+
+    def unreachable(*_: object, **__: object) -> str:
+        raise ConnectionError("Name or service not known\nand a page of advice")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    with pytest.raises(HubError, match="Check the id, the network.*says: Name or service not known$"):
+        read_source("somebody/something")
+
+
+def test_an_id_is_downloaded_after_a_look_at_its_config(tmp_path, monkeypatch):
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    ours = make(CLASSIC)
+    export_hf(ours, None, tmp_path / "snapshot")
+    asked = []
+
+    def snapshot_download(name: str, allow_patterns: list[str]) -> str:
+        asked.append((name, allow_patterns))
+        return str(tmp_path / "snapshot")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    same_logits(imported("somebody/something"), ours)
+    assert asked[0] == ("somebody/something", ["config.json"])
+    assert not any("pytorch_model.bin" in patterns for _, patterns in asked)
+    edit_config(tmp_path / "snapshot", model_type="mixtral")
+    asked.clear()
+    with pytest.raises(HubError, match="mixtral"):
+        read_source("somebody/something")
+    assert len(asked) == 1  # no weights were fetched
+
+
+# -- tokenizers -----------------------------------------------------------------------------------------------------
+
+TEXTS = ["Hello world", "  two  spaces\nand a line", "naïve café", "<|endoftext|>", "1234 abc!?"]
+
+
+def tokenizer_of(kind: str) -> Tokenizer:
+    if kind == "char":
+        return CharTokenizer("".join(sorted({*"".join(TEXTS)})), end_of_text=True)
+    return load_tokenizer({"kind": kind})
+
+
+@pytest.mark.parametrize("kind", ["byte", "char", "gpt2"])
+def test_tokenizer_goes_with_the_model(kind, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    ours = tokenizer_of(kind)
+    model = build_model(Model(n_layer=1, n_head=1, n_embd=8, block_size=64, vocab_size=ours.vocab_size))
+    export_hf(model, ours, tmp_path / "out")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    back = load_tokenizer(tokenizer_spec(tmp_path / "out"))
+    for text in TEXTS:
+        ids = ours.encode(text)
+        if "<|" not in text:  # transformers reads the special token's name as the token, ours as text
+            assert theirs(text)["input_ids"] == ids
+            assert theirs.decode(ids) == text
+        assert back.encode(text) == ids
+    assert theirs.eos_token_id == theirs.bos_token_id == ours.eot == back.eot
+    assert theirs.model_max_length == 64
+    for file in ("config.json", "generation_config.json"):
+        settings = json.loads((tmp_path / "out" / file).read_text())
+        assert (settings["bos_token_id"], settings["eos_token_id"]) == (ours.eot, ours.eot)
+    assert tokenizer_spec(tmp_path / "out")["kind"] == ("gpt2" if kind == "gpt2" else "hf")
+
+
+def test_gpt2s_tokenizer_is_told_by_its_vocabulary_and_its_way_of_cutting_words(tmp_path):
+    described = tokenizer_of("gpt2").hf_json()
+    assert hub._is_gpt2(described)
+    assert not hub._is_gpt2(described | {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}})
+    assert not hub._is_gpt2(described | {"normalizer": {"type": "Lowercase"}})
+    vocabulary = described["model"]["vocab"] | {"hello": 995, "Ġworld": 31373}
+    assert not hub._is_gpt2(described | {"model": described["model"] | {"vocab": vocabulary}})
+
+    export_hf(make(CLASSIC), None, tmp_path / "out")  # no tokenizer in the folder
+    assert tokenizer_spec(tmp_path / "out") is None
+    edit_config(tmp_path / "out", vocab_size=50257)
+    assert tokenizer_spec(tmp_path / "out") == {"kind": "gpt2"}
+
+
+# -- nanoGPT --------------------------------------------------------------------------------------------------------
+
+
+def nanogpt_checkpoint(bias: bool, vocab_size: int = V) -> dict[str, object]:
+    """A checkpoint as nanoGPT's train.py saves it after a compiled run."""
+    C, T = 32, 24
+    generator = torch.Generator().manual_seed(5)
+    shapes = {"transformer.wte.weight": (vocab_size, C), "transformer.wpe.weight": (T, C)}
+    for layer in range(2):
+        h = f"transformer.h.{layer}"
+        shapes |= {f"{h}.ln_1.weight": (C,), f"{h}.ln_2.weight": (C,), f"{h}.attn.c_attn.weight": (3 * C, C)}
+        shapes |= {f"{h}.attn.c_proj.weight": (C, C), f"{h}.mlp.c_fc.weight": (4 * C, C)}
+        shapes |= {f"{h}.mlp.c_proj.weight": (C, 4 * C)}
+    shapes |= {"transformer.ln_f.weight": (C,)}
+    if bias:
+        shapes |= {
+            name.replace("weight", "bias"): shape[:1]
+            for name, shape in shapes.items()
+            if ".h." in name or "ln_f" in name
+        }
+    state = {f"_orig_mod.{name}": torch.randn(shape, generator=generator) * 0.3 for name, shape in shapes.items()}
+    state["_orig_mod.lm_head.weight"] = state["_orig_mod.transformer.wte.weight"]
+    state["_orig_mod.transformer.h.0.attn.bias"] = torch.ones(1, 1, T, T).tril()  # without flash attention
+    arguments = {"n_layer": 2, "n_head": 2, "n_embd": C, "block_size": T, "bias": bias, "vocab_size": vocab_size}
+    return {
+        "model": state,
+        "optimizer": {"state": {0: {"step": torch.tensor(5.0), "exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 1}]},
+        "model_args": {**arguments, "dropout": 0.2},
+        "iter_num": 5,
+        "best_val_loss": torch.tensor(1.5),
+        "config": {"out_dir": "out", "learning_rate": 6e-4, "compile": True, "wandb_log": False},
+    }
+
+
+def nanogpt_logits(state: dict[str, Tensor], tokens: Tensor) -> Tensor:
+    """nanoGPT's forward pass, from its description: pre-norm, exact GELU, learned positions, a tied head."""
+    weights = {name.removeprefix("_orig_mod."): tensor for name, tensor in state.items()}
+
+    def linear(x: Tensor, name: str) -> Tensor:
+        return F.linear(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
+        return x * weights[f"{name}.weight"] + weights.get(f"{name}.bias", 0.0)
+
+    T = tokens.shape[1]
+    x = weights["transformer.wte.weight"][tokens] + weights["transformer.wpe.weight"][:T]
+    for layer in range(2):
+        h = f"transformer.h.{layer}"
+        heads = []
+        q, k, v = linear(norm(x, f"{h}.ln_1"), f"{h}.attn.c_attn").chunk(3, dim=-1)
+        for part in (slice(0, 16), slice(16, 32)):  # two heads
+            scores = q[..., part] @ k[..., part].mT / math.sqrt(16)
+            scores = scores.masked_fill(torch.ones(T, T).triu(1).bool(), -math.inf)
+            heads.append(scores.softmax(-1) @ v[..., part])
+        x = x + linear(torch.cat(heads, -1), f"{h}.attn.c_proj")
+        hidden = linear(norm(x, f"{h}.ln_2"), f"{h}.mlp.c_fc")
+        hidden = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
+        x = x + linear(hidden, f"{h}.mlp.c_proj")
+    return norm(x, "transformer.ln_f") @ weights["lm_head.weight"].t()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_nanogpt_checkpoint(bias, tmp_path):
+    checkpoint = nanogpt_checkpoint(bias)
+    torch.save(checkpoint, tmp_path / "ckpt.pt")
+    ours = imported(tmp_path / "ckpt.pt")
+    assert ours.config == CLASSIC.model_copy(update={"bias": bias, "mlp": "gelu_erf"})
+    torch.testing.assert_close(logits(ours), nanogpt_logits(checkpoint["model"], TOKENS), atol=2e-5, rtol=1e-5)
+    assert read_source(tmp_path)[0] == ours.config  # its output folder will do
+    assert tokenizer_spec(tmp_path) is None  # 80 characters of what, the checkpoint does not say
+
+
+def test_nanogpt_tokenizer(tmp_path):
+    torch.save(nanogpt_checkpoint(True, vocab_size=50304), tmp_path / "ckpt.pt")
+    assert tokenizer_spec(tmp_path / "ckpt.pt") == {"kind": "gpt2"}
+
+
+class Danger:
+    def __reduce__(self):
+        return (print, ("this code ran",))
+
+
+def test_nanogpt_refusals(tmp_path, capsys):
+    file = tmp_path / "ckpt.pt"
+    good = nanogpt_checkpoint(True)
+    arguments = {key: value for key, value in good["model_args"].items() if key != "bias"}
+    for content, named in [
+        (good | {"config": {"made by": Danger()}}, "pickle of Python objects"),
+        ({"weights": {}}, "no nanoGPT checkpoint"),
+        (good | {"model_args": arguments}, "lack bias"),
+        (good | {"model": {"a": 1}}, "no dictionary of tensors"),
+    ]:
+        torch.save(content, file)
+        with pytest.raises(HubError) as error:
+            import_nanogpt(file)
+        assert named in str(error.value)
+        assert "\n" not in str(error.value)
+    file.write_bytes(b"not a checkpoint")
+    with pytest.raises(HubError):
+        import_nanogpt(file)
+    assert capsys.readouterr().out == ""  # nothing was executed

@@ -1,0 +1,153 @@
+"""card.md states what the run's files state, and nothing else."""
+
+import itertools
+import json
+import re
+
+import pytest
+
+from gptlab.config import build_recipe
+from gptlab.report.card import card, escape, show, write_card
+from gptlab.rundir import RunDir, RunError
+
+RESULT = {
+    "status": "completed", "steps": 300, "tokens": 3_000_000, "final_train_loss": 3.0123, "final_val_loss": 3.2,
+    "val_perplexity": 24.5325, "tokens_per_second": 260123.4, "peak_memory_gb": 34.51, "wall_seconds": 36184.2,
+}  # fmt: skip
+ENVIRONMENT = {
+    "gptlab": "0.1", "python": "3.11.7", "torch": "2.9.1", "device": "cuda", "device_name": "Some GPU", "cpu_count": 16,
+    "git_commit": "abc123", "command": ["gptlab", "train", "my recipe"], "parameters": 124439808,
+    "data": {"path": "data/x", "corpus": "stdlib", "tokenizer": "gpt2", "train_tokens": 1_500_000, "val_tokens": 1000},
+}  # fmt: skip
+
+
+def make_run(path, result=RESULT, environment=ENVIRONMENT, evaluations=(6.0, 3.1, 3.2), **settings) -> RunDir:
+    run = RunDir(path)
+    layer = {key.replace("__", "."): value for key, value in settings.items()}
+    run.write_recipe(build_recipe({"name": "tiny", "train.max_steps": 300}, layer))
+    if result:
+        run.write_json("result.json", result)
+    if environment:
+        run.write_json("environment.json", environment)
+    with run.open_metrics() as file:
+        for index, loss in enumerate(evaluations):
+            line = {"step": index * 10, "tokens": index * 1000, "val_loss": loss}
+            file.write(json.dumps(line | {"val_bits_per_byte": loss and loss / 4}) + "\n")
+    return run
+
+
+def cells(text, section):
+    """The rows of a section's first table, as lists of cells, without its header."""
+    body = text.split(f"## {section}\n", 1)[1].split("\n## ")[0]
+    table = re.search(r"(?:^\|.*\n?)+", body, re.MULTILINE).group()
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in table.strip().splitlines()[2:]]
+
+
+def test_the_facts_are_those_of_the_files(tmp_path):
+    run = make_run(tmp_path / "tiny_seed7", seed=7, optim__lr=0.002, model__norm="rmsnorm")
+    assert write_card(run) == run.path / "card.md"
+    text = (run.path / "card.md").read_text()
+    assert text == card(run)
+    assert text.startswith("# Run tiny\\_seed7\n") and "seed 7." in text
+    assert "**completed** after 300 steps and 3M tokens." in text
+    architecture, chosen = dict(cells(text, "Architecture")), dict(cells(text, "Settings"))
+    assert architecture["`model.norm`"] == "rmsnorm" and architecture["parameters"] == "124,439,808 (124M)"
+    assert architecture["`model.n_head`"] == "12 of width 64" and "`model.qk_norm`" not in architecture
+    assert chosen["`optim.lr`"] == "0.002" and chosen["`train.max_steps`"] == "300"
+    assert chosen["`optim.betas`"] == r"\[0.9, 0.95\]" and "`train.deterministic`" not in chosen
+    data = dict(cells(text, "Data"))
+    assert data["train tokens"] == "1,500,000 (1.5M)" and data["passes over the training split"] == "2"
+    assert dict(cells(text, "Hardware and versions"))["PyTorch"] == "2.9.1"
+    results = dict(cells(text, "Results"))
+    assert results["final validation loss (nats per token)"] == "3.2000"
+    assert results["best validation loss"] == "3.1000 at step 10"
+    assert results["validation bits per byte"] == "0.8000"  # of the last evaluation
+    assert results["wall time"] == "10 h 3 min" and results["tokens per second"] == "260,123"
+    assert f"gptlab train {run.path}/recipe.toml --out {run.path}-again" in text
+    assert "gptlab train 'my recipe'" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "says"),
+    [
+        ("result", "final_val_loss", 2.5, "2.5000"),
+        ("result", "status", "interrupted", "**interrupted**"),
+        ("result", "micro_f1", 0.8125, r"| micro\_f1 | 0.8125 |"),
+        ("result", "val_perplexity", None, "| validation perplexity | not finite |"),
+        ("environment", "torch", "9.9", "9.9"),
+        ("environment", "parameters", 77_000, "77,000 (77K)"),
+    ],
+)
+def test_an_altered_input_alters_the_card(tmp_path, name, key, value, says):
+    files = {"result": RESULT, "environment": ENVIRONMENT}
+    before = card(make_run(tmp_path / "a"))
+    after = card(make_run(tmp_path / "b", **{name: files[name] | {key: value}}))
+    assert says in after and says not in before
+
+
+def test_a_diverged_run_says_where_and_why(tmp_path):
+    result = {"status": "diverged", "steps": 41, "failed_at_step": 42, "reason": "loss is\nnot *finite*"}
+    text = card(make_run(tmp_path / "a", result=result, evaluations=(6.0, None)))
+    assert r"**diverged** at step 42 after 41 steps: loss is not \*finite\*." in text
+    assert cells(text, "Evaluations")[1][2] == "not finite"
+
+
+def test_what_is_absent_is_left_out(tmp_path):
+    text = card(make_run(tmp_path / "a", result=None, environment=None, evaluations=()))
+    assert "no result yet" in text
+    for missing in ("## Results", "## Hardware", "## Evaluations", "parameters", "started as", "None", "nan", "Differ"):
+        assert missing not in text, missing
+
+
+def test_evaluations_are_thinned_but_keep_the_ends_and_the_best(tmp_path):
+    losses = [6.0 - 0.01 * i for i in range(101)]
+    losses[53] = 1.0
+    text = card(make_run(tmp_path / "a", evaluations=losses))
+    rows = cells(text, "Evaluations")
+    assert len(rows) == 12 and "12 of 101 evaluations." in text
+    assert rows[0][0] == "0" and rows[-1][0] == "1,000"
+    (best,) = [row for row in rows if "(best)" in row[0]]
+    assert best == ["530 (best)", "53K", "1.0000", "0.2500"]
+    steps = [int(row[0].removesuffix(" (best)").replace(",", "")) for row in rows]
+    assert max(later - step for step, later in itertools.pairwise(steps)) < 150  # no hole where a row made room
+    few = card(make_run(tmp_path / "b", evaluations=losses[:12]))
+    assert [row[2] for row in cells(few, "Evaluations")] == [f"{loss:.4f}" for loss in losses[:12]]
+
+
+def test_hellaswag_stands_in_the_row_of_its_step(tmp_path):
+    run = make_run(tmp_path / "a")
+    with run.open_metrics() as file:
+        file.write('{"step": 10, "hellaswag_acc": 0.2612, "hellaswag_acc_norm": 0.2703}\n')
+    rows = cells(card(run), "Evaluations")
+    assert rows[1][-2:] == ["0.2612", "0.2703"] and rows[0][-2:] == ["", ""]
+
+
+def test_differences_have_dotted_keys_and_both_values(tmp_path):
+    earlier = make_run(tmp_path / "old", optim__lr=0.001, model__mlp="gelu", name="other")
+    run = make_run(tmp_path / "new", RESULT | {"final_val_loss": 3.0}, optim__lr=0.002, model__mlp="swiglu")
+    text = card(run, earlier)
+    assert cells(text, "Differences from old") == [
+        ["`model.mlp`", "gelu", "swiglu"], ["`optim.lr`", "0.001", "0.002"],
+    ]  # fmt: skip
+    assert "| final validation loss (nats per token) | 3.2000 | 3.0000 | -0.2000 |" in text
+    assert "No setting differs." in card(run, run)
+
+
+def test_markdown_in_texts_is_shown_and_not_obeyed(tmp_path):
+    run = make_run(tmp_path / "a", sample__prompt="a | *b* <i>\n# `c`", description="[x](y) & | z")
+    text = card(run)
+    assert dict(cells(text, "Settings"))["`sample.prompt`"] == r'"a \| \*b\* \<i\>\\n\# \`c\`"'
+    assert r"\[x\](y) \& \| z" in text
+    assert escape("a\n\tb") == "a b" and show(" x") == '" x"' and show("") == '""' and show(True) == "true"
+
+
+def test_a_command_cannot_close_its_fence(tmp_path):
+    text = card(make_run(tmp_path / "a", environment={"command": "echo ```\n# not a title"}))
+    assert "````\necho ```\n# not a title\n````" in text
+
+
+def test_a_damaged_result_is_one_sentence(tmp_path):
+    run = make_run(tmp_path / "a")
+    (run.path / "result.json").write_text("{")
+    with pytest.raises(RunError, match=r"result\.json is damaged"):
+        write_card(run)
