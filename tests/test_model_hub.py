@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 import torch.nn.functional as F
@@ -162,22 +162,10 @@ def test_other_files_of_weights(kind, tmp_path):
             read_source(folder)
 
 
-def test_no_transformers_needed(tmp_path):
-    code = f"""
-import sys
-sys.modules["transformers"] = sys.modules["huggingface_hub"] = None
-from gptlab.config import Model
-from gptlab.model.gpt import build_model
-from gptlab.model.hub import export_hf, read_source
-export_hf(build_model(Model(n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=8)), None, {str(tmp_path / "x")!r})
-config, fill = read_source({str(tmp_path / "x")!r})
-build_model(config, fill=fill)
-try:
-    read_source("openai-community/gpt2")
-except ValueError as error:
-    assert "install huggingface_hub" in str(error)
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_weights_travel_without_transformers(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)  # importing it fails
+    export_hf(make(MODERN), None, tmp_path / "out")
+    same_logits(imported(tmp_path / "out"), make(MODERN))
 
 
 # -- what is refused ------------------------------------------------------------------------------------------------
@@ -279,18 +267,16 @@ def test_sources_that_are_nothing(tmp_path, monkeypatch):
     for path in (tmp_path / "absent", "./models/gpt2", "ckpt.pt"):
         with pytest.raises(HubError, match="no such file or folder"):
             read_source(path)
-    huggingface_hub = pytest.importorskip("huggingface_hub")
 
     def unreachable(*_: object, **__: object) -> str:
         raise ConnectionError("Name or service not known\nand a page of advice")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    with pytest.raises(HubError, match="Check the id, the network.*says: Name or service not known$"):
+    with pytest.raises(HubError, match=r"Check the id, the network.*says: Name or service not known$"):
         read_source("somebody/something")
 
 
 def test_an_id_is_downloaded_after_a_look_at_its_config(tmp_path, monkeypatch):
-    huggingface_hub = pytest.importorskip("huggingface_hub")
     ours = make(CLASSIC)
     export_hf(ours, None, tmp_path / "snapshot")
     asked = []
@@ -315,20 +301,24 @@ def test_an_id_is_downloaded_after_a_look_at_its_config(tmp_path, monkeypatch):
 TEXTS = ["Hello world", "  two  spaces\nand a line", "naïve café", "<|endoftext|>", "1234 abc!?"]
 
 
-def tokenizer_of(kind: str) -> Tokenizer:
-    if kind == "char":
-        return CharTokenizer("".join(sorted({*"".join(TEXTS)})), end_of_text=True)
-    return load_tokenizer({"kind": kind})
-
-
-@pytest.mark.parametrize("kind", ["byte", "char", "gpt2"])
-def test_tokenizer_goes_with_the_model(kind, tmp_path):
-    transformers = pytest.importorskip("transformers")
-    ours = tokenizer_of(kind)
+@pytest.fixture(params=["byte", "char", "gpt2"], scope="module")
+def exported(request, tmp_path_factory) -> tuple[Tokenizer, Path]:
+    """A tokenizer of ours, and the folder it was exported into with a model."""
+    if request.param == "char":
+        ours: Tokenizer = CharTokenizer("".join(sorted({*"".join(TEXTS)})), end_of_text=True)
+    else:
+        ours = load_tokenizer({"kind": request.param})
+    folder = tmp_path_factory.mktemp("hub") / request.param
     model = build_model(Model(n_layer=1, n_head=1, n_embd=8, block_size=64, vocab_size=ours.vocab_size))
-    export_hf(model, ours, tmp_path / "out")
-    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    back = load_tokenizer(tokenizer_spec(tmp_path / "out"))
+    export_hf(model, ours, folder)
+    return ours, folder
+
+
+def test_tokenizer_goes_with_the_model(exported):
+    transformers = pytest.importorskip("transformers")
+    ours, folder = exported
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    back = load_tokenizer(tokenizer_spec(folder))
     for text in TEXTS:
         ids = ours.encode(text)
         if "<|" not in text:  # transformers reads the special token's name as the token, ours as text
@@ -338,20 +328,24 @@ def test_tokenizer_goes_with_the_model(kind, tmp_path):
     assert theirs.eos_token_id == theirs.bos_token_id == ours.eot == back.eot
     assert theirs.model_max_length == 64
     for file in ("config.json", "generation_config.json"):
-        settings = json.loads((tmp_path / "out" / file).read_text())
+        settings = json.loads((folder / file).read_text())
         assert (settings["bos_token_id"], settings["eos_token_id"]) == (ours.eot, ours.eot)
-    assert tokenizer_spec(tmp_path / "out")["kind"] == ("gpt2" if kind == "gpt2" else "hf")
+    assert tokenizer_spec(folder)["kind"] == ("gpt2" if ours.name == "gpt2" else "hf")
 
 
-def test_gpt2s_tokenizer_is_told_by_its_vocabulary_and_its_way_of_cutting_words(tmp_path):
-    described = tokenizer_of("gpt2").hf_json()
+@pytest.mark.parametrize("exported", ["gpt2"], indirect=True)
+def test_gpt2s_tokenizer_is_told_by_its_vocabulary_and_its_way_of_cutting_words(exported):
+    described = json.loads((exported[1] / "tokenizer.json").read_text())
     assert hub._is_gpt2(described)
     assert not hub._is_gpt2(described | {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}})
     assert not hub._is_gpt2(described | {"normalizer": {"type": "Lowercase"}})
-    vocabulary = described["model"]["vocab"] | {"hello": 995, "Ġworld": 31373}
-    assert not hub._is_gpt2(described | {"model": described["model"] | {"vocab": vocabulary}})
+    vocabulary = described["model"]["vocab"]
+    swapped = vocabulary | {"hello": vocabulary["Ġworld"], "Ġworld": vocabulary["hello"]}
+    assert not hub._is_gpt2(described | {"model": described["model"] | {"vocab": swapped}})
 
-    export_hf(make(CLASSIC), None, tmp_path / "out")  # no tokenizer in the folder
+
+def test_a_folder_without_tokenizer_files(tmp_path):
+    export_hf(make(CLASSIC), None, tmp_path / "out")
     assert tokenizer_spec(tmp_path / "out") is None
     edit_config(tmp_path / "out", vocab_size=50257)
     assert tokenizer_spec(tmp_path / "out") == {"kind": "gpt2"}
@@ -383,7 +377,10 @@ def nanogpt_checkpoint(bias: bool, vocab_size: int = V) -> dict[str, object]:
     arguments = {"n_layer": 2, "n_head": 2, "n_embd": C, "block_size": T, "bias": bias, "vocab_size": vocab_size}
     return {
         "model": state,
-        "optimizer": {"state": {0: {"step": torch.tensor(5.0), "exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 1}]},
+        "optimizer": {
+            "state": {0: {"step": torch.tensor(5.0), "exp_avg": torch.zeros(2)}},
+            "param_groups": [{"lr": 1}],
+        },
         "model_args": {**arguments, "dropout": 0.2},
         "iter_num": 5,
         "best_val_loss": torch.tensor(1.5),

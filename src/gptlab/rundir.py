@@ -119,7 +119,7 @@ class RunDir:
     def lock(self) -> Iterator[None]:
         """Hold the run for one process; the operating system lets go of it when the process ends, however it ends."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / ".lock", "w") as file:
+        with open(self.path / ".lock", "a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:

@@ -153,8 +153,8 @@ def _lock(folder: Path) -> Iterator[None]:
         yield
 
 
-def _refuse_another(folder: Path, found: dict[str, Any], asked: dict[str, Any]) -> None:
-    """Refuse a folder made with other settings. Where a copy lies is no difference when its content is recorded."""
+def _differences(folder: Path, found: dict[str, Any], asked: dict[str, Any]) -> str:
+    """Settings in which a folder is not what is asked for, for the user; where a recorded content lies is none."""
 
     def flat(manifest: dict[str, Any]) -> dict[str, Any]:
         tokenizer = {key: manifest["tokenizer"].get(key) for key in ("name", "source_sha256")}
@@ -169,12 +169,15 @@ def _refuse_another(folder: Path, found: dict[str, Any], asked: dict[str, Any]) 
         old, new = flat(found), flat(asked)
     except (KeyError, AttributeError, TypeError):
         raise DataError(f"{folder} holds a dataset that was not made by `gptlab prepare`: name another --out") from None
-    differences = [
-        f"{key} = {old.get(key)} (now {new.get(key)})" for key in (old | new) if old.get(key) != new.get(key)
-    ]
-    if differences:
+    return ", ".join(
+        f"{key} = {old.get(key)} (now {new.get(key)})" for key in old | new if old.get(key) != new.get(key)
+    )
+
+
+def _refuse_another(folder: Path, found: dict[str, Any], asked: dict[str, Any]) -> None:
+    if differences := _differences(folder, found, asked):
         raise DataError(
-            f"{folder} was made with {', '.join(differences)}: name another --out, or delete the folder to make it anew"
+            f"{folder} was made with {differences}: name another --out, or delete the folder to make it anew"
         )
 
 
@@ -198,6 +201,8 @@ def _prepare(
         for name in ("train", "val")
     }
     consumed: int = state["documents"]
+    if consumed and progress:
+        print(f"{folder}: going on after {consumed:,} documents")
 
     def record() -> None:
         """What is on disk now, so that a rerun goes on from here. Only then do finished shards get their names."""
@@ -227,7 +232,7 @@ def _prepare(
     if splits["train"].tokens == 0:
         raise DataError(
             f"all {splits['val'].tokens} tokens of the corpus {corpus.name} fell into the validation split: "
-            f"delete {folder} and set a smaller --val-tokens"
+            f"delete {folder} and hold out less (--val-tokens, --val-fraction)"
         )
     manifest = {
         **draft,
@@ -255,9 +260,15 @@ def _begin(folder: Path, draft: dict[str, Any]) -> dict[str, Any]:
             state: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
         except ValueError as error:
             raise DataError(f"{record} is damaged ({error}): delete the folder to prepare it anew") from None
-        _refuse_another(folder, state, draft)
+        if state["documents"]:
+            _refuse_another(folder, state, draft)
+        elif _differences(folder, state, draft):  # nothing is in it yet, so nothing is lost
+            for path in (folder / "tokenizer.json", *folder.glob(".*.tmp")):
+                path.unlink(missing_ok=True)
+            record.unlink()
+            return _begin(folder, draft)
         return state
-    others = sorted(path.name for path in folder.iterdir() if path.name != ".lock")
+    others = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))  # a kill may leave those
     if others:
         raise DataError(f"{folder} holds other files ({', '.join(others[:3])}): name another --out")
     zeros = {"tokens": 0, "documents": 0, "bytes": 0, "open_tokens": 0, "open_max": -1}

@@ -70,7 +70,8 @@ def permute(indices: Indices, n: int, key: str) -> Indices:
             moved, size = round % 2, sizes[round % 2]
             hashed = _mix(digits[1 - moved] + keys[round]) >> shift
             digits[moved] = (digits[moved] + (hashed * size >> shift)) % size
-        return digits[0] * sizes[1] + digits[1]
+        whole: NDArray[np.uint64] = digits[0] * sizes[1] + digits[1]
+        return whole
 
     image = network(np.asarray(indices).astype(np.uint64))
     while (beyond := image >= n).any():
@@ -101,7 +102,7 @@ class Windows:
         DataError: the split is shorter than one window.
     """
 
-    def __init__(self, source: Tokens, block_size: int, sampling: Sampling, seed: int) -> None:
+    def __init__(self, source: Tokens, block_size: int, sampling: Sampling, seed: int | str) -> None:
         if len(source) < block_size + 1:
             raise DataError(
                 f"the split has {len(source)} tokens, less than one window of block_size + 1 = {block_size + 1}: "

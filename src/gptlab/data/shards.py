@@ -26,6 +26,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gptlab.config import UserError
+
 if TYPE_CHECKING:
     from gptlab.data.tokenizers import Tokenizer
 
@@ -38,11 +40,14 @@ MAX_SHARD_TOKENS = 2**31 - 1  # the count in llm.c's header is an int32
 
 MAX_OPEN_SHARDS = 128  # a map holds a file descriptor; 256 is the smallest usual limit
 RELEASE_EVERY = 1024  # windows; each maps at most some 64 KiB of pages, so about 64 MiB stay resident
+# From this size a split is read page by page, all windows of a batch at once: the system's own read-ahead, up to 8 MiB
+# for a window of 2 KiB, only pays for what soon lies in the page cache as a whole.
+LARGE_SPLIT_BYTES = 2**30
 SCAN_TOKENS = 2**24  # tokens looked at together when ids are checked: 32 MiB
 
 
-class DataError(ValueError):
-    """Data that is missing, damaged or not what was asked for; the text is written for the user."""
+class DataError(UserError):
+    """Data that is missing, damaged or not what was asked for."""
 
 
 # -- one shard ------------------------------------------------------------------------------------------------------
@@ -210,6 +215,8 @@ class Tokens:
         self._begins = [int(end) - shard.tokens for end, shard in zip(self._ends, self.shards, strict=True)]
         self._open: dict[int, tuple[NDArray[Any], mmap.mmap | None]] = {}
         self._since_release = 0
+        size = sum(shard.tokens * shard.dtype.itemsize for shard in self.shards)
+        self._large = size >= LARGE_SPLIT_BYTES and hasattr(mmap.mmap, "madvise")
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if self.shards else 0
@@ -219,7 +226,20 @@ class Tokens:
             if len(self._open) >= MAX_OPEN_SHARDS:
                 del self._open[next(iter(self._open))]
             self._open[index] = self.shards[index].map()
+            pages = self._open[index][1]
+            if self._large and pages is not None:
+                pages.madvise(mmap.MADV_RANDOM)
         return self._open[index][0]
+
+    def _read_ahead(self, starts: list[int], holders: list[int], length: int) -> None:
+        """Have the system fetch the pages of all windows together, as far as their first shards hold them."""
+        for start, holder in zip(starts, holders, strict=True):
+            self._map(holder)
+            shard, pages = self.shards[holder], self._open[holder][1]
+            assert pages is not None  # an empty shard holds no window
+            begin = shard.offset + (start - self._begins[holder]) * shard.dtype.itemsize
+            page = begin // mmap.PAGESIZE * mmap.PAGESIZE
+            pages.madvise(mmap.MADV_WILLNEED, page, begin + length * shard.dtype.itemsize - page)
 
     def gather(self, starts: NDArray[np.int64], length: int) -> NDArray[np.int64]:
         """Windows of the stream, which may cross from shard to shard.
@@ -234,8 +254,11 @@ class Tokens:
         starts = np.asarray(starts, np.int64)
         assert starts.size == 0 or (starts.min() >= 0 and starts.max() + length <= len(self))
         windows = np.empty((len(starts), length), np.int64)
-        holders = np.searchsorted(self._ends, starts, side="right")  # (B,) the shard with the window's first token
-        for window, start, holder in zip(windows, starts.tolist(), holders.tolist(), strict=True):
+        firsts = starts.tolist()
+        holders = np.searchsorted(self._ends, starts, side="right").tolist()  # (B,) the shard with the first token
+        if self._large:
+            self._read_ahead(firsts, holders, length)
+        for window, start, holder in zip(windows, firsts, holders, strict=True):
             done = 0
             while done < length:
                 begin = start + done - self._begins[holder]

@@ -54,16 +54,19 @@ def make_norm(config: Model) -> nn.Module:
 
 
 def rotary_tables(config: Model, device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """cos and sin of the rotary angles, each (block_size, D / 2) float32 (Su et al. 2021, arXiv 2104.09864)."""
-    channels = torch.arange(0, config.head_size, 2, device=device, dtype=torch.float32)
-    frequencies = config.rope_theta ** (-channels / config.head_size)
-    angles = torch.outer(torch.arange(config.block_size, device=device, dtype=torch.float32), frequencies)
-    return angles.cos(), angles.sin()
+    """cos and sin of the rotary angles, each (block_size, D / 2) float32 (Su et al. 2021, arXiv 2104.09864).
+
+    Made on the CPU, so that devices agree, and rounded in the order transformers does: at position 1,000 it shows.
+    """
+    channels = torch.arange(0, config.head_size, 2, device="cpu", dtype=torch.float32)
+    frequencies = 1.0 / config.rope_theta ** (channels / config.head_size)
+    angles = torch.outer(torch.arange(config.block_size, device="cpu", dtype=torch.float32), frequencies)
+    return angles.cos().to(device), angles.sin().to(device)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the pairs (i, i + D/2) of x (B, H, T, D) by the angles of their positions; Llama's pairing."""
-    low, high = x.float().chunk(2, dim=-1)
+    low, high = x.to(torch.promote_types(x.dtype, torch.float32)).chunk(2, dim=-1)
     return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(x.dtype)
 
 
@@ -78,7 +81,7 @@ class KVCache:
         self.length = 0
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k and v (B, H, T, D) of a layer after what is there; returns all of that layer's, (B, H, length + T, D)."""
+        """Store k and v (B, H, T, D) of a layer after what is there; returns all of it, (B, H, length + T, D)."""
         end = self.length + k.shape[2]
         self.keys[layer, :, :, self.length : end] = k
         self.values[layer, :, :, self.length : end] = v
@@ -203,6 +206,7 @@ class GPT(nn.Module):
         """
         T, start = tokens.shape[1], cache.length if cache else 0
         assert start + T <= self.config.block_size, "the context is longer than block_size"
+        assert documents is None or cache is None, "documents are told apart in whole contexts only"
         x = self.wte(tokens)  # (B, T, C)
         if self.wpe is not None:
             x = x + self.wpe.weight[start : start + T]
@@ -245,7 +249,10 @@ class GPT(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def flops_per_token(self) -> int:
-        """Training FLOPs a token: 6 N + 12 n_layer n_embd block_size (PaLM, arXiv 2204.02311, appendix B), N all parameters."""
+        """Training FLOPs a token: 6 N + 12 n_layer n_embd block_size (PaLM, arXiv 2204.02311, appendix B).
+
+        N is every parameter, the position embedding too.
+        """
         return 6 * self.parameter_count() + 12 * self.config.n_layer * self.config.n_embd * self.config.block_size
 
     # -- weights

@@ -29,15 +29,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gptlab.config import Model
+from gptlab.config import Model, UserError
 from gptlab.model.gpt import GPT
 
 Fill = Callable[[GPT], None]
 Stored = dict[str, Callable[[], Tensor]]  # name of a stored tensor -> a function that reads it
 
 
-class HubError(ValueError):
-    """A model that has no form on the other side, or files that cannot be read; the text is written for the user."""
+class HubError(UserError):
+    """A model that has no form on the other side, or files that cannot be read."""
 
 
 # -- names and shapes on both sides ---------------------------------------------------------------------------------
@@ -405,7 +405,7 @@ def _filler(source: Path, stored: Stored, model_type: str, conv1d: bool) -> Fill
             for part, piece in zip(parameter.chunk(len(names[name])), names[name], strict=True):
                 tensor = tensors[piece]()
                 if conv1d and _is_conv1d(piece, model_type):
-                    tensor = tensor.t()
+                    part = part.t()
                 if tensor.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
                     raise HubError(f"{source}: {piece} is stored as {tensor.dtype}: quantised weights are not imported")
                 if tensor.shape != part.shape:
@@ -438,10 +438,7 @@ def download(name: str) -> Path:
     """
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.endswith((".pt", ".bin", ".safetensors")):
         raise HubError(f"{name}: no such file or folder, and no Hugging Face id either")
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise HubError(f"{name}: no such folder; to fetch it as a Hugging Face id, install huggingface_hub") from None
+    from huggingface_hub import snapshot_download  # half a second, for those who download
 
     def fetch(*patterns: str) -> Path:
         try:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 # Bytes of one chunk of float32 logits. Small enough not to matter beside the model, large enough to fill the device.
 CHUNK_BYTES = {"cpu": 128 << 20, "cuda": 2 << 30}
@@ -19,55 +20,58 @@ CHUNK_BYTES = {"cpu": 128 << 20, "cuda": 2 << 30}
 def chunk_length(n_tokens: int, vocab_size: int, device: str) -> int:
     """Tokens in a chunk: equal chunks, as few as keep each under the bound."""
     most = max(1, CHUNK_BYTES.get(device, 128 << 20) // (4 * vocab_size))
-    chunks = -(-n_tokens // most)
-    return -(-n_tokens // chunks)
+    chunks = max(1, -(-n_tokens // most))
+    return max(1, -(-n_tokens // chunks))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
         N, V = x.shape[0], weight.shape[0]
+        wide = torch.promote_types(dtype, torch.float32)
         wants_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        # float16 has no numbers for a probability of 1e-8: gradients are kept times 1024 until they are float32 again
+        # float16 has no number for a probability of 1e-8: dx is kept times 1024 until it is float32 again
         scale = 1024.0 if dtype == torch.float16 else 1.0
         x_low, w_low = x.to(dtype), weight.to(dtype)
-        valid = targets >= 0
+        keep = (targets >= 0)[:, None]  # (N, 1)
         picks = targets.clamp(min=0)[:, None]  # (N, 1)
-        loss = torch.zeros((), dtype=torch.float32, device=x.device)
-        dx, dw = [], None
+        loss = torch.zeros((), dtype=wide, device=x.device)
+        dx, dw = [], torch.zeros(0)
         step = chunk_length(N, V, x.device.type)
         for i in range(0, N, step):
-            chunk = x_low[i : i + step]  # (n, C)
-            pick, keep = picks[i : i + step], valid[i : i + step, None]
-            logits = (chunk @ w_low.t()).float()  # (n, V)
+            chunk, pick, kept = x_low[i : i + step], picks[i : i + step], keep[i : i + step]  # (n, C), (n, 1), (n, 1)
+            logits = (chunk @ w_low.t()).to(wide)  # (n, V)
             lse = torch.logsumexp(logits, dim=1, keepdim=True)  # (n, 1)
-            loss = loss + ((lse - logits.gather(1, pick)) * keep).sum()
-            if wants_grad:  # d loss / d logits = softmax - one_hot
-                grad = torch.exp(logits - lse)
-                grad = grad.scatter_add(1, pick, torch.full_like(lse, -1.0))
-                grad = (grad * (keep * scale)).to(dtype)
+            loss = loss + ((lse - logits.gather(1, pick)) * kept).sum()
+            if not wants_grad:
+                continue
+            grad = logits.sub_(lse).exp_()  # d loss / d logits = softmax - one_hot, in the place of the logits
+            grad.scatter_add_(1, pick, torch.full_like(lse, -1.0)).mul_(kept)
+            if dtype == torch.float16:
+                # a sum over tokens outgrows float16's 65504; TF32, which this regime allows, has the same mantissa
+                part = grad.t() @ chunk.to(wide)
+                dx.append(grad.mul_(scale).to(dtype) @ w_low)
+            else:
+                grad = grad.to(dtype)
+                part = grad.t() @ chunk
                 dx.append(grad @ w_low)
-                if dw is None:
-                    dw = (grad.t() @ chunk).float()
-                elif dtype == torch.float32:
-                    dw.addmm_(grad.t(), chunk)
-                else:
-                    dw += grad.t() @ chunk
+            dw = dw.add_(part) if i else part.to(wide)
         if wants_grad:
-            assert dw is not None
-            ctx.save_for_backward(torch.cat(dx), dw)
+            ctx.save_for_backward(torch.cat(dx) if dx else torch.zeros_like(x_low), dw)
             ctx.scale, ctx.dtypes = scale, (x.dtype, weight.dtype)
         return loss
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
         dx, dw = ctx.saved_tensors
-        factor = grads[0].float() / ctx.scale
-        return (dx.float() * factor).to(ctx.dtypes[0]), (dw * factor).to(ctx.dtypes[1]), None, None
+        factor = grads[0]
+        dx = dx.to(torch.promote_types(dx.dtype, factor.dtype)) * (factor / ctx.scale)
+        return dx.to(ctx.dtypes[0]), (dw * factor).to(ctx.dtypes[1]), None, None
 
 
 def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Sum over tokens of the cross-entropy of `x @ weight.T` in nats, a float32 scalar.
+    """Sum over tokens of the cross-entropy of `x @ weight.T` in nats, a float32 scalar (float64 for float64).
 
     Multiplies in the autocast dtype where autocast is on, else in x's; softmax and sum are float32.
 

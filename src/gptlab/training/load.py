@@ -46,10 +46,11 @@ class Run:
     def stream(self, prompt: str, samples: int = 1, **settings: Any) -> Iterator[list[int]]:
         """The ids as they are drawn, one of each sample at a time; arguments as for `sample`."""
         chosen = {**self.recipe.sample.model_dump(exclude={"prompt"}), **settings}
-        ids = list(self.tokenizer.encode(prompt))
-        if not ids and self.tokenizer.eot is None:
-            raise UserError("the prompt is empty, and this tokenizer has no end-of-text to start from: give --prompt")
-        ids = ids or [self.tokenizer.eot]
+        ids = self.tokenizer.encode(prompt)
+        if not ids:
+            if self.tokenizer.eot is None:
+                raise UserError("the prompt is empty, and this tokenizer has no end-of-text to start from: give --prompt")
+            ids = [self.tokenizer.eot]
         known = min(self.tokenizer.vocab_size, self.recipe.model.vocab_size)
         for row in generate(self.model, torch.tensor([ids] * samples), n_ids=known, **chosen):
             yield row.tolist()

@@ -91,7 +91,8 @@ def train(
         except Exception as error:
             run.write_json("result.json", Result("failed", reason=f"{type(error).__name__}: {error}").to_json())
             raise
-        run.write_json("result.json", result.to_json())
+        if result.to_json() != run.read_json("result.json"):
+            run.write_json("result.json", result.to_json())
     return result
 
 
@@ -130,6 +131,7 @@ def _train(recipe: Recipe, run: RunDir, datasets: list[Dataset], stop: StopSigna
         model.compile(dynamic=False)
 
     watch, peak = Stopwatch(), peak_flops(device)
+    seconds: float | None
     losses: list[torch.Tensor] = []  # of the updates since they were last read: a GPU does not wait for each
     lr, grad_norm, val_loss = 0.0, torch.zeros(()), state.get("val_loss")
     diverged: tuple[int, str] | None = None

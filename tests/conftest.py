@@ -1,0 +1,61 @@
+import os
+
+# Two test processes on two cores: threads of PyTorch's that wait for one another by spinning cost more than they bring.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gptlab.config import Recipe, build_recipe
+from gptlab.data.shards import write_shard
+from gptlab.data.tokenizers import make_tokenizer
+
+WORDS = "the cat sat on a mat and saw that the dog had run to the house of an old man who sold red hats".split()
+
+
+def text_of(n_words: int, seed: int) -> str:
+    """Sentences of a small grammar: something a tiny model learns in a hundred steps."""
+    draw = random.Random(seed)
+    return " ".join(draw.choice(WORDS) + ("." if draw.random() < 0.1 else "") for _ in range(n_words))
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared dataset of characters, with end-of-text between documents, in token files without a manifest."""
+    folder = tmp_path_factory.mktemp("dataset")
+    documents = [text_of(40, seed) for seed in range(120)]
+    tokenizer = make_tokenizer("char", lambda: iter(documents))
+    for split, part in (("train", documents[:100]), ("val", documents[100:])):
+        ids = [i for document in part for i in [tokenizer.eot, *tokenizer.encode(document)]]
+        write_shard(folder / f"{split}.bin", np.array(ids), "nanogpt")
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer.spec()))
+    return folder
+
+
+@pytest.fixture
+def recipe(dataset: Path) -> Recipe:
+    """A run of 24 steps that takes a moment and uses what makes resuming hard: dropout, a ragged last micro-batch."""
+    return tiny_recipe(dataset)
+
+
+def tiny_recipe(dataset: Path, **changes: object) -> Recipe:
+    return build_recipe(
+        {
+            "name": "tiny",
+            "model": {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 32, "dropout": 0.1},
+            "data": {"path": str(dataset), "tokenizer": "char"},
+            "batch": {"micro_batch": 3, "tokens_per_step": 256},  # 8 sequences: 3 + 3 + 2
+            "optim": {"lr": 1e-2},
+            "schedule": {"warmup_steps": 5, "min_lr": 1e-3},
+            "train": {"max_steps": 24, "eval_every": 6, "device": "cpu"},
+            "eval": {"tokens": 640, "train": True},
+            "checkpoint": {"every": 4},
+            "log": {"every": 1},
+        },
+        {key.replace("__", "."): value for key, value in changes.items()},
+    )

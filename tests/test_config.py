@@ -1,0 +1,210 @@
+"""Settings: merged in order, validated once, and refused in sentences."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from gptlab.cli import lift_settings
+from gptlab.config import (
+    PRESETS, ConfigError, Recipe, build_recipe, load_recipe, parse_flag, read_layer, settings, shipped,
+)  # fmt: skip
+
+
+def test_later_layers_win_and_a_preset_holds_within_its_own_layer() -> None:
+    file = {"model": {"preset": "gpt2", "n_layer": 3}, "train": {"max_steps": 5}}
+    assert build_recipe(file).model.n_layer == 3  # explicit beside a preset
+    assert build_recipe(file).model.n_embd == 768
+    bigger = build_recipe(file, {"model.preset": "gpt2-medium"})  # a preset over explicit values of an earlier layer
+    assert (bigger.model.n_layer, bigger.model.n_head, bigger.model.n_embd) == (24, 16, 1024)
+    assert build_recipe(file, {"model.preset": "gpt2-medium"}, {"model.n_layer": 2}).model.n_layer == 2
+    assert build_recipe(file, {"optim": {"lr": 1e-3}}, {"optim.eps": 1e-6}).optim.lr == 1e-3  # sections merge
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ({"optim.lr": -1}, "optim.lr = -1: must be greater than 0"),
+        ({"optim.lrr": 1}, "no setting 'optim.lrr'; did you mean 'optim.lr'?"),
+        ({"train.lr": 1}, "no setting 'train.lr'; did you mean 'optim.lr'?"),
+        ({"optim.lr": float("nan")}, "optim.lr = nan: must be a finite number"),
+        ({"optim.lr": float("inf")}, "optim.lr = inf: must be a finite number"),
+        ({"optim.betas": [0.9, 1.0]}, "optim.betas = 1.0: must be less than 1"),
+        ({"model.bias": 1}, "model.bias = 1: must be true or false"),
+        ({"model.bias": "yes"}, "model.bias = yes: must be true or false"),
+        ({"train.max_steps": True}, "train.max_steps = True: must be a whole number"),
+        ({"train.max_steps": 2.5}, "train.max_steps = 2.5: must be a whole number"),
+        ({"compile.enabled": "maybe"}, "compile.enabled = maybe: must be true or false or 'auto'"),
+        ({"batch.micro_batch": 0}, "batch.micro_batch = 0: must be at least 1 or 'auto'"),
+        ({"model.position": "alibi"}, "model.position = alibi: must be one of 'learned' or 'rope'"),
+        ({"model.preset": "gpt3"}, "model.preset = 'gpt3': must be one of nano, micro"),
+        ({"model": 3}, "model = 3: must be a section of settings"),
+        ({"model.n_head": 5}, "model.n_embd = 48: must be divisible by model.n_head = 5"),
+        ({"batch.tokens_per_step": 1000}, "batch.tokens_per_step = 1000: must be a multiple of model.block_size = 64"),
+        ({"batch.micro_batch": 5}, "batch.micro_batch = 5: is more than the 4 sequences of a step"),
+        ({"schedule.min_lr": 1.0}, "schedule.min_lr = 1.0: must not exceed optim.lr"),
+        ({"train.max_steps": 0}, "the run has no end: set train.max_steps, train.max_tokens or train.max_epochs"),
+        ({"data.path": "a", "data.mixture": {"b": 1.0}}, "data.path and data.mixture are both set"),
+        ({"data.mixture": {"b": 0.0}}, "data.mixture = 0.0: must be greater than 0"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(override: dict, sentence: str) -> None:
+    base = {
+        "model": {"preset": "nano", "block_size": 64}, "batch": {"tokens_per_step": 256}, "train": {"max_steps": 1}
+    }  # fmt: skip
+    with pytest.raises(ConfigError) as error:
+        build_recipe(base, override)
+    assert str(error.value).startswith(sentence)
+    assert "\n" not in str(error.value)
+    assert "pydantic" not in str(error.value)
+
+
+def test_several_mistakes_are_a_line_each() -> None:
+    with pytest.raises(ConfigError) as error:
+        build_recipe({"optim": {"lr": -1}, "modl": {}, "train": {"max_steps": 1}})
+    assert sorted(str(error.value).splitlines()) == ["no setting 'modl'", "optim.lr = -1: must be greater than 0"]
+
+
+def test_flags_are_read_by_the_type_of_their_setting() -> None:
+    assert parse_flag("optim.lr", "3e-4") == 3e-4
+    assert parse_flag("train.max_steps", "1_000") == 1000
+    assert build_recipe({}, {"train.max_tokens": parse_flag("train.max_tokens", "1e10")}).train.max_tokens == 10**10
+    assert parse_flag("data.path", "123") == "123"  # a folder of that name, not a number
+    assert parse_flag("data.path", "true") == "true"
+    assert parse_flag("batch.micro_batch", "auto") == "auto"
+    assert parse_flag("batch.micro_batch", "8") == 8
+    assert parse_flag("compile.enabled", "false") is False
+    assert parse_flag("optim.betas", "[0.8, 0.9]") == [0.8, 0.9]
+    assert parse_flag("data.mixture", '{"data/a" = 0.5}') == {"data/a": 0.5}
+
+
+def test_settings_are_lifted_out_of_a_command_line() -> None:
+    words = ["train", "r", "--optim.lr", "-3", "--train.max-steps=5", "--seed", "1", "--sample.prompt", "--x", "--out", "a.b"]
+    left, lifted = lift_settings(words)
+    assert left == ["train", "r", "--seed", "1", "--out", "a.b"]
+    assert lifted == {"optim.lr": -3, "train.max_steps": 5, "sample.prompt": "--x"}
+    with pytest.raises(ConfigError, match=r"--optim.lr needs a value"):
+        lift_settings(["train", "r", "--optim.lr"])
+    with pytest.raises(ConfigError, match=r"--optim.lr needs a value"):
+        lift_settings(["train", "--optim.lr", "--train.max-steps", "5"])
+
+
+def test_a_recipe_file_repeats_itself() -> None:
+    recipe = load_recipe("shakespeare-char-cpu", {"optim.lr": "1e-3", "data.tokenizer": "byte"})
+    again = build_recipe(tomllib.loads(recipe.to_toml()))
+    assert again == recipe
+
+
+def test_no_recipe_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no recipe 'shakespeare-chr'.*did you mean 'shakespeare-char'"):
+        read_layer("shakespeare-chr")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("model = [")
+    with pytest.raises(ConfigError, match="is not a TOML file"):
+        read_layer(broken)
+
+
+def test_every_setting_says_what_it_is() -> None:
+    for name, field in settings():
+        assert field.description, name
+
+
+def test_limits_take_the_first() -> None:
+    recipe = build_recipe(
+        {"model": {"block_size": 64}, "batch": {"tokens_per_step": 640}, "train": {"max_tokens": 6500, "max_epochs": 1}}
+    )
+    assert recipe.step_limit(train_tokens=10**6) == 11  # 10 steps are 6,400 tokens
+    assert recipe.step_limit(train_tokens=1280) == 2
+    assert recipe.replace({"train.max_steps": 1}).step_limit(1280) == 1
+    assert recipe.replace({"train.eval_only": True}).step_limit(1280) == 0
+
+
+# -- shipped recipes: every number as its source has it
+
+
+def value(recipe: Recipe, name: str) -> object:
+    section, key = name.split(".")
+    return getattr(getattr(recipe, section), key)
+
+
+FINEWEB = {
+    "model.n_layer": 12, "model.n_head": 12, "model.n_embd": 768, "model.block_size": 1024, "model.vocab_size": 50304,
+    "model.tied": True, "model.dropout": 0.0, "data.corpus": "fineweb-edu", "data.tokenizer": "gpt2",
+    "data.sampling": "shuffled", "batch.tokens_per_step": 524288, "optim.name": "adamw", "optim.betas": (0.9, 0.95),
+    "optim.eps": 1e-8, "optim.weight_decay": 0.1, "optim.grad_clip": 1.0, "schedule.shape": "cosine",
+    "train.eval_every": 250, "eval.tokens": 20 * 32 * 1024, "hellaswag.every": 250, "checkpoint.every": 5000,
+    "precision.regime": "amp_bf16", "sample.seed": 42,
+}  # fmt: skip
+CLASSIC = {
+    **FINEWEB, "model.position": "learned", "model.norm": "layernorm", "model.mlp": "gelu", "optim.lr": 6e-4,
+    "schedule.min_lr": 6e-5, "schedule.warmup_steps": 715, "train.max_steps": 19073,
+}  # fmt: skip
+MODERN = {
+    **FINEWEB, "model.position": "rope", "model.norm": "rmsnorm", "model.mlp": "swiglu", "model.mlp_width": 2048,
+    "batch.micro_batch": 32, "optim.lr": 1.8e-3, "schedule.min_lr": 1.8e-4, "schedule.warmup_steps": 285,
+    "train.max_steps": 38146, "compile.enabled": True,
+}  # fmt: skip
+NANOGPT = {
+    "model.bias": False, "data.corpus": "shakespeare", "data.tokenizer": "char", "data.sampling": "random",
+    "optim.lr": 1e-3, "optim.betas": (0.9, 0.99), "optim.weight_decay": 0.1, "optim.grad_clip": 1.0,
+    "schedule.min_lr": 1e-4, "schedule.warmup_steps": 100, "schedule.shape": "cosine", "train.eval_every": 250,
+    "eval.train": True,
+}  # fmt: skip
+NUMBERS = {
+    "gpt2-124m-openwebtext": {
+        "model.n_layer": 12, "model.n_head": 12, "model.n_embd": 768, "model.block_size": 1024,
+        "model.vocab_size": 50304, "data.corpus": "openwebtext", "data.tokenizer": "gpt2", "data.sampling": "random",
+        "batch.micro_batch": 12, "batch.tokens_per_step": 12 * 1024 * 5, "train.max_steps": 10000,
+        "train.eval_every": 500, "eval.tokens": 200 * 12 * 1024, "eval.train": True, "optim.lr": 6e-4,
+        "optim.weight_decay": 0.1, "schedule.warmup_steps": 1000, "schedule.shape": "cosine", "schedule.min_lr": 6e-5,
+        "optim.grad_clip": 1.0, "checkpoint.every": 500,
+    },
+    "gpt2-124m-fineweb-edu": {**CLASSIC, "batch.micro_batch": 64},
+    "gpt2-124m-fineweb-edu-230126": {**CLASSIC, "batch.micro_batch": 16},
+    "gpt2-124m-fineweb-edu-modern": MODERN,
+    "shakespeare-char-cpu": {
+        **NANOGPT, "model.n_layer": 4, "model.n_head": 4, "model.n_embd": 128, "model.block_size": 64,
+        "model.dropout": 0.0, "batch.micro_batch": 12, "batch.tokens_per_step": 768, "train.max_steps": 2000,
+        "eval.tokens": 20 * 12 * 64,
+    },
+    "shakespeare-char": {
+        **NANOGPT, "model.n_layer": 6, "model.n_head": 6, "model.n_embd": 384, "model.block_size": 256,
+        "model.dropout": 0.2, "batch.micro_batch": 64, "batch.tokens_per_step": 64 * 256, "train.max_steps": 5000,
+        "eval.tokens": 200 * 64 * 256,
+    },
+    "finetune-shakespeare": {
+        "train.init_from": "openai-community/gpt2-xl", "batch.micro_batch": 1, "batch.tokens_per_step": 32 * 1024,
+        "train.max_steps": 20, "train.eval_every": 5, "eval.tokens": 40 * 1024, "optim.lr": 3e-5,
+        "schedule.shape": "constant",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(NUMBERS))
+def test_shipped_recipes_have_their_sources_numbers(name: str) -> None:
+    recipe = load_recipe(name)
+    assert {key: value(recipe, key) for key in NUMBERS[name]} == NUMBERS[name]
+    assert recipe.seed == 1337
+    assert recipe.description
+
+
+def test_every_shipped_recipe_loads() -> None:
+    assert set(NUMBERS) < set(shipped())
+    for name in shipped():
+        assert load_recipe(name).name == name
+
+
+def test_steps_rule_over_epochs_in_the_modern_fineweb_run() -> None:
+    recipe = load_recipe("gpt2-124m-fineweb-edu-modern")
+    two_epochs = 2 * 9_900_000_000 // recipe.batch.tokens_per_step
+    assert recipe.step_limit(train_tokens=9_900_000_000) == 38146
+    assert 38146 - two_epochs == 381
+
+
+def test_presets_are_the_sizes_they_are_named_after() -> None:
+    def millions(name: str) -> float:
+        p = PRESETS[name]
+        n, c = p["n_layer"], p["n_embd"]
+        return (n * (12 * c * c + 13 * c) + 2 * c + (50257 + 1024) * c) / 1e6
+
+    assert [round(millions(name)) for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")] == [124, 355, 774, 1558]

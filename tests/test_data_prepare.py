@@ -1,0 +1,565 @@
+"""From documents to shards: what is written, restarts, splits, and every refusal."""
+
+import contextlib
+import errno
+import gzip
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gptlab.config import Data
+from gptlab.data import corpora, shards
+from gptlab.data import prepare as module
+from gptlab.data.corpora import open_corpus
+from gptlab.data.prepare import prepare
+from gptlab.data.shards import DataError, Dataset, Tokens, read_shard
+
+
+def quietly(corpus: str, out: Path, **settings: Any) -> Path:
+    return prepare(corpus, **{"out": out, "tokenizer": "byte", "workers": 1, "progress": False, **settings})
+
+
+def documents(count: int) -> list[str]:
+    return [f"Document {index}: " + f"na\u00efve word {index * index} " * (index % 7 + 1) for index in range(count)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """100 text files of some 20 to 130 bytes."""
+    (tmp_path / "docs").mkdir()
+    for index, text in enumerate(documents(100)):
+        (tmp_path / "docs" / f"{index:03d}.txt").write_text(text, encoding="utf-8")
+    return tmp_path / "docs"
+
+
+def ids(tokens: Tokens) -> list[int]:
+    result: list[int] = tokens.gather(np.array([0]), len(tokens))[0].tolist()
+    return result
+
+
+def texts_of(tokens: Tokens) -> list[str]:
+    """The documents of a split made with the byte tokenizer, end-of-text prepended."""
+    stream = ids(tokens)
+    starts = [position for position, index in enumerate(stream) if index == 256]
+    assert starts[0] == 0
+    return [bytes(stream[a + 1 : b]).decode() for a, b in zip(starts, [*starts[1:], len(stream)], strict=True)]
+
+
+def digests(path: Path) -> dict[str, str]:
+    return {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(path.iterdir())
+        if file.suffix in (".bin", ".npy", ".json")
+    }
+
+
+# -- what is written
+
+
+def test_documents_are_split_and_delimited(folder: Path, tmp_path: Path) -> None:
+    dataset = Dataset(quietly("text", tmp_path / "set", source=folder))
+    train, val = texts_of(dataset.train), texts_of(dataset.val)
+    assert sorted(train + val) == sorted(documents(100))
+    assert train == [text for text in documents(100) if text not in val]  # the order is kept
+    assert len(val) == 5  # one of every 20
+    assert all(any(text in val for text in documents(100)[block : block + 20]) for block in range(0, 100, 20))
+    for split, texts in (("train", train), ("val", val)):
+        entry = dataset.manifest["splits"][split]
+        assert entry["documents"] == len(texts)
+        assert entry["bytes"] == sum(len(text.encode()) for text in texts)
+        assert entry["tokens"] == entry["bytes"] + entry["documents"]
+        assert [shard["sha256"] for shard in entry["shards"]] == [
+            hashlib.sha256((tmp_path / "set" / shard["file"]).read_bytes()).hexdigest() for shard in entry["shards"]
+        ]
+
+
+def test_the_manifest_says_what_was_done(folder: Path, tmp_path: Path) -> None:
+    manifest = Dataset(quietly("text", tmp_path / "set", source=folder, shard_tokens=1000)).manifest
+    assert manifest["format"] == "llmc"
+    assert manifest["corpus"] == "text"
+    assert manifest["dtype"] == "uint16"
+    assert manifest["source"]["path"] == str(folder)
+    assert manifest["source"]["files"] == 100
+    sha256 = hashlib.sha256((tmp_path / "set" / "tokenizer.json").read_bytes()).hexdigest()
+    assert manifest["tokenizer"] == {
+        "name": "byte", "vocab_size": 257, "eot": 256, "file": "tokenizer.json", "sha256": sha256,
+    }  # fmt: skip
+    assert manifest["settings"] == {
+        "shard_tokens": 1000, "end_of_text": "prepended", "val_fraction": None, "val_tokens": 0, "text_field": "text",
+        "max_documents": None,
+    }  # fmt: skip
+    sizes = [shard["tokens"] for shard in manifest["splits"]["train"]["shards"]]
+    assert set(sizes[:-1]) == {1000}
+    assert 0 < sizes[-1] <= 1000
+    assert [shard["max_token"] for shard in manifest["splits"]["train"]["shards"]] == [256] * len(sizes)
+    assert not list((tmp_path / "set").glob("*.tmp"))
+    assert not (tmp_path / "set" / "progress.json").exists()
+
+
+def test_containers_hold_the_same_stream(folder: Path, tmp_path: Path) -> None:
+    llmc = Dataset(quietly("text", tmp_path / "llmc", source=folder))
+    npy = Dataset(quietly("text", tmp_path / "npy", source=folder, format="npy", shard_tokens=1000))
+    assert ids(npy.train) == ids(llmc.train)
+    assert ids(npy.val) == ids(llmc.val)
+    loaded = [np.load(path) for path in sorted((tmp_path / "npy").glob("text_train_*.npy"))]
+    assert np.concatenate(loaded).tolist() == ids(llmc.train)
+
+    nanogpt = Dataset(quietly("text", tmp_path / "nano", source=folder, format="nanogpt", shard_tokens=1000))
+    stream = np.fromfile(tmp_path / "nano" / "train.bin", np.uint16).tolist()
+    assert stream == ids(nanogpt.train)
+    assert stream == [*ids(llmc.train)[1:], 256]  # appended instead of prepended
+    (tmp_path / "nano" / "manifest.json").unlink()  # as nanoGPT leaves it
+    assert ids(Dataset(tmp_path / "nano").val) == ids(nanogpt.val)
+
+
+def test_large_vocabularies_take_32_bits() -> None:
+    assert shards.token_dtype("llmc", 2**16) == np.uint16
+    assert shards.token_dtype("llmc", 2**16 + 1) == np.uint32
+    with pytest.raises(DataError, match="format npy holds 16-bit ids and the vocabulary has 65537: use --format llmc"):
+        shards.token_dtype("npy", 2**16 + 1)
+
+
+@pytest.mark.parametrize("tokenizer", ["gpt2", "byte", "char", "bpe-280"])
+def test_the_number_of_workers_changes_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: str
+) -> None:
+    monkeypatch.setattr(module, "BATCH_CHARACTERS", 300)  # some 30 batches
+    made = [
+        digests(quietly("text", tmp_path / str(workers), source=folder, shard_tokens=700, workers=workers,
+                        tokenizer=tokenizer))
+        for workers in (1, 2, 5)
+    ]  # fmt: skip
+    assert len(made[0]) > 4
+    assert made[0] == made[1] == made[2]
+
+
+def test_the_default_folder_is_where_a_recipe_looks(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = prepare("text", source=folder, tokenizer="byte", progress=False)
+    assert made == Path(Data(corpus="text", tokenizer="byte").folder) == Path("data/text-byte")
+    assert Dataset(made).vocab_size == 257
+    by_path = prepare("docs", tokenizer="byte", progress=False)
+    assert by_path == Path(Data(corpus="docs", tokenizer="byte").folder)
+    assert Dataset(by_path).fingerprint() == Dataset(made).fingerprint()
+
+
+# -- restarting
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_stop_at_any_moment_is_made_good(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BATCH_CHARACTERS", 500)
+    monkeypatch.setattr(module, "RECORD_SECONDS", 0.0)
+    whole = digests(quietly("text", tmp_path / "whole", source=folder, shard_tokens=900))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # slow, and the disk does not fail here
+    real: dict[str, Any] = {"replace": os.replace, "fsync": os.fsync}
+    countdown = 0
+
+    def counted(name: str) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal countdown
+            countdown -= 1
+            if countdown == 0:
+                raise Killed
+            return real[name](*args, **kwargs)
+
+        return call
+
+    for stop in range(1, 130, 5):
+        out = tmp_path / f"stop{stop}"
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", counted("replace"))  # before any of these calls the process may be gone
+            patch.setattr(os, "fsync", counted("fsync"))
+            for countdown in (stop, 2 * stop):  # the rerun is stopped as well  # noqa: B007
+                with contextlib.suppress(Killed):
+                    quietly("text", out, source=folder, shard_tokens=900)
+        quietly("text", out, source=folder, shard_tokens=900)
+        assert digests(out) == whole
+        assert not list(out.glob(".*.tmp"))
+
+
+def test_a_rerun_does_not_tokenise_finished_shards_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH_CHARACTERS", 500)
+    seen: list[str] = []
+    tokenise = module._tokenise
+    stop_after: float = 60
+
+    def watched(batch: list[tuple[str, str]], **settings: Any) -> Any:
+        if len(seen) >= stop_after:
+            raise Killed
+        seen.extend(text for _, text in batch)
+        return tokenise(batch, **settings)
+
+    monkeypatch.setattr(module, "_tokenise", watched)
+    with pytest.raises(Killed):
+        quietly("text", tmp_path / "set", source=folder, shard_tokens=1000)
+    finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "set").glob("train-*.bin")}
+    assert len(finished) > 1
+    first = len(seen)
+    stop_after = float("inf")
+    quietly("text", tmp_path / "set", source=folder, shard_tokens=1000)
+    again = len(seen) - first
+    assert again < 100 - first + 30  # what follows the last finished shard, and no more
+    assert all(path.stat().st_mtime_ns == when for path, when in finished.items())
+    assert sorted(texts_of(Dataset(tmp_path / "set").train) + texts_of(Dataset(tmp_path / "set").val)) == sorted(
+        documents(100)
+    )
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on(folder: Path, tmp_path: Path) -> None:
+    whole = digests(quietly("text", tmp_path / "whole", source=folder, shard_tokens=500, tokenizer="gpt2"))
+    script = (
+        "import sys, time\nfrom pathlib import Path\nfrom gptlab.data import prepare as module\n"
+        "module.BATCH_CHARACTERS = 400\ntokenise = module._tokenise\n"
+        "def slowly(*args, **settings):\n    time.sleep(0.05)\n    return tokenise(*args, **settings)\n"
+        "module._tokenise = slowly\n"
+        "module.prepare('text', source=sys.argv[1], out=sys.argv[2], tokenizer='gpt2', shard_tokens=500, workers=2)\n"
+    )
+    out = tmp_path / "killed"
+    kills = 0
+    while not (out / "manifest.json").exists():
+        process = subprocess.Popen([sys.executable, "-c", script, str(folder), str(out)])
+        before = len(list(out.glob("train-*.bin")))
+        while process.poll() is None and len(list(out.glob("train-*.bin"))) < before + 2:
+            time.sleep(0.01)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait()
+        assert process.returncode in (0, -signal.SIGKILL)
+    assert kills >= 2
+    assert digests(out) == whole
+
+
+def test_a_finished_folder_is_left_as_it_is(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quietly("text", tmp_path / "set", source=folder)
+    monkeypatch.setattr(module, "_prepare", None)
+    quietly("text", tmp_path / "set", source=folder, progress=True, workers=3)
+    assert "already prepared" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ({"tokenizer": "char"}, r"tokenizer.name = byte \(now char\)"),
+        ({"shard_tokens": 999}, r"shard_tokens = 100000000 \(now 999\)"),
+        ({"format": "npy"}, r"format = llmc \(now npy\)"),
+        ({"val_fraction": 0.2}, r"val_fraction = None \(now 0.2\)"),
+        ({"max_documents": 50}, r"max_documents = None \(now 50\)"),
+    ],
+)
+def test_other_settings_are_refused(folder: Path, tmp_path: Path, change: dict[str, Any], difference: str) -> None:
+    before = digests(quietly("text", tmp_path / "set", source=folder))
+    with pytest.raises(DataError, match=f"was made with .*{difference}.*: name another --out, or delete the folder"):
+        quietly("text", tmp_path / "set", **{"source": folder, **change})
+    assert digests(tmp_path / "set") == before
+
+
+def test_changed_text_is_refused_and_a_moved_copy_is_not(folder: Path, tmp_path: Path) -> None:
+    quietly("text", tmp_path / "set", source=folder)
+    folder.rename(tmp_path / "moved")
+    quietly("text", tmp_path / "set", source=tmp_path / "moved")
+    (tmp_path / "moved" / "100.txt").write_text("one more")
+    with pytest.raises(DataError, match=r"source.files = 100 \(now 101\)"):
+        quietly("text", tmp_path / "set", source=tmp_path / "moved")
+
+
+def test_a_start_that_came_to_nothing_does_not_block_the_folder(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"body": "text"}\n')
+    with pytest.raises(DataError, match="no text in a field 'text'; it has body"):
+        quietly("text", tmp_path / "set", source=tmp_path / "bad.jsonl")
+    quietly("text", tmp_path / "set", source=folder, tokenizer="char")
+    assert Dataset(tmp_path / "set").tokenizer.name == "char"
+
+
+def test_other_files_are_never_overwritten(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train-000000.bin").write_text("mine")
+    with pytest.raises(DataError, match=r"holds other files \(train-000000.bin\): name another --out"):
+        quietly("text", tmp_path / "set", source=folder)
+    assert (tmp_path / "set" / "train-000000.bin").read_text() == "mine"
+
+
+def test_one_process_at_a_time(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    with module._lock(tmp_path / "set"), pytest.raises(DataError, match="is being prepared by another process"):
+        quietly("text", tmp_path / "set", source=folder)
+
+
+def test_a_full_disk(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(DataError, match="no space left for .*: make room and run the same again, it goes on"):
+            quietly("text", tmp_path / "set", source=folder)
+    quietly("text", tmp_path / "set", source=folder)
+
+
+def test_a_folder_that_cannot_be_written(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="file/set cannot be written: Not a directory"):
+        quietly("text", tmp_path / "file" / "set", source=folder)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"format": "tfrecord"}, "no format 'tfrecord': use llmc, nanogpt, npy"),
+        ({"shard_tokens": 2**31}, "shard_tokens = 2147483648: must be at least 1 and at most 2147483647"),
+        ({"workers": 0}, "workers = 0: must be at least 1"),
+        ({"val_fraction": 0.9}, "val_fraction = 0.9: must be at least 0 and at most 0.5"),
+        ({"val_fraction": 0.1, "val_tokens": 5}, "both set"),
+        ({"tokenizer": "gpt9"}, "no tokenizer 'gpt9'"),
+        ({"source": "/nowhere"}, "/nowhere does not exist"),
+    ],
+)
+def test_settings_are_checked(folder: Path, tmp_path: Path, settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(DataError, match=sentence):
+        quietly("text", tmp_path / "set", **{"source": folder, **settings})
+
+
+# -- splits
+
+
+def test_the_first_tokens_are_held_out_exactly(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BATCH_CHARACTERS", 700)
+    whole = ids(Dataset(quietly("text", tmp_path / "a", source=folder, val_fraction=0)).train)
+    dataset = Dataset(quietly("text", tmp_path / "b", source=folder, val_tokens=1234, shard_tokens=1000))
+    assert ids(dataset.val) == whole[:1234]
+    assert ids(dataset.train) == whole[1234:]
+    entries = dataset.manifest["splits"]
+    assert entries["val"]["documents"] == whole[:1234].count(256)
+    assert entries["val"]["bytes"] == 1234 - whole[:1234].count(256)
+    assert sum(entry["documents"] for entry in entries.values()) == 100
+    assert sum(entry["bytes"] for entry in entries.values()) == sum(len(text.encode()) for text in documents(100))
+    with pytest.raises(DataError, match=r"all \d+ tokens of the corpus text fell into the validation split"):
+        quietly("text", tmp_path / "c", source=folder, val_tokens=10**6)
+
+
+def test_few_documents_give_one_to_validation(tmp_path: Path) -> None:
+    for count in (2, 3, 19):
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in documents(count))
+        (tmp_path / f"{count}.jsonl").write_text(lines)
+        dataset = Dataset(quietly("text", tmp_path / f"set{count}", source=tmp_path / f"{count}.jsonl"))
+        assert dataset.manifest["splits"]["val"]["documents"] == 1
+        assert dataset.manifest["splits"]["train"]["documents"] == count - 1
+
+
+def test_one_document_is_cut_by_position(tmp_path: Path) -> None:
+    text = "".join(chr(ord("a") + index % 26) for index in range(1115))
+    (tmp_path / "one.txt").write_text(text)
+    dataset = Dataset(quietly("text", tmp_path / "set", source=tmp_path / "one.txt", tokenizer="char"))
+    assert (len(dataset.train), len(dataset.val)) == (1003, 112)  # int(0.9 * 1115), as nanoGPT
+    assert dataset.tokenizer.eot is None
+    assert dataset.tokenizer.decode(ids(dataset.train) + ids(dataset.val)) == text
+    quarter = Dataset(quietly("text", tmp_path / "q", source=tmp_path / "one.txt", val_fraction=0.25))
+    assert len(texts_of(quarter.val)[0]) == 1115 - int(0.75 * 1115)
+
+
+def test_max_documents(folder: Path, tmp_path: Path) -> None:
+    dataset = Dataset(quietly("text", tmp_path / "set", source=folder, max_documents=30))
+    assert sorted(texts_of(dataset.train) + texts_of(dataset.val)) == sorted(documents(100)[:30])
+
+
+# -- corpora
+
+
+def test_every_kind_of_local_file(tmp_path: Path) -> None:
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    root = tmp_path / "mixed"
+    (root / "sub").mkdir(parents=True)
+    lines = '{"text": "jsonl 1", "id": 1}\n\n{"text": "jsonl \\ud800"}\n{"text": ""}\n'
+    (root / "a.jsonl").write_text(lines)
+    (root / "b.jsonl.gz").write_bytes(gzip.compress(b'{"text": "zipped"}\n'))
+    (root / "c.json").write_text('[{"text": "json 1"}, "json 2"]')
+    (root / "d.md").write_bytes(b"\xef\xbb\xbfwith a mark\r\n")
+    (root / "sub" / "e.txt").write_text("text")
+    (root / "sub" / "f.txt.gz").write_bytes(gzip.compress(b"text, zipped"))
+    parquet.write_table(pa.table({"n": [1, 2, 3], "text": ["row 1", None, "row 3"]}), root / "g.parquet")
+    (root / "ignored.csv").write_text("x")
+    (root / ".hidden.txt").write_text("x")
+    found = [text for _, text in open_corpus("text", root).documents() if text]
+    assert found == [
+        "jsonl 1", "jsonl \ufffd", "zipped", "json 1", "json 2", "with a mark\n", "row 1", "row 3", "text",
+        "text, zipped",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("a.txt", b"\xff\xfe", "a.txt is not UTF-8 text"),
+        ("a.jsonl", b'{"text": 1}\n', "a.jsonl, line 1 has no text in a field 'text'; it has text"),
+        ("a.jsonl", b"{}\nnot json\n", "a.jsonl, line 1 has no text"),
+        ("a.jsonl", b'{"text": "x"}\nnot json\n', "a.jsonl, line 2 is not JSON"),
+        ("a.json", b'{"text": "x"}\n{"text": "y"}\n', "a.json is not JSON: .* is called .jsonl"),
+        ("a.txt.gz", b"not gzip", "a.txt.gz cannot be read: Not a gzipped file"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 99)[:-9], "a.jsonl.gz cannot be read"),
+        ("a.parquet", b"PAR1 nothing", "a.parquet is not a readable parquet file"),
+        ("a.txt", b"", "the corpus text has no documents: .*a.txt holds no text"),
+    ],
+)
+def test_unreadable_files_are_named(tmp_path: Path, name: str, content: bytes, sentence: str) -> None:
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=sentence):
+        quietly("text", tmp_path / "set", source=tmp_path / name)
+
+
+def test_a_parquet_column_is_named(tmp_path: Path) -> None:
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pa.table({"body": documents(30), "id": list(range(30))}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="has no column 'text', only body, id: name one with --text-field"):
+        quietly("text", tmp_path / "set", source=tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="column 'id' holds int, not text"):
+        quietly("text", tmp_path / "set", source=tmp_path / "a.parquet", text_field="id")
+    quietly("text", tmp_path / "set", source=tmp_path / "a.parquet", text_field="body")
+
+
+def test_nothing_to_read(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"has no text: no file in it ends in .txt"):
+        quietly("text", tmp_path / "set", source=tmp_path / "empty")
+    with pytest.raises(DataError, match="is read from --from: name a file or folder"):
+        quietly("text", tmp_path / "set")
+    with pytest.raises(DataError, match="no corpus 'wikipedia': use stdlib, shakespeare, .* or the path of a file"):
+        quietly("wikipedia", tmp_path / "set")
+
+
+def test_stdlib(tmp_path: Path) -> None:
+    found = list(open_corpus("stdlib").documents())
+    names = [name for name, _ in found]
+    assert names == [name for name, _ in open_corpus("stdlib").documents()]
+    assert len(names) == len(set(names))
+    assert {"os.py", "json/decoder.py", "pydoc_data/topics/with"} <= set(names)
+    assert not [name for name in names if "/test" in name or "site-packages" in name]
+    source = Path(os.__file__).read_text(encoding="utf-8")
+    assert dict(found)["os.py"] == source
+    assert 8e6 < sum(len(text) for _, text in found) < 20e6
+    manifest = Dataset(quietly("stdlib", tmp_path / "set", max_documents=60)).manifest
+    assert manifest["source"] == {"python": ".".join(map(str, sys.version_info[:3]))}
+
+
+def test_named_documents_stay_on_their_side_when_others_come_and_go() -> None:
+    def held_out(count: int) -> set[str]:
+        named = [(f"module{index}.py", f"text {index}") for index in range(0, 2000, count)]
+        split = list(corpora.Corpus("named", {}, lambda: iter(named)).split())
+        assert [text for _, text in split] == [text for _, text in named]
+        return {text for name, text in split if name == "val"}
+
+    every, third = held_out(1), held_out(3)
+    assert 60 < len(every) < 140  # 0.05 of 2000, give or take four standard deviations
+    assert third == {text for text in every if int(text.split()[1]) % 3 == 0}
+
+
+SONNET = b"From fairest creatures we desire increase,\nThat thereby beauty's rose might never die,\n"
+
+
+@pytest.fixture
+def shakespeare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """A network that answers with whatever `content` is, or not at all."""
+    network: dict[str, Any] = {"content": SONNET, "calls": 0}
+
+    def urlopen(url: str, timeout: float) -> io.BytesIO:
+        network["calls"] += 1
+        if network["content"] is None:
+            raise urllib.error.URLError("no route")
+        return io.BytesIO(network["content"])
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    monkeypatch.setattr(corpora, "SHAKESPEARE_SHA256", hashlib.sha256(SONNET).hexdigest())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    yield network
+
+
+def test_shakespeare_is_downloaded_once_and_checked(shakespeare: dict[str, Any], tmp_path: Path) -> None:
+    dataset = Dataset(quietly("shakespeare", tmp_path / "a", tokenizer="char"))
+    assert dataset.tokenizer.decode(ids(dataset.train) + ids(dataset.val)) == SONNET.decode()
+    assert dataset.manifest["source"]["sha256"] == hashlib.sha256(SONNET).hexdigest()
+    assert dataset.manifest["source"]["url"].startswith("https://")
+    assert shakespeare["calls"] == 1
+    shakespeare["content"] = None
+    quietly("shakespeare", tmp_path / "b")  # from the cache
+    (tmp_path / "cache" / "gptlab" / "tinyshakespeare.txt").write_bytes(b"damaged")
+    with pytest.raises(DataError, match=r"could not be downloaded from .* \(<urlopen error no route>\): .*--from FILE"):
+        quietly("shakespeare", tmp_path / "c")
+    shakespeare["content"] = b"something else"
+    with pytest.raises(DataError, match=r"is not the file it was \(another sha256\): name a copy with --from FILE"):
+        quietly("shakespeare", tmp_path / "c")
+
+
+def test_shakespeare_from_a_file(shakespeare: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_bytes(b"To be, or not to be")
+    manifest = Dataset(quietly("shakespeare", tmp_path / "a", source=tmp_path / "mine.txt", tokenizer="char")).manifest
+    assert manifest["source"]["sha256"] == hashlib.sha256(b"To be, or not to be").hexdigest()
+    assert shakespeare["calls"] == 0
+
+
+@pytest.mark.slow
+def test_hub_corpora_from_local_copies(tmp_path: Path) -> None:
+    datasets, pa = pytest.importorskip("datasets"), pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pa.table({"id": list(range(100)), "text": documents(100)})
+    repository = tmp_path / "repository"
+    (repository / "sample" / "10BT").mkdir(parents=True)
+    parquet.write_table(table.slice(0, 50), repository / "sample" / "10BT" / "000.parquet")
+    parquet.write_table(table.slice(50), repository / "sample" / "10BT" / "001.parquet")
+    (repository / "README.md").write_text(
+        "---\nconfigs:\n- config_name: sample-10BT\n  data_files:\n  - split: train\n    path: sample/10BT/*\n---\n"
+    )
+    (tmp_path / "plain").mkdir()
+    parquet.write_table(table, tmp_path / "plain" / "train-00000.parquet")
+    datasets.Dataset.from_dict({"text": documents(100)}).save_to_disk(str(tmp_path / "disk"))
+    for name, source, settings in (
+        ("fineweb-edu", repository, {}),
+        ("fineweb-edu", tmp_path / "plain", {"val_tokens": 500}),
+        ("openwebtext", tmp_path / "plain", {}),
+        ("openwebtext", tmp_path / "disk", {}),
+        ("openwebtext", tmp_path / "plain" / "train-00000.parquet", {}),
+    ):
+        dataset = Dataset(quietly(name, tmp_path / f"{name}-{source.stem}", source=source, **settings))
+        if settings:
+            assert len(dataset.val) == 500
+            assert texts_of(dataset.val)[:3] == documents(3)
+        else:
+            assert sorted(texts_of(dataset.train) + texts_of(dataset.val)) == sorted(documents(100))
+
+
+def test_importing_the_room_loads_no_library() -> None:
+    """A process that trains must not wait for tokenizers and corpus readers, nor this room for torch."""
+    code = (
+        "import sys, gptlab.data.shards, gptlab.data.sampler, gptlab.data.tokenizers, gptlab.data.prepare\n"
+        "print([name for name in ('torch', 'tiktoken', 'tokenizers', 'datasets', 'pyarrow', 'rich')"
+        " if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_a_shard_is_read_whole_or_not_at_all(tmp_path: Path) -> None:
+    shards.write_shard(tmp_path / "a.bin", np.arange(10))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
+    assert read_shard(tmp_path / "a.bin").tokens == 10
