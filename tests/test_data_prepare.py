@@ -132,6 +132,17 @@ def test_large_vocabularies_take_32_bits() -> None:
         shards.token_dtype("npy", 2**16 + 1)
 
 
+def test_the_largest_id_of_a_shard_is_recorded(tmp_path: Path) -> None:
+    state: dict[str, Any] = {"shards": [], "tokens": 0, "documents": 0, "bytes": 0, "open_tokens": 0, "open_max": -1}
+    writer = module._SplitWriter(tmp_path, "train", "llmc", "text", np.dtype("<u2"), 5, state)
+    for values in ([7, 9], [1], [2, 3, 4], [0]):
+        writer.write(module._Piece("train", np.array(values, "<u2"), 1, 0))
+    writer.close()
+    writer.publish()
+    assert [(shard["tokens"], shard["max_token"]) for shard in state["shards"]] == [(5, 9), (2, 4)]
+    assert ids(Tokens([read_shard(tmp_path / f"train-00000{index}.bin") for index in (0, 1)])) == [7, 9, 1, 2, 3, 4, 0]
+
+
 @pytest.mark.parametrize("tokenizer", ["gpt2", "byte", "char", "bpe-280"])
 def test_the_number_of_workers_changes_nothing(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: str
@@ -164,10 +175,10 @@ class Killed(BaseException):
 
 
 def test_a_stop_at_any_moment_is_made_good(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # slow, and it is processes that fail here, not disks
     monkeypatch.setattr(module, "BATCH_CHARACTERS", 500)
     monkeypatch.setattr(module, "RECORD_SECONDS", 0.0)
     whole = digests(quietly("text", tmp_path / "whole", source=folder, shard_tokens=900))
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # slow, and the disk does not fail here
     real: dict[str, Any] = {"replace": os.replace, "fsync": os.fsync}
     countdown = 0
 

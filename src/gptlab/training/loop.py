@@ -78,10 +78,10 @@ def train(
     run = RunDir(out or f"runs/{recipe.name}_seed{recipe.seed}")
     if resume == "never" and run.exists():
         raise RunError(f"{run.path} already has a run in it: --resume auto goes on with it, --out names another folder")
-    datasets = open_datasets(recipe)
+    device, datasets = pick_device(recipe.train.device), open_datasets(recipe)
     with run.lock(), StopSignal() as stop:
         try:
-            result = _train(recipe, run, datasets, stop, quiet)
+            result = _train(recipe, run, datasets, device, stop, quiet)
         except NotApplicable as error:
             result = Result("not_applicable", reason=str(error))
         except torch.OutOfMemoryError as error:
@@ -96,9 +96,10 @@ def train(
     return result
 
 
-def _train(recipe: Recipe, run: RunDir, datasets: list[Dataset], stop: StopSignal, quiet: bool) -> Result:
+def _train(
+    recipe: Recipe, run: RunDir, datasets: list[Dataset], device: torch.device, stop: StopSignal, quiet: bool
+) -> Result:
     began, cpu_began = time.perf_counter(), _cpu_seconds()
-    device = pick_device(recipe.train.device)
     regime = enter_regime(recipe.precision.regime, device)
     torch.use_deterministic_algorithms(recipe.train.deterministic)
     recipe, fill = resolve(recipe, run, datasets, device)

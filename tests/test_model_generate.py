@@ -1,0 +1,88 @@
+"""Generation: the cache changes the time and not the text; sampling keeps to its bounds."""
+
+import pytest
+import torch
+
+from gptlab.config import Model
+from gptlab.model.generate import generate, pick_token
+from gptlab.model.gpt import GPT, build_model
+
+CLASSIC = Model(n_layer=2, n_head=2, n_embd=32, block_size=24, vocab_size=50)
+MODERN = CLASSIC.model_copy(
+    update={"position": "rope", "norm": "rmsnorm", "mlp": "swiglu", "qk_norm": True, "tied": False, "bias": False}
+)
+
+
+def lively(config: Model) -> GPT:
+    """Weights large enough that no two logits tie and the context matters."""
+    model = build_model(config, fill=1)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(4.0 if p.dim() > 1 else 1.0)
+    return model
+
+
+def ids(model: GPT, prompt: list[list[int]], n: int, **settings: object) -> list[list[int]]:
+    return torch.stack(list(generate(model, torch.tensor(prompt), n, **settings)), dim=1).tolist()
+
+
+@pytest.mark.parametrize("config", [CLASSIC, MODERN], ids=["classic", "modern"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_cache_changes_nothing_past_the_end_of_the_context_too(config: Model, temperature: float) -> None:
+    model = lively(config)
+    prompt = [[3, 1, 4], [1, 5, 9]]
+    with_cache = ids(model, prompt, 60, temperature=temperature, use_cache=True)  # the context is full after 21
+    without = ids(model, prompt, 60, temperature=temperature, use_cache=False)
+    assert with_cache == without
+    assert with_cache[0] != with_cache[1]
+
+
+def test_greedy_is_the_argmax_of_the_model() -> None:
+    model = lively(CLASSIC)
+    context = [7, 8]
+    for drawn in ids(model, [context], 15, temperature=0.0)[0]:
+        with torch.no_grad():
+            assert drawn == model(torch.tensor([context]))[0, -1].argmax().item()
+        context = [*context, drawn]
+
+
+def test_a_sample_depends_on_its_seed_and_not_on_its_neighbours() -> None:
+    model = lively(CLASSIC)
+    one = ids(model, [[1]], 30, seed=4)[0]
+    assert ids(model, [[1], [1], [1]], 30, seed=4)[0] == one
+    assert ids(model, [[1]], 30, seed=5)[0] != one
+    several = ids(model, [[1], [1]], 30, seed=4)
+    assert several[0] != several[1]
+
+
+def test_padding_of_the_vocabulary_is_never_drawn() -> None:
+    model = build_model(CLASSIC)
+    drawn = ids(model, [[0]] * 8, 100, temperature=5.0, n_ids=10)
+    assert max(map(max, drawn)) == 9
+
+
+def test_a_prompt_longer_than_the_context_is_read_from_its_end() -> None:
+    model = lively(CLASSIC)
+    long = list(range(1, 50)) + [2, 3]
+    assert ids(model, [long], 5, temperature=0.0) == ids(model, [long[-24:]], 5, temperature=0.0)
+
+
+def counts(logits: list[float], n: int = 4000, **settings: float) -> torch.Tensor:
+    rows = torch.tensor(logits).log().repeat(n, 1)
+    chosen = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, **settings}
+    generators = [torch.Generator().manual_seed(i) for i in range(n)]
+    return torch.bincount(pick_token(rows, generators=generators, **chosen), minlength=len(logits)) / n
+
+
+def test_draws_have_the_probabilities_of_temperature_top_k_and_top_p() -> None:
+    p = [0.1, 0.4, 0.2, 0.3]
+    close = {"rtol": 0, "atol": 0.03}  # 4 standard errors of 4,000 draws
+    torch.testing.assert_close(counts(p), torch.tensor(p), **close)
+    squared = torch.tensor(p).square() / torch.tensor(p).square().sum()
+    torch.testing.assert_close(counts(p, temperature=0.5), squared, **close)
+    torch.testing.assert_close(counts(p, top_k=2), torch.tensor([0, 4 / 7, 0, 3 / 7]), **close)
+    # 0.4 + 0.3 reach 0.65, so 0.2 is not needed any more
+    torch.testing.assert_close(counts(p, top_p=0.65), torch.tensor([0, 4 / 7, 0, 3 / 7]), **close)
+    torch.testing.assert_close(counts(p, top_p=0.75), torch.tensor([0, 4 / 9, 2 / 9, 3 / 9]), **close)
+    assert counts(p, top_p=1e-6)[1] == 1  # the likeliest is always left
+    assert counts(p, top_k=3, top_p=0.5)[1] < 1

@@ -1,0 +1,289 @@
+"""What a step does, measured from outside: accumulation, learning rate, groups, precision, evaluation, logs."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import tiny_recipe
+
+import gptlab
+from gptlab.config import Schedule, UserError
+from gptlab.data.sampler import Windows
+from gptlab.data.shards import DataError, Dataset
+from gptlab.model.gpt import build_model
+from gptlab.optim.optimizers import make_optimizer, parameter_groups
+from gptlab.optim.schedule import learning_rate
+from gptlab.precision.regimes import REGIMES
+from gptlab.rundir import RunDir
+from gptlab.training.load import load_run
+from gptlab.training.setup import largest_micro_batch
+from gptlab.training.throughput import Stopwatch, peak_flops
+
+
+def lines(run: Path, key: str) -> list[float]:
+    return [line[key] for line in RunDir(run).read_metrics() if key in line]
+
+
+def test_the_loop_is_the_loop_one_would_write(dataset: Path, tmp_path: Path) -> None:
+    """Losses, gradient norms and learning rates of 12 steps against a loop on whole batches, in its plainest form."""
+    recipe = tiny_recipe(dataset, model__dropout=0.0, optim__grad_clip=0.5, train__max_steps=12, optim__weight_decay=0.3)
+    gptlab.train(recipe, tmp_path, quiet=True)
+
+    resolved = RunDir(tmp_path).read_recipe()
+    model = build_model(resolved.model, fill=resolved.seed)
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    vectors = [p for p in model.parameters() if p.dim() == 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.3}, {"params": vectors, "weight_decay": 0}],
+        betas=(0.9, 0.95), eps=1e-8, foreach=False, fused=False,
+    )  # fmt: skip
+    windows = Windows(Dataset(dataset).train, 32, "shuffled", seed=f"{resolved.seed}/data/0")
+    losses, norms, rates = [], [], []
+    for step in range(12):
+        batch = torch.from_numpy(windows.batch(8 * step, 8))
+        loss = F.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        norm = math.sqrt(sum(p.grad.double().square().sum().item() for p in model.parameters()))
+        for p in model.parameters():
+            p.grad.mul_(min(1, 0.5 / norm))
+        rate = 1e-2 * (step + 1) / 5 if step < 5 else 1e-3 + 9e-3 * (1 + math.cos(math.pi * (step - 5) / 7)) / 2
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        losses.append(loss.item())
+        norms.append(norm)
+        rates.append(rate)
+    assert lines(tmp_path, "loss") == pytest.approx(losses, rel=2e-5)
+    assert lines(tmp_path, "grad_norm") == pytest.approx(norms, rel=2e-3)
+    assert lines(tmp_path, "lr") == pytest.approx(rates, rel=1e-12)
+
+
+def test_the_pieces_of_a_batch_do_not_matter(dataset: Path, tmp_path: Path) -> None:
+    """8 sequences as 8, as 3 + 3 + 2 and as eight times 1: a mean over micro-batches would fail on the ragged one."""
+    curves = {}
+    for size in (8, 3, 1):
+        recipe = tiny_recipe(dataset, model__dropout=0.0, batch__micro_batch=size, train__max_steps=10)
+        gptlab.train(recipe, tmp_path / str(size), quiet=True)
+        curves[size] = lines(tmp_path / str(size), "loss") + lines(tmp_path / str(size), "val_loss")
+    assert curves[3] == pytest.approx(curves[8], rel=1e-5)
+    assert curves[1] == pytest.approx(curves[8], rel=1e-5)
+
+
+def test_a_run_learns_what_there_is_to_learn(dataset: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(dataset, train__max_steps=150, model__dropout=0.0, train__eval_every=0)
+    result = gptlab.train(recipe, tmp_path, quiet=True)
+    ids = Dataset(dataset).val.gather(np.array([0]), len(Dataset(dataset).val))[0]
+    shares = np.bincount(ids) / len(ids)
+    entropy = -(shares[shares > 0] * np.log(shares[shares > 0])).sum()  # what counting characters alone could reach
+    assert result.final_val_loss < entropy - 0.7
+    assert result.val_perplexity == pytest.approx(math.exp(result.final_val_loss))
+
+
+@pytest.mark.parametrize("name", ["amp_bf16", "amp_fp16", "bf16_pure"])
+def test_a_regime_stores_and_multiplies_in_its_formats(dataset: Path, tmp_path: Path, name: str) -> None:
+    small = {"model__n_layer": 1, "model__n_embd": 16, "model__block_size": 16, "model__dropout": 0.0}
+    seen: dict[str, torch.dtype] = {}
+    hook = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, _, out: seen.__setitem__(type(module).__name__, out.dtype) if torch.is_tensor(out) else None
+    )
+    try:
+        gptlab.train(tiny_recipe(dataset, precision__regime=name, train__max_steps=8, **small), tmp_path / name, quiet=True)
+    finally:
+        hook.remove()
+    low = {"amp_bf16": torch.bfloat16, "amp_fp16": torch.float16, "bf16_pure": torch.bfloat16}[name]
+    assert seen["Linear"] == low
+    assert seen["LayerNorm"] == (torch.bfloat16 if name == "bf16_pure" else torch.float32)
+    assert seen["GPT"] == torch.float32  # the loss, whatever the regime
+    run = load_run(tmp_path / name, device="cpu")
+    assert {p.dtype for p in run.model.parameters()} == {REGIMES[name].weights}
+    assert ("loss_scale" in RunDir(tmp_path / name).read_metrics()[-2]) == (name == "amp_fp16")
+    gptlab.train(tiny_recipe(dataset, train__max_steps=8, **small), tmp_path / "fp32", quiet=True)
+    full, half = lines(tmp_path / "fp32", "loss"), lines(tmp_path / name, "loss")
+    assert half == pytest.approx(full, rel=0.03)
+    assert half != full
+
+
+def test_a_scaled_step_that_overflows_is_skipped_and_training_goes_on(dataset: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(
+        dataset, precision__regime="amp_fp16", model__n_layer=1, model__n_embd=16, model__block_size=16,
+        train__max_steps=6, optim__lr=1e-3,
+    )  # fmt: skip
+    original = torch.amp.GradScaler.__init__
+    try:  # a first scale that overflows float16 for sure
+        torch.amp.GradScaler.__init__ = lambda self, device, enabled: original(self, device, 2.0**40, enabled=enabled)
+        result = gptlab.train(recipe, tmp_path, quiet=True)
+    finally:
+        torch.amp.GradScaler.__init__ = original
+    assert result.status == "completed"
+    scales = lines(tmp_path, "loss_scale")
+    assert scales[0] == 2.0**39
+    assert "null" in (tmp_path / "metrics.jsonl").read_text().splitlines()[1]  # a gradient norm that is no number
+    assert len(set(lines(tmp_path, "loss"))) == 6
+
+
+def test_activation_checkpointing_changes_memory_and_not_the_losses(dataset: Path, tmp_path: Path) -> None:
+    for name in (True, False):
+        recipe = tiny_recipe(dataset, train__activation_checkpointing=name, train__max_steps=6)
+        gptlab.train(recipe, tmp_path / str(name), quiet=True)
+    assert lines(tmp_path / "True", "loss") == pytest.approx(lines(tmp_path / "False", "loss"), rel=1e-6)
+
+
+@pytest.mark.slow
+def test_compiled_trains_as_eager_does(dataset: Path, tmp_path: Path) -> None:
+    for name in (True, False):
+        recipe = tiny_recipe(dataset, compile__enabled=name, model__dropout=0.0)
+        assert gptlab.train(recipe, tmp_path / str(name), quiet=True).status == "completed"
+    for key in ("loss", "val_loss", "train_eval_loss"):
+        assert lines(tmp_path / "True", key) == pytest.approx(lines(tmp_path / "False", key), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_compiled_evaluation_compiles_no_shape_twice(dataset: Path, tmp_path: Path) -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    recipe = tiny_recipe(dataset, compile__enabled=True, batch__micro_batch=4, eval__tokens=32 * 11, eval__train=False)
+    gptlab.train(recipe, tmp_path, quiet=True)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # training and evaluation
+
+
+def test_documents_are_kept_apart_where_asked(dataset: Path, tmp_path: Path) -> None:
+    for name in (True, False):
+        recipe = tiny_recipe(dataset, model__document_attention=name, model__dropout=0.0, train__max_steps=3)
+        gptlab.train(recipe, tmp_path / str(name), quiet=True)
+    assert lines(tmp_path / "True", "val_loss")[0] != lines(tmp_path / "False", "val_loss")[0]
+    scores = gptlab.training.load.evaluate_loss(load_run(tmp_path / "True", device="cpu"), {})
+    assert scores["val_loss"] == pytest.approx(lines(tmp_path / "True", "val_loss")[-1], rel=0.2)
+
+
+def test_a_mixture_takes_its_shares(dataset: Path, tmp_path: Path) -> None:
+    mixture = {str(dataset): 0.75, str(dataset.parent / dataset.name): 0.25}
+    if len(mixture) == 1:  # the same folder cannot be named twice: make a second one
+        other = tmp_path / "other"
+        other.mkdir()
+        for file in dataset.iterdir():
+            (other / file.name).write_bytes(file.read_bytes())
+        mixture = {str(dataset): 0.75, str(other): 0.25}
+    recipe = tiny_recipe(dataset).replace({"data.path": "", "data.mixture": mixture, "train.max_steps": 2})
+    assert gptlab.train(recipe, tmp_path / "run", quiet=True).status == "completed"
+    assert RunDir(tmp_path / "run").read_recipe().data.mixture == mixture
+
+
+def test_ids_outside_the_vocabulary_stop_before_training(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="and a vocabulary of 5 ends at 4"):
+        gptlab.train(tiny_recipe(dataset, model__vocab_size=5), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_tensorboard_gets_the_curves_and_wandb_is_asked_for_by_name(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gptlab.train(tiny_recipe(dataset, log__tensorboard=True, train__max_steps=3), tmp_path / "run", quiet=True)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "run/tensorboard")).Reload()
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(lines(tmp_path / "run", "loss"))
+    assert [event.step for event in events.Scalars("val_loss")] == [0, 3]
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="wandb is not installed"):
+        gptlab.train(tiny_recipe(dataset, log__wandb=True), tmp_path / "other", quiet=True)
+
+
+def test_the_environment_is_written_down(dataset: Path, tmp_path: Path) -> None:
+    gptlab.train(tiny_recipe(dataset, train__max_steps=1), tmp_path, quiet=True)
+    environment = json.loads((tmp_path / "environment.json").read_text())
+    model = load_run(tmp_path, device="cpu").model
+    assert environment["parameters"] == sum(p.numel() for p in model.parameters())
+    assert environment["torch"] == torch.__version__
+    assert environment["threads"] == torch.get_num_threads()
+    assert environment["data"]["train_tokens"] == len(Dataset(dataset).train)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["cpu_seconds"] > 0
+    assert result["wall_seconds"] > 0
+
+
+# -- parts
+
+
+def test_schedules_have_their_shapes() -> None:
+    def rates(shape: str, **changes: object) -> list[float]:
+        schedule = Schedule(shape=shape, warmup_steps=10, decay_steps=110, min_lr=0.1, **changes)
+        return [learning_rate(step, 1.0, schedule) for step in range(130)]
+
+    for shape in ("cosine", "linear", "constant", "wsd"):
+        assert rates(shape)[:10] == pytest.approx([(s + 1) / 10 for s in range(10)])
+    assert rates("constant")[10:] == [1.0] * 120
+    for shape in ("cosine", "linear"):
+        curve = rates(shape)
+        assert curve[10] == 1.0
+        assert curve[60] == pytest.approx(0.55)  # half-way both are half-way
+        assert curve[110:] == [0.1] * 20
+        assert all(a > b for a, b in zip(curve[10:110], curve[11:111], strict=True))
+    assert rates("cosine")[35] > rates("linear")[35] == pytest.approx(0.775)
+    wsd = rates("wsd", decay_fraction=0.2)
+    assert wsd[10:89] == [1.0] * 79
+    assert wsd[99] == pytest.approx(0.1 + 0.9 * 0.5)
+    assert wsd[110] == 0.1
+    longer = Schedule(shape="cosine", warmup_steps=500, decay_steps=100, min_lr=0.0)  # a warm-up longer than the run
+    assert learning_rate(99, 1.0, longer) == pytest.approx(0.2)
+
+
+def test_groups_cover_every_parameter_once(dataset: Path) -> None:
+    recipe = tiny_recipe(dataset, model__vocab_size=64, model__norm="rmsnorm", model__tied=False)
+    model = build_model(recipe.model)
+    decays, rest = parameter_groups(model, 0.1)
+    assert len(decays["params"]) + len(rest["params"]) == len(list(model.parameters()))
+    assert {p.dim() for p in decays["params"]} == {2}
+    assert {p.dim() for p in rest["params"]} == {1}
+    assert (decays["weight_decay"], rest["weight_decay"]) == (0.1, 0.0)
+    assert make_optimizer(model, recipe.optim).defaults["fused"]
+
+
+def test_the_stopwatch_leaves_out_pauses_and_the_first_lap(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    watch = Stopwatch()
+
+    def run(seconds: float, pause: float = 0.0) -> None:
+        watch.start()
+        now[0] += seconds
+        watch.pause()
+        now[0] += pause
+
+    run(50.0)  # compiles
+    assert watch.lap(1) == 50.0
+    watch.pause()
+    run(3.0, pause=1000.0)
+    run(5.0)
+    assert watch.lap(4) == 2.0
+    watch.pause()
+    run(12.0)
+    watch.lap(4)
+    assert watch.steady() == 2.5
+
+
+def test_an_unknown_device_has_no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert peak_flops(torch.device("cpu")) is None
+    for name, peak in {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H100 PCIe": 756e12, "Other": None}.items():
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
+        assert peak_flops(torch.device("cuda")) == peak
+
+
+def test_auto_micro_batch_is_a_size_that_divides_work_and_fits(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tiny_recipe(dataset, model__vocab_size=64, batch__micro_batch="auto")
+    assert largest_micro_batch(recipe, torch.device("cpu")) == 8  # all of a small step
+    big = recipe.replace({"model.preset": "gpt2", "model.block_size": 1024, "batch.tokens_per_step": 524288})
+    free = 0.0
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": free})())
+    sizes = []
+    for gigabytes in (4, 16, 64, 256):
+        free = gigabytes * 1e9
+        sizes.append(largest_micro_batch(big, torch.device("cpu")))
+    assert sizes == sorted(sizes)
+    assert sizes[0] == 1
+    assert all(size & (size - 1) == 0 for size in sizes)
