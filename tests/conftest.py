@@ -15,7 +15,8 @@ from gptlab.config import Recipe, build_recipe
 from gptlab.data.shards import write_shard
 from gptlab.data.tokenizers import make_tokenizer
 
-WORDS = "the cat sat on a mat and saw that the dog had run to the house of an old man who sold red hats".split()
+SENTENCE = "the cat sat on a mat and saw that the dog had run to the house of an old man who sold red hats"
+WORDS = SENTENCE.split()
 
 
 def text_of(n_words: int, seed: int) -> str:

@@ -185,7 +185,10 @@ def test_training_goes_on_from_another_run(
     recipe = tiny_recipe(dataset, train__init_from=str(run), train__max_steps=2, model__n_layer=1, model__block_size=16)
     gptlab.train(recipe, tmp_path / "tuned", quiet=True)
     resolved = RunDir(tmp_path / "tuned").read_recipe()
-    assert (resolved.model.n_layer, resolved.model.block_size) == (2, 16)  # the source's shape, cut to a shorter context
+    assert (resolved.model.n_layer, resolved.model.block_size) == (
+        2,
+        16,
+    )  # the source's shape, cut to a shorter context
     first = next(line["val_loss"] for line in RunDir(tmp_path / "tuned").read_metrics() if "val_loss" in line)
     assert first < 2.0 < 3.4  # as trained, not as initialised: ln 30 is 3.4
     only = gptlab.train(recipe.replace({"train.eval_only": True}), tmp_path / "only", quiet=True)

@@ -7,7 +7,15 @@ import pytest
 
 from gptlab.cli import lift_settings
 from gptlab.config import (
-    PRESETS, ConfigError, Recipe, build_recipe, load_recipe, parse_flag, read_layer, settings, shipped,
+    PRESETS,
+    ConfigError,
+    Recipe,
+    build_recipe,
+    load_recipe,
+    parse_flag,
+    read_layer,
+    settings,
+    shipped,
 )  # fmt: skip
 
 
@@ -79,7 +87,19 @@ def test_flags_are_read_by_the_type_of_their_setting() -> None:
 
 
 def test_settings_are_lifted_out_of_a_command_line() -> None:
-    words = ["train", "r", "--optim.lr", "-3", "--train.max-steps=5", "--seed", "1", "--sample.prompt", "--x", "--out", "a.b"]
+    words = [
+        "train",
+        "r",
+        "--optim.lr",
+        "-3",
+        "--train.max-steps=5",
+        "--seed",
+        "1",
+        "--sample.prompt",
+        "--x",
+        "--out",
+        "a.b",
+    ]
     left, lifted = lift_settings(words)
     assert left == ["train", "r", "--seed", "1", "--out", "a.b"]
     assert lifted == {"optim.lr": -3, "train.max_steps": 5, "sample.prompt": "--x"}

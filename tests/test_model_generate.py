@@ -63,7 +63,7 @@ def test_padding_of_the_vocabulary_is_never_drawn() -> None:
 
 def test_a_prompt_longer_than_the_context_is_read_from_its_end() -> None:
     model = lively(CLASSIC)
-    long = list(range(1, 50)) + [2, 3]
+    long = [*range(1, 50), 2, 3]
     assert ids(model, [long], 5, temperature=0.0) == ids(model, [long[-24:]], 5, temperature=0.0)
 
 

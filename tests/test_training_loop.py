@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 
@@ -31,7 +32,9 @@ def lines(run: Path, key: str) -> list[float]:
 
 def test_the_loop_is_the_loop_one_would_write(dataset: Path, tmp_path: Path) -> None:
     """Losses, gradient norms and learning rates of 12 steps against a loop on whole batches, in its plainest form."""
-    recipe = tiny_recipe(dataset, model__dropout=0.0, optim__grad_clip=0.5, train__max_steps=12, optim__weight_decay=0.3)
+    recipe = tiny_recipe(
+        dataset, model__dropout=0.0, optim__grad_clip=0.5, train__max_steps=12, optim__weight_decay=0.3
+    )
     gptlab.train(recipe, tmp_path, quiet=True)
 
     resolved = RunDir(tmp_path).read_recipe()
@@ -93,7 +96,9 @@ def test_a_regime_stores_and_multiplies_in_its_formats(dataset: Path, tmp_path: 
         lambda module, _, out: seen.__setitem__(type(module).__name__, out.dtype) if torch.is_tensor(out) else None
     )
     try:
-        gptlab.train(tiny_recipe(dataset, precision__regime=name, train__max_steps=8, **small), tmp_path / name, quiet=True)
+        gptlab.train(
+            tiny_recipe(dataset, precision__regime=name, train__max_steps=8, **small), tmp_path / name, quiet=True
+        )
     finally:
         hook.remove()
     low = {"amp_bf16": torch.bfloat16, "amp_fp16": torch.float16, "bf16_pure": torch.bfloat16}[name]
@@ -162,13 +167,9 @@ def test_documents_are_kept_apart_where_asked(dataset: Path, tmp_path: Path) -> 
 
 
 def test_a_mixture_takes_its_shares(dataset: Path, tmp_path: Path) -> None:
-    mixture = {str(dataset): 0.75, str(dataset.parent / dataset.name): 0.25}
-    if len(mixture) == 1:  # the same folder cannot be named twice: make a second one
-        other = tmp_path / "other"
-        other.mkdir()
-        for file in dataset.iterdir():
-            (other / file.name).write_bytes(file.read_bytes())
-        mixture = {str(dataset): 0.75, str(other): 0.25}
+    other = tmp_path / "other"
+    shutil.copytree(dataset, other)
+    mixture = {str(dataset): 0.75, str(other): 0.25}
     recipe = tiny_recipe(dataset).replace({"data.path": "", "data.mixture": mixture, "train.max_steps": 2})
     assert gptlab.train(recipe, tmp_path / "run", quiet=True).status == "completed"
     assert RunDir(tmp_path / "run").read_recipe().data.mixture == mixture
@@ -223,7 +224,7 @@ def test_schedules_have_their_shapes() -> None:
         assert curve[10] == 1.0
         assert curve[60] == pytest.approx(0.55)  # half-way both are half-way
         assert curve[110:] == [0.1] * 20
-        assert all(a > b for a, b in zip(curve[10:110], curve[11:111], strict=True))
+        assert curve[10:111] == sorted(set(curve[10:111]), reverse=True)
     assert rates("cosine")[35] > rates("linear")[35] == pytest.approx(0.775)
     wsd = rates("wsd", decay_fraction=0.2)
     assert wsd[10:89] == [1.0] * 79

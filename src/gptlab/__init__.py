@@ -1,11 +1,11 @@
 """gptlab: a laboratory for pretraining GPT-2-class language models.
 
-    >>> import gptlab
-    >>> recipe = gptlab.load_recipe("shakespeare-char-cpu", {"train.max_steps": 100})
-    >>> result = gptlab.train(recipe, out="runs/first")
-    >>> run = gptlab.load_run("runs/first")
-    >>> run.tokenizer.decode(run.tokenizer.encode("To be"))
-    'To be'
+>>> import gptlab
+>>> recipe = gptlab.load_recipe("shakespeare-char-cpu", {"train.max_steps": 100})
+>>> result = gptlab.train(recipe, out="runs/first")
+>>> run = gptlab.load_run("runs/first")
+>>> run.tokenizer.decode(run.tokenizer.encode("To be"))
+'To be'
 """
 
 from typing import TYPE_CHECKING, Any

@@ -186,7 +186,9 @@ def parser() -> argparse.ArgumentParser:
         return added
 
     v = verb("prepare", prepare, "Turn a corpus into a dataset of token shards.")
-    v.add_argument("corpus", metavar="CORPUS", help="stdlib, shakespeare, openwebtext, fineweb-edu, or a file or folder")
+    v.add_argument(
+        "corpus", metavar="CORPUS", help="stdlib, shakespeare, openwebtext, fineweb-edu, or a file or folder"
+    )
     v.add_argument("--from", dest="source", metavar="PATH", help="local text, or a hub id, instead of the usual source")
     v.add_argument("--out", type=Path, metavar="DIR", help="default: data/CORPUS-TOKENIZER")
     v.add_argument("--tokenizer", default="gpt2", help="gpt2, byte, char, bpe-N or a tokenizer.json (default: gpt2)")
@@ -205,7 +207,9 @@ def parser() -> argparse.ArgumentParser:
     v.add_argument("recipe", metavar="RECIPE", help="a name that `gptlab recipes` lists, or a path to a TOML file")
     v.add_argument("--out", metavar="DIR", help="run directory (default: runs/<recipe>_seed<k>)")
     v.add_argument("--seed", type=int, metavar="N", help="of initialisation, dropout and data order")
-    v.add_argument("--resume", choices=["auto", "never"], default="auto", help="go on with a run in DIR (default: auto)")
+    v.add_argument(
+        "--resume", choices=["auto", "never"], default="auto", help="go on with a run in DIR (default: auto)"
+    )
     v.set_defaults(takes_settings=True)
 
     v = verb("eval", evaluate, "Score a run over the whole validation split.")

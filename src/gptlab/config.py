@@ -80,7 +80,7 @@ class Model(Section):
     norm_eps: float = Field(1e-5, gt=0)
     """Added to the variance inside the norm."""
     mlp: Literal["gelu", "gelu_erf", "swiglu", "relu2"] = "gelu"
-    """Activation: gelu is GPT-2's tanh form, gelu_erf the exact one (nanoGPT's), swiglu arXiv 2002.05202, relu2 arXiv 2109.08668."""
+    """gelu is GPT-2's tanh form, gelu_erf the exact one (nanoGPT's); swiglu (arXiv 2002.05202); relu2 (arXiv 2109.08668)."""
     mlp_width: Count = 0
     """Hidden width of the MLP; 0 takes 4 n_embd, or the 8/3 n_embd that costs swiglu as many parameters."""
     bias: bool = True
@@ -112,7 +112,7 @@ class Model(Section):
 
     @property
     def mlp_hidden(self) -> int:
-        """Hidden width of the MLP; for swiglu 8/3 n_embd in multiples of 8, so three matrices weigh what gelu's two do."""
+        """Width inside the MLP; for swiglu 8/3 n_embd in multiples of 8, so three matrices weigh what gelu's two do."""
         if self.mlp_width:
             return self.mlp_width
         return 8 * round(self.n_embd / 3) if self.mlp == "swiglu" else 4 * self.n_embd
@@ -148,7 +148,7 @@ class Batch(Section):
     """How many tokens an optimizer step sees, and in what pieces."""
 
     micro_batch: Positive | Literal["auto"] = "auto"
-    """Sequences in one forward pass; auto finds the largest that fits. Accumulation follows; the last one may be smaller."""
+    """Sequences in one pass; auto takes the largest that fits. Accumulation follows; the last one may be smaller."""
     tokens_per_step: Positive = 524288
     """Tokens in one optimizer step, over all devices; a multiple of model.block_size."""
 
@@ -176,7 +176,7 @@ class Schedule(Section):
     """The learning rate over steps: linear warm-up, then a shape down to min_lr."""
 
     shape: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
-    """cosine or linear to min_lr; constant; wsd: constant, then linear over the last decay_fraction (arXiv 2404.06395)."""
+    """cosine or linear to min_lr; constant; wsd: linear over the last decay_fraction only (arXiv 2404.06395)."""
     warmup_steps: Count = 0
     """Steps of linear warm-up; may be longer than the run."""
     decay_steps: Count = 0
@@ -316,8 +316,8 @@ class Recipe(Section):
             )
         if isinstance(self.batch.micro_batch, int) and self.batch.micro_batch > self.sequences_per_step:
             raise ValueError(
-                f"batch.micro_batch = {self.batch.micro_batch}: is more than the {self.sequences_per_step} sequences of "
-                f"a step (batch.tokens_per_step / model.block_size = {tokens} / {block})"
+                f"batch.micro_batch = {self.batch.micro_batch}: is more than the {self.sequences_per_step} sequences "
+                f"of a step (batch.tokens_per_step / model.block_size = {tokens} / {block})"
             )
         if self.schedule.min_lr > self.optim.lr:
             raise ValueError(f"schedule.min_lr = {self.schedule.min_lr}: must not exceed optim.lr = {self.optim.lr}")
@@ -524,5 +524,7 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | None = 
     Raises:
         ConfigError: an unknown recipe or setting, or a value out of bounds.
     """
-    layer = {key: parse_flag(key, value) if isinstance(value, str) else value for key, value in (overrides or {}).items()}
+    layer = {
+        key: parse_flag(key, value) if isinstance(value, str) else value for key, value in (overrides or {}).items()
+    }
     return build_recipe(read_layer(name_or_path), layer)

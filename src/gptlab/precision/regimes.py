@@ -52,7 +52,9 @@ def enter_regime(name: str, device: torch.device) -> Regime:
     """
     regime = REGIMES[name]
     if name == "tf32" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0)):
-        raise NotApplicable(f"precision.regime = tf32: TF32 needs an NVIDIA GPU from Ampere on, and this is {device.type}")
+        raise NotApplicable(
+            f"precision.regime = tf32: TF32 needs an NVIDIA GPU from Ampere on, and this is {device.type}"
+        )
     torch.set_float32_matmul_precision("high" if regime.tf32 else "highest")
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = regime.tf32

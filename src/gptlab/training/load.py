@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from gptlab.config import Recipe, UserError
 from gptlab.data.tokenizers import Tokenizer, load_tokenizer
 from gptlab.evals.heldout import heldout_loss, scores, whole_split
@@ -49,7 +50,9 @@ class Run:
         ids = self.tokenizer.encode(prompt)
         if not ids:
             if self.tokenizer.eot is None:
-                raise UserError("the prompt is empty, and this tokenizer has no end-of-text to start from: give --prompt")
+                raise UserError(
+                    "the prompt is empty, and this tokenizer has no end-of-text to start from: give --prompt"
+                )
             ids = [self.tokenizer.eot]
         known = min(self.tokenizer.vocab_size, self.recipe.model.vocab_size)
         for row in generate(self.model, torch.tensor([ids] * samples), n_ids=known, **chosen):

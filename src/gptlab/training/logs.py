@@ -51,8 +51,8 @@ class Logs:
             )
         if not quiet and self.console.is_terminal:
             self.bar = Progress(
-                TextColumn("[bold]{task.completed:.0f}/{task.total:.0f}"), BarColumn(), TextColumn("{task.description}"),
-                TimeRemainingColumn(), console=self.console, transient=True,
+                TextColumn("[bold]{task.completed:.0f}/{task.total:.0f}"), BarColumn(),
+                TextColumn("{task.description}"), TimeRemainingColumn(), console=self.console, transient=True,
             )  # fmt: skip
             self.bar.start()
             self.bar.add_task("", total=total_steps, completed=step)

@@ -80,7 +80,9 @@ def resolve(
         refuse_differences(stored, recipe, run)
         trained_on = run.read_json("environment.json").get("data", {}).get("fingerprint")
         if trained_on and trained_on != fingerprint(datasets):
-            raise RunError(f"{run.path} was trained on other data than {', '.join(str(d.path) for d in datasets)} holds")
+            raise RunError(
+                f"{run.path} was trained on other data than {', '.join(str(d.path) for d in datasets)} holds"
+            )
     return recipe, fill
 
 
@@ -121,6 +123,7 @@ def start_from(source: str, checkpoint: Path | None = None) -> tuple[Model, Call
 
 def cropped(model: Model, block_size: int, fill: Callable[[GPT], None]) -> tuple[Model, Callable[[GPT], None]]:
     """A model with a shorter context: learned positions past it are left out, all else is the same."""
+
     @torch.no_grad()
     def crop(short: GPT) -> None:
         full = build_model(model, "cpu", short.wte.weight.dtype, fill)
@@ -138,7 +141,9 @@ def largest_micro_batch(recipe: Recipe, device: torch.device) -> int:
     layer, and the model's own 16 bytes a parameter; half of what is free is left alone on a CPU, a fifth on a GPU.
     """
     m = recipe.model
-    free = torch.cuda.mem_get_info(device)[0] * 0.8 if device.type == "cuda" else psutil.virtual_memory().available * 0.5
+    free = (
+        torch.cuda.mem_get_info(device)[0] * 0.8 if device.type == "cuda" else psutil.virtual_memory().available * 0.5
+    )
     with torch.device("meta"):
         weights = 16 * GPT(m).parameter_count()
     layers = 2 if recipe.train.activation_checkpointing else m.n_layer
@@ -193,7 +198,9 @@ def _git_commit() -> str | None:
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changes = subprocess.run([*git, "status", "--porcelain", "."], capture_output=True, text=True, check=True).stdout
+        changes = subprocess.run(
+            [*git, "status", "--porcelain", "."], capture_output=True, text=True, check=True
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit + ("+" if changes.strip() else "")
