@@ -21,7 +21,7 @@ from gptlab.optim.optimizers import make_optimizer, parameter_groups
 from gptlab.optim.schedule import learning_rate
 from gptlab.precision.regimes import REGIMES
 from gptlab.rundir import RunDir
-from gptlab.training.load import load_run
+from gptlab.training.load import evaluate_run, load_run
 from gptlab.training.setup import largest_micro_batch
 from gptlab.training.throughput import Stopwatch, peak_flops
 
@@ -162,7 +162,7 @@ def test_documents_are_kept_apart_where_asked(dataset: Path, tmp_path: Path) -> 
         recipe = tiny_recipe(dataset, model__document_attention=name, model__dropout=0.0, train__max_steps=3)
         gptlab.train(recipe, tmp_path / str(name), quiet=True)
     assert lines(tmp_path / "True", "val_loss")[0] != lines(tmp_path / "False", "val_loss")[0]
-    scores = gptlab.training.load.evaluate_loss(load_run(tmp_path / "True", device="cpu"), {})
+    scores = evaluate_run(load_run(tmp_path / "True", device="cpu"), ["loss"], {})
     assert scores["val_loss"] == pytest.approx(lines(tmp_path / "True", "val_loss")[-1], rel=0.2)
 
 
@@ -288,3 +288,31 @@ def test_auto_micro_batch_is_a_size_that_divides_work_and_fits(dataset: Path, mo
     assert sizes == sorted(sizes)
     assert sizes[0] == 1
     assert all(size & (size - 1) == 0 for size in sizes)
+
+
+def test_hellaswag_is_measured_on_the_way_and_disturbs_nothing(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"ind": i, "ctx": "the cat sat on", "endings": ["a mat", "the dog", "an old man", "red hats"], "label": i % 4}
+        for i in range(12)
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = {"model__block_size": 64, "hellaswag__every": 4}
+    gptlab.train(tiny_recipe(dataset, **changes, hellaswag__path=str(file)), tmp_path / "with", quiet=True)
+    gptlab.train(tiny_recipe(dataset, **changes), tmp_path / "without")
+    assert "HellaSwag is left out" in capsys.readouterr().err
+    measured = [line for line in RunDir(tmp_path / "with").read_metrics() if "hellaswag_acc" in line]
+    assert [line["step"] for line in measured] == [0, 4, 8, 12, 16, 20, 24]
+    assert ["val_loss" in line for line in measured] == [True, False, False, True, False, False, True]
+    assert {line["hellaswag_acc"] for line in measured} == {0.25}  # one context, and each ending is right as often
+    assert lines(tmp_path / "with", "loss") == lines(tmp_path / "without", "loss")
+    results = [json.loads(line) for line in (tmp_path / "with/hellaswag_results.jsonl").read_text().splitlines()]
+    assert [row["label"] for row in results] == [0, 1, 2, 3] * 3
+    run = load_run(tmp_path / "with", device="cpu")
+    scores = evaluate_run(run, ["hellaswag"], {})
+    assert (scores["hellaswag_acc"], scores["hellaswag_rows"]) == (0.25, 12)
+    assert scores["hellaswag_acc_low"] < 0.25 < scores["hellaswag_acc_high"]
+    with pytest.raises(UserError, match="there is no HellaSwag file nowhere"):
+        evaluate_run(run, ["hellaswag"], {"hellaswag.path": "nowhere"})

@@ -100,10 +100,10 @@ def train(options: argparse.Namespace) -> int:
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    from gptlab.training.load import evaluate_loss, load_run
+    from gptlab.training.load import evaluate_run, load_run
 
     run = load_run(options.folder, options.checkpoint)
-    scores = evaluate_loss(run, options.overrides)
+    scores = evaluate_run(run, options.on, options.overrides)
     text = json.dumps(scores, indent=2)
     print(text)
     if options.out:
@@ -212,9 +212,11 @@ def parser() -> argparse.ArgumentParser:
     )
     v.set_defaults(takes_settings=True)
 
-    v = verb("eval", evaluate, "Score a run over the whole validation split.")
+    v = verb("eval", evaluate, "Score a run: loss over the whole validation split, HellaSwag (--hellaswag.path FILE).")
     v.add_argument("folder", metavar="RUN")
-    v.add_argument("--on", nargs="+", choices=["loss"], default=["loss"], help="what to measure (default: loss)")
+    v.add_argument(
+        "--on", nargs="+", choices=["loss", "hellaswag"], default=["loss"], help="what to measure (default: loss)"
+    )
     v.add_argument("--checkpoint", default="last", metavar="last|best|STEP")
     v.add_argument("--out", type=Path, metavar="FILE.json", help="write the scores here too")
     v.set_defaults(takes_settings=True)

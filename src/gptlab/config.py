@@ -80,7 +80,7 @@ class Model(Section):
     norm_eps: float = Field(1e-5, gt=0)
     """Added to the variance inside the norm."""
     mlp: Literal["gelu", "gelu_erf", "swiglu", "relu2"] = "gelu"
-    """gelu is GPT-2's tanh form, gelu_erf the exact one (nanoGPT's); swiglu (arXiv 2002.05202); relu2 (arXiv 2109.08668)."""
+    """gelu: GPT-2's tanh form; gelu_erf: exact, as nanoGPT's; swiglu: arXiv 2002.05202; relu2: arXiv 2109.08668."""
     mlp_width: Count = 0
     """Hidden width of the MLP; 0 takes 4 n_embd, or the 8/3 n_embd that costs swiglu as many parameters."""
     bias: bool = True

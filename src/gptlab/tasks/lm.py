@@ -13,6 +13,8 @@ from gptlab.config import Recipe
 from gptlab.data.sampler import Mixture, Windows, evaluation_windows
 from gptlab.data.shards import DataError, Dataset, Tokens
 from gptlab.evals.heldout import heldout_loss, scores
+from gptlab.evals.hellaswag import Encoded, encode_rows, evaluate_hellaswag, load_rows, write_results
+from gptlab.model.gpt import GPT
 from gptlab.precision.regimes import Regime
 
 
@@ -29,16 +31,17 @@ def open_datasets(recipe: Recipe) -> list[Dataset]:
 
 
 class LanguageModelling:
-    """Data and loss of a language-modelling run.
+    """Data, loss and scores of a language-modelling run.
 
     Args:
         recipe: with model.vocab_size resolved.
         datasets: one, or the parts of a mixture in the order of data.mixture; validation is of the first.
         device: where batches go.
+        folder: where hellaswag_results.jsonl goes.
     """
 
-    def __init__(self, recipe: Recipe, datasets: list[Dataset], device: torch.device) -> None:
-        self.recipe, self.device = recipe, device
+    def __init__(self, recipe: Recipe, datasets: list[Dataset], device: torch.device, folder: Path) -> None:
+        self.recipe, self.device, self.folder = recipe, device, folder
         for dataset in datasets:
             dataset.check(recipe.model.vocab_size)
         sources = [
@@ -58,6 +61,10 @@ class LanguageModelling:
         self.eot = datasets[0].tokenizer.eot if recipe.model.document_attention else None
         if recipe.model.document_attention and self.eot is None:
             raise DataError("model.document_attention is on, and the tokenizer has no end-of-text to tell documents by")
+        self.hellaswag: Encoded | None = None
+        if recipe.hellaswag.every and recipe.hellaswag.path:
+            rows = load_rows(recipe.hellaswag.path)
+            self.hellaswag = encode_rows(rows, datasets[0].tokenizer, recipe.model.block_size)
 
     def documents(self, tokens: Tensor) -> Tensor | None:
         """Numbers of the documents (B, T) that tokens belong to, or None where attention is not limited to them."""
@@ -75,12 +82,31 @@ class LanguageModelling:
                 batch = batch.pin_memory().to(self.device, non_blocking=True)
             yield batch[:, :-1].to(self.device), batch[:, 1:].to(self.device)
 
+    def due(self, step: int, ends: bool) -> list[str]:
+        """What is to be measured after `step` updates: "loss", "hellaswag", both or nothing."""
+        every = {"loss": self.recipe.train.eval_every, "hellaswag": self.recipe.hellaswag.every}
+        due = [what for what in every if ends or step == 0 or (every[what] and step % every[what] == 0)]
+        return due if self.hellaswag else [what for what in due if what != "hellaswag"]
+
     def evaluate(
-        self, model: torch.nn.Module, regime: Regime, micro_batch: int, stop: Callable[[], bool] = lambda: False
+        self, what: list[str], model: GPT, regime: Regime, micro_batch: int, stop: Callable[[], bool]
     ) -> dict[str, float] | None:
-        """val_loss and its kin (and train_eval_loss); None when `stop` said so on the way."""
+        """Scores of a model: val_loss and its kin (and train_eval_loss), HellaSwag; None when `stop` said so.
+
+        Args:
+            what: as `due` says it.
+            micro_batch: sequences in one pass; it changes no score by more than rounding.
+        """
         result: dict[str, float] = {}
-        for split, tokens in self.splits.items():
+        if "hellaswag" in what and self.hellaswag is not None:
+            answers = evaluate_hellaswag(
+                model, self.hellaswag, self.device, lambda: regime.context(self.device), micro_batch, stop
+            )
+            if answers is None:
+                return None
+            write_results(self.folder / "hellaswag_results.jsonl", answers)
+            result.update(answers.scores())
+        for split, tokens in self.splits.items() if "loss" in what else ():
             measured = heldout_loss(
                 model, tokens, self.starts[split], self.recipe.model.block_size, micro_batch, self.device,
                 lambda: regime.context(self.device), self.documents, stop,

@@ -12,9 +12,10 @@ import torch
 from gptlab.config import Recipe, UserError
 from gptlab.data.tokenizers import Tokenizer, load_tokenizer
 from gptlab.evals.heldout import heldout_loss, scores, whole_split
+from gptlab.evals.hellaswag import encode_rows, evaluate_hellaswag, load_rows, wilson_interval, write_results
 from gptlab.model.generate import generate
 from gptlab.model.gpt import GPT, build_model
-from gptlab.precision.regimes import REGIMES, enter_regime
+from gptlab.precision.regimes import REGIMES, Regime, enter_regime
 from gptlab.rundir import RunDir, RunError
 from gptlab.tasks.lm import open_datasets
 from gptlab.training.checkpoint import find_checkpoint
@@ -80,33 +81,58 @@ def load_run(path: str | Path, checkpoint: str = "last", device: str = "auto") -
     return Run(Path(path), recipe, model.eval(), tokenizer, int(chosen.name.removeprefix("step-")))
 
 
-def evaluate_loss(run: Run, overrides: dict[str, Any]) -> dict[str, float]:
-    """val_loss, val_perplexity, val_bits_per_byte over the whole validation split, and the tokens predicted.
+def evaluate_run(run: Run, on: list[str], overrides: dict[str, Any]) -> dict[str, float]:
+    """Score a run; what is measured is computed in its own precision regime, losses in float32.
 
     Args:
-        overrides: dotted settings, such as data.path for a dataset other than the run's.
+        on: "loss" over the whole validation split (val_loss, val_perplexity, val_bits_per_byte and the tokens
+            predicted), "hellaswag" (hellaswag_acc, hellaswag_acc_norm and their 95% intervals; every row goes into the
+            run's hellaswag_results.jsonl).
+        overrides: dotted settings, such as data.path for a dataset other than the run's, or hellaswag.path.
+
+    Raises:
+        UserError: a dataset or HellaSwag file that is missing or does not fit the run.
     """
     recipe = run.recipe.replace(overrides)
     device = run.model.device
     regime = enter_regime(recipe.precision.regime, device)
-    dataset = open_datasets(recipe)[0]
-    dataset.check(recipe.model.vocab_size)
-    if dataset.tokenizer.name != run.tokenizer.name or dataset.tokenizer.vocab_size != run.tokenizer.vocab_size:
-        raise RunError(
-            f"{dataset.path} was made by the tokenizer {dataset.tokenizer.name}, and {run.path} by {run.tokenizer.name}"
-        )
     micro_batch = recipe.batch.micro_batch
     if micro_batch == "auto":
         micro_batch = largest_micro_batch(recipe, device)
-    eot = dataset.tokenizer.eot if recipe.model.document_attention else None
-    block = recipe.model.block_size
+    result: dict[str, float] = {"step": run.step}
+    if "loss" in on:
+        result |= _validation_loss(run, recipe, regime, micro_batch)
+    if "hellaswag" in on:
+        if not recipe.hellaswag.path:
+            raise UserError("no HellaSwag file is named: --hellaswag.path FILE names hellaswag_val.jsonl")
+        rows = encode_rows(load_rows(recipe.hellaswag.path), run.tokenizer, recipe.model.block_size)
+        answers = evaluate_hellaswag(run.model, rows, device, lambda: regime.context(device), micro_batch)
+        assert answers is not None
+        write_results(run.path / "hellaswag_results.jsonl", answers)
+        for name, share in answers.scores().items():
+            low, high = wilson_interval(share, answers.n)
+            result |= {name: share, f"{name}_low": low, f"{name}_high": high}
+        result["hellaswag_rows"] = answers.n
+    return result
+
+
+def _validation_loss(run: Run, recipe: Recipe, regime: Regime, micro_batch: int) -> dict[str, float]:
+    dataset = open_datasets(recipe)[0]
+    dataset.check(recipe.model.vocab_size)
+    if dataset.tokenizer.spec() != run.tokenizer.spec():
+        raise RunError(
+            f"{dataset.path} was made with another tokenizer ({dataset.tokenizer.name}) than {run.path} was trained "
+            f"with ({run.tokenizer.name})"
+        )
+    device, block = run.model.device, recipe.model.block_size
     starts = whole_split(dataset.val, block)
     if not len(starts):
         raise RunError(f"{dataset.path}: the validation split is shorter than one window of {block} tokens")
+    eot = dataset.tokenizer.eot if recipe.model.document_attention else None
     measured = heldout_loss(
         run.model, dataset.val, starts, block, micro_batch, device, lambda: regime.context(device),
         lambda x: (x == eot).cumsum(dim=1) if eot is not None else None,
     )  # fmt: skip
     assert measured is not None
     loss, counts = measured
-    return {**scores(loss, counts, dataset.tokenizer.token_bytes()), "tokens": int(counts.sum()), "step": run.step}
+    return {**scores(loss, counts, dataset.tokenizer.token_bytes()), "tokens": int(counts.sum())}

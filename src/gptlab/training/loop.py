@@ -25,7 +25,7 @@ from gptlab.rundir import RunDir, RunError
 from gptlab.tasks.lm import LanguageModelling, open_datasets
 from gptlab.training.checkpoint import Checkpoints
 from gptlab.training.logs import Logs
-from gptlab.training.setup import environment, pick_device, resolve
+from gptlab.training.setup import environment, pick_device, resolve, summary
 from gptlab.training.signals import StopSignal
 from gptlab.training.throughput import Stopwatch, peak_flops, peak_memory_gb
 
@@ -109,7 +109,7 @@ def _train(
         return Result(**before)
 
     # the collaborators: data and loss, weights, optimizer, loss scaling, checkpoints
-    task = LanguageModelling(recipe, datasets, device)
+    task = LanguageModelling(recipe, datasets, device, run.path)
     model = build_model(recipe.model, device, regime.weights, fill)
     model.activation_checkpointing = recipe.train.activation_checkpointing
     optimizer = make_optimizer(model, recipe.optim)
@@ -137,6 +137,9 @@ def _train(
     lr, grad_norm, val_loss = 0.0, torch.zeros(()), state.get("val_loss")
     diverged: tuple[int, str] | None = None
     logs = Logs(run, recipe, limit, step, quiet)
+    logs.say(summary(recipe, model, device, limit, step))
+    if recipe.hellaswag.every and not recipe.hellaswag.path:
+        logs.say("HellaSwag is left out: --hellaswag.path FILE names hellaswag_val.jsonl")
     try:
         while True:
             ends, stopping = step >= limit, stop()
@@ -167,13 +170,13 @@ def _train(
 
             # evaluate, save, and see whether to stop
             watch.pause()
-            if evaluated_step != step and (ends or step == 0 or due(step, recipe.train.eval_every)):
-                scores = task.evaluate(model, regime, micro_batch, stop)
+            if evaluated_step != step and (what := task.due(step, ends)):
+                scores = task.evaluate(what, model, regime, micro_batch, stop)
                 if scores is None:
                     stopping = saves = True  # asked to stop on the way; the resumed run evaluates here
                 else:
                     logs.evaluation({"step": step, "tokens": step * tokens_per_step, **scores})
-                    evaluated_step, val_loss = step, scores["val_loss"]
+                    evaluated_step, val_loss = step, scores.get("val_loss")
             if saves:
                 progress = {
                     "step": step, "scaler": scaler.state_dict(), "evaluated_step": evaluated_step,

@@ -185,6 +185,16 @@ def environment(recipe: Recipe, datasets: list[Dataset], model: nn.Module, devic
     }
 
 
+def summary(recipe: Recipe, model: GPT, device: torch.device, limit: int, step: int) -> str:
+    """One line on what is about to happen, for the terminal."""
+    compiled, batch, block = ", compiled" if recipe.compile.enabled else "", recipe.batch, recipe.model.block_size
+    return (
+        f"{recipe.name} (seed {recipe.seed}): {model.parameter_count() / 1e6:.1f}M parameters, "
+        f"{recipe.precision.regime}{compiled} on {device.type}; steps {step} to {limit} of {batch.tokens_per_step:,} "
+        f"tokens, in micro-batches of {batch.micro_batch} x {block}"
+    )
+
+
 def _cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -1,0 +1,390 @@
+"""HellaSwag: its rows, what becomes of long ones, and losses that do not depend on how rows are batched."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gzip
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gptlab.config import Model, UserError
+from gptlab.data.shards import DataError
+from gptlab.data.tokenizers import characters_tokenizer, load_tokenizer
+from gptlab.evals import hellaswag
+from gptlab.evals.hellaswag import (
+    Encoded,
+    HellaSwagResult,
+    Row,
+    encode_rows,
+    evaluate_hellaswag,
+    load_rows,
+    standard_error,
+    wilson_interval,
+    write_results,
+)  # fmt: skip
+from gptlab.model.gpt import GPT, build_model
+
+CPU = torch.device("cpu")
+BLOCK = 96
+TOKENIZER = load_tokenizer({"kind": "byte"})
+PARTS: dict[str, dict[str, Any]] = {
+    "classic": {},
+    "modern": {"position": "rope", "norm": "rmsnorm", "mlp": "swiglu", "bias": False, "qk_norm": True, "tied": False},
+}
+
+
+def make(parts: str = "classic", **changes: Any) -> GPT:
+    """A model off its initial weights, so that it has opinions."""
+    config = Model(n_layer=2, n_head=2, n_embd=32, block_size=BLOCK, vocab_size=TOKENIZER.vocab_size)
+    model = build_model(config.model_copy(update=PARTS[parts] | changes), fill=3)
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def make_rows(
+    n: int, seed: int = 0, context: tuple[int, int] = (1, 50), ending: tuple[int, int] = (0, 35)
+) -> list[Row]:
+    """Rows of letters, with lengths from the given ranges; an ending may be empty, which leaves its space."""
+    rng = random.Random(seed)
+
+    def text(lengths: tuple[int, int]) -> str:
+        return "".join(rng.choices("abcdefgh ,.é", k=rng.randint(*lengths)))
+
+    return [
+        Row(1000 + i, text(context), (text(ending), text(ending), text(ending), text(ending)), rng.randrange(4))
+        for i in range(n)
+    ]
+
+
+def evaluate(model: Any, rows: list[Row] | Encoded, micro_batch: int = 3, **kwargs: Any) -> HellaSwagResult:
+    encoded = rows if isinstance(rows, Encoded) else encode_rows(rows, TOKENIZER, BLOCK)
+    result = evaluate_hellaswag(model, encoded, CPU, contextlib.nullcontext, micro_batch, **kwargs)
+    assert result is not None
+    return result
+
+
+@torch.no_grad()
+def one_by_one(model: GPT, row: Row) -> list[float]:
+    """Summed losses of the endings, from all logits of one sequence at a time; for rows that fit the context."""
+    losses = []
+    for ending in row.endings:
+        before, after = list(row.ctx.encode()), list(f" {ending}".encode())
+        logits = model(torch.tensor([before + after]))[0].float()  # (T, V)
+        picked = logits[len(before) - 1 : -1]
+        losses.append(F.cross_entropy(picked, torch.tensor(after), reduction="sum").item())
+    return losses
+
+
+# -- losses ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parts", list(PARTS))
+def test_equals_an_unbatched_reference(parts):
+    model, rows = make(parts), make_rows(37)
+    result = evaluate(model, rows, micro_batch=2)
+    expected = np.array([one_by_one(model, row) for row in rows])
+    np.testing.assert_allclose(result.losses, expected, rtol=2e-6, atol=2e-5)
+    assert result.lengths.tolist() == [[len(f" {ending}".encode()) for ending in row.endings] for row in rows]
+    assert result.ind.tolist() == [row.ind for row in rows]
+    assert result.label.tolist() == [row.label for row in rows]
+    right = [row.label for row in rows]
+    assert result.acc == np.mean(expected.argmin(1) == right)
+    assert result.acc_norm == np.mean((expected / result.lengths).argmin(1) == right)
+    assert result.scores() == {"hellaswag_acc": result.acc, "hellaswag_acc_norm": result.acc_norm}
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 5, 1000])
+def test_batch_size_and_order_change_nothing(micro_batch):
+    model, rows = make("modern"), make_rows(23, seed=1)
+    expected = evaluate(model, rows)
+    order = random.Random(5).sample(range(len(rows)), len(rows))
+    result = evaluate(model, [rows[i] for i in order], micro_batch)
+    np.testing.assert_allclose(result.losses, expected.losses[order], rtol=2e-6, atol=2e-5)
+    assert result.ind.tolist() == expected.ind[order].tolist()
+    assert (result.acc, result.acc_norm) == (expected.acc, expected.acc_norm)
+
+
+def test_a_single_row():
+    model, rows = make(), make_rows(1)
+    np.testing.assert_allclose(evaluate(model, rows).losses[0], one_by_one(model, rows[0]), rtol=2e-6, atol=2e-5)
+
+
+def test_logits_come_in_chunks(monkeypatch):
+    model, rows = make(), make_rows(9)
+    expected = evaluate(model, rows)
+    seen = []
+    cross_entropy = F.cross_entropy
+
+    def spy(logits: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        seen.append((logits.dtype, len(logits)))
+        return cross_entropy(logits, *args, **kwargs)
+
+    monkeypatch.setattr(hellaswag, "chunk_length", lambda n_tokens, vocab_size, device: 7)
+    monkeypatch.setattr(hellaswag.F, "cross_entropy", spy)
+    np.testing.assert_allclose(evaluate(model, rows).losses, expected.losses, rtol=2e-6, atol=2e-5)
+    assert {dtype for dtype, _ in seen} == {torch.float32}
+    assert max(n for _, n in seen) == 7
+    assert sum(n for _, n in seen) == expected.lengths.sum()  # logits of nothing but the endings
+
+
+def test_autocast_losses_are_float32():
+    model, rows = make(), make_rows(5)
+
+    def bf16() -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16)
+
+    with bf16():
+        expected = np.array([one_by_one(model, row) for row in rows])
+    result = evaluate_hellaswag(model, encode_rows(rows, TOKENIZER, BLOCK), CPU, bf16, 4)
+    assert result is not None
+    np.testing.assert_allclose(result.losses, expected, rtol=1e-2)
+    assert not np.array_equal(result.losses, evaluate(model, rows).losses)  # autocast was on
+
+
+class Fixed(torch.nn.Module):
+    """Predicts the same everywhere: `favourite` is likelier than the other bytes by `nats`."""
+
+    def __init__(self, favourite: str = "a", nats: float = 0.0) -> None:
+        super().__init__()
+        self.head_weight = torch.zeros(TOKENIZER.vocab_size, 1)
+        self.head_weight[ord(favourite)] = nats
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        return torch.ones(*tokens.shape, 1)
+
+
+def test_the_right_ending_wins():
+    rows = [
+        Row(i, "context", tuple("aaaa" if j == i % 4 else "bbbb" for j in range(4)), i % 4)  # type: ignore[arg-type]
+        for i in range(9)
+    ]
+    assert evaluate(Fixed("a", 3.0), rows).scores() == {"hellaswag_acc": 1.0, "hellaswag_acc_norm": 1.0}
+    assert evaluate(Fixed("b", 3.0), rows).scores() == {"hellaswag_acc": 0.0, "hellaswag_acc_norm": 0.0}
+
+
+def test_sums_favour_short_endings_and_means_do_not():
+    # "a" costs log(e^3 + 256) - 3 nats, any other byte, the space before an ending among them, 3 nats more.
+    rare = math.log(math.exp(3) + 256)
+    result = evaluate(Fixed("a", 3.0), [Row(0, "c", ("bbb", "b", "aaaaaaaa", "baaa"), 2)])
+    expected = [4 * rare, 2 * rare, rare + 8 * (rare - 3), 2 * rare + 3 * (rare - 3)]
+    np.testing.assert_allclose(result.losses[0], expected, rtol=1e-6)
+    assert (result.pick.tolist(), result.pick_norm.tolist()) == ([1], [2])
+    assert (result.acc, result.acc_norm) == (0.0, 1.0)
+
+
+def test_of_equal_losses_the_first_is_picked():
+    # Every byte costs log V: by sum the shortest endings tie, by mean all four.
+    rows = [
+        Row(0, "c", ("bbbb", "aa", "x", "y"), 2),
+        Row(1, "context", ("long one", "longer one", "é", "longest one"), 0),
+    ]
+    result = evaluate(Fixed(), rows)
+    np.testing.assert_allclose(result.losses, result.lengths * math.log(TOKENIZER.vocab_size), rtol=1e-7)
+    assert result.pick.tolist() == [2, 2]
+    assert result.pick_norm.tolist() == [0, 0]
+
+
+def test_a_broken_model_scores_nothing(tmp_path):
+    result = evaluate(Fixed("a", math.nan), [Row(i, "c", ("a", "b", "c", "d"), 0) for i in range(3)])
+    assert (result.acc, result.acc_norm) == (0.0, 0.0)
+    write_results(tmp_path / "results.jsonl", result)
+    line = json.loads((tmp_path / "results.jsonl").read_text().splitlines()[0])
+    assert line["pick"] is line["pick_norm"] is None
+    assert line["losses"] == [None] * 4
+
+
+# -- batches --------------------------------------------------------------------------------------------------------
+
+
+def shapes_of(encoded: Encoded, micro_batch: int) -> list[tuple[int, int]]:
+    model, shapes = Fixed(), []
+    hidden = model.hidden
+    model.hidden = lambda tokens: (shapes.append(tuple(tokens.shape)), hidden(tokens))[1]  # type: ignore[method-assign]
+    evaluate(model, encoded, micro_batch)
+    return shapes
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 50, 301])
+@pytest.mark.parametrize("micro_batch", [1, 8])
+def test_few_shapes_within_the_budget(n, micro_batch):
+    encoded = encode_rows(make_rows(n, seed=n), TOKENIZER, BLOCK)
+    shapes = shapes_of(encoded, micro_batch)
+    assert len(set(shapes)) <= 4
+    assert max(b * t for b, t in shapes) <= micro_batch * BLOCK
+    if n == 301:  # enough to fill batches: little is padded
+        assert sum(b * t for b, t in shapes) < 1.3 * (encoded.lengths[:, :1] + encoded.lengths[:, 1:] - 1).sum()
+
+
+def test_equal_lengths_are_one_shape():
+    rows = make_rows(11, context=(9, 9), ending=(5, 5))
+    rows = [dataclasses.replace(row, ctx="x" * 9, endings=("abcde",) * 4) for row in rows]
+    assert set(shapes_of(encode_rows(rows, TOKENIZER, BLOCK), 1)) == {(6, 14)}  # 6 x 14 of 96 tokens; 44 is not 6 k
+
+
+def test_training_is_left_alone():
+    model, rows = make(dropout=0.5), make_rows(7)
+    expected = evaluate(model, rows)
+    model.train()
+    before = torch.get_rng_state()
+    result = evaluate(model, rows)
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.array_equal(result.losses, expected.losses)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    evaluate(model.eval(), rows)
+    assert not model.training
+
+
+def test_stop():
+    model, encoded = make().train(), encode_rows(make_rows(20), TOKENIZER, BLOCK)
+    asked = []
+
+    def stop() -> bool:
+        asked.append(None)
+        return len(asked) == 3
+
+    assert evaluate_hellaswag(model, encoded, CPU, contextlib.nullcontext, 1, stop) is None
+    assert len(asked) == 3
+    assert model.training
+
+
+# -- long rows ------------------------------------------------------------------------------------------------------
+
+
+def test_a_long_row_loses_the_beginning_of_its_context():
+    model = make()
+    short = Row(0, "tail of the context", ("ab", "c" * 76, "abc", ""), 1)  # 19 tokens, and 77 of the longest ending
+    assert encode_rows([short], TOKENIZER, BLOCK).n_cut == 0
+    long = dataclasses.replace(short, ctx="forgotten " * 30 + short.ctx)
+    encoded = encode_rows([long, short], TOKENIZER, BLOCK)
+    assert encoded.n_cut == 1
+    assert encoded.lengths.tolist() == [[19, 3, 77, 4, 1]] * 2  # all endings follow the same context
+    np.testing.assert_allclose(evaluate(model, encoded).losses[0], one_by_one(model, short), rtol=2e-6, atol=2e-5)
+
+
+def test_an_ending_without_room_loses_its_end():
+    model = make("modern")
+    encoded = encode_rows([Row(0, "context", ("d" * 500, "e", "f" * 94, "g" * 95), 0)], TOKENIZER, BLOCK)
+    assert (encoded.n_cut, encoded.lengths.tolist()) == (1, [[1, 95, 2, 95, 95]])
+    cut = Row(0, "t", ("d" * 94, "e", "f" * 94, "g" * 94), 0)
+    np.testing.assert_allclose(evaluate(model, encoded).losses[0], one_by_one(model, cut), rtol=2e-6, atol=3e-5)
+
+
+def test_texts_a_tokenizer_has_no_ids_for():
+    with pytest.raises(DataError, match="not in the vocabulary"):
+        encode_rows(make_rows(1), characters_tokenizer("xyz"), BLOCK)
+    with pytest.raises(UserError, match=r"block_size = 1: "):
+        encode_rows(make_rows(1), TOKENIZER, 1)
+    lone = Row(0, "half a pair \ud83d", ("a", "b", "c", "d"), 0)  # valid JSON, and no UTF-8
+    assert encode_rows([lone], TOKENIZER, BLOCK).lengths[0, 0] == 12 + 3  # U+FFFD
+
+
+def test_a_tokenizer_that_leaves_nothing():
+    class Empty(type(TOKENIZER)):  # type: ignore[misc]
+        def encode_batch(self, texts):
+            return [ids[1:] for ids in super().encode_batch(texts)]
+
+    with pytest.raises(UserError, match="row 7: its context or an ending has no tokens"):
+        encode_rows([Row(7, "context", ("a", "", "c", "d"), 0)], Empty(), BLOCK)
+
+
+# -- files ----------------------------------------------------------------------------------------------------------
+
+GOOD: dict[str, Any] = {
+    "ind": 24, "activity_label": "Roof", "ctx": "A man. he", "label": 3, "endings": ["a", "b", "c", "d"], "split": "val"
+}  # fmt: skip
+
+
+def test_rows_from_files(tmp_path):
+    lines = [json.dumps(GOOD), "", json.dumps(GOOD | {"ind": 25, "label": "0", "ctx": "naïve"}), ""]
+    plain, packed = tmp_path / "val.jsonl", tmp_path / "val.jsonl.gz"
+    plain.write_text("\n".join(lines), encoding="utf-8")
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    endings = ("a", "b", "c", "d")
+    assert load_rows(plain) == [Row(24, "A man. he", endings, 3), Row(25, "naïve", endings, 0)]
+    assert load_rows(str(packed)) == load_rows(plain)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("{", "Expecting property name"),
+        ('{"ind": 1', "Expecting ',' delimiter"),
+        ("[]", "an object was expected"),
+        ("{}", "it has no ind and no ctx and no endings and no label"),
+        (GOOD | {"label": 4}, "label must be 0, 1, 2 or 3, not 4"),
+        (GOOD | {"label": ""}, "label must be 0, 1, 2 or 3, not ''"),
+        (GOOD | {"label": True}, "label must be 0, 1, 2 or 3, not True"),
+        (GOOD | {"label": 1.0}, "label must be 0, 1, 2 or 3, not 1.0"),
+        (GOOD | {"endings": ["a", "b", "c"]}, "endings must be four texts"),
+        (GOOD | {"endings": ["a", "b", "c", 4]}, "endings must be four texts"),
+        (GOOD | {"endings": "abcd"}, "endings must be four texts"),
+        (GOOD | {"ctx": ""}, "ctx must be a text"),
+        (GOOD | {"ctx": None}, "ctx must be a text"),
+        (GOOD | {"ind": "1"}, "ind must be a whole number"),
+        (b"\xff\xfe\xfa", "can't decode"),
+    ],
+)
+def test_a_line_that_is_no_row_is_named(tmp_path, line, says):
+    file = tmp_path / "val.jsonl"
+    raw = line if isinstance(line, bytes) else (line if isinstance(line, str) else json.dumps(line)).encode()
+    file.write_bytes(json.dumps(GOOD).encode() + b"\n" + raw + b"\n")
+    with pytest.raises(UserError) as caught:
+        load_rows(file)
+    assert str(caught.value).startswith(f"{file}, line 2 is not a HellaSwag row: ")
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    def refuses(path: Path, says: str) -> None:
+        with pytest.raises(UserError, match=says) as caught:
+            load_rows(path)
+        assert str(path) in str(caught.value)
+
+    refuses(tmp_path / "missing.jsonl", "there is no HellaSwag file")
+    refuses(tmp_path, "cannot be read")
+    (tmp_path / "empty.jsonl").write_text("\n\n")
+    refuses(tmp_path / "empty.jsonl", "has no rows")
+    (tmp_path / "plain.gz").write_text(json.dumps(GOOD))
+    refuses(tmp_path / "plain.gz", "cannot be read")
+    packed = gzip.compress(random.Random(0).randbytes(1000).hex().encode())
+    (tmp_path / "half.gz").write_bytes(packed[: len(packed) // 2])
+    refuses(tmp_path / "half.gz", "cannot be read")
+
+
+def test_results_are_written_a_line_per_row(tmp_path):
+    result = HellaSwagResult(
+        np.array([7, 9]), np.array([1, 3]),
+        np.array([[8.0, 4.0, 9.0, 5.0], [1.0, 2.0, 3.0, 4.0]]), np.array([[8, 2, 3, 5], [1, 1, 1, 8]]),
+    )  # fmt: skip
+    file = tmp_path / "hellaswag_results.jsonl"
+    file.write_text("of the evaluation before\n")
+    write_results(file, result)
+    assert [json.loads(line) for line in file.read_text().splitlines()] == [
+        {"ind": 7, "label": 1, "losses": [8.0, 4.0, 9.0, 5.0], "lengths": [8, 2, 3, 5], "pick": 1, "pick_norm": 0},
+        {"ind": 9, "label": 3, "losses": [1.0, 2.0, 3.0, 4.0], "lengths": [1, 1, 1, 8], "pick": 0, "pick_norm": 3},
+    ]
+    assert (result.acc, result.acc_norm) == (0.5, 0.5)
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+
+
+def test_intervals():
+    # 8 of 10 and 0 of 10, as published for Wilson's interval at 95%; and GPT-2 124M's acc_norm over all rows.
+    assert wilson_interval(0.8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert wilson_interval(0.0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    assert wilson_interval(1.0, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
+    assert standard_error(0.2955, 10042) == pytest.approx(0.00455, abs=1e-5)
