@@ -3,7 +3,8 @@
 A middle-sized model trains. In turn, between two steps, its weights and moments are copied (`clone`), and
 `Checkpoints.save` is called, after the previous checkpoint has been written. Then steps go on while the checkpoint is
 written in the background; they are compared with the steps between. A save that comes before the last one is on the
-disk waits for it: the writing time is how far apart two saves must lie.
+disk waits for it: the writing time is how far apart two saves must lie. Before a copy and before a save, freed memory
+goes back to the system, so that neither finds pages that the other has touched already.
 
     python benchmarks/checkpoint_stall.py --rounds 5
     python benchmarks/checkpoint_stall.py --layers 12 --width 768 --vocab 50304     # GPT-2 124M: 1.5 GB
@@ -12,6 +13,8 @@ disk waits for it: the writing time is how far apart two saves must lie.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import tempfile
 import time
 from pathlib import Path
@@ -26,14 +29,19 @@ from gptlab.rundir import RunDir
 from gptlab.training.checkpoint import Checkpoints, optimizer_tensors
 
 
+def give_memory_back() -> None:
+    with contextlib.suppress(OSError, AttributeError):  # glibc only
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--vocab", type=int, default=8192)
-    parser.add_argument("--block", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--block", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--quiet-steps", type=int, default=4, help="steps of a round with nothing in the background")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where checkpoints go (default: a temporary folder)")
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -63,12 +71,14 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in names}
 
     def measure_copy() -> None:
+        give_memory_back()
         began = time.perf_counter()
         copies = [t.detach().clone() for t in tensors]
         seconds["copy"].append(time.perf_counter() - began)
         del copies
 
     def measure_save(checkpoints: Checkpoints, number: int) -> None:
+        give_memory_back()
         began = time.perf_counter()
         checkpoints.save(model, optimizer, {"step": number})
         saved = time.perf_counter()

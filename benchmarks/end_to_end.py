@@ -27,6 +27,8 @@ from pathlib import Path
 
 from common import machine, ratios, say, show, spread, table, write_json
 
+from gptlab.config import load_recipe
+
 HERE = Path(__file__).parent
 GPTLAB = [sys.executable, "-m", "gptlab"]
 
@@ -50,7 +52,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, metavar="FILE", help="text to make the dataset from")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--steps", type=int, default=2000, help="the recipe's are 2000")
-    parser.add_argument("--gelu", choices=["tanh", "erf"], default="tanh", help="of both models")
+    parser.add_argument("--gelu", choices=["tanh", "erf"], help="of both models (default: the recipe's)")
     parser.add_argument("--peer-saves", action="store_true", help="the peer saves its best model, as nanoGPT does")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
@@ -64,7 +66,9 @@ def main() -> None:
             prepare = ["prepare", "shakespeare", "--from", str(args.text), "--tokenizer", "char", "--format", "nanogpt"]
             subprocess.run([*GPTLAB, *prepare, "--out", str(data)], check=True, stdout=sys.stderr)
         vocab_size = json.loads((data / "manifest.json").read_text())["tokenizer"]["vocab_size"]
-        gelu = {"tanh": "gelu", "erf": "gelu_erf"}[args.gelu]
+        overrides = {"model.mlp": {"tanh": "gelu", "erf": "gelu_erf"}[args.gelu]} if args.gelu else {}
+        mlp = load_recipe("shakespeare-char-cpu", overrides).model.mlp
+        gelu = {"gelu": "tanh", "gelu_erf": "erf"}[mlp]
 
         before = machine()
         seconds: dict[str, list[dict[str, float]]] = {"gptlab": [], "plain": []}
@@ -73,11 +77,11 @@ def main() -> None:
             commands = {
                 "gptlab": [
                     *GPTLAB, "train", "shakespeare-char-cpu", "--out", str(run), "--data.path", str(data),
-                    "--train.max-steps", str(args.steps), "--model.mlp", gelu, "--seed", str(1337 + pair),
+                    "--train.max-steps", str(args.steps), "--model.mlp", mlp, "--seed", str(1337 + pair),
                 ],
                 "plain": [
                     sys.executable, str(HERE / "plain_loop.py"), "--data", str(data), "--vocab-size", str(vocab_size),
-                    "--steps", str(args.steps), "--gelu", args.gelu, "--seed", str(1337 + pair),
+                    "--steps", str(args.steps), "--gelu", gelu, "--seed", str(1337 + pair),
                     "--json", str(work / f"plain{pair}.json"),
                     *(["--save", str(work / "ckpt.pt")] if args.peer_saves else []),
                 ],
@@ -102,11 +106,11 @@ def main() -> None:
     step_ms = {"gptlab": result["time_per_iter_ms"], "plain": plain["step_ms"]}
     val_loss = {"gptlab": result["final_val_loss"], "plain": plain["evaluations"][-1]["val"]}
     write_json(args.json, {
-        "machine": before, "steps": args.steps, "pairs": args.pairs, "seconds": columns, "gptlab / plain": compared,
+        "machine": before, "steps": args.steps, "gelu": gelu, "pairs": args.pairs, "seconds": columns, "gptlab / plain": compared,
         "step_ms of the last pair": step_ms, "sampled val_loss of the last pair": val_loss, "gptlab eval": scores,
     })  # fmt: skip
     table([
-        (f"{args.steps} steps", "wall s", "CPU s", "ms a step", "val loss (sampled)"),
+        (f"{args.steps} steps, {gelu} GELU", "wall s", "CPU s", "ms a step", "val loss (sampled)"),
         *(
             (
                 name, show(spread(columns[name]["wall"]), ".2f"), show(spread(columns[name]["cpu"]), ".2f"),

@@ -195,6 +195,8 @@ def test_of_equal_losses_the_first_is_picked():
     np.testing.assert_allclose(result.losses, result.lengths * math.log(TOKENIZER.vocab_size), rtol=1e-7)
     assert result.pick.tolist() == [2, 2]
     assert result.pick_norm.tolist() == [0, 0]
+    many = evaluate(Fixed(), make_rows(50))
+    assert len(np.unique(many.losses / many.lengths)) == 1  # exactly, whatever the length
 
 
 def test_a_broken_model_scores_nothing(tmp_path):
