@@ -106,7 +106,8 @@ def main() -> None:
     step_ms = {"gptlab": result["time_per_iter_ms"], "plain": plain["step_ms"]}
     val_loss = {"gptlab": result["final_val_loss"], "plain": plain["evaluations"][-1]["val"]}
     write_json(args.json, {
-        "machine": before, "steps": args.steps, "gelu": gelu, "pairs": args.pairs, "seconds": columns, "gptlab / plain": compared,
+        "machine": before, "steps": args.steps, "gelu": gelu, "pairs": args.pairs, "seconds": columns,
+        "gptlab / plain": compared,
         "step_ms of the last pair": step_ms, "sampled val_loss of the last pair": val_loss, "gptlab eval": scores,
     })  # fmt: skip
     table([

@@ -180,7 +180,7 @@ def arguments():
     parser.add_argument("--weight-decay", type=float, default=0.1)
     parser.add_argument("--grad-clip", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=1337)
-    parser.add_argument("--save", type=Path, metavar="FILE", help="where the best model goes; by default nothing is saved")
+    parser.add_argument("--save", type=Path, metavar="FILE", help="for the best model; by default none is saved")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     args.decay_steps = args.decay_steps or args.steps

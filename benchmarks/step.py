@@ -9,6 +9,9 @@ at a time, while the others sleep; a pause between turns lets OpenMP's threads s
 each; every other round goes backwards. Peak memory (VmHWM) is given over the whole life of the process, which has the
 imports and, where there is one, the compilation in it, and over the timed steps alone.
 
+bf16 is measured where the processor multiplies it (avx512_bf16 or amx_bf16). Elsewhere PyTorch emulates it, many times
+slower than float32, and the variant is left out unless --only names it.
+
     python benchmarks/step.py --rounds 10
     python benchmarks/step.py --rounds 3 --layers 2 --only hf_eager_fp32 gptlab_fp32
 """
@@ -131,13 +134,18 @@ def main() -> None:
     parser.add_argument("--block", type=int, default=256, help="tokens in a sequence")
     parser.add_argument("--batch", type=int, default=4, help="sequences")
     parser.add_argument("--vocab", type=int, default=50304)
-    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, metavar="VARIANT")
     parser.add_argument("--pause", type=float, default=0.1, metavar="S", help="seconds between two turns")
     parser.add_argument("--threads", type=int, default=0, help="default: torch's own")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
 
     before = machine()
+    multiplies_bf16 = any("bf16" in name for name in before["instructions"])
+    if args.only is None:
+        args.only = [variant for variant in VARIANTS if multiplies_bf16 or "bf16" not in variant]
+    if not multiplies_bf16:
+        say(f"{before['cpu']} has no bf16 instructions: only {', '.join(before['instructions'])}")
     context = multiprocessing.get_context("spawn")
     workers = {}
     for variant in args.only:  # one after another: compiling and warming up are not to disturb each other
@@ -164,9 +172,7 @@ def main() -> None:
         memory[variant] = pipe.recv()
         process.join()
 
-    compared = {
-        f"{a} / {b}": ratios(seconds[a], seconds[b]) for a, b in COMPARISONS if a in seconds and b in seconds
-    }
+    compared = {f"{a} / {b}": ratios(seconds[a], seconds[b]) for a, b in COMPARISONS if a in seconds and b in seconds}
     write_json(args.json, {
         "machine": before, "shape": {key: getattr(args, key) for key in ("layers", "block", "batch", "vocab")},
         "seconds": seconds, "ratios": compared, "memory": memory,

@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 # Bytes of one chunk of float32 logits. Small enough not to matter beside the model, large enough to fill the device.
-CHUNK_BYTES = {"cpu": 128 << 20, "cuda": 2 << 30}
+CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 2 << 30}
 
 
 def chunk_length(n_tokens: int, vocab_size: int, device: str) -> int:
     """Tokens in a chunk: equal chunks, as few as keep each under the bound."""
-    most = max(1, CHUNK_BYTES.get(device, 128 << 20) // (4 * vocab_size))
+    most = max(1, CHUNK_BYTES.get(device, 64 << 20) // (4 * vocab_size))
     chunks = max(1, -(-n_tokens // most))
     return max(1, -(-n_tokens // chunks))
 
@@ -46,15 +46,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if not wants_grad:
                 continue
             grad = logits.sub_(lse).exp_()  # d loss / d logits = softmax - one_hot, in the place of the logits
-            grad.scatter_add_(1, pick, torch.full_like(lse, -1.0)).mul_(kept)
+            grad.scatter_add_(1, pick, torch.full_like(lse, -1.0))
+            seen = chunk * kept  # what a left-out token would add to dw, and its dx, is 0: cheaper here than in (n, V)
             if dtype == torch.float16:
                 # a sum over tokens outgrows float16's 65504; TF32, which this regime allows, has the same mantissa
-                part = grad.t() @ chunk.to(wide)
-                dx.append(grad.mul_(scale).to(dtype) @ w_low)
+                part = grad.t() @ seen.to(wide)
+                dx.append((grad.mul_(scale).to(dtype) @ w_low).mul_(kept))
             else:
                 grad = grad.to(dtype)
-                part = grad.t() @ chunk
-                dx.append(grad @ w_low)
+                part = grad.t() @ seen
+                dx.append((grad @ w_low).mul_(kept))
             dw = dw.add_(part) if i else part.to(wide)
         if wants_grad:
             ctx.save_for_backward(torch.cat(dx) if dx else torch.zeros_like(x_low), dw)
