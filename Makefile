@@ -43,7 +43,10 @@ test-all: install
 	@$(BIN)/python -m pytest -n 2 -m "slow or not slow"
 
 lint: install
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check -q . && $(BIN)/mypy && $(BIN)/lint-imports -q 2>/dev/null || $(BIN)/lint-imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: install
 	@$(BIN)/ruff check -q --fix . ; $(BIN)/ruff format -q .

@@ -49,7 +49,7 @@ def main() -> None:
     print(f"\nThe run is in {run}: look at plots/train-val_loss.png and card.md. What to type next:")
     print(f"  .venv/bin/gptlab sample {run} --prompt 'class Tree' --temperature 0.6")
     print("  .venv/bin/gptlab recipes")
-    print("  .venv/bin/gptlab train shakespeare-char-cpu --help")
+    print("  .venv/bin/gptlab train --help")
     if model > BOUND:
         sys.exit(f"the model reaches {model:.3f} bits per byte; {BOUND} or better was expected")
 

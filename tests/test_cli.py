@@ -77,6 +77,7 @@ def test_train_leaves_a_whole_run_directory(
         (["train", "shakespeare-char-cpu", "--optim.lr", "fast"], "optim.lr = fast: must be a number"),
         (["train", "shakespeare-char-cpu", "--data.path", "/nowhere"], "no prepared dataset at /nowhere"),
         (["train", "shakespeare-char-cpu", "--train.device", "cuda"], "train.device = cuda: this machine"),
+        (["train", "shakespeare-char-cpu", "--lr", "1"], "no setting 'lr'; did you mean 'optim.lr'?"),
         (["train"], "the following arguments are required: RECIPE"),
         (["fly"], "invalid choice: 'fly'"),
         (["eval", "/nowhere"], "/nowhere is not a run directory"),
@@ -171,6 +172,9 @@ def test_sample_is_repeatable_and_bounded(run: Path, capsys: pytest.CaptureFixtu
 def test_export_and_import_keep_the_model(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(capsys, "export", run, "--to", "hf", tmp_path / "hf")[0] == 0
     assert call(capsys, "import", "hf", tmp_path / "hf", "--out", tmp_path / "back")[0] == 0
+    status, _, err = call(capsys, "import", "nanogpt", tmp_path / "hf/config.json", "--out", tmp_path / "no")
+    assert status == 2
+    assert not (tmp_path / "no").exists()
     one, other = gptlab.load_run(run, device="cpu"), gptlab.load_run(tmp_path / "back", device="cpu")
     ids = torch.tensor([one.tokenizer.encode("the dog sat")])
     assert other.tokenizer.encode("the dog sat") == ids[0].tolist()

@@ -165,7 +165,8 @@ MODERN = {
     "train.max_steps": 38146, "compile.enabled": True,
 }  # fmt: skip
 NANOGPT = {
-    "model.bias": False, "model.mlp": "gelu_erf", "data.corpus": "shakespeare", "data.tokenizer": "char", "data.sampling": "random",
+    "model.bias": False, "model.mlp": "gelu_erf", "data.corpus": "shakespeare", "data.tokenizer": "char",
+    "data.sampling": "random",
     "optim.lr": 1e-3, "optim.betas": (0.9, 0.99), "optim.weight_decay": 0.1, "optim.grad_clip": 1.0,
     "schedule.min_lr": 1e-4, "schedule.warmup_steps": 100, "schedule.shape": "cosine", "train.eval_every": 250,
     "eval.train": True,

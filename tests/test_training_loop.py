@@ -174,6 +174,18 @@ def test_a_mixture_takes_its_shares(dataset: Path, tmp_path: Path) -> None:
     assert gptlab.train(recipe, tmp_path / "run", quiet=True).status == "completed"
     assert RunDir(tmp_path / "run").read_recipe().data.mixture == mixture
 
+    with pytest.raises(DataError, match="names one folder twice"):
+        gptlab.train(
+            recipe.replace({"data.mixture": {str(other): 1.0, f"{other}/.": 1.0}}), tmp_path / "no", quiet=True
+        )
+    (other / "tokenizer.json").write_text('{"kind": "byte"}')
+    with pytest.raises(DataError, match="was made with another tokenizer"):
+        gptlab.train(recipe, tmp_path / "no", quiet=True)
+    with pytest.raises(UserError, match="has another tokenizer than"):
+        start = {"data.path": str(other), "data.mixture": {}, "train.init_from": str(tmp_path / "run")}
+        gptlab.train(recipe.replace(start), tmp_path / "no", quiet=True)
+    assert not (tmp_path / "no").exists()
+
 
 def test_ids_outside_the_vocabulary_stop_before_training(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="and a vocabulary of 5 ends at 4"):

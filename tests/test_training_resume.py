@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -133,6 +134,29 @@ def test_the_micro_batch_may_change_and_other_settings_may_not(dataset: Path, tm
     # the same batches in other pieces; dropout falls elsewhere, so only near
     assert ours[:6] == theirs[:6]
     assert ours[6:] == pytest.approx(theirs[6:], rel=0.1)
+
+
+def test_a_resumed_run_keeps_the_micro_batch_that_auto_found(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for steps, found in ((6, 2), (12, 4)):
+        monkeypatch.setattr("gptlab.training.setup.largest_micro_batch", lambda *_, found=found: found)
+        recipe = tiny_recipe(dataset, train__max_steps=steps, batch__micro_batch="auto")
+        train(recipe, tmp_path, quiet=True)
+        assert RunDir(tmp_path).read_recipe().batch.micro_batch == 2
+
+
+def test_the_last_step_is_evaluated_where_only_hellaswag_was_due(dataset: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    row = {"ind": 0, "ctx": "the cat", "endings": ["sat", "ran", "saw", "had"], "label": 0}
+    rows.write_text(json.dumps(row) + "\n")
+    changes = {"train__eval_every": 0, "hellaswag__every": 4, "hellaswag__path": str(rows), "schedule__decay_steps": 24}
+    direct = train(tiny_recipe(dataset, train__max_steps=4, **changes), tmp_path / "direct", quiet=True)
+    train(tiny_recipe(dataset, train__max_steps=6, **changes), tmp_path / "run", quiet=True)
+    shutil.rmtree(tmp_path / "run/checkpoints/step-00000006")  # as if it had been killed after step 4
+    (tmp_path / "run/result.json").unlink()
+    result = train(tiny_recipe(dataset, train__max_steps=4, **changes), tmp_path / "run", quiet=True)
+    assert result.final_val_loss == direct.final_val_loss
 
 
 def test_a_finished_run_is_answered_and_not_touched(dataset: Path, tmp_path: Path) -> None:

@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from gptlab import __version__
-from gptlab.config import ConfigError, UserError, build_recipe, parse_flag, read_layer, settings, shipped
+from gptlab.config import (
+    ConfigError,
+    UserError,
+    build_recipe,
+    parse_flag,
+    read_layer,
+    settings,
+    shipped,
+    unknown_setting,
+)
 
 # Exit statuses: 0 done, 1 the work failed, 2 the call was wrong, 3 diverged or out of memory, 4 interrupted.
 EXIT = {"completed": 0, "failed": 1, "not_applicable": 2, "diverged": 3, "out_of_memory": 3, "interrupted": 4}
@@ -158,7 +167,7 @@ def export(options: argparse.Namespace) -> None:
 def import_(options: argparse.Namespace) -> None:
     from gptlab.training.importing import import_run
 
-    print(f"run: {import_run(options.source, options.out, options.overrides)}")
+    print(f"run: {import_run(options.kind, options.source, options.out, options.overrides)}")
 
 
 def recipes(options: argparse.Namespace) -> None:
@@ -172,6 +181,9 @@ def recipes(options: argparse.Namespace) -> None:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
+        flag = message.partition("unrecognized arguments: --")[2].partition(" ")[0].partition("=")[0]
+        if " mean " in (says := str(unknown_setting(flag.replace("-", "_")))):  # --lr for --optim.lr
+            raise UserError(says)
         raise UserError(f"{message}\n{self.format_usage().strip()}")
 
 

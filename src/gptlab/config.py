@@ -361,7 +361,8 @@ def settings(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tupl
             yield prefix + name, field
 
 
-def _unknown(name: str) -> ConfigError:
+def unknown_setting(name: str) -> ConfigError:
+    """The error for a name that is no setting, with the one that was probably meant."""
     known = [key for key, _ in settings()] + ["model.preset"]
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
     if not close:  # the right word in the wrong section
@@ -392,7 +393,7 @@ def parse_flag(name: str, text: str) -> Any:
     if name == "model.preset":
         return text
     if name not in fields:
-        raise _unknown(name)
+        raise unknown_setting(name)
     annotation = fields[name].annotation
     if _accepts(annotation, str) and not any(_accepts(annotation, kind) for kind in (int, float, bool)):
         return text
@@ -460,7 +461,7 @@ def _sentences(error: ValidationError) -> str:
     for item in error.errors():
         name = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            problems.setdefault(str(_unknown(name)), [])
+            problems.setdefault(str(unknown_setting(name)), [])
             continue
         if item["type"] == "value_error":  # our own sentence, complete as it is
             problems.setdefault(str(item["ctx"]["error"]), [])

@@ -190,7 +190,7 @@ class HuggingFaceTokenizer(Tokenizer):
     """A tokenizer.json, ours (bpe-N) or anybody's.
 
     Raises:
-        DataError: it cannot be read, or has no end-of-text token.
+        DataError: it cannot be read.
     """
 
     def __init__(self, name: str, content: dict[str, Any]) -> None:
@@ -204,11 +204,8 @@ class HuggingFaceTokenizer(Tokenizer):
         self._fast.no_truncation()  # files saved after a training often cut every text at 512 tokens
         self._fast.no_padding()
         self._fast.encode_special_tokens = True  # a special token's name in a document is text
-        ids = ((end, self._fast.token_to_id(end)) for end in END_OF_TEXT_NAMES)
-        eot = next((index for _, index in ids if index is not None), None)
-        if eot is None:
-            raise DataError(f"{name} has no end-of-text token: none of {', '.join(END_OF_TEXT_NAMES)} is in it")
-        self.eot = eot
+        ids = (self._fast.token_to_id(end) for end in END_OF_TEXT_NAMES)
+        self.eot = next((index for index in ids if index is not None), None)
         self.vocab_size = max(self._fast.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[Any]]:
@@ -251,7 +248,7 @@ def make_tokenizer(name_or_file: str, texts: Callable[[], Iterator[str]]) -> Tok
         texts: makes an iterator over the documents to learn the vocabulary from; called for char and bpe-N only.
 
     Raises:
-        DataError: an unknown name, an unreadable file, or documents too few for the vocabulary.
+        DataError: an unknown name, an unreadable file or one without end-of-text, or documents too few to learn from.
     """
     if name_or_file in ("gpt2", "byte"):
         return load_tokenizer({"kind": name_or_file})
@@ -265,7 +262,11 @@ def make_tokenizer(name_or_file: str, texts: Callable[[], Iterator[str]]) -> Tok
     if match := re.fullmatch(r"bpe-(\d+)", name_or_file):
         return _train_bpe(int(match[1]), texts())
     if Path(name_or_file).is_file():
-        return load_tokenizer(Path(name_or_file))
+        tokenizer = load_tokenizer(Path(name_or_file))
+        if tokenizer.eot is None:  # a model can do without, documents in a row cannot
+            names = ", ".join(END_OF_TEXT_NAMES)
+            raise DataError(f"{tokenizer.name} has no end-of-text token: none of {names} is in it")
+        return tokenizer
     raise DataError(f"no tokenizer '{name_or_file}': use gpt2, byte, char, bpe-N or the path of a tokenizer.json")
 
 

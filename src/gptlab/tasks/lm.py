@@ -19,15 +19,28 @@ from gptlab.precision.regimes import Regime
 
 
 def open_datasets(recipe: Recipe) -> list[Dataset]:
-    """The prepared datasets a recipe names. Raises DataError, which says how to prepare a missing one."""
+    """The prepared datasets a recipe names.
+
+    Raises:
+        DataError: one is missing (it says how to prepare it), named twice, or made with another tokenizer.
+    """
     folders = list(recipe.data.mixture) or [recipe.data.folder]
+    if len({Path(folder).resolve() for folder in folders}) < len(folders):
+        raise DataError(f"data.mixture names one folder twice: {', '.join(folders)}")
     for folder in folders:
         if not Path(folder).is_dir():
             raise DataError(
                 f"no prepared dataset at {folder}: `gptlab prepare {recipe.data.corpus} --tokenizer "
                 f"{recipe.data.tokenizer} --out {folder}` makes it, --data.path names another"
             )
-    return [Dataset(folder) for folder in folders]
+    datasets = [Dataset(folder) for folder in folders]
+    for dataset in datasets[1:]:
+        if dataset.tokenizer.spec() != datasets[0].tokenizer.spec():
+            raise DataError(
+                f"data.mixture: {dataset.path} was made with another tokenizer ({dataset.tokenizer.name}) than "
+                f"{datasets[0].path} ({datasets[0].tokenizer.name})"
+            )
+    return datasets
 
 
 class LanguageModelling:

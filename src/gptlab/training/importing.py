@@ -9,18 +9,19 @@ from gptlab.config import build_recipe
 from gptlab.data.shards import Dataset
 from gptlab.data.tokenizers import load_tokenizer
 from gptlab.model.gpt import build_model
-from gptlab.model.hub import read_source, tokenizer_spec
+from gptlab.model.hub import import_nanogpt, read_source, tokenizer_spec
 from gptlab.rundir import RunDir, RunError
 from gptlab.training.checkpoint import Checkpoints
 
 
-def import_run(source: str, out: Path, overrides: dict[str, Any]) -> Path:
+def import_run(kind: str, source: str, out: Path, overrides: dict[str, Any]) -> Path:
     """Make a run directory of a Hugging Face folder or id, or of nanoGPT's ckpt.pt.
 
     It can be evaluated (give the dataset as data.path), sampled from, exported, and trained on with train.init_from.
 
     Args:
-        overrides: settings to record; the dataset at data.path gives the tokenizer where the source has none.
+        kind: "hf" or "nanogpt".
+        overrides: settings to record; with data.path the tokenizer is that dataset's, else the source's own.
 
     Raises:
         UserError: the source cannot be read, or is a model gptlab cannot represent exactly.
@@ -29,10 +30,8 @@ def import_run(source: str, out: Path, overrides: dict[str, Any]) -> Path:
     run = RunDir(out)
     if run.exists():
         raise RunError(f"{out} already has a run in it: --out names another folder")
-    shape, fill = read_source(source)
-    spec = tokenizer_spec(source)
-    if spec is None and "data.path" in overrides:
-        spec = Dataset(overrides["data.path"]).tokenizer.spec()
+    shape, fill = import_nanogpt(source) if kind == "nanogpt" else read_source(source)
+    spec = tokenizer_spec(source) if "data.path" not in overrides else Dataset(overrides["data.path"]).tokenizer.spec()
     if spec is None:
         raise RunError(
             f"{source} does not say what its {shape.vocab_size} token ids stand for: "

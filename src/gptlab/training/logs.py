@@ -53,6 +53,7 @@ class Logs:
             self.bar = Progress(
                 TextColumn("[bold]{task.completed:.0f}/{task.total:.0f}"), BarColumn(),
                 TextColumn("{task.description}"), TimeRemainingColumn(), console=self.console, transient=True,
+                refresh_per_second=2,
             )  # fmt: skip
             self.bar.start()
             self.bar.add_task("", total=total_steps, completed=step)

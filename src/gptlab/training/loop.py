@@ -7,6 +7,7 @@ follow from the recipe and s, so a run that was killed and goes on from a checkp
 from __future__ import annotations
 
 import math
+import os
 import resource
 import time
 from dataclasses import asdict, dataclass
@@ -84,6 +85,7 @@ def train(
             result = _train(recipe, run, datasets, device, stop, quiet)
         except NotApplicable as error:
             result = Result("not_applicable", reason=str(error))
+            run.write_recipe(resolve(recipe, run, datasets, device)[0])
         except torch.OutOfMemoryError as error:
             result = Result("out_of_memory", reason=str(error).splitlines()[0])
         except (KeyboardInterrupt, UserError):
@@ -101,6 +103,8 @@ def _train(
 ) -> Result:
     began, cpu_began = time.perf_counter(), _cpu_seconds()
     regime = enter_regime(recipe.precision.regime, device)
+    if recipe.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses, or does not repeat
     torch.use_deterministic_algorithms(recipe.train.deterministic)
     recipe, fill = resolve(recipe, run, datasets, device)
     limit = recipe.step_limit(sum(len(d.train) for d in datasets))
@@ -118,12 +122,12 @@ def _train(
     tokens_per_step, micro_batch = recipe.batch.tokens_per_step, recipe.batch.micro_batch
     assert isinstance(micro_batch, int), "resolved"
 
-    state: dict[str, Any] = {"step": 0, "evaluated_step": -1, "wall_seconds": 0.0, "cpu_seconds": 0.0}
+    state: dict[str, Any] = {"step": 0, "measured": [], "wall_seconds": 0.0, "cpu_seconds": 0.0}
     restored = checkpoints.restore(model, optimizer)
     if restored:
         state = restored
         scaler.load_state_dict(state["scaler"])
-    step, evaluated_step, saved_step = state["step"], state["evaluated_step"], state["step"] if restored else -1
+    step, measured, saved_step = state["step"], state["measured"], state["step"] if restored else -1
     run.write_recipe(recipe)
     run.write_json("tokenizer.json", datasets[0].tokenizer.spec())
     run.write_json("environment.json", environment(recipe, datasets, model, device))
@@ -135,7 +139,7 @@ def _train(
     watch, peak = Stopwatch(), peak_flops(device)
     seconds: float | None
     losses: list[torch.Tensor] = []  # of the updates since they were last read: a GPU does not wait for each
-    lr, grad_norm, val_loss = 0.0, torch.zeros(()), state.get("val_loss")
+    lr, grad_norm, val_loss = 0.0, torch.zeros(()), state.get("val_loss")  # val_loss and measured are of this step
     diverged: tuple[int, str] | None = None
     logs = Logs(run, recipe, limit, step, quiet)
     logs.say(summary(recipe, model, device, limit, step))
@@ -171,17 +175,16 @@ def _train(
 
             # evaluate, save, and see whether to stop
             watch.pause()
-            if evaluated_step != step and (what := task.due(step, ends)):
+            if what := [name for name in task.due(step, ends) if name not in measured]:
                 scores = task.evaluate(what, model, regime, micro_batch, stop)
                 if scores is None:
                     stopping = saves = True  # asked to stop on the way; the resumed run evaluates here
                 else:
                     logs.evaluation({"step": step, "tokens": step * tokens_per_step, **scores})
-                    evaluated_step, val_loss = step, scores.get("val_loss")
+                    measured, val_loss = [*measured, *what], scores.get("val_loss", val_loss)
             if saves:
                 progress = {
-                    "step": step, "scaler": scaler.state_dict(), "evaluated_step": evaluated_step,
-                    "val_loss": val_loss if evaluated_step == step else None,
+                    "step": step, "scaler": scaler.state_dict(), "measured": measured, "val_loss": val_loss,
                     "wall_seconds": state["wall_seconds"] + time.perf_counter() - began,
                     "cpu_seconds": state["cpu_seconds"] + _cpu_seconds() - cpu_began,
                 }  # fmt: skip
@@ -209,14 +212,15 @@ def _train(
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
             losses.append(loss)
-            step += 1
+            step, measured, val_loss = step + 1, [], None
     finally:
         logs.close()
         checkpoints.wait()
 
     seconds, lines = watch.steady(), run.read_metrics()
-    last_eval: dict[str, Any] = next((line for line in reversed(lines) if "val_loss" in line), {})
-    finished = step >= limit and evaluated_step == step
+    evaluations = [line for line in lines if "val_loss" in line]
+    last_eval = evaluations[-1] if evaluations and not diverged else {}
+    finished = step >= limit and "loss" in measured
     return Result(
         status="diverged" if diverged else "completed" if finished else "interrupted",
         steps=step,

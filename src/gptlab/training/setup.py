@@ -19,6 +19,7 @@ from torch import nn
 import gptlab
 from gptlab.config import Model, Recipe, UserError, settings
 from gptlab.data.shards import Dataset
+from gptlab.data.tokenizers import load_tokenizer
 from gptlab.model.gpt import GPT, build_model
 from gptlab.model.hub import read_source
 from gptlab.rundir import RunDir, RunError
@@ -56,6 +57,9 @@ def resolve(
         model = stored.model
     if recipe.train.init_from and not list_checkpoints(run):
         source, fill = start_from(recipe.train.init_from)
+        spoken = RunDir(recipe.train.init_from).tokenizer_file
+        if spoken.is_file() and load_tokenizer(spoken).spec() != datasets[0].tokenizer.spec():
+            raise RunError(f"train.init_from = {recipe.train.init_from}: has another tokenizer than {datasets[0].path}")
         if recipe.model.block_size < source.block_size:
             source, fill = cropped(source, recipe.model.block_size, fill)
         model = source.model_copy(update={"dropout": recipe.model.dropout})
@@ -69,9 +73,9 @@ def resolve(
     recipe = recipe.replace(settled)
     settled = {}
     if recipe.compile.enabled == "auto":
-        settled["compile.enabled"] = device.type == "cuda"
-    if recipe.batch.micro_batch == "auto":
-        settled["batch.micro_batch"] = largest_micro_batch(recipe, device)
+        settled["compile.enabled"] = stored.compile.enabled if stored else device.type == "cuda"
+    if recipe.batch.micro_batch == "auto":  # a resumed run keeps its own: dropout and rounding depend on it
+        settled["batch.micro_batch"] = stored.batch.micro_batch if stored else largest_micro_batch(recipe, device)
     if not recipe.schedule.decay_steps:
         limit = recipe.step_limit(sum(len(d.train) for d in datasets))
         settled["schedule.decay_steps"] = stored.schedule.decay_steps if stored else limit
