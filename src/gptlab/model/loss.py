@@ -36,7 +36,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         keep = (targets >= 0)[:, None]  # (N, 1)
         picks = targets.clamp(min=0)[:, None]  # (N, 1)
         loss = torch.zeros((), dtype=wide, device=x.device)
-        dx, dw = [], torch.zeros(0)
+        dx = []
+        dw = torch.zeros(weight.shape if wants_grad else 0, dtype=wide, device=x.device)
         step = chunk_length(N, V, x.device.type)
         for i in range(0, N, step):
             chunk, pick, kept = x_low[i : i + step], picks[i : i + step], keep[i : i + step]  # (n, C), (n, 1), (n, 1)
@@ -48,15 +49,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad = logits.sub_(lse).exp_()  # d loss / d logits = softmax - one_hot, in the place of the logits
             grad.scatter_add_(1, pick, torch.full_like(lse, -1.0))
             seen = chunk * kept  # what a left-out token would add to dw, and its dx, is 0: cheaper here than in (n, V)
-            if dtype == torch.float16:
-                # a sum over tokens outgrows float16's 65504; TF32, which this regime allows, has the same mantissa
-                part = grad.t() @ seen.to(wide)
-                dx.append((grad.mul_(scale).to(dtype) @ w_low).mul_(kept))
-            else:
-                grad = grad.to(dtype)
-                part = grad.t() @ seen
-                dx.append((grad @ w_low).mul_(kept))
-            dw = dw.add_(part) if i else part.to(wide)
+            low = (grad * scale if scale != 1 else grad).to(dtype)  # (n, V)
+            dx.append((low @ w_low).mul_(kept))
+            if dtype == torch.bfloat16:
+                dw.add_(low.t() @ seen)
+            else:  # a sum over tokens outgrows float16's 65504; TF32, which amp_fp16 allows, has the same mantissa
+                dw.addmm_(grad.t(), seen.to(wide))
         if wants_grad:
             ctx.save_for_backward(torch.cat(dx) if dx else torch.zeros_like(x_low), dw)
             ctx.scale, ctx.dtypes = scale, (x.dtype, weight.dtype)
@@ -68,7 +66,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dx, dw = ctx.saved_tensors
         factor = grads[0]
         dx = dx.to(torch.promote_types(dx.dtype, factor.dtype)) * (factor / ctx.scale)
-        return dx.to(ctx.dtypes[0]), (dw * factor).to(ctx.dtypes[1]), None, None
+        # in place, so a second backward pass through the same graph is an error, which autograd raises
+        return dx.to(ctx.dtypes[0]), dw.mul_(factor).to(ctx.dtypes[1]), None, None
 
 
 def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
