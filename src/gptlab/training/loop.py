@@ -131,7 +131,7 @@ def _train(
     run.write_recipe(recipe)
     run.write_json("tokenizer.json", datasets[0].tokenizer.spec())
     run.write_json("environment.json", environment(recipe, datasets, model, device))
-    run.cut_metrics(step)
+    run.cut_metrics(step if restored else -1)
     (run.path / "result.json").unlink(missing_ok=True)  # no result: it is running, or was killed
     if recipe.compile.enabled:
         model.compile(dynamic=False)
