@@ -14,7 +14,7 @@ RUN := runs/stdlib-demo_seed1337
 .PHONY: help install demo test test-all lint format clean
 
 help:
-	@echo "make demo      install, train a small GPT on Python's own source for about a minute, show what it learnt"
+	@echo "make demo      install, train a small GPT on Python's own source for a minute or two, show what it learnt"
 	@echo "make test      install, run the tests (under 5 minutes)"
 	@echo "make test-all  the long tests too: kills, compilation, whole runs"
 	@echo "make lint      ruff, mypy and the rooms' import rules"
