@@ -82,6 +82,20 @@ def test_killed_before_the_first_checkpoint_it_starts_over(dataset: Path, tmp_pa
     assert_same_run(tmp_path / "whole", tmp_path / "pieces")
 
 
+def test_what_a_kill_while_saving_leaves_is_no_checkpoint(dataset: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(dataset, train__max_steps=12, schedule__decay_steps=24)
+    train(recipe, tmp_path / "run", quiet=True)
+    train(tiny_recipe(dataset), tmp_path / "whole", quiet=True)
+    checkpoints = tmp_path / "run/checkpoints"
+    whole = list_checkpoints(RunDir(tmp_path / "run"))[-1]
+    shutil.copytree(whole, checkpoints / ".step-00000016")  # not renamed yet: hidden, however much is in it
+    shutil.copytree(whole, checkpoints / "step-00000014")
+    (checkpoints / "step-00000014/manifest.json").unlink()  # what goes first when an old one is removed
+    train(tiny_recipe(dataset, schedule__decay_steps=24), tmp_path / "run", quiet=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    assert sorted(checkpoints.iterdir()) == list_checkpoints(RunDir(tmp_path / "run"))
+
+
 def test_a_stop_during_evaluation_evaluates_there_again(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,7 +106,7 @@ def test_a_stop_during_evaluation_evaluates_there_again(
     original, calls = Tokens.gather, []
 
     def gather(self: Any, starts: Any, length: int) -> Any:
-        if not original.__defaults__ and sys._getframe(1).f_code.co_name == "_padded":
+        if sys._getframe(1).f_code.co_name == "_padded":  # asked for by an evaluation
             calls.append(1)
             if len(calls) == 20:  # in the middle of the second evaluation
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -263,7 +277,7 @@ def test_killed_at_random_moments(dataset: Path, tmp_path: Path, changes: dict[s
     began = time.monotonic()
     assert whole.wait() == 0, whole.stderr.read()
     took = time.monotonic() - began
-    draw, done, saving = random.Random(0), 0, 0
+    draw, done = random.Random(0), 0
     while done < kills:
         process = start(recipe_file, tmp_path / "pieces")
         metrics = tmp_path / "pieces/metrics.jsonl"
@@ -275,7 +289,6 @@ def test_killed_at_random_moments(dataset: Path, tmp_path: Path, changes: dict[s
             process.send_signal(signal.SIGKILL)
             done += 1
         process.wait()
-        saving += any((tmp_path / "pieces/checkpoints").glob(".step-*"))
         assert process.returncode in (0, -signal.SIGKILL), process.stderr.read()
         if process.returncode == 0:
             break

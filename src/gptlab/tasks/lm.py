@@ -43,6 +43,11 @@ def open_datasets(recipe: Recipe) -> list[Dataset]:
     return datasets
 
 
+def document_numbers(tokens: Tensor, eot: int | None) -> Tensor | None:
+    """For each token (B, T) how many end-of-texts have come up to it in its row; None where no id ends a text."""
+    return (tokens == eot).cumsum(dim=1) if eot is not None else None
+
+
 class LanguageModelling:
     """Data, loss and scores of a language-modelling run.
 
@@ -81,7 +86,7 @@ class LanguageModelling:
 
     def documents(self, tokens: Tensor) -> Tensor | None:
         """Numbers of the documents (B, T) that tokens belong to, or None where attention is not limited to them."""
-        return (tokens == self.eot).cumsum(dim=1) if self.eot is not None else None
+        return document_numbers(tokens, self.eot)
 
     def micro_batches(self, step: int, micro_batch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The inputs and targets, (micro_batch, T) each, of update `step`; the last pair may have fewer rows.

@@ -100,8 +100,9 @@ class Checkpoints:
         self.run, self.keep_last, self.keep_best = run, keep_last, keep_best
         self.writer: threading.Thread | None = None
         self.error: BaseException | None = None
-        for leftover in run.checkpoints.glob(".step-*"):  # of a process that was killed while it wrote
-            shutil.rmtree(leftover)
+        for leftover in run.checkpoints.glob("*step-*"):  # of a process that was killed while it wrote or removed one
+            if leftover not in list_checkpoints(run):
+                shutil.rmtree(leftover)
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer | None, progress: dict[str, Any]) -> None:
         """Copy the state and write it in the background. An error of the last write is raised here or by `wait`.

@@ -17,7 +17,7 @@ from gptlab.model.generate import generate
 from gptlab.model.gpt import GPT, build_model
 from gptlab.precision.regimes import REGIMES, Regime, enter_regime
 from gptlab.rundir import RunDir, RunError
-from gptlab.tasks.lm import open_datasets
+from gptlab.tasks.lm import document_numbers, open_datasets
 from gptlab.training.checkpoint import find_checkpoint
 from gptlab.training.setup import largest_micro_batch, pick_device, start_from
 
@@ -131,7 +131,7 @@ def _validation_loss(run: Run, recipe: Recipe, regime: Regime, micro_batch: int)
     eot = dataset.tokenizer.eot if recipe.model.document_attention else None
     measured = heldout_loss(
         run.model, dataset.val, starts, block, micro_batch, device, lambda: regime.context(device),
-        lambda x: (x == eot).cumsum(dim=1) if eot is not None else None,
+        lambda x: document_numbers(x, eot),
     )  # fmt: skip
     assert measured is not None
     loss, counts = measured
