@@ -78,13 +78,13 @@ def make_step(variant: str, args: argparse.Namespace) -> Any:
 
         return hf_step
 
-    from gptlab.config import Model, Optim
+    from gptlab.config import Model, Optim, Precision
     from gptlab.model.gpt import build_model
     from gptlab.optim.optimizers import make_optimizer
     from gptlab.precision.regimes import enter_regime
 
     device = torch.device("cpu")
-    regime = enter_regime("amp_bf16" if "bf16" in variant else "fp32", device)
+    regime = enter_regime(Precision(regime="amp_bf16" if "bf16" in variant else "fp32"), device)
     model = build_model(Model(block_size=args.block, vocab_size=args.vocab, **shape), device, regime.weights)
     optimizer = make_optimizer(model, Optim())
     if "compiled" in variant:

@@ -1,9 +1,9 @@
 """The command line: its verbs end to end on tiny data, its sentences, its exit statuses."""
 
 import json
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -213,10 +213,11 @@ def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_help_is_quick_and_knows_every_setting() -> None:
-    began = time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     help = subprocess.run([sys.executable, "-m", "gptlab", "train", "--help"], capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert help.returncode == 0
-    assert time.perf_counter() - began < 1.5
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.5  # CPU seconds: others may be busy
     for flag in ("--optim.lr", "--train.max-steps", "--batch.micro-batch", "--checkpoint.every", "--compile.enabled"):
         assert flag in help.stdout
 

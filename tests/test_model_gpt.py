@@ -256,18 +256,19 @@ def test_loss_and_gradients_are_cross_entropy(tokens_in_chunk, small_chunks):
     small_chunks(4 * V * tokens_in_chunk)
     x, weight, targets = head(37, 16, V)
     expected = F.cross_entropy(x @ weight.t(), targets, ignore_index=-1, reduction="sum")
-    got = linear_cross_entropy(x, weight, targets)
+    got = linear_cross_entropy(x, weight, targets).train
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
     # a mean over tokens and a scaled loss multiply the gradient that comes in
     for left, right in zip(grads_of(got / 29, x, weight), grads_of(expected / 29, x, weight), strict=True):
         torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-5)
-    assert not grads_of(linear_cross_entropy(x, weight, targets), x)[0][::5].any()  # ignored targets teach nothing
+    [dx] = grads_of(linear_cross_entropy(x, weight, targets).train, x)
+    assert not dx[::5].any()  # ignored targets teach nothing
 
 
 def test_loss_of_ignored_targets_alone_is_nothing():
     x, weight, targets = head(8, 16, V)
-    loss = linear_cross_entropy(x, weight, torch.full_like(targets, -1))
+    loss = linear_cross_entropy(x, weight, torch.full_like(targets, -1)).train
     assert loss.item() == 0.0
     assert not any(grad.any() for grad in grads_of(loss, x, weight))
 
@@ -275,18 +276,18 @@ def test_loss_of_ignored_targets_alone_is_nothing():
 def test_loss_without_gradients_makes_none():
     x, weight, targets = head(8, 16, V)
     with torch.no_grad():
-        evaluated = linear_cross_entropy(x, weight, targets)
+        evaluated = linear_cross_entropy(x, weight, targets).train
     assert not evaluated.requires_grad
-    torch.testing.assert_close(evaluated, linear_cross_entropy(x, weight, targets).detach())
+    torch.testing.assert_close(evaluated, linear_cross_entropy(x, weight, targets).train.detach())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast_loss_and_gradients_are_near(dtype, small_chunks):
     small_chunks(4 * V * 10)
     x, weight, targets = head(37, 16, V)
-    exact = linear_cross_entropy(x, weight, targets)
+    exact = linear_cross_entropy(x, weight, targets).train
     with torch.autocast("cpu", dtype):
-        rounded = linear_cross_entropy(x, weight, targets)
+        rounded = linear_cross_entropy(x, weight, targets).train
     bound = 2**-8 if dtype == torch.bfloat16 else 2**-11  # one rounding; the errors of many average out
     assert rounded.dtype == torch.float32
     assert abs(rounded - exact) / exact < bound
@@ -295,23 +296,57 @@ def test_autocast_loss_and_gradients_are_near(dtype, small_chunks):
         assert (left - right).norm() / right.norm() < 2 * bound
 
 
-def test_float16_keeps_the_gradient_of_a_confident_prediction():
+def test_float16_keeps_a_small_gradient_if_the_factor_scales_it():
     weight = torch.eye(16).requires_grad_()
     x = torch.zeros(1, 16).index_fill(1, torch.tensor([3]), 17.0).requires_grad_()  # probabilities of 4e-8
     target = torch.tensor([3])
-    [exact] = grads_of(linear_cross_entropy(x, weight, target), x)
-    with torch.autocast("cpu", torch.float16):
-        [grad] = grads_of(linear_cross_entropy(x, weight, target), x)
+    [exact] = grads_of(linear_cross_entropy(x, weight, target).train, x)
     others = torch.arange(16) != 3  # the target's own is a difference of 1 and nearly 1
-    torch.testing.assert_close(grad[0, others], exact[0, others], rtol=0.01, atol=0)
+    with torch.autocast("cpu", torch.float16):
+        [scaled] = grads_of(linear_cross_entropy(x, weight, target, factor=1024.0).train, x)
+        [lost] = grads_of(linear_cross_entropy(x, weight, target, factor=0.5).train, x)
+    torch.testing.assert_close(scaled[0, others] / 1024, exact[0, others], rtol=0.01, atol=0)
+    assert not lost[0, others].any()  # 2e-8 is no float16
+
+
+@pytest.mark.parametrize(("dtype", "eps"), [(torch.bfloat16, 2**-8), (torch.float16, 2**-11)], ids=str)
+def test_the_loss_dtype_is_that_of_torchs_own_operations(dtype, eps):
+    """Logits, log softmax, its gradient and the factor in one type: what cross_entropy of such logits does."""
+    x, weight, targets = head(37, 16, V)
+    x, weight = x.detach().to(dtype).requires_grad_(), weight.detach().to(dtype).requires_grad_()
+    factor = torch.tensor(1 / 30)
+    ours = linear_cross_entropy(x, weight, targets, factor, loss_dtype=dtype)
+    logits = x @ weight.t()
+    logits.retain_grad()
+    theirs = F.cross_entropy(logits, targets, ignore_index=-1, reduction="sum") * factor.to(dtype)
+    assert ours.train.dtype == theirs.dtype == dtype and ours.value.dtype == torch.float32
+    exact = F.cross_entropy(x.double() @ weight.double().t(), targets, ignore_index=-1, reduction="sum")
+    assert abs(ours.value - exact) / exact < eps / 4  # logged in float32: only the logits are rounded
+    assert ours.largest_logit == logits.abs().max().float()
+    mine = grads_of(ours.train, x, weight)
+    for left, right in zip(mine, grads_of(theirs, x, weight), strict=True):
+        assert left.dtype == dtype
+        assert (left - right).float().norm() / right.float().norm() < 2 * eps
+    # and it is another treatment than the float32 loss of the same logits
+    wide = grads_of(linear_cross_entropy(x, weight, targets, factor).train, x, weight)
+    assert not torch.equal(wide[0], mine[0])
+
+
+def test_a_float16_loss_loses_what_one_over_tokens_makes_too_small():
+    x, weight, targets = head(37, 16, V)
+    x, weight = x.detach().half().requires_grad_(), weight.detach().half().requires_grad_()
+    with_scale = linear_cross_entropy(x, weight, targets, 65536.0 / 61440, loss_dtype=torch.float16)
+    without = linear_cross_entropy(x, weight, targets, 1.0 / (61440 * 1024), loss_dtype=torch.float16)
+    assert grads_of(with_scale.train, x)[0].count_nonzero() > 0.7 * x.numel()
+    assert not grads_of(without.train, x)[0].any()
 
 
 def test_float16_does_not_overflow_where_many_tokens_have_one_target():
     weight = torch.eye(16).requires_grad_()
     x, targets = torch.full((2048, 16), 2.0), torch.zeros(2048, dtype=torch.long)
-    [exact] = grads_of(linear_cross_entropy(x, weight, targets), weight)
+    [exact] = grads_of(linear_cross_entropy(x, weight, targets).train, weight)
     with torch.autocast("cpu", torch.float16):
-        [grad] = grads_of(linear_cross_entropy(x, weight, targets), weight)
+        [grad] = grads_of(linear_cross_entropy(x, weight, targets).train, weight)
     torch.testing.assert_close(grad, exact, rtol=0.01, atol=0)  # sums up to 3840: float16 has numbers for them
 
 
@@ -333,11 +368,11 @@ def test_logits_are_never_made_whole(small_chunks):
     small_chunks(4 * vocab_size * 16)
     x, weight, targets = head(N, C, vocab_size)
     with LargestTensor() as largest:
-        linear_cross_entropy(x, weight, targets).backward()
+        linear_cross_entropy(x, weight, targets).train.backward()
     assert largest.bytes <= 4 * vocab_size * 16  # 16 tokens' logits; the weight's gradient is smaller
     small_chunks(4 * vocab_size * N)
     with LargestTensor() as largest:
-        linear_cross_entropy(x, weight, targets).backward()
+        linear_cross_entropy(x, weight, targets).train.backward()
     assert largest.bytes == 4 * vocab_size * N
 
 

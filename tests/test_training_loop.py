@@ -23,7 +23,7 @@ from gptlab.precision.regimes import REGIMES
 from gptlab.rundir import RunDir
 from gptlab.training.load import evaluate_run, load_run
 from gptlab.training.setup import largest_micro_batch
-from gptlab.training.throughput import Stopwatch, peak_flops
+from gptlab.training.throughput import Stopwatch, peak_flops, percentile
 
 
 def lines(run: Path, key: str) -> list[float]:
@@ -257,27 +257,30 @@ def test_groups_cover_every_parameter_once(dataset: Path) -> None:
     assert make_optimizer(model, recipe.optim).defaults["fused"]
 
 
-def test_the_stopwatch_leaves_out_pauses_and_the_first_lap(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_stopwatch_leaves_out_pauses_and_the_first_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    watch = Stopwatch()
+    watch = Stopwatch(torch.device("cpu"))
 
-    def run(seconds: float, pause: float = 0.0) -> None:
+    def steps(*seconds: float) -> None:
         watch.start()
-        now[0] += seconds
-        watch.pause()
-        now[0] += pause
+        for each in seconds:
+            now[0] += each
+            watch.step()
 
-    run(50.0)  # compiles
-    assert watch.lap(1) == 50.0
+    steps(50.0)  # compiles
+    assert watch.lap() == 50.0
+    steps(*[1.0] * 4, *[3.0] * 5)
     watch.pause()
-    run(3.0, pause=1000.0)
-    run(5.0)
-    assert watch.lap(4) == 2.0
-    watch.pause()
-    run(12.0)
-    watch.lap(4)
-    assert watch.steady() == 2.5
+    now[0] += 1000.0  # an evaluation
+    steps(5.0)
+    assert watch.lap() == pytest.approx(24 / 10)
+    assert watch.steady() == [3.0] * 5 + [5.0]  # of eleven steps the first five are left out
+    steps(*[3.0] * 12)
+    watch.lap()
+    assert watch.steady() == [5.0] + [3.0] * 12  # of more than twenty the first ten
+    assert Stopwatch(torch.device("cpu")).steady() == []
+    assert percentile([float(n) for n in range(1, 101)], 0.95) == 95.0 and percentile([7.0], 0.95) == 7.0
 
 
 def test_an_unknown_device_has_no_peak(monkeypatch: pytest.MonkeyPatch) -> None:

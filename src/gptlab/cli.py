@@ -14,6 +14,7 @@ from gptlab.config import (
     ConfigError,
     UserError,
     build_recipe,
+    load_study,
     parse_flag,
     read_layer,
     settings,
@@ -72,8 +73,19 @@ def lift_settings(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
 
 
 def prepare(options: argparse.Namespace) -> None:
+    from gptlab.data.labeled import NAMES, prepare_labeled
     from gptlab.data.prepare import prepare
 
+    if options.corpus in NAMES or options.label_field:
+        if options.val_tokens is not None or options.format != "llmc":
+            raise UserError("--val-tokens and --format are for text without labels: use --val-fraction")
+        folder = prepare_labeled(
+            options.corpus, source=options.source, out=options.out, tokenizer=options.tokenizer,
+            text_field=options.text_field, label_field=options.label_field, max_documents=options.max_documents,
+            val_fraction=options.val_fraction,
+        )  # fmt: skip
+        print(f"dataset: {folder}")
+        return
     folder = prepare(
         options.corpus, source=options.source, out=options.out, tokenizer=options.tokenizer, format=options.format,
         shard_tokens=options.shard_tokens, workers=options.workers, val_fraction=options.val_fraction,
@@ -170,10 +182,41 @@ def import_(options: argparse.Namespace) -> None:
     print(f"run: {import_run(options.kind, options.source, options.out, options.overrides)}")
 
 
+def study_run(options: argparse.Namespace) -> int:
+    from gptlab.study.runner import find_study, first_seeds, run_study
+
+    name, folder = find_study(options.study)
+    study = load_study(name, options.overrides)
+    seeds = None if options.seed is None else [options.seed]
+    if options.seeds is not None:
+        seeds = first_seeds(study, options.seeds)
+    return run_study(study, options.out or folder, options.arm, seeds, options.jobs)
+
+
+def study_status(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from gptlab.study.table import read_study, render
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200  # a pipe has no width of its own
+    states = read_study(options.folder)
+    console.print(render(states, jobs=sum(state.status == "running" for state in states)))
+
+
 def recipes(options: argparse.Namespace) -> None:
-    width = max(map(len, shipped()))
-    for name in shipped():
-        print(f"{name:{width}}  {read_layer(name).get('description', '')}")
+    _list("recipes")
+
+
+def studies(options: argparse.Namespace) -> None:
+    _list("studies")
+
+
+def _list(kind: str) -> None:
+    width = max(map(len, shipped(kind)))
+    for name in shipped(kind):
+        print(f"{name:{width}}  {read_layer(name, kind).get('description', '')}")
 
 
 # -- the parser -----------------------------------------------------------------------------------------------------
@@ -197,10 +240,12 @@ def parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run)
         return added
 
-    v = verb("prepare", prepare, "Turn a corpus into a dataset of token shards.")
+    v = verb("prepare", prepare, "Turn a corpus into a dataset of token shards, or of labelled documents.")
     v.add_argument(
-        "corpus", metavar="CORPUS", help="stdlib, shakespeare, openwebtext, fineweb-edu, or a file or folder"
-    )
+        "corpus", metavar="CORPUS",
+        help="stdlib, shakespeare, openwebtext, fineweb-edu, or a file or folder; with labels: eurlex57k, agnews, "
+        "imdb, constructs, or a file or folder and --label-field",
+    )  # fmt: skip
     v.add_argument("--from", dest="source", metavar="PATH", help="local text, or a hub id, instead of the usual source")
     v.add_argument("--out", type=Path, metavar="DIR", help="default: data/CORPUS-TOKENIZER")
     v.add_argument("--tokenizer", default="gpt2", help="gpt2, byte, char, bpe-N or a tokenizer.json (default: gpt2)")
@@ -210,7 +255,8 @@ def parser() -> argparse.ArgumentParser:
     v.add_argument("--val-fraction", type=float, metavar="X", help="share of the documents held out")
     v.add_argument("--val-tokens", type=int, metavar="N", help="hold out the first N tokens instead")
     v.add_argument("--text-field", default="text", metavar="NAME", help="of jsonl and parquet rows (default: text)")
-    v.add_argument("--max-documents", type=int, metavar="N", help="stop after N documents")
+    v.add_argument("--label-field", metavar="NAME", help="of rows that have labels, for task = classify")
+    v.add_argument("--max-documents", type=int, metavar="N", help="stop after N documents (of a split, with labels)")
 
     v = verb(
         "train", train, "Train a recipe, or go on with a run that was stopped.", epilog=settings_help(),
@@ -260,7 +306,27 @@ def parser() -> argparse.ArgumentParser:
     v.add_argument("--out", type=Path, required=True, metavar="RUN")
     v.set_defaults(takes_settings=True)
 
+    v = verb("study", study_run, "Train every arm of a study with every seed, or see how far it is.")
+    parts = v.add_subparsers(dest="part", required=True, metavar="run|status", parser_class=_Parser)
+    help = "Train the runs of a study, a process each; what is there already is not done again."
+    v = parts.add_parser("run", help=help, description=help)
+    v.add_argument(
+        "study", metavar="STUDY", help="a name that `gptlab studies` lists, a TOML file, or the folder of one begun"
+    )
+    v.add_argument("--arm", nargs="+", action="extend", metavar="NAME", help="only these arms, without the sanity gate")
+    which = v.add_mutually_exclusive_group()
+    which.add_argument("--seeds", type=int, metavar="N", help="the first N seeds (default: the study's)")
+    which.add_argument("--seed", type=int, metavar="K", help="this one alone")
+    v.add_argument("--jobs", type=int, metavar="N", help="runs at the same time (default: one a GPU, or one)")
+    v.add_argument("--out", type=Path, metavar="DIR", help="default: results/<study>")
+    v.set_defaults(run=study_run, takes_settings=True)
+    help = "Show how far a study is, also while it runs."
+    v = parts.add_parser("status", help=help, description=help)
+    v.add_argument("folder", type=Path, metavar="DIR")
+    v.set_defaults(run=study_status)
+
     verb("recipes", recipes, "List the shipped recipes.")
+    verb("studies", studies, "List the shipped studies.")
     return top
 
 

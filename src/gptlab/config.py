@@ -1,4 +1,4 @@
-"""Recipes: every setting of a run, with its unit, default and bounds, in one schema.
+"""Recipes and studies: every setting of a run, with its unit, default and bounds, in one schema.
 
 A recipe file, an arm's overrides and the flags on a command line are dictionaries of the same keys. They are
 merged in that order and validated once, so each way of saying a setting has the same names, bounds and errors:
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import tomllib
 import types
 import typing
@@ -33,6 +34,8 @@ PRESETS: dict[str, dict[str, int]] = {
     "gpt2-medium": {"n_layer": 24, "n_head": 16, "n_embd": 1024},  # 355M
     "gpt2-large": {"n_layer": 36, "n_head": 20, "n_embd": 1280},  # 774M
     "gpt2-xl": {"n_layer": 48, "n_head": 25, "n_embd": 1600},  # 1.5B
+    # an encoder for task = "classify" (Liu et al. 2019, arXiv 1907.11692)
+    "roberta-base": {"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 512, "vocab_size": 50265},
 }
 
 
@@ -150,14 +153,18 @@ class Batch(Section):
     micro_batch: Positive | Literal["auto"] = "auto"
     """Sequences in one pass; auto takes the largest that fits. Accumulation follows; the last one may be smaller."""
     tokens_per_step: Positive = 524288
-    """Tokens in one optimizer step, over all devices; a multiple of model.block_size."""
+    """Tokens in one optimizer step, over all devices; a multiple of model.block_size. A document counts block_size."""
 
 
 class Optim(Section):
     """The optimizer; weight decay acts on matrices and embeddings, not on biases and norms."""
 
-    name: Literal["adamw"] = "adamw"
-    """AdamW (arXiv 1711.05101), PyTorch's fused kernel."""
+    name: Literal["adamw", "adamw_8bit"] = "adamw"
+    """AdamW (arXiv 1711.05101), or with moments in 8 bits (arXiv 2110.02861; torchao on a GPU, else bitsandbytes)."""
+    kernel: Literal["fused", "foreach"] = "fused"
+    """PyTorch's kernel for AdamW: fused computes in float32 inside, foreach in the dtype of the weights."""
+    rounding: Literal["nearest", "stochastic", "kahan"] = "nearest"
+    """How bf16 weights take an update: to nearest, stochastically, or with Kahan's compensation (arXiv 2010.06192)."""
     lr: float = Field(6e-4, gt=0)
     """Peak learning rate."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
@@ -204,6 +211,10 @@ class Train(Section):
     """A run directory, or a Hugging Face folder or id, to start from; its shape replaces that of `model`."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto takes a GPU where there is one. ROCm GPUs are called cuda. mps is untested."""
+    threads: Count = 0
+    """CPU threads of PyTorch; 0 takes all cores. A run repeats bit by bit at one number of threads."""
+    price_per_hour: float = Field(0.0, ge=0)
+    """What an hour of the machine costs, in a currency of your choice; a run's result then has its cost."""
     deterministic: bool = False
     """Only kernels that repeat bit for bit; needed for exact resume under compile, slower on GPUs."""
     activation_checkpointing: bool = False
@@ -244,8 +255,16 @@ class Checkpoint(Section):
 class Precision(Section):
     """What is stored and multiplied in which format."""
 
-    regime: Literal["fp32", "tf32", "amp_bf16", "amp_fp16", "bf16_pure"] = "fp32"
-    """fp32; tf32: fp32 with TF32 matmuls; amp_*: autocast, fp32 weights; bf16_pure: everything in bf16."""
+    regime: Literal[
+        "fp32", "tf32", "amp_bf16", "amp_fp16", "bf16_pure", "fp16_pure", "fp8_tensorwise", "fp8_rowwise"
+    ] = "fp32"
+    """fp32; tf32: its matmuls in TF32; amp_*: autocast, fp32 weights; *_pure: all in that type; fp8_*: see torchao."""
+    head: Literal["auto", "fp32"] = "auto"
+    """Matrix multiplication of the output head: as the regime has it, or in float32 (stored in float32 too)."""
+    loss: Literal["auto", "fp32", "bf16"] = "auto"
+    """Softmax and its gradient: as the regime has it (pure ones in their own type), or this. Logs are float32."""
+    norms: Literal["auto", "fp32"] = "auto"
+    """Norms: as the regime has them, or stored and computed in float32."""
 
 
 class Compile(Section):
@@ -290,6 +309,8 @@ class Recipe(Section):
     """Name of the recipe; the default run folder is runs/<name>_seed<seed>."""
     description: str = ""
     """One line for `gptlab recipes`."""
+    task: Literal["lm", "classify"] = "lm"
+    """What is learnt: the next token (a GPT), or a document's labels (an encoder with a linear head)."""
     seed: Int = 1337
     """Rules initialisation, dropout and data order; --seed and a study's seeds replace it."""
     model: Model = Model()
@@ -323,7 +344,31 @@ class Recipe(Section):
             raise ValueError(f"schedule.min_lr = {self.schedule.min_lr}: must not exceed optim.lr = {self.optim.lr}")
         if not (self.train.max_steps or self.train.max_tokens or self.train.max_epochs or self.train.eval_only):
             raise ValueError("the run has no end: set train.max_steps, train.max_tokens or train.max_epochs")
+        if self.optim.rounding != "nearest" and self.precision.regime != "bf16_pure":
+            raise ValueError(
+                f"optim.rounding = {self.optim.rounding}: is for bf16 weights, and precision.regime = "
+                f"{self.precision.regime} stores others"
+            )
+        if self.optim.kernel == "foreach" and (self.optim.name != "adamw" or self.optim.rounding != "nearest"):
+            raise ValueError("optim.kernel = foreach: is PyTorch's AdamW, without 8-bit moments or another rounding")
+        if self.optim.name == "adamw_8bit" and self.optim.rounding != "nearest":
+            raise ValueError(f"optim.rounding = {self.optim.rounding}: is for optim.name = adamw")
+        if self.task == "classify":
+            self._encoder()
         return self
+
+    def _encoder(self) -> None:
+        """A classifier is BERT's encoder: what the other parts would change is not there, so they are refused."""
+        wants = {
+            "position": "learned", "norm": "layernorm", "mlp": "gelu_erf", "bias": True, "qk_norm": False,
+            "document_attention": False,
+        }  # fmt: skip
+        for key, value in wants.items():
+            if getattr(self.model, key) != value:
+                shown, right = getattr(self.model, key), str(value).lower()
+                raise ValueError(f"model.{key} = {str(shown).lower()}: must be {right} where task = classify")
+        if self.data.mixture:
+            raise ValueError("data.mixture: is for task = lm; a classifier has one prepared dataset")
 
     @property
     def sequences_per_step(self) -> int:
@@ -429,6 +474,15 @@ def _nested(layer: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Two nested layers in one, the second one winning setting by setting."""
+    result = dict(under)
+    for key, value in over.items():
+        is_section = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = {**result[key], **value} if is_section else value
+    return result
+
+
 def build_recipe(*layers: Mapping[str, Any]) -> Recipe:
     """Merge layers of settings, later ones winning, and validate the result once.
 
@@ -440,9 +494,7 @@ def build_recipe(*layers: Mapping[str, Any]) -> Recipe:
     """
     merged: dict[str, Any] = {}
     for layer in layers:
-        for key, value in _nested(layer).items():
-            is_section = isinstance(value, dict) and isinstance(merged.get(key), dict)
-            merged[key] = {**merged[key], **value} if is_section else value
+        merged = _merged(merged, _nested(layer))
     try:
         return Recipe.model_validate(merged)
     except ValidationError as error:
@@ -463,6 +515,9 @@ def _sentences(error: ValidationError) -> str:
         if item["type"] == "extra_forbidden":
             problems.setdefault(str(unknown_setting(name)), [])
             continue
+        if item["type"] == "missing":  # of a study: every setting of a recipe has a default
+            problems.setdefault(f"{name} is missing", [])
+            continue
         if item["type"] == "value_error":  # our own sentence, complete as it is
             problems.setdefault(str(item["ctx"]["error"]), [])
             continue
@@ -473,6 +528,8 @@ def _sentences(error: ValidationError) -> str:
             says = f"{_WORDS[bound]} {item['ctx'][bound]:g}"
         elif kind == "literal_error":
             says = f"one of {item['ctx']['expected']}" if " or " in item["ctx"]["expected"] else item["ctx"]["expected"]
+        elif kind == "too_short":
+            says = f"a list of at least {item['ctx']['min_length']}"
         elif kind == "finite_number":
             says = "a finite number"
         elif (stem := kind.removesuffix("_type").removesuffix("_parsing")) in _KINDS:
@@ -491,23 +548,24 @@ def _sentences(error: ValidationError) -> str:
 
 
 def shipped(kind: str = "recipes") -> dict[str, Path]:
-    """Shipped recipes by name."""
+    """Shipped recipes or studies by name."""
     folder = Path(str(resources.files("gptlab") / kind))
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
-def read_layer(name_or_path: str | Path) -> dict[str, Any]:
-    """The settings in a recipe file, by shipped name or path, not yet validated.
+def read_layer(name_or_path: str | Path, kind: str = "recipes") -> dict[str, Any]:
+    """What is in a recipe's or study's file, by shipped name or path, not yet validated.
 
     Raises:
-        ConfigError: there is no such recipe, or it is not TOML.
+        ConfigError: there is no such file, or it is not TOML.
     """
     text = str(name_or_path)
-    path = shipped().get(text) or Path(text)
+    path = shipped(kind).get(text) or Path(text)
     if not path.is_file():
-        close = difflib.get_close_matches(text, shipped(), n=1, cutoff=0.4)
+        close = difflib.get_close_matches(text, shipped(kind), n=1, cutoff=0.4)
         hint = f"did you mean '{close[0]}'? " if close else ""
-        raise ConfigError(f"no recipe '{text}': {hint}`gptlab recipes` lists the shipped ones, a path may be given too")
+        one = {"recipes": "recipe", "studies": "study"}[kind]
+        raise ConfigError(f"no {one} '{text}': {hint}`gptlab {kind}` lists the shipped ones, a path may be given too")
     try:
         layer = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -529,3 +587,181 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | None = 
         key: parse_flag(key, value) if isinstance(value, str) else value for key, value in (overrides or {}).items()
     }
     return build_recipe(read_layer(name_or_path), layer)
+
+
+# -- studies --------------------------------------------------------------------------------------------------------
+
+
+class Metric(Section):
+    """What a study's arms are compared by."""
+
+    name: str = "final_val_loss"
+    """A key of result.json."""
+    better: Literal["lower", "higher"] = "lower"
+    """Which way is up."""
+    margin: float = Field(0.0, ge=0)
+    """Differences up to this are none, in the metric's units."""
+
+
+class Question(Section):
+    """A claim that a study is to decide."""
+
+    id: str
+    claim: str
+    contrast: list[str]
+    """Arms, the second one as the reference."""
+    confirmed_if: str
+    """What confirms it: "better", "worse", "not better", "diverges"; across studies "better in A, not better in B"."""
+
+
+class Arm(Section):
+    """A named set of overrides of the study's recipe."""
+
+    group: Literal["core", "extended"] = "core"
+    """Extended arms start when the core ones have passed the sanity gate."""
+    note: str = ""
+    """One line for tables."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Nested settings, as in a recipe file."""
+
+
+class Study(Section):
+    """A recipe, its arms, its seeds, and the questions asked of them; `load_study` reads one."""
+
+    name: str
+    description: str = ""
+    recipe: dict[str, Any]
+    """The settings that all arms share."""
+    arms: dict[str, Arm] = Field(min_length=1)
+    flags: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the command line; they beat the arms'."""
+    seeds: list[Int] = Field(default=[0, 1, 2], min_length=1)
+    baseline: str
+    """The arm that the others are compared with."""
+    metric: Metric = Metric()
+    questions: list[Question] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Study:
+        if self.baseline not in self.arms:
+            raise ValueError(f"baseline = {self.baseline}: must be one of the arms {', '.join(self.arms)}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds = {self.seeds}: names a seed twice")
+        for arm in self.arms:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", arm):
+                raise ValueError(f"arm {arm!r}: a name has letters, digits and any of _ . + - in it")
+        for question in self.questions:
+            for arm in question.contrast:
+                if arm not in self.arms:
+                    raise ValueError(f"question {question.id}: there is no arm {arm!r}")
+        return self
+
+    def build(self, arm: str, seed: int) -> Recipe:
+        """The recipe of a run. Raises ConfigError, naming the arm, where it is no valid one."""
+        name = {"name": f"{self.name}/{arm}", "seed": seed}
+        try:
+            return build_recipe(self.recipe, self.arms[arm].settings, self.flags, name)
+        except ConfigError as error:
+            raise ConfigError(f"study {self.name}, arm {arm}: {error}") from None
+
+    def beaten(self) -> list[tuple[str, str]]:
+        """(arm, setting) where a flag takes the place of what the arm says, and says something else."""
+        flags = dict(_flat(_nested(self.flags)))
+        return [
+            (arm, key)
+            for arm, part in self.arms.items()
+            for key, value in _flat(_nested(part.settings))
+            if key in flags and flags[key] != value
+        ]
+
+    def to_toml(self) -> str:
+        """The study as a file that stands alone: its recipe is written out, and later versions of it change nothing."""
+        content = self.model_dump(exclude={"arms"})
+        content["arms"] = {
+            name: {"group": arm.group, "note": arm.note, **_nested(arm.settings)} for name, arm in self.arms.items()
+        }
+        return tomli_w.dumps(content)
+
+
+def _flat(layer: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """A nested layer as dotted names and values."""
+    for key, value in layer.items():
+        if isinstance(value, Mapping) and prefix + key != "data.mixture":
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _table(arm: Any, study: str, name: str) -> dict[str, Any]:
+    """An arm as its file has it, if it is one."""
+    if not isinstance(arm, dict):
+        raise ConfigError(f"study {study}, arm {name}: is {arm!r} and must be a table of settings")
+    for key in ("name", "description", "seed"):
+        if key in arm:
+            raise ConfigError(
+                f"study {study}, arm {name}: sets {key}, which an arm cannot; the study's seeds are for all"
+            )
+    return arm
+
+
+def load_study(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Study:
+    """Read a study by shipped name or path; every run of it is validated before anything starts.
+
+    In a study's file `recipe` is a recipe's name, path or settings; `settings` are overrides for all arms; an arm has
+    settings of its own beside `group` and `note`; `arms_of = "STUDY"` takes arms, baseline and questions from another
+    study, to which its own arms add.
+
+    Args:
+        name_or_path: a name that `gptlab studies` lists, or a path to a TOML file.
+        overrides: dotted names to values, as on the command line; they beat the arms' settings.
+
+    Raises:
+        ConfigError: an unknown study, recipe or setting, or a value out of bounds, with the arm where it is one's.
+    """
+    content = read_layer(name_or_path, "studies")
+    for key in ("arms", "settings", "flags"):
+        if not isinstance(content.get(key, {}), dict):
+            raise ConfigError(f"study {content['name']}: {key} = {content[key]}: must be a table")
+    if "arms_of" in content:
+        other = read_layer(content.pop("arms_of"), "studies")
+        if "arms_of" in other:
+            raise ConfigError(
+                f"study {content['name']}: arms_of = {other['name']}: takes its arms from {other['arms_of']}; name that"
+            )
+        arms = {**other.get("arms", {})}
+        for name, arm in content.get("arms", {}).items():
+            arms[name] = _merged(_nested(arms.get(name, {})), _nested(_table(arm, content["name"], name)))
+        inherited: dict[str, Any] = {
+            key: other[key] for key in ("baseline", "questions", "metric", "seeds") if key in other
+        }
+        content = {**inherited, **content, "arms": arms}
+    if "recipe" not in content:
+        raise ConfigError(
+            f"study {content['name']}: recipe is missing: a recipe's name or path, or a table of settings"
+        )
+    base = content["recipe"]
+    try:
+        recipe = base if isinstance(base, dict) else read_layer(base)
+        recipe = _merged(_nested(recipe), _nested(content.pop("settings", {})))
+        content["recipe"] = {k: v for k, v in recipe.items() if k not in ("name", "description", "seed")}
+        build_recipe(content["recipe"])
+    except ConfigError as error:
+        raise ConfigError(f"study {content['name']}: {error}") from None
+    if not content.get("arms"):
+        raise ConfigError(f"study {content['name']}: has no arms; [arms.NAME] tables say what differs")
+    content["arms"] = {
+        name: {
+            "settings": {k: v for k, v in _table(arm, content["name"], name).items() if k not in ("group", "note")},
+            **{k: arm[k] for k in ("group", "note") if k in arm},
+        }
+        for name, arm in content["arms"].items()
+    }
+    flags = {k: parse_flag(k, v) if isinstance(v, str) else v for k, v in (overrides or {}).items()}
+    content["flags"] = _merged(_nested(content.get("flags", {})), _nested(flags))
+    try:
+        study = Study.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(f"study {content['name']}: {_sentences(error)}") from None
+    for arm in study.arms:
+        study.build(arm, study.seeds[0])
+    return study

@@ -58,7 +58,7 @@ def generate(
     """
     was_training, block = model.training, model.config.block_size
     model.eval()
-    dtype = model.wte.weight.dtype
+    dtype = model.stream_dtype or model.wte.weight.dtype
     B = prompt.shape[0]
     generators = [torch.Generator().manual_seed(address(seed, "sample", i)) for i in range(B)]
     context = prompt.to(model.device)[:, -block:]  # (B, T): what the model has read or is about to read
@@ -71,7 +71,7 @@ def generate(
             if use_cache and cache is None:
                 cache = KVCache(model, B, block, dtype)
             last = model.hidden(new if use_cache else context, cache=cache)[:, -1]  # (B, C)
-            logits = F.linear(last, model.head_weight)[:, :n_ids].float().cpu()  # (B, V)
+            logits = model.logits(last)[:, :n_ids].float().cpu()  # (B, V)
             ids = pick_token(logits, temperature, top_k, top_p, generators)
             yield ids
             new = ids[:, None].to(model.device)  # (B, 1)

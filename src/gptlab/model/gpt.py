@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from gptlab.config import Model
-from gptlab.model.loss import linear_cross_entropy
+from gptlab.model.loss import HeadLoss, linear_cross_entropy
 
 
 def address(*parts: object) -> int:
@@ -34,7 +34,9 @@ class LayerNorm(nn.Module):
         self.eps = config.norm_eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+        dtype = torch.promote_types(x.dtype, self.weight.dtype)  # float32 norms in a bf16 model
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return F.layer_norm(x.to(dtype), self.weight.shape, self.weight.to(dtype), bias, self.eps).to(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -46,7 +48,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+        dtype = torch.promote_types(x.dtype, self.weight.dtype)
+        return F.rms_norm(x.to(dtype), self.weight.shape, self.weight.to(dtype), self.eps).to(x.dtype)
 
 
 def make_norm(config: Model) -> nn.Module:
@@ -186,6 +189,11 @@ class GPT(nn.Module):
             self.register_buffer("rope_cos", cos, persistent=False)
             self.register_buffer("rope_sin", sin, persistent=False)
         self.activation_checkpointing = False
+        # what a precision regime sets: dtype of the residual stream where it is not the embedding's, of the head's
+        # matmul where it is not the body's, and of the training loss
+        self.stream_dtype: torch.dtype | None = None
+        self.head_dtype: torch.dtype | None = None
+        self.loss_dtype: torch.dtype | None = None
 
     @property
     def device(self) -> torch.device:
@@ -210,6 +218,8 @@ class GPT(nn.Module):
         x = self.wte(tokens)  # (B, T, C)
         if self.wpe is not None:
             x = x + self.wpe.weight[start : start + T]
+        if self.stream_dtype is not None:
+            x = x.to(self.stream_dtype)
         x = F.dropout(x, self.config.dropout, self.training)
         rope = None
         if self.wpe is None:
@@ -229,18 +239,35 @@ class GPT(nn.Module):
             cache.length += T
         return self.ln_f(x)
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
-        """Logits (B, T, V), or with targets the *sum* of the token losses in nats, a float32 scalar.
+    def logits(self, x: Tensor) -> Tensor:
+        """The head: hidden states (..., C) to logits (..., V)."""
+        if self.head_dtype is None:
+            return F.linear(x, self.head_weight)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x.to(self.head_dtype), self.head_weight.to(self.head_dtype))
+
+    def forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        documents: Tensor | None = None,
+        factor: Tensor | None = None,
+    ) -> Tensor | HeadLoss:
+        """Logits (B, T, V); with targets the *sum* of the token losses in nats, float32, (); with a factor a HeadLoss.
 
         Args:
             tokens: (B, T) ids.
             targets: (B, T) ids; -1 is left out of the loss.
             documents: see `hidden`.
+            factor: training: what the loss to differentiate is multiplied by, see `linear_cross_entropy`.
         """
         x = self.hidden(tokens, documents)
         if targets is None:
-            return F.linear(x, self.head_weight)
-        return linear_cross_entropy(x.flatten(0, 1), self.head_weight, targets.flatten())
+            return self.logits(x)
+        flat = x.flatten(0, 1), self.head_weight, targets.flatten()
+        if factor is None:
+            return linear_cross_entropy(*flat, dtype=self.head_dtype).train
+        return linear_cross_entropy(*flat, factor, self.head_dtype, self.loss_dtype)
 
     # -- facts
 
@@ -278,6 +305,7 @@ def build_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     fill: int | Callable[[GPT], None] = 0,
+    lay_out: Callable[[GPT], None] | None = None,
 ) -> GPT:
     """A GPT that is laid out without memory and given it where it will live.
 
@@ -286,10 +314,13 @@ def build_model(
         device: where the weights go.
         dtype: of the parameters; rotary tables stay float32.
         fill: a seed to initialise from, or a function that copies weights in.
+        lay_out: changes the model before it has memory, such as the dtypes of its parts.
     """
     with torch.device("meta"):
-        model = GPT(config)
-    model = model.to(dtype).to_empty(device=device)
+        model = GPT(config).to(dtype)
+        if lay_out is not None:
+            lay_out(model)
+    model = model.to_empty(device=device)
     if config.position == "rope":
         model.rope_cos, model.rope_sin = rotary_tables(config, device)
     model.init_weights(fill) if isinstance(fill, int) else fill(model)

@@ -7,7 +7,7 @@ are computed twice.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,63 +24,95 @@ def chunk_length(n_tokens: int, vocab_size: int, device: str) -> int:
     return max(1, -(-n_tokens // chunks))
 
 
+class HeadLoss(NamedTuple):
+    """What a model's head gives while training."""
+
+    train: Tensor
+    """What is differentiated: the summed loss times the factor, in the regime's loss dtype, ()."""
+    value: Tensor
+    """The summed loss for logs: float32 whatever the regime, without the factor and without a gradient, ()."""
+    largest_logit: Tensor
+    """The largest |logit|, float32, (); it grows long before a run diverges."""
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, factor: Tensor, dtype: torch.dtype, loss: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor]:
         N, V = x.shape[0], weight.shape[0]
         wide = torch.promote_types(dtype, torch.float32)
         wants_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        # float16 has no number for a probability of 1e-8: dx is kept times 1024 until it is float32 again
-        scale = 1024.0 if dtype == torch.float16 else 1.0
         x_low, w_low = x.to(dtype), weight.to(dtype)
         keep = (targets >= 0)[:, None]  # (N, 1)
         picks = targets.clamp(min=0)[:, None]  # (N, 1)
-        loss = torch.zeros((), dtype=wide, device=x.device)
+        value = torch.zeros((), dtype=wide, device=x.device)
+        largest = torch.zeros((), dtype=dtype, device=x.device)
         dx = []
         dw = torch.zeros(weight.shape if wants_grad else 0, dtype=wide, device=x.device)
+        # in the loss's own dtype, as a chain of its operations would have it: there a float16 1 / tokens can vanish
+        factor = factor.to(loss).to(wide)
         step = chunk_length(N, V, x.device.type)
         for i in range(0, N, step):
             chunk, pick, kept = x_low[i : i + step], picks[i : i + step], keep[i : i + step]  # (n, C), (n, 1), (n, 1)
-            logits = (chunk @ w_low.t()).to(wide)  # (n, V)
+            logits = chunk @ w_low.t()  # (n, V)
+            low, high = torch.aminmax(logits)
+            largest = torch.maximum(largest, torch.maximum(-low, high))
+            logits = logits.to(wide)
             lse = torch.logsumexp(logits, dim=1, keepdim=True)  # (n, 1)
-            loss = loss + ((lse - logits.gather(1, pick)) * kept).sum()
+            value = value + ((lse - logits.gather(1, pick)) * kept).sum()
             if not wants_grad:
                 continue
-            grad = logits.sub_(lse).exp_()  # d loss / d logits = softmax - one_hot, in the place of the logits
+            logits = logits.sub_(lse).to(loss).to(wide)  # log softmax, rounded to what the loss is taken in
+            grad = logits.exp_()  # d loss / d logits = softmax - one_hot, in the place of the logits
             grad.scatter_add_(1, pick, torch.full_like(lse, -1.0))
+            grad = grad.mul_(factor).to(loss).to(dtype)  # (n, V)
             seen = chunk * kept  # what a left-out token would add to dw, and its dx, is 0: cheaper here than in (n, V)
-            low = (grad * scale if scale != 1 else grad).to(dtype)  # (n, V)
-            dx.append((low @ w_low).mul_(kept))
-            if dtype == torch.bfloat16:
-                dw.add_(low.t() @ seen)
-            else:  # a sum over tokens outgrows float16's 65504; TF32, which amp_fp16 allows, has the same mantissa
-                dw.addmm_(grad.t(), seen.to(wide))
+            dx.append((grad @ w_low).mul_(kept))
+            if dtype == wide:
+                dw.addmm_(grad.t(), seen)
+            else:
+                dw.add_(grad.t() @ seen)
         if wants_grad:
             ctx.save_for_backward(torch.cat(dx) if dx else torch.zeros_like(x_low), dw)
-            ctx.scale, ctx.dtypes = scale, (x.dtype, weight.dtype)
-        return loss
+            ctx.dtypes = x.dtype, weight.dtype
+        largest = largest.to(torch.float32)
+        ctx.mark_non_differentiable(value, largest)
+        return (value * factor).to(loss), value, largest
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
         dx, dw = ctx.saved_tensors
-        factor = grads[0]
-        dx = dx.to(torch.promote_types(dx.dtype, factor.dtype)) * (factor / ctx.scale)
+        above = grads[0]  # 1 where the loss itself is differentiated
+        dx = dx.to(torch.promote_types(dx.dtype, above.dtype)) * above
         # in place, so a second backward pass through the same graph is an error, which autograd raises
-        return dx.to(ctx.dtypes[0]), dw.mul_(factor).to(ctx.dtypes[1]), None, None
+        return dx.to(ctx.dtypes[0]), dw.mul_(above).to(ctx.dtypes[1]), None, None, None, None
 
 
-def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Sum over tokens of the cross-entropy of `x @ weight.T` in nats, a float32 scalar (float64 for float64).
-
-    Multiplies in the autocast dtype where autocast is on, else in x's; softmax and sum are float32.
+def linear_cross_entropy(
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    factor: Tensor | float = 1.0,
+    dtype: torch.dtype | None = None,
+    loss_dtype: torch.dtype | None = None,
+) -> HeadLoss:
+    """Sum over tokens of the cross-entropy of `x @ weight.T` in nats.
 
     Args:
         x: (N, C) hidden states.
         weight: (V, C) of the head.
         targets: (N,) ids; negative ones are left out.
+        factor: multiplies the loss that is differentiated: 1 / tokens of a step, times the loss scale. It is known here
+            and not only above, as low precision loses what is small before it is multiplied.
+        dtype: of the matmuls; default the autocast dtype where autocast is on, else x's.
+        loss_dtype: of the softmax's result and its gradient; default float32 (float64 for float64).
     """
     device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    if dtype is None:
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    wide = torch.promote_types(dtype, torch.float32)
     with torch.autocast(device, enabled=False):
-        return _LinearCrossEntropy.apply(x, weight, targets, dtype)
+        factor = torch.as_tensor(factor, dtype=wide, device=x.device)
+        return HeadLoss(*_LinearCrossEntropy.apply(x, weight, targets, factor, dtype, loss_dtype or wide))

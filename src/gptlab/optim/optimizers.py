@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+import importlib
+import sys
+from typing import Any
 
-from gptlab.config import Optim
+import torch
+from torch import Tensor, nn
+
+from gptlab.config import ConfigError, Optim
+from gptlab.optim.adamw import AdamW
+from gptlab.precision.regimes import NotApplicable
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
@@ -21,8 +27,93 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     return [*groups, {"params": rest, "weight_decay": 0.0}] if rest else groups
 
 
-def make_optimizer(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) in PyTorch's fused kernel."""
-    return torch.optim.AdamW(
-        parameter_groups(model, optim.weight_decay), lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True
-    )
+def make_optimizer(model: nn.Module, optim: Optim, seed: int = 0) -> torch.optim.Optimizer:
+    """AdamW as `optim` has it: PyTorch's, gptlab's own where weights are rounded otherwise, or one with 8-bit moments.
+
+    Args:
+        model: on its device already; that decides the library for 8 bits.
+        optim: name, kernel, rounding and the usual numbers.
+        seed: of the stochastic rounding.
+
+    Raises:
+        ConfigError: settings that exclude one another.
+        NotApplicable: the library for 8-bit moments is not installed, or no weights that the rounding is for.
+    """
+    groups = parameter_groups(model, optim.weight_decay)
+    common: dict[str, Any] = {"lr": optim.lr, "betas": optim.betas, "eps": optim.eps}
+    if optim.kernel == "foreach" and (optim.name != "adamw" or optim.rounding != "nearest"):
+        raise ConfigError("optim.kernel = foreach: is of optim.name = adamw with optim.rounding = nearest")
+    if optim.name == "adamw_8bit":
+        if optim.rounding != "nearest":
+            raise ConfigError(f"optim.rounding = {optim.rounding}: is of optim.name = adamw")
+        return _eight_bit(next(model.parameters()).device)(groups, **common)
+    if optim.rounding != "nearest":
+        if all(p.dtype is not torch.bfloat16 for p in model.parameters()):
+            raise NotApplicable(f"optim.rounding = {optim.rounding}: rounds bf16 weights, and this model has none")
+        return AdamW(groups, **common, rounding=optim.rounding, seed=seed)
+    return torch.optim.AdamW(groups, **common, fused=optim.kernel == "fused", foreach=optim.kernel == "foreach")
+
+
+def _eight_bit(device: torch.device) -> type[torch.optim.Optimizer]:
+    """AdamW with moments in 8 bits, a scale for 256 numbers (Dettmers et al. 2022, arXiv 2110.02861).
+
+    torchao's on a GPU; elsewhere bitsandbytes', as torchao compiles first, which takes a CPU some 20 s. Either keeps
+    tensors of fewer than 4,096 numbers in full.
+    """
+    library = "torchao" if device.type == "cuda" else "bitsandbytes"
+    try:
+        optimizer: type[torch.optim.Optimizer] = importlib.import_module(f"{library}.optim").AdamW8bit
+    except ImportError:
+        raise NotApplicable(
+            f"optim.name = adamw_8bit: needs {library} on {device.type}: `pip install 'gptlab[precision]'`"
+        ) from None
+    return optimizer
+
+
+def plain_tensors(state: dict[str, Any]) -> dict[str, Tensor]:
+    """What an optimizer keeps of one parameter, as plain tensors: {"exp_avg": ..., "step": ...}.
+
+    torchao's 8-bit moments, tensors made of tensors, come apart (exp_avg.codes, .scale, .qmap); whole numbers are named
+    step.int. Tensors may share memory with those of another parameter, as the tables of bitsandbytes do.
+    """
+    tensors: dict[str, Tensor] = {}
+    for kind, value in state.items():
+        if isinstance(value, int):
+            tensors[f"{kind}.int"] = torch.tensor(value)
+        elif hasattr(value, "__tensor_flatten__"):
+            tensors |= {f"{kind}.{part}": getattr(value, part) for part in value.__tensor_flatten__()[0]}
+        else:
+            tensors[kind] = value
+    return tensors
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of every group; torchao's is a tensor, which its compiled step has to find changed."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
+
+
+def describe(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What a run's environment.json says of its optimizer.
+
+    kernel is PyTorch's, or else the library that has its own. eps_is_zero tells whether eps is 0 in the dtype of (some
+    of) the weights, as 1e-8 is in float16: a kernel that computes in that dtype then divides by zero.
+    bytes_per_parameter is of moments and compensation, measured, so it is None before the first step.
+    """
+    cls, defaults = type(optimizer), optimizer.defaults
+    library = cls.__module__.partition(".")[0]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    dtypes = {p.dtype for p in parameters}
+    kept = [t for state in optimizer.state.values() for t in plain_tensors(state).values() if t.dim()]
+    size = sum({t.data_ptr(): t.nbytes for t in kept}.values())  # tables that are shared count once
+    return {
+        "optimizer": f"{cls.__module__}.{cls.__qualname__} {sys.modules[library].__version__}",
+        "kernel": next((kernel for kernel in ("fused", "foreach") if defaults.get(kernel)), library),
+        "rounding": getattr(optimizer, "rounding", "nearest"),
+        "eps": defaults["eps"],
+        "eps_is_zero": any(not torch.tensor(defaults["eps"], dtype=dtype) for dtype in dtypes),
+        "bytes_per_parameter": size / sum(p.numel() for p in parameters) if kept else None,
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +15,8 @@ from gptlab.data.sampler import Mixture, Windows, evaluation_windows
 from gptlab.data.shards import DataError, Dataset, Tokens
 from gptlab.evals.heldout import heldout_loss, scores
 from gptlab.evals.hellaswag import Encoded, encode_rows, evaluate_hellaswag, load_rows, write_results
-from gptlab.model.gpt import GPT
-from gptlab.precision.regimes import Regime
+from gptlab.model.gpt import GPT, build_model
+from gptlab.precision.regimes import Regime, apply_regime
 
 
 def open_datasets(recipe: Recipe) -> list[Dataset]:
@@ -56,10 +57,16 @@ class LanguageModelling:
         datasets: one, or the parts of a mixture in the order of data.mixture; validation is of the first.
         device: where batches go.
         folder: where hellaswag_results.jsonl goes.
+
+    Attributes:
+        unit: what is counted: a step has `per_step` of them, and its loss is their mean.
     """
+
+    unit = "tokens"
 
     def __init__(self, recipe: Recipe, datasets: list[Dataset], device: torch.device, folder: Path) -> None:
         self.recipe, self.device, self.folder = recipe, device, folder
+        self.per_step = recipe.batch.tokens_per_step
         for dataset in datasets:
             dataset.check(recipe.model.vocab_size)
         sources = [
@@ -84,21 +91,35 @@ class LanguageModelling:
             rows = load_rows(recipe.hellaswag.path)
             self.hellaswag = encode_rows(rows, datasets[0].tokenizer, recipe.model.block_size)
 
+    def build(self, regime: Regime, fill: int | Callable[[GPT], None]) -> GPT:
+        """The model, in the regime's dtypes, initialised from a seed or filled with weights."""
+        model = build_model(self.recipe.model, self.device, fill=fill, lay_out=lambda m: apply_regime(m, regime))
+        model.activation_checkpointing = self.recipe.train.activation_checkpointing
+        return model
+
+    def constant_loss(self) -> float:
+        """Nats a token of the best guess that looks at nothing: the entropy of the first million training tokens."""
+        n = min(self.windows.windows_per_epoch, -(-(1 << 20) // self.recipe.model.block_size))
+        counts = np.bincount(self.windows.batch(0, n).ravel())
+        shares = counts[counts > 0] / counts.sum()
+        return float(-(shares * np.log(shares)).sum())
+
     def documents(self, tokens: Tensor) -> Tensor | None:
         """Numbers of the documents (B, T) that tokens belong to, or None where attention is not limited to them."""
         return document_numbers(tokens, self.eot)
 
-    def micro_batches(self, step: int, micro_batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The inputs and targets, (micro_batch, T) each, of update `step`; the last pair may have fewer rows.
+    def micro_batches(self, step: int, micro_batch: int) -> Iterator[tuple[Any, ...]]:
+        """What the model takes in update `step`: inputs, targets and document numbers, (micro_batch, T) each.
 
-        Which windows they are depends on the seed and the step alone.
+        The last ones may have fewer rows. Which windows they are depends on the seed and the step alone.
         """
         n = self.recipe.sequences_per_step
         for i in range(0, n, micro_batch):
             batch = torch.from_numpy(self.windows.batch(step * n + i, min(micro_batch, n - i)))  # (B, T + 1)
             if self.device.type == "cuda":
                 batch = batch.pin_memory().to(self.device, non_blocking=True)
-            yield batch[:, :-1].to(self.device), batch[:, 1:].to(self.device)
+            x, y = batch[:, :-1].to(self.device), batch[:, 1:].to(self.device)
+            yield x, y, self.documents(x)
 
     def due(self, step: int, ends: bool) -> list[str]:
         """What is to be measured after `step` updates: "loss", "hellaswag", both or nothing."""

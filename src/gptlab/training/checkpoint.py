@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from gptlab.optim.optimizers import plain_tensors
 from gptlab.rundir import RunDir, RunError, write_atomically
 
 
@@ -74,17 +75,44 @@ def best_checkpoint(paths: list[Path]) -> Path | None:
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """{"exp_avg/h.0.mlp.c_fc.weight": tensor, ...}: every tensor the optimizer keeps, named by its parameter."""
+    """{"exp_avg/h.0.mlp.c_fc.weight": tensor, ...}: all the optimizer keeps, as `plain_tensors`, by its parameter."""
     names = {id(p): name for name, p in model.named_parameters()}
-    return {f"{key}/{names[id(p)]}": value for p, state in optimizer.state.items() for key, value in state.items()}
+    return {
+        f"{kind}/{names[id(p)]}": tensor
+        for p, state in optimizer.state.items()
+        for kind, tensor in plain_tensors(state).items()
+    }
 
 
 def load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Give an optimizer the state that `optimizer_tensors` named.
+
+    Raises:
+        RunError: 8-bit moments of another library than this optimizer's.
+    """
+    kinds = {key.split("/", 1)[0] for key in tensors}
+    library = "bitsandbytes" if "state1" in kinds else "torchao" if "exp_avg.codes" in kinds else ""
+    if not type(optimizer).__module__.startswith(library):
+        raise RunError(f"the moments are in 8 bits of {library}: this run goes on only on the device it began on")
     parameters = dict(model.named_parameters())
+    quantized: dict[tuple[str, str], dict[str, Tensor]] = {}
     for key, value in tensors.items():
         kind, name = key.split("/", 1)
-        # fused AdamW keeps its step count beside the weights, in float32 whatever their dtype
-        optimizer.state[parameters[name]][kind] = value.to(parameters[name].device)
+        kind, _, part = kind.partition(".")
+        p = parameters[name]
+        if part == "int":
+            optimizer.state[p][kind] = int(value)
+        elif part:
+            quantized.setdefault((name, kind), {})[part] = value.to(p.device)
+        elif kind == "step" and not optimizer.defaults.get("fused"):
+            optimizer.state[p][kind] = value  # on the CPU; fused AdamW alone counts beside the weights
+        else:
+            optimizer.state[p][kind] = value.to(p.device)
+    for (name, kind), parts in quantized.items():
+        from torchao.optim.subclass_8bit import OptimState8bit
+
+        p, signed = parameters[name], bool(parts["qmap"].min() < 0)
+        optimizer.state[p][kind] = OptimState8bit(**parts, signed=signed, dtype=p.dtype)
 
 
 class Checkpoints:

@@ -15,7 +15,7 @@ from gptlab.evals.heldout import heldout_loss, scores, whole_split
 from gptlab.evals.hellaswag import encode_rows, evaluate_hellaswag, load_rows, wilson_interval, write_results
 from gptlab.model.generate import generate
 from gptlab.model.gpt import GPT, build_model
-from gptlab.precision.regimes import REGIMES, Regime, enter_regime
+from gptlab.precision.regimes import Regime, apply_regime, enter_regime, make_regime
 from gptlab.rundir import RunDir, RunError
 from gptlab.tasks.lm import document_numbers, open_datasets
 from gptlab.training.checkpoint import find_checkpoint
@@ -73,10 +73,13 @@ def load_run(path: str | Path, checkpoint: str = "last", device: str = "auto") -
     """
     run = RunDir.open(path)
     recipe = run.read_recipe()
+    if recipe.task == "classify":
+        raise RunError(f"{path} is a classifier's run: it writes no text; its scores are in result.json")
     where = pick_device(device)
     chosen = find_checkpoint(run, checkpoint)
     _, fill = start_from(str(path), chosen)
-    model = build_model(recipe.model, where, REGIMES[recipe.precision.regime].weights, fill)
+    regime = make_regime(recipe.precision)
+    model = build_model(recipe.model, where, fill=fill, lay_out=lambda m: apply_regime(m, regime))
     tokenizer = load_tokenizer(run.tokenizer_file)
     return Run(Path(path), recipe, model.eval(), tokenizer, int(chosen.name.removeprefix("step-")))
 
@@ -95,7 +98,7 @@ def evaluate_run(run: Run, on: list[str], overrides: dict[str, Any]) -> dict[str
     """
     recipe = run.recipe.replace(overrides)
     device = run.model.device
-    regime = enter_regime(recipe.precision.regime, device)
+    regime = enter_regime(recipe.precision, device)
     micro_batch = recipe.batch.micro_batch
     if micro_batch == "auto":
         micro_batch = largest_micro_batch(recipe, device)

@@ -31,7 +31,7 @@ class Logs:
 
     def __init__(self, run: RunDir, recipe: Recipe, total_steps: int, step: int, quiet: bool = False) -> None:
         self.file = run.open_metrics()
-        self.total_steps, self.quiet = total_steps, quiet
+        self.total_steps, self.quiet, self.unit = total_steps, quiet, "tokens" if recipe.task == "lm" else "samples"
         self.console = Console(file=sys.stderr)
         self.bar: Progress | None = None
         self.last_print = -math.inf
@@ -64,11 +64,11 @@ class Logs:
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def training(self, line: dict[str, Any]) -> None:
-        """A training line: step, tokens, loss, lr, grad_norm, tokens_per_second and what else there is."""
+        """A training line: step, tokens or samples, loss, lr, grad_norm, their number a second, what else there is."""
         self._write(line)
         mfu = f"{100 * line['mfu']:.1f}%" if "mfu" in line else "unknown"
         text = (
-            f"loss {_number(line['loss'])}  lr {line['lr']:.2e}  {line['tokens_per_second']:,.0f} tokens/s  "
+            f"loss {_number(line['loss'])}  lr {line['lr']:.2e}  {line[f'{self.unit}_per_second']:,.0f} {self.unit}/s  "
             f"MFU {mfu}  {line['memory_gb']:.2f} GB"
         )
         if self.bar is not None:
@@ -79,7 +79,9 @@ class Logs:
 
     def evaluation(self, line: dict[str, Any]) -> None:
         self._write(line)
-        scores = "  ".join(f"{key} {_number(value)}" for key, value in line.items() if key not in ("step", "tokens"))
+        scores = "  ".join(
+            f"{key} {_number(value)}" for key, value in line.items() if key not in ("step", "tokens", "samples")
+        )
         self.say(f"step {line['step']}/{self.total_steps}  {scores}")
 
     def _write(self, line: dict[str, Any]) -> None:

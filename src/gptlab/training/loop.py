@@ -9,26 +9,30 @@ from __future__ import annotations
 import math
 import os
 import resource
+import statistics
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from gptlab.config import Recipe, UserError
-from gptlab.data.shards import Dataset
-from gptlab.model.gpt import address, build_model
-from gptlab.optim.optimizers import make_optimizer
+from gptlab.model.gpt import address
+from gptlab.optim.optimizers import make_optimizer, set_lr
+from gptlab.optim.rounding import LostUpdates
 from gptlab.optim.schedule import learning_rate
 from gptlab.precision.regimes import NotApplicable, enter_regime
 from gptlab.rundir import RunDir, RunError
-from gptlab.tasks.lm import LanguageModelling, open_datasets
+from gptlab.tasks.data import Data, make_task, open_data, tokenizer_of, train_tokens
 from gptlab.training.checkpoint import Checkpoints
+from gptlab.training.guard import Divergence, Guard
 from gptlab.training.logs import Logs
 from gptlab.training.setup import environment, pick_device, resolve, summary
 from gptlab.training.signals import StopSignal
-from gptlab.training.throughput import Stopwatch, peak_flops, peak_memory_gb
+from gptlab.training.throughput import Energy, Stopwatch, peak_flops, peak_memory_gb, percentile
+from gptlab.training.watched import Watched, clip_gradients
 
 
 @dataclass
@@ -38,22 +42,53 @@ class Result:
     status: str
     """completed, diverged, out_of_memory, interrupted, failed or not_applicable."""
     steps: int = 0
-    tokens: int = 0
+    tokens: int | None = None
+    samples: int | None = None
     final_train_loss: float | None = None
     final_val_loss: float | None = None
     val_perplexity: float | None = None
     val_bits_per_byte: float | None = None
+    final_train_eval_loss: float | None = None
+    """The loss over as many tokens of the training split, where eval.train asks for it."""
     tokens_per_second: float | None = None
-    """Median over the logged intervals of training alone, the first one left out: it compiles and warms up."""
+    """In the steady state: a step over its median time. The process's first ten steps (compilation, warm-up) are left
+    out, evaluations and checkpoints too."""
+    samples_per_second: float | None = None
+    """The same in documents, for task = classify."""
     time_per_iter_ms: float | None = None
+    """Median over the steady state."""
+    time_per_iter_p95_ms: float | None = None
+    timed_steps: int | None = None
+    """Steps that the times are of."""
     peak_memory_gb: float | None = None
+    peak_memory_reserved_gb: float | None = None
+    """What PyTorch took from the GPU, with what it did not use."""
     wall_seconds: float | None = None
     cpu_seconds: float | None = None
+    energy_joules: float | None = None
+    cost: float | None = None
+    skipped_steps: int | None = None
+    """Updates left out because their float16 gradients overflowed."""
+    largest_logit: float | None = None
+    """The largest |logit| of any training step."""
+    scores: dict[str, float] = field(default_factory=dict)
+    """A classifier's scores at the end; result.json has them beside the rest."""
     failed_at_step: int | None = None
+    failure: str | None = None
+    """Kind of divergence: non_finite, spike or collapse."""
+    failed_tensor: str | None = None
+    """The first tensor concerned."""
     reason: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {key: value for key, value in asdict(self).items() if value is not None}
+        plain = {key: value for key, value in asdict(self).items() if value is not None and key != "scores"}
+        return {**plain, **self.scores}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Result:
+        known = {f.name for f in fields(cls)}
+        scores = {key: value for key, value in content.items() if key not in known}
+        return cls(**{key: value for key, value in content.items() if key in known}, scores=scores)
 
 
 def train(
@@ -79,18 +114,22 @@ def train(
     run = RunDir(out or f"runs/{recipe.name}_seed{recipe.seed}")
     if resume == "never" and run.exists():
         raise RunError(f"{run.path} already has a run in it: --resume auto goes on with it, --out names another folder")
-    device, datasets = pick_device(recipe.train.device), open_datasets(recipe)
+    device, datasets = pick_device(recipe.train.device), open_data(recipe)
     with run.lock(), StopSignal() as stop:
         try:
             result = _train(recipe, run, datasets, device, stop, quiet)
         except NotApplicable as error:
             result = Result("not_applicable", reason=str(error))
             run.write_recipe(resolve(recipe, run, datasets, device)[0])
-        except torch.OutOfMemoryError as error:
-            result = Result("out_of_memory", reason=str(error).splitlines()[0])
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            result = out_of_memory(str(error), device)
         except (KeyboardInterrupt, UserError):
             raise
         except Exception as error:
+            if "DefaultCPUAllocator: can't allocate memory" in str(error):  # a plain RuntimeError
+                result = out_of_memory(str(error), device)
+                run.write_json("result.json", result.to_json())
+                return result
             run.write_json("result.json", Result("failed", reason=f"{type(error).__name__}: {error}").to_json())
             raise
         if result.to_json() != run.read_json("result.json"):
@@ -98,49 +137,66 @@ def train(
     return result
 
 
-def _train(
-    recipe: Recipe, run: RunDir, datasets: list[Dataset], device: torch.device, stop: StopSignal, quiet: bool
-) -> Result:
-    began, cpu_began = time.perf_counter(), _cpu_seconds()
-    regime = enter_regime(recipe.precision.regime, device)
+def _train(recipe: Recipe, run: RunDir, datasets: Data, device: torch.device, stop: StopSignal, quiet: bool) -> Result:
+    began, cpu_began, energy = time.perf_counter(), _cpu_seconds(), Energy(device)
+    regime = enter_regime(recipe.precision, device)
+    if recipe.train.threads:
+        torch.set_num_threads(recipe.train.threads)
     if recipe.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses, or does not repeat
     torch.use_deterministic_algorithms(recipe.train.deterministic)
     recipe, fill = resolve(recipe, run, datasets, device)
-    limit = recipe.step_limit(sum(len(d.train) for d in datasets))
+    limit = recipe.step_limit(train_tokens(recipe, datasets))
     before = run.read_json("result.json")
     if before.get("status") == "completed" and before["steps"] >= limit:
-        return Result(**before)
+        return Result.from_json(before)
 
-    # the collaborators: data and loss, weights, optimizer, loss scaling, checkpoints
-    task = LanguageModelling(recipe, datasets, device, run.path)
-    model = build_model(recipe.model, device, regime.weights, fill)
-    model.activation_checkpointing = recipe.train.activation_checkpointing
-    optimizer = make_optimizer(model, recipe.optim)
+    # the collaborators: data and loss, weights, optimizer, loss scaling, checkpoints, and who watches for divergence
+    task = make_task(recipe, datasets, device, run.path)
+    model = task.build(regime, fill)
+    optimizer = make_optimizer(model, recipe.optim, recipe.seed)
     scaler = torch.amp.GradScaler(device.type, enabled=regime.loss_scaling)
     checkpoints = Checkpoints(run, recipe.checkpoint.keep_last, recipe.checkpoint.keep_best)
-    tokens_per_step, micro_batch = recipe.batch.tokens_per_step, recipe.batch.micro_batch
+    guard, lost = Guard(task.constant_loss(), recipe.schedule.warmup_steps), LostUpdates(model)
+    watched = Watched(model, regime.weights is not torch.float32)
+    unit, per_step, micro_batch = task.unit, task.per_step, recipe.batch.micro_batch
     assert isinstance(micro_batch, int), "resolved"
 
-    state: dict[str, Any] = {"step": 0, "measured": [], "wall_seconds": 0.0, "cpu_seconds": 0.0}
+    state: dict[str, Any] = {
+        "step": 0, "measured": [], "wall_seconds": 0.0, "cpu_seconds": 0.0, "energy_joules": 0.0, "skipped_steps": 0,
+        "largest_logit": 0.0,
+    }  # fmt: skip
     restored = checkpoints.restore(model, optimizer)
     if restored:
-        state = restored
+        state |= restored
         scaler.load_state_dict(state["scaler"])
+        if "guard" in state:
+            guard.load_state_dict(state["guard"])
     step, measured, saved_step = state["step"], state["measured"], state["step"] if restored else -1
     run.write_recipe(recipe)
-    run.write_json("tokenizer.json", datasets[0].tokenizer.spec())
-    run.write_json("environment.json", environment(recipe, datasets, model, device))
+    run.write_json("tokenizer.json", tokenizer_of(datasets).spec())
+    run.write_json("environment.json", environment(recipe, datasets, model, optimizer, device))
     run.cut_metrics(step if restored else -1)
     (run.path / "result.json").unlink(missing_ok=True)  # no result: it is running, or was killed
     if recipe.compile.enabled:
         model.compile(dynamic=False)
 
-    watch, peak = Stopwatch(), peak_flops(device)
-    seconds: float | None
-    losses: list[torch.Tensor] = []  # of the updates since they were last read: a GPU does not wait for each
-    lr, grad_norm, val_loss = 0.0, torch.zeros(()), state.get("val_loss")  # val_loss and measured are of this step
-    diverged: tuple[int, str] | None = None
+    watch, peak = Stopwatch(device), peak_flops(device)
+    lr, val_loss = 0.0, state.get("val_loss")  # val_loss and measured are of this step
+    updates_lost: torch.Tensor | None = None
+    diverged: Divergence | None = None
+    tensor: str | None = None
+
+    def logged(step: int) -> bool:
+        return step == 1 or step >= limit or due(step, recipe.log.every)
+
+    def spent() -> dict[str, float]:
+        return {
+            "wall_seconds": state["wall_seconds"] + time.perf_counter() - began,
+            "cpu_seconds": state["cpu_seconds"] + _cpu_seconds() - cpu_began,
+            "energy_joules": state["energy_joules"] + (energy.joules() or 0.0),
+        }
+
     logs = Logs(run, recipe, limit, step, quiet)
     logs.say(summary(recipe, model, device, limit, step))
     if recipe.hellaswag.every and not recipe.hellaswag.path:
@@ -150,27 +206,31 @@ def _train(
             ends, stopping = step >= limit, stop()
             saves = saved_step != step and (ends or stopping or due(step, recipe.checkpoint.every))
 
-            # log; a loss that is not finite ends the run, before a checkpoint of it is written
-            logs_now = step == 1 or ends or due(step, recipe.log.every)
-            if losses and (logs_now or saves):
-                values = torch.stack(losses).tolist()
-                seconds = watch.lap(len(values))
+            # log, and look at each update since the last look; a divergence ends the run before it is checkpointed
+            logs_now = logged(step)
+            if watched and (logs_now or saves):
+                updates = watched.read(step)
+                seconds = watch.lap()
+                state["largest_logit"] = max(state["largest_logit"], *(update.largest_logit for update in updates))
+                for update in updates:
+                    skipped = regime.loss_scaling and not math.isfinite(update.grad_norm)
+                    state["skipped_steps"] += skipped
+                    diverged = diverged or guard.update(update.step, update.loss, update.grad_norm, skipped)
                 if logs_now:
                     line = {
-                        "step": step, "tokens": step * tokens_per_step, "loss": values[-1], "lr": lr,
-                        "grad_norm": grad_norm.item(), "tokens_per_second": tokens_per_step / seconds,
-                        "memory_gb": peak_memory_gb(device),
+                        "step": step, unit: step * per_step, "loss": updates[-1].loss, "lr": lr,
+                        "grad_norm": updates[-1].grad_norm, f"{unit}_per_second": per_step / seconds,
+                        "memory_gb": peak_memory_gb(device), "largest_logit": updates[-1].largest_logit,
                     }  # fmt: skip
-                    if peak:
+                    if updates_lost is not None and not (regime.loss_scaling and skipped):
+                        line["updates_lost"] = float(updates_lost)
+                    if peak and unit == "tokens":
                         line["mfu"] = model.flops_per_token() * line["tokens_per_second"] / peak
                     if regime.loss_scaling:
-                        line["loss_scale"] = scaler.get_scale()
+                        line |= {"loss_scale": scaler.get_scale(), "skipped_steps": state["skipped_steps"]}
                     logs.training(line)
-                for back, value in enumerate(reversed(values)):
-                    if not math.isfinite(value):
-                        diverged = step - back, f"the training loss is {value}"
-                losses = []
                 if diverged:
+                    diverged, tensor = watched.evidence(diverged, updates, run)
                     break
 
             # evaluate, save, and see whether to stop
@@ -180,15 +240,14 @@ def _train(
                 if scores is None:
                     stopping = saves = True  # asked to stop on the way; the resumed run evaluates here
                 else:
-                    logs.evaluation({"step": step, "tokens": step * tokens_per_step, **scores})
+                    logs.evaluation({"step": step, unit: step * per_step, **scores})
                     measured, val_loss = [*measured, *what], scores.get("val_loss", val_loss)
             if saves:
                 progress = {
                     "step": step, "scaler": scaler.state_dict(), "measured": measured, "val_loss": val_loss,
-                    "wall_seconds": state["wall_seconds"] + time.perf_counter() - began,
-                    "cpu_seconds": state["cpu_seconds"] + _cpu_seconds() - cpu_began,
+                    "guard": guard.state_dict(), **spent(),
                 }  # fmt: skip
-                checkpoints.save(model, optimizer, progress)
+                checkpoints.save(model, optimizer, {**state, **progress})
                 saved_step = step
             if ends or stopping:
                 break
@@ -196,47 +255,73 @@ def _train(
 
             # one update: learning rate, accumulated gradient, clipping, step
             lr = learning_rate(step, recipe.optim.lr, recipe.schedule)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+            set_lr(optimizer, lr)
             if recipe.model.dropout:
                 torch.manual_seed(address(recipe.seed, "dropout", step))
-            loss = torch.zeros((), device=device)
-            for x, y in task.micro_batches(step, micro_batch):  # (B, T) each
+            factor = scaler.scale(torch.full((), 1 / per_step, device=device))
+            loss, largest = torch.zeros((), device=device), torch.zeros((), device=device)
+            for batch in task.micro_batches(step, micro_batch):
                 with regime.context(device):
-                    part = model(x, y, task.documents(x)) / tokens_per_step
-                scaler.scale(part).backward()
-                loss += part.detach()
+                    scaled, value, logit = model(*batch, factor)  # a HeadLoss
+                scaled.backward()
+                loss, largest = loss + value / per_step, torch.maximum(largest, logit)
             scaler.unscale_(optimizer)
-            grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.optim.grad_clip or math.inf)
+            norms = clip_gradients(model, recipe.optim.grad_clip or math.inf)
+            if logged(step + 1):
+                lost.before()
             scaler.step(optimizer)
+            updates_lost = lost.after() if logged(step + 1) else None
+            watched.update(loss, largest, norms)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
-            losses.append(loss)
+            watch.step()
             step, measured, val_loss = step + 1, [], None
     finally:
         logs.close()
         checkpoints.wait()
 
-    seconds, lines = watch.steady(), run.read_metrics()
+    times, lines, sums = watch.steady(), run.read_metrics(), spent()
     evaluations = [line for line in lines if "val_loss" in line]
     last_eval = evaluations[-1] if evaluations and not diverged else {}
     finished = step >= limit and "loss" in measured
+    rate = per_step / statistics.median(times) if times else None
     return Result(
         status="diverged" if diverged else "completed" if finished else "interrupted",
         steps=step,
-        tokens=step * tokens_per_step,
+        tokens=step * per_step if unit == "tokens" else None,
+        samples=step * per_step if unit == "samples" else None,
         final_train_loss=next((line["loss"] for line in reversed(lines) if "loss" in line), None),
         final_val_loss=last_eval.get("val_loss"),
         val_perplexity=last_eval.get("val_perplexity"),
         val_bits_per_byte=last_eval.get("val_bits_per_byte"),
-        tokens_per_second=tokens_per_step / seconds if seconds else None,
-        time_per_iter_ms=1000 * seconds if seconds else None,
+        final_train_eval_loss=last_eval.get("train_eval_loss"),
+        tokens_per_second=rate if unit == "tokens" else None,
+        samples_per_second=rate if unit == "samples" else None,
+        time_per_iter_ms=1000 * statistics.median(times) if times else None,
+        time_per_iter_p95_ms=1000 * percentile(times, 0.95) if times else None,
+        timed_steps=len(times),
         peak_memory_gb=peak_memory_gb(device),
-        wall_seconds=state["wall_seconds"] + time.perf_counter() - began,
-        cpu_seconds=state["cpu_seconds"] + _cpu_seconds() - cpu_began,
-        failed_at_step=diverged[0] if diverged else None,
-        reason=diverged[1] if diverged else None,
+        peak_memory_reserved_gb=torch.cuda.max_memory_reserved(device) / 1e9 if device.type == "cuda" else None,
+        wall_seconds=sums["wall_seconds"],
+        cpu_seconds=sums["cpu_seconds"],
+        energy_joules=sums["energy_joules"] or None,
+        cost=sums["wall_seconds"] / 3600 * recipe.train.price_per_hour or None,
+        skipped_steps=state["skipped_steps"] if regime.loss_scaling else None,
+        largest_logit=finite(state["largest_logit"]),
+        scores={key: last_eval[key] for key in last_eval if key not in NOT_SCORES} if unit == "samples" else {},
+        failed_at_step=diverged.step if diverged else None,
+        failure=diverged.kind if diverged else None,
+        failed_tensor=tensor,
+        reason=diverged.reason if diverged else None,
     )
+
+
+# keys of an evaluation line that have a place of their own in a result
+NOT_SCORES = ("step", "samples", "val_loss", "train_eval_loss")
+
+
+def finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def due(step: int, every: int) -> bool:
@@ -246,3 +331,12 @@ def due(step: int, every: int) -> bool:
 def _cpu_seconds() -> float:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
+
+
+def out_of_memory(message: str, device: torch.device) -> Result:
+    """What was asked for and what there was, in PyTorch's own words and, on a CPU, with the host's memory."""
+    reason = message.splitlines()[0] if message else "out of memory"
+    if device.type == "cpu":
+        free, total = psutil.virtual_memory().available / 1e9, psutil.virtual_memory().total / 1e9
+        reason += f" ({free:.1f} of {total:.1f} GB were free afterwards)"
+    return Result("out_of_memory", reason=reason)

@@ -18,17 +18,20 @@ from torch import nn
 
 import gptlab
 from gptlab.config import Model, Recipe, UserError, settings
-from gptlab.data.shards import Dataset
+from gptlab.data.labeled import LabeledDataset
 from gptlab.data.tokenizers import load_tokenizer
+from gptlab.model.encoder import read_encoder
 from gptlab.model.gpt import GPT, build_model
 from gptlab.model.hub import read_source
+from gptlab.optim.optimizers import describe
 from gptlab.rundir import RunDir, RunError
+from gptlab.tasks.data import Data, fingerprint, paths, tokenizer_of, train_tokens, vocab_size_of
 from gptlab.training.checkpoint import find_checkpoint, list_checkpoints
 
 # What a resumed run may change: it bends neither the losses nor the data already seen.
 MAY_CHANGE = (
     "name", "description", "data.path", "batch.micro_batch", "compile.", "train.max_", "train.eval_every",
-    "train.activation_checkpointing", "hellaswag.", "checkpoint.", "sample.", "log.",
+    "train.activation_checkpointing", "train.price_per_hour", "hellaswag.", "checkpoint.", "sample.", "log.",
 )  # fmt: skip
 
 
@@ -42,8 +45,8 @@ def pick_device(name: str) -> torch.device:
 
 
 def resolve(
-    recipe: Recipe, run: RunDir, datasets: list[Dataset], device: torch.device
-) -> tuple[Recipe, int | Callable[[GPT], None]]:
+    recipe: Recipe, run: RunDir, datasets: Data, device: torch.device
+) -> tuple[Recipe, int | Callable[[Any], None]]:
     """The recipe with every default filled in, and what the weights start from (a seed, or a function that copies).
 
     Raises:
@@ -51,21 +54,26 @@ def resolve(
         UserError: train.init_from cannot be read.
     """
     stored = run.read_recipe() if run.exists() else None
-    fill: int | Callable[[GPT], None] = recipe.seed
+    fill: int | Callable[[Any], None] = recipe.seed
     model = recipe.model
     if recipe.train.init_from and stored is not None and stored.train.init_from == recipe.train.init_from:
         model = stored.model
-    if recipe.train.init_from and not list_checkpoints(run):
+    if recipe.train.init_from and recipe.task == "classify" and not list_checkpoints(run):
+        source, offset, fill = read_encoder(recipe.train.init_from, recipe.seed)
+        if offset != 2:
+            raise UserError(f"train.init_from = {recipe.train.init_from}: is not of RoBERTa's form")
+        model = source.model_copy(update={"dropout": recipe.model.dropout})
+    elif recipe.train.init_from and not list_checkpoints(run):
         source, fill = start_from(recipe.train.init_from)
         spoken = RunDir(recipe.train.init_from).tokenizer_file
-        if spoken.is_file() and load_tokenizer(spoken).spec() != datasets[0].tokenizer.spec():
-            raise RunError(f"train.init_from = {recipe.train.init_from}: has another tokenizer than {datasets[0].path}")
+        if spoken.is_file() and load_tokenizer(spoken).spec() != tokenizer_of(datasets).spec():
+            where = paths(datasets)[0]
+            raise RunError(f"train.init_from = {recipe.train.init_from}: has another tokenizer than {where}")
         if recipe.model.block_size < source.block_size:
             source, fill = cropped(source, recipe.model.block_size, fill)
         model = source.model_copy(update={"dropout": recipe.model.dropout})
     if not model.vocab_size:
-        sizes = [d.vocab_size or d.tokenizer.vocab_size for d in datasets]
-        model = model.model_copy(update={"vocab_size": max(sizes)})
+        model = model.model_copy(update={"vocab_size": vocab_size_of(datasets)})
 
     folders = {str(Path(folder).resolve()): weight for folder, weight in recipe.data.mixture.items()}
     data = {"path": "", "mixture": folders} if folders else {"path": str(Path(recipe.data.folder).resolve())}
@@ -77,16 +85,14 @@ def resolve(
     if recipe.batch.micro_batch == "auto":  # a resumed run keeps its own: dropout and rounding depend on it
         settled["batch.micro_batch"] = stored.batch.micro_batch if stored else largest_micro_batch(recipe, device)
     if not recipe.schedule.decay_steps:
-        limit = recipe.step_limit(sum(len(d.train) for d in datasets))
+        limit = recipe.step_limit(train_tokens(recipe, datasets))
         settled["schedule.decay_steps"] = stored.schedule.decay_steps if stored else limit
     recipe = recipe.replace(settled)
     if stored is not None:
         refuse_differences(stored, recipe, run)
         trained_on = run.read_json("environment.json").get("data", {}).get("fingerprint")
         if trained_on and trained_on != fingerprint(datasets):
-            raise RunError(
-                f"{run.path} was trained on other data than {', '.join(str(d.path) for d in datasets)} holds"
-            )
+            raise RunError(f"{run.path} was trained on other data than {', '.join(map(str, paths(datasets)))} holds")
     return recipe, fill
 
 
@@ -158,11 +164,9 @@ def largest_micro_batch(recipe: Recipe, device: torch.device) -> int:
     return min(recipe.sequences_per_step, 2 ** int(math.log2(min(fits, most))))
 
 
-def fingerprint(datasets: list[Dataset]) -> str:
-    return " ".join(d.fingerprint() for d in datasets)
-
-
-def environment(recipe: Recipe, datasets: list[Dataset], model: nn.Module, device: torch.device) -> dict[str, Any]:
+def environment(
+    recipe: Recipe, datasets: Data, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+) -> dict[str, Any]:
     """Versions, hardware, commit and command: what environment.json records."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
     return {
@@ -178,20 +182,33 @@ def environment(recipe: Recipe, datasets: list[Dataset], model: nn.Module, devic
         "git_commit": _git_commit(),
         "command": sys.argv,
         "parameters": sum(p.numel() for p in model.parameters()),
+        "optimizer": describe(optimizer),
         "data": {
-            "path": [str(d.path.resolve()) for d in datasets],
+            "path": [str(path.resolve()) for path in paths(datasets)],
             "corpus": recipe.data.corpus,
             "tokenizer": recipe.data.tokenizer,
-            "train_tokens": sum(len(d.train) for d in datasets),
-            "val_tokens": len(datasets[0].val),
+            "train_tokens": train_tokens(recipe, datasets),
+            **_sizes(datasets),
             "fingerprint": fingerprint(datasets),
         },
     }
 
 
-def summary(recipe: Recipe, model: GPT, device: torch.device, limit: int, step: int) -> str:
+def _sizes(data: Data) -> dict[str, int]:
+    if isinstance(data, LabeledDataset):
+        return {"train_documents": len(data.splits["train"]), "labels": data.n_train_labels}
+    return {"val_tokens": len(data[0].val)}
+
+
+def summary(recipe: Recipe, model: Any, device: torch.device, limit: int, step: int) -> str:
     """One line on what is about to happen, for the terminal."""
     compiled, batch, block = ", compiled" if recipe.compile.enabled else "", recipe.batch, recipe.model.block_size
+    if recipe.task == "classify":
+        return (
+            f"{recipe.name} (seed {recipe.seed}): {model.parameter_count() / 1e6:.1f}M parameters, "
+            f"{recipe.precision.regime}{compiled} on {device.type}; steps {step} to {limit} of "
+            f"{recipe.sequences_per_step} documents, in micro-batches of {batch.micro_batch}"
+        )
     return (
         f"{recipe.name} (seed {recipe.seed}): {model.parameter_count() / 1e6:.1f}M parameters, "
         f"{recipe.precision.regime}{compiled} on {device.type}; steps {step} to {limit} of {batch.tokens_per_step:,} "

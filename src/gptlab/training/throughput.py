@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
+from typing import Any
 
 import torch
 
@@ -19,34 +21,81 @@ def peak_flops(device: torch.device) -> float | None:
     return next((PEAK_FLOPS[key] for key in sorted(PEAK_FLOPS, key=len, reverse=True) if key in name), None)
 
 
-class Stopwatch:
-    """Seconds of training steps: paused while the run evaluates or saves."""
+UNTIMED = 10  # steps at the start of a process that compile, warm up and fill caches, and are left out
 
-    def __init__(self) -> None:
-        self.seconds = 0.0  # since the last lap
-        self.started: float | None = None
-        self.step_seconds: list[float] = []  # mean seconds a step, one entry a lap
+
+class Stopwatch:
+    """Seconds of every training step: evaluating and saving are not among them.
+
+    On a GPU a step is timed by events in its queue, and nobody waits for it.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        self.mark: Any = None  # when the running step began
+        self.marks: list[tuple[Any, Any]] = []  # beginning and end of the steps since the last lap
+        self.step_seconds: list[float] = []
+
+    def _now(self) -> Any:
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
     def start(self) -> None:
-        self.started = time.perf_counter()
+        """A step begins, unless it began when the one before it ended."""
+        self.mark = self.mark or self._now()
+
+    def step(self) -> None:
+        """A step ends, and the next one begins."""
+        now = self._now()
+        self.marks.append((self.mark, now))
+        self.mark = now
 
     def pause(self) -> None:
-        if self.started is not None:
-            self.seconds += time.perf_counter() - self.started
-            self.started = None
+        self.mark = None
 
-    def lap(self, steps: int) -> float:
-        """Seconds a step over the `steps` since the last lap."""
-        self.pause()
-        self.start()
-        seconds, self.seconds = self.seconds / steps, 0.0
-        self.step_seconds.append(seconds)
-        return seconds
+    def lap(self) -> float:
+        """Mean seconds a step since the last lap; on a GPU, when their results have been read."""
+        if self.cuda and self.marks:
+            self.marks[-1][1].synchronize()
+        seconds = [(a.elapsed_time(b) / 1000 if self.cuda else b - a) for a, b in self.marks]
+        self.marks = []
+        self.step_seconds += seconds
+        return statistics.mean(seconds)
 
-    def steady(self) -> float | None:
-        """Median seconds a step, without the first lap, which holds compilation and warm-up."""
-        laps = self.step_seconds[1:] or self.step_seconds
-        return statistics.median(laps) if laps else None
+    def steady(self) -> list[float]:
+        """Seconds of the steps that count: the first ten, or half of fewer than twenty, are left out."""
+        return self.step_seconds[min(UNTIMED, len(self.step_seconds) // 2) :]
+
+
+def percentile(values: list[float], share: float) -> float:
+    """The value that `share` of the values do not exceed (nearest rank)."""
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
+
+
+class Energy:
+    """Joules that the GPU has used since this was made, where NVML counts them (Volta and later); else None."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.handle: Any = None
+        if device.type != "cuda":
+            return
+        try:
+            import pynvml
+
+            pynvml.nvmlInit()
+            uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+            self.handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+            self.nvml, self.begin = pynvml, pynvml.nvmlDeviceGetTotalEnergyConsumption(self.handle)  # millijoules
+        except Exception:  # no NVML, no permission, no counter: then nothing is said of energy
+            self.handle = None
+
+    def joules(self) -> float | None:
+        if self.handle is None:
+            return None
+        return (self.nvml.nvmlDeviceGetTotalEnergyConsumption(self.handle) - self.begin) / 1000
 
 
 def peak_memory_gb(device: torch.device) -> float:

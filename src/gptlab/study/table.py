@@ -1,0 +1,215 @@
+"""How a study stands, from its folder alone: `gptlab study status`, and the live table of `gptlab study run`."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from gptlab.config import Study, load_study
+from gptlab.rundir import STATUSES, RunDir, RunError
+
+ENDED = tuple(status for status in STATUSES if status != "interrupted")
+COLOURS = {
+    "running": "cyan", "completed": "green", "diverged": "yellow", "out_of_memory": "yellow", "failed": "red",
+    "not_applicable": "dim", "waiting": "dim",
+}  # fmt: skip
+TAIL_BYTES = 16384  # of metrics.jsonl: some sixty lines, an evaluation among them more often than not
+
+
+def run_name(arm: str, seed: int) -> str:
+    """The name of a run's folder, and of its summary without .json."""
+    return f"{arm}_seed{seed}"
+
+
+def open_study(folder: str | Path) -> Study:
+    """The study that a folder holds. Raises RunError where it holds none."""
+    if not (Path(folder) / "study.toml").is_file():
+        raise RunError(f"{folder} is not a study's folder: it has no study.toml")
+    return load_study(Path(folder) / "study.toml")
+
+
+@dataclass
+class RunState:
+    """One line of the table."""
+
+    arm: str
+    seed: int
+    status: str
+    """waiting, running, stopped (it was killed, and goes on when the study does), or how the run ended."""
+    step: int = 0
+    limit: int | None = None
+    """Steps of the whole run; None while it depends on a dataset that no run has opened."""
+    loss: float | None = None
+    val_loss: float | None = None
+    rate: str = ""
+    """Tokens or samples a second."""
+    seconds_left: float | None = None
+    seconds_whole: float | None = None
+    """Of the whole run, measured where it ended, by its speed while it trains."""
+    reason: str = ""
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ENDED
+
+
+def read_state(folder: Path, study: Study, arm: str, seed: int, running: bool | None = None) -> RunState:
+    """How a run stands.
+
+    Args:
+        folder: the study's.
+        running: whether a process trains it; None looks at its lock.
+    """
+    run = RunDir(folder / run_name(arm, seed))
+    result = run.read_json("result.json") or ({} if run.exists() else read_summary(folder, study, arm, seed))
+    if running or (running is None and _is_locked(run.path / ".lock")):
+        status = "running"
+    else:
+        begun = run.metrics_file.exists() or run.checkpoints.exists()
+        status = result.get("status") or ("stopped" if begun else "waiting")
+
+    recipe = run.read_recipe() if run.exists() else study.build(arm, seed)
+    data = run.read_json("environment.json").get("data", {})
+    state = RunState(arm, seed, status, reason=result.get("reason", "") if status == result.get("status") else "")
+    if not recipe.train.max_epochs or "train_tokens" in data:
+        state.limit = recipe.step_limit(data.get("train_tokens", 0))
+    for line in _tail(run.metrics_file):
+        state.step = line["step"]
+        state.loss, state.val_loss = line.get("loss", state.loss), line.get("val_loss", state.val_loss)
+        seconds = 0.0
+        for unit, size in (("tokens", recipe.batch.tokens_per_step), ("samples", recipe.sequences_per_step)):
+            if rate := line.get(f"{unit}_per_second"):
+                state.rate, seconds = f"{rate:,.0f} {unit}/s", size / rate
+        if status == "running" and seconds and state.limit is not None:
+            state.seconds_whole = seconds * state.limit
+            state.seconds_left = seconds * max(0, state.limit - state.step)
+    if state.ended:
+        state.step = result.get("steps", state.step)
+        state.val_loss, state.seconds_whole = result.get("final_val_loss"), result.get("wall_seconds")
+    return state
+
+
+def read_study(folder: Path) -> list[RunState]:
+    """How every run of the study in a folder stands: core arms first, seed by seed, as they are started."""
+    study = open_study(folder)
+    return [
+        read_state(folder, study, name, seed)
+        for group in ("core", "extended")
+        for seed in study.seeds
+        for name, arm in study.arms.items()
+        if arm.group == group
+    ]
+
+
+def read_summary(folder: Path, study: Study, arm: str, seed: int) -> dict[str, Any]:
+    """The summary beside a run's folder, if it is this study's; else {}."""
+    summary = RunDir(folder).read_json(f"{run_name(arm, seed)}.json")
+    return summary if summary.get("study") == study.name else {}
+
+
+def _is_locked(file: Path) -> bool:
+    try:
+        with open(file) as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go of as the file is closed
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def _tail(file: Path) -> list[dict[str, Any]]:
+    """The last lines of metrics.jsonl; of those cut by the window, or by a kill, nothing."""
+    try:
+        with open(file, "rb") as handle:
+            handle.seek(max(0, handle.seek(0, 2) - TAIL_BYTES))
+            text = handle.read().decode(errors="replace")
+    except FileNotFoundError:
+        return []
+    lines = []
+    for line in text.splitlines():
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(value, dict) and "step" in value:
+            lines.append(value)
+    return lines
+
+
+# -- as text --------------------------------------------------------------------------------------------------------
+
+
+def render(states: Sequence[RunState], jobs: int = 1, rows: int | None = None) -> Group:
+    """The table of runs, what did not go as it should, and how far the study is.
+
+    Args:
+        jobs: runs that are trained at the same time, for the time left.
+        rows: the most to show: what is at work first, what waits last.
+    """
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("arm", "seed", "status", "step", "loss", "val_loss", "speed", "left"):
+        right = name not in ("arm", "status")
+        table.add_column(name, justify="right" if right else "left", no_wrap=True)
+    shown = _fitting(states, rows)
+    for state in shown:
+        limit = "?" if state.limit is None else f"{state.limit:,}"
+        table.add_row(
+            state.arm, str(state.seed), Text(state.status, COLOURS.get(state.status, "")),
+            f"{state.step:,}/{limit}" if state.step or state.status == "running" else "", _number(state.loss),
+            _number(state.val_loss), state.rate, duration(state.seconds_left),
+        )  # fmt: skip
+    reasons = [f"{s.arm} seed {s.seed} {s.status}: {s.reason}" for s in shown if s.reason]
+    hidden = [f"{len(states) - len(shown)} more runs are not shown"] if len(shown) < len(states) else []
+    return Group(table, *(Text(line, overflow="fold") for line in [*hidden, *reasons, progress(states, jobs)]))
+
+
+def progress(states: Sequence[RunState], jobs: int = 1) -> str:
+    """One line: `done 3 of 9: 2 completed, 1 diverged, 1 running, 5 waiting; about 0:12:30 left`."""
+    counts = Counter(state.status for state in states)
+    order = sorted(counts, key=[*STATUSES, "running", "stopped", "waiting"].index)
+    done = sum(state.ended for state in states)
+    says = f"done {done} of {len(states)}: " + ", ".join(f"{counts[status]} {status}" for status in order)
+    left = study_seconds_left(states, jobs)
+    return says + (f"; about {duration(left)} left" if left else "")
+
+
+def study_seconds_left(states: Sequence[RunState], jobs: int) -> float | None:
+    """Seconds until all runs have ended, if those that wait take as long as those whose time is known."""
+    whole = [s.seconds_whole for s in states if s.seconds_whole and s.status in ("completed", "running")]
+    running = [s.seconds_left for s in states if s.status == "running" and s.seconds_left is not None]
+    waiting = [s for s in states if not s.ended and s.seconds_left is None]
+    if not whole:
+        return None
+    mean = sum(whole) / len(whole)
+    work = sum(running) + mean * len(waiting)
+    return max([work / max(1, jobs), *running, mean if waiting else 0.0])
+
+
+def duration(seconds: float | None) -> str:
+    return "" if seconds is None else str(timedelta(seconds=round(seconds)))
+
+
+def _fitting(states: Sequence[RunState], rows: int | None) -> list[RunState]:
+    def last_to_go(i: int) -> tuple[int, int]:
+        state = states[i]
+        kind = 0 if state.status == "running" else 3 if state.status == "waiting" else 2 if state.ended else 1
+        return kind, i if kind == 3 else -i
+
+    kept = set(sorted(range(len(states)), key=last_to_go)[:rows])
+    return [state for i, state in enumerate(states) if i in kept]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None or not math.isfinite(value) else f"{value:.4f}"

@@ -1,0 +1,162 @@
+"""Document classification: labelled documents, an encoder with a linear head, and F1 and ranking scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from gptlab.config import Recipe
+from gptlab.data.labeled import LabeledDataset, constant_loss
+from gptlab.data.sampler import permute
+from gptlab.data.shards import DataError
+from gptlab.evals.classification import multi_label_scores, single_label_scores
+from gptlab.model.encoder import Encoder, build_encoder
+from gptlab.precision.regimes import Regime, apply_regime
+
+
+def open_labeled(recipe: Recipe) -> LabeledDataset:
+    """The prepared dataset that a recipe names. Raises DataError where it is missing, saying how to prepare it."""
+    folder = recipe.data.folder
+    if not Path(folder).is_dir():
+        raise DataError(
+            f"no prepared dataset at {folder}: `gptlab prepare {recipe.data.corpus} --tokenizer "
+            f"{recipe.data.tokenizer} --out {folder}` makes it, --data.path names another"
+        )
+    return LabeledDataset(folder)
+
+
+class Classification:
+    """Data, loss and scores of a classification run; the face of `LanguageModelling`.
+
+    A step has batch.tokens_per_step / model.block_size documents. Those of one step are sorted by length before they
+    are cut into micro-batches, so that little is padded; which documents they are depends on the seed and step alone.
+
+    Args:
+        recipe: with model.vocab_size resolved.
+        dataset: its training labels are the model's outputs.
+        device: where batches go.
+        position_offset: rows of the position table before the first position (RoBERTa has 2).
+    """
+
+    unit = "samples"
+
+    def __init__(self, recipe: Recipe, dataset: LabeledDataset, device: torch.device, position_offset: int = 2) -> None:
+        if recipe.model.vocab_size < dataset.vocab_size:
+            raise DataError(
+                f"model.vocab_size = {recipe.model.vocab_size}: {dataset.path} has {dataset.vocab_size} token ids"
+            )
+        self.recipe, self.dataset, self.device, self.position_offset = recipe, dataset, device, position_offset
+        self.per_step = recipe.sequences_per_step
+        self.n_labels = dataset.n_train_labels
+        n = max(1, recipe.eval.tokens // recipe.model.block_size)
+        splits = ["val", "train"] if recipe.eval.train else ["val"]
+        self.samples = {split: self._sample(split, n) for split in splits}
+
+    def _sample(self, split: str, n: int) -> np.ndarray:
+        """Documents to evaluate on, drawn once without replacement, the same for the same eval.seed."""
+        size = len(self.dataset.splits[split])
+        drawn = permute(np.arange(min(n, size)), size, f"{self.recipe.eval.seed}/eval/{split}") if n < size else None
+        return np.arange(size) if drawn is None else drawn
+
+    def build(self, regime: Regime, fill: int | Callable[[Encoder], None]) -> Encoder:
+        """The model, in the regime's dtypes, initialised from a seed or filled with weights."""
+        model = build_encoder(
+            self.recipe.model, self.n_labels, self.device, fill=fill, position_offset=self.position_offset,
+            lay_out=lambda m: apply_regime(m, regime),
+        )  # fmt: skip
+        model.activation_checkpointing = self.recipe.train.activation_checkpointing
+        return model
+
+    def constant_loss(self) -> float:
+        """Loss of a document when every label is guessed at its frequency in training, in nats."""
+        return constant_loss(self.dataset)
+
+    def micro_batches(self, step: int, micro_batch: int) -> Iterator[tuple[Any, ...]]:
+        """What the model takes in update `step`: tokens (B, T), lengths (B,) and targets, (B, labels) or (B,)."""
+        n, size = self.per_step, len(self.dataset.splits["train"])
+        epochs, places = np.divmod(np.arange(step * n, (step + 1) * n), size)
+        documents = places.copy()
+        for epoch in np.unique(epochs).tolist():
+            here, key = epochs == epoch, f"{self.recipe.seed}/data/{epoch}"
+            documents[here] = permute(places[here], size, key)
+        for tokens, lengths, rows in self._by_length("train", documents, micro_batch):
+            targets = torch.from_numpy(self.dataset.splits["train"].targets(rows, self.n_labels))
+            yield self._move(tokens), self._move(lengths), self._move(targets)
+
+    def _by_length(
+        self, split: str, documents: np.ndarray, micro_batch: int
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, np.ndarray]]:
+        source = self.dataset.splits[split]
+        documents = documents[np.argsort(source.lengths[documents], kind="stable")]
+        for i in range(0, len(documents), micro_batch):
+            rows = documents[i : i + micro_batch]
+            tokens, lengths = source.batch(rows, self.recipe.model.block_size)
+            yield torch.from_numpy(tokens), torch.from_numpy(lengths), rows
+
+    def _move(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
+    def due(self, step: int, ends: bool) -> list[str]:
+        """What is to be measured after `step` updates: "loss" (and the scores with it) or nothing."""
+        every = self.recipe.train.eval_every
+        return ["loss"] if ends or step == 0 or (every and step % every == 0) else []
+
+    def evaluate(
+        self, what: list[str], model: Encoder, regime: Regime, micro_batch: int, stop: Callable[[], bool]
+    ) -> dict[str, float] | None:
+        """val_loss and the scores of a model (and train_eval_loss); None when `stop` said so."""
+        result: dict[str, float] = {}
+        for split, documents in self.samples.items() if what else ():
+            scored = self.score(split, documents, model, regime, micro_batch, stop)
+            if scored is None:
+                return None
+            result |= {"train_eval_loss": scored["loss"]} if split == "train" else _named(scored)
+        return result
+
+    def score(
+        self,
+        split: str,
+        documents: np.ndarray,
+        model: Encoder,
+        regime: Regime,
+        micro_batch: int,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> dict[str, float] | None:
+        """Mean loss of some documents in float32, and their scores. Nothing random is drawn."""
+        was_training = model.training
+        model.eval()
+        logits, losses, truth, rows_seen = [], 0.0, self.dataset.splits[split], []
+        try:
+            for tokens, lengths, rows in self._by_length(split, documents, micro_batch):
+                if stop():
+                    return None
+                with torch.no_grad(), regime.context(self.device):
+                    out = model(self._move(tokens), self._move(lengths)).float()  # (B, labels)
+                targets = self._move(torch.from_numpy(truth.targets(rows, self.n_labels)))
+                if self.dataset.multi:
+                    losses += F.binary_cross_entropy_with_logits(out, targets, reduction="sum").item() / self.n_labels
+                else:
+                    losses += F.cross_entropy(out, targets, reduction="sum", ignore_index=-1).item()
+                logits.append(out.cpu())
+                rows_seen.append(rows)
+        finally:
+            model.train(was_training)
+        numbers, order = torch.cat(logits).numpy(), np.concatenate(rows_seen)
+        ids = [truth.label_ids(row) for row in order.tolist()]
+        counts = self.dataset.train_counts
+        if self.dataset.multi:
+            scores = multi_label_scores(numbers, ids, counts)
+        else:
+            scores = single_label_scores(numbers, np.array([label[0] for label in ids]))
+        return {"loss": losses / len(documents), **scores}
+
+
+def _named(scored: dict[str, float]) -> dict[str, float]:
+    return {"val_loss" if key == "loss" else key: value for key, value in scored.items()}

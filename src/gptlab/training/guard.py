@@ -1,0 +1,206 @@
+"""Divergence told from noise: a run's loss curve is watched update by update.
+
+The guard remembers a curve as the medians of blocks of 50 losses; the lowest of the last six is the level it compares
+with. A rise counts as a divergence when it is far above that level, has lasted and is not on its way back. Every
+threshold is a share of the level, of the noise or of what has been learnt: nats of a language model and the
+thousandths of a multi-label loss are judged alike. The numbers were chosen on the synthetic curves of
+tests/test_training_guard.py, which says how often the guard is wrong on them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+BLOCK = 50  # losses a median is taken of: a spike of 20 hardly moves it, noise of 15% moves it by 3%
+FIRST_BLOCK = 10  # the first five blocks: without them a run that diverges in its first 50 steps has no level
+BLOCKS = 6  # how far back the level reaches: 300 steps outlast a rise that is under way
+LAST_BLOCKS = 5  # what the noise, and a loss that rests at the constant predictor's, are judged by
+
+SHARE_OF_LEVEL = 0.35  # the rise that counts; another domain in the data raises a loss by 10-20% for good
+SHARE_OF_LEARNT = 1 / 3  # of the constant predictor's loss (or the first loss) minus the level
+SPREADS = 3.0  # of the noise; one wild loss passes that, 38 of 42 do not
+HOPELESS = 2.0  # times the untrained model's loss: no run comes back from there, whatever it was before
+CLEAR = 0.6  # of the rise that counts: where a loss has left its level; a ramp of 30 steps is there in ten
+
+HOLD, HELD = 42, 38  # 38 of the last 42 losses beyond the lower line: a spike of 20 steps has come back by then
+LATE, LATE_HELD = 20, 17  # ... and 17 of the last 20 beyond the upper one
+NOW, BACK = 15, 0.75  # the last 15 losses are up by less than this share of the 27 before: it is coming back, if slowly
+
+NEAR = (0.9, 1.1)  # of the constant predictor's loss: a risen loss that rests here is a collapse, elsewhere a spike
+LEFT = 0.99  # a model that is not 1% better than the constant predictor has learnt nothing
+# Steps without that 1% until it counts as resting there for good. Multi-label losses of 4,000 labels rest for 600 and
+# then learn, masked language models for as long as the warm-up lasts.
+PATIENCE, PATIENCE_WARMUPS = 1500, 4
+SKIPS = 50  # in a row: GradScaler's 2**16 is then 2**-34, below anything fp16 can hold
+RECENT = 200  # losses kept, to look up where a rise began
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A training run that failed, as its loss shows it."""
+
+    step: int
+    """Where it began, not where it was noticed: the first value that is not finite, the first step of the rise."""
+    kind: str
+    """non_finite, spike (the loss rose and stays up) or collapse (it is no better than the constant predictor's)."""
+    reason: str
+    """One sentence with the numbers."""
+
+
+class Guard:
+    """Tells from the losses of a run whether it has diverged.
+
+    Args:
+        constant_loss: the loss in nats of the best constant prediction: the entropy of the token or label frequencies;
+            None where it is not known, and a collapse to it is then not told from a spike.
+        warmup_steps: of the learning rate; a loss that rests at the constant predictor's may do so for four of them.
+    """
+
+    def __init__(self, constant_loss: float | None, warmup_steps: int) -> None:
+        self.constant = constant_loss
+        self.patience = max(PATIENCE, PATIENCE_WARMUPS * warmup_steps)
+        self.recent: list[float] = []
+        self.block: list[float] = []
+        self.levels: list[float] = []  # median of each of the last blocks ...
+        self.spreads: list[float] = []  # ... and its noise
+        self.first: float | None = None  # loss
+        self.skips = 0  # in a row
+        self.best: float | None = None  # the lowest that the last five blocks have been
+        self.resting_since: int | None = None  # from here on no better than the constant predictor, and no nearer
+        self._draw_lines()
+
+    def update(self, step: int, loss: float, grad_norm: float, skipped: bool = False) -> Divergence | None:
+        """Take in one optimizer update; call it for each, in order.
+
+        Args:
+            step: the update's number.
+            loss: its training loss in nats.
+            grad_norm: the gradient's norm before clipping.
+            skipped: the loss scaler left this update out; a gradient that is not finite is then no news.
+
+        Returns:
+            The divergence that shows with this step, else None. The first one counts.
+        """
+        if not math.isfinite(loss):
+            return Divergence(step, "non_finite", f"the training loss is {loss} at step {step}")
+        if not (skipped or math.isfinite(grad_norm)):
+            return Divergence(step, "non_finite", f"the gradient norm is {grad_norm} at step {step}")
+        self.skips = self.skips + 1 if skipped else 0
+        if self.skips >= SKIPS:
+            reason = f"the gradients were not finite for {SKIPS} steps in a row at any loss scale"
+            return Divergence(step - SKIPS + 1, "non_finite", reason)
+
+        if self.first is None:
+            self.first = loss
+            self._draw_lines()
+        self.recent.append(loss)
+        if len(self.recent) > RECENT:
+            del self.recent[0]
+        if loss > self.upper and (rise := self._rise(step)):
+            return rise
+        self.block.append(loss)
+        if len(self.block) < (FIRST_BLOCK if len(self.levels) < LAST_BLOCKS else BLOCK):
+            return None
+        self._end_block()
+        return self._rest(step)
+
+    def _end_block(self) -> None:
+        level, spread = centre(self.block)
+        self.levels, self.spreads = [*self.levels, level][-BLOCKS:], [*self.spreads, spread][-BLOCKS:]
+        self.block = []
+        self._draw_lines()
+
+    def _draw_lines(self) -> None:
+        """Where a loss has left its level (`lower`), where it is far above it (`upper`), where it is `hopeless`."""
+        self.level = self.lower = self.upper = self.hopeless = math.inf
+        if self.first is None:
+            return
+        untrained = max(self.first, self.constant or 0.0)
+        self.hopeless = HOPELESS * untrained
+        self.level = min([untrained, *self.levels])  # of a rise that is under way, the medians are not the lowest
+        self.upper = self.hopeless
+        if self.levels:
+            learnt = (self.first if self.constant is None else self.constant) - self.level
+            # Noise falls with the loss, so the lowest block knows it best, unless a rise began in that block.
+            spread = min(self.spreads[self.levels.index(min(self.levels))], median(self.spreads[-LAST_BLOCKS:]))
+            rise = max(SPREADS * spread, SHARE_OF_LEVEL * self.level, SHARE_OF_LEARNT * learnt)
+            self.upper = min(self.upper, self.level + rise)
+        self.lower = self.level + CLEAR * (self.upper - self.level)
+
+    def _rise(self, step: int) -> Divergence | None:
+        """The loss is far above its level: does it stay there?"""
+        last = self.recent[-HOLD:]
+        if (
+            sum(loss > self.lower for loss in last) < HELD
+            or sum(loss > self.upper for loss in last[-LATE:]) < LATE_HELD
+        ):
+            return None
+        now = median(last[-NOW:])
+        if now < self.hopeless and now - self.level < BACK * (median(last[:-NOW]) - self.level):
+            return None
+        index, level = self._beginning()
+        began = step - len(self.recent) + 1 + index
+        reason = f"the training loss rose from {level:.3g} to {now:.3g} at step {began} and stayed up"
+        near = self.constant is not None and all(
+            NEAR[0] * self.constant <= median(part) <= NEAR[1] * self.constant for part in (last[-20:-10], last[-10:])
+        )
+        if near:
+            reason += f", no better than a constant prediction's {self.constant:.3g},"
+        return Divergence(began, "collapse" if near else "spike", f"{reason} for {step - began + 1} steps")
+
+    def _beginning(self) -> tuple[int, float]:
+        """Which of the recent losses is the first of the rise, and the level that it rose from."""
+        # The losses since then are mostly beyond the lower line, those before are not.
+        first = len(self.recent)
+        balance = highest = 0
+        for index in reversed(range(len(self.recent))):
+            balance += 1 if self.recent[index] > self.lower else -1
+            if balance > highest:
+                first, highest = index, balance
+            elif balance < highest - 10:
+                break
+        # A ramp was under way before it reached that line: back to where the loss was within its noise.
+        before = self.recent[max(0, first - 50) : max(0, first - 10)] or self.recent[:first] or [self.level]
+        level, spread = centre(before)
+        while first > 0 and self.recent[first - 1] > level + 2 * spread:
+            first -= 1
+        return first, level
+
+    def _rest(self, step: int) -> Divergence | None:
+        """A block ended: has the loss been no better than the constant predictor's, and no nearer, for too long?"""
+        if self.constant is None or len(self.levels) < LAST_BLOCKS:
+            return None
+        now = median(self.levels[-LAST_BLOCKS:])
+        if self.best is None or self.resting_since is None:
+            self.best, self.resting_since = now, step - LAST_BLOCKS * FIRST_BLOCK + 1
+        if now < LEFT * max(self.constant, self.best):
+            # Two blocks later than this one, three of five may rest: the earliest that it can have begun.
+            self.resting_since = max(self.resting_since, step - 2 * BLOCK + 1)
+        self.best = min(self.best, now)
+        if (steps := step - self.resting_since + 1) < self.patience:
+            return None
+        left = "has come back to" if self.best < LEFT * self.constant else "never left"
+        reason = f"the training loss {left} a constant prediction's {self.constant:.3g}: {now:.3g} for {steps} steps"
+        return Divergence(self.resting_since, "collapse", reason)
+
+    STATE = ("recent", "block", "levels", "spreads", "first", "skips", "best", "resting_since")
+
+    def state_dict(self) -> dict[str, Any]:
+        """What JSON can hold and a resumed run needs to reach the same verdicts."""
+        state = {name: getattr(self, name) for name in self.STATE}
+        return {name: list(value) if isinstance(value, list) else value for name, value in state.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name in self.STATE:
+            value = state[name]
+            setattr(self, name, list(value) if isinstance(value, list) else value)
+        self._draw_lines()
+
+
+def centre(values: list[float]) -> tuple[float, float]:
+    """Median, and standard deviation as the median distance from it tells: a few wild values move neither."""
+    middle = median(values)
+    return middle, 1.4826 * median(abs(value - middle) for value in values)  # the ratio of the two for a normal law

@@ -1,0 +1,113 @@
+"""What is kept of every update until it is read: its loss, its gradient's norms, and which weights it broke."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from gptlab.rundir import RunDir
+from gptlab.training.guard import Divergence
+
+
+@dataclass(frozen=True)
+class Update:
+    step: int
+    loss: float
+    grad_norm: float
+    largest_logit: float
+
+
+def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
+    """Scale the gradients down to a global norm of max_norm, as torch's clip_grad_norm_; their own norms before that.
+
+    Returns:
+        (n + 1,): the global norm, then that of each parameter, in the order of model.parameters().
+    """
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    assert len(grads) == sum(p.requires_grad for p in model.parameters()), "every parameter takes part in the loss"
+    norms = torch.stack(torch._foreach_norm(grads))  # (n,)
+    total = torch.linalg.vector_norm(norms)
+    torch._foreach_mul_(grads, (max_norm / (total + 1e-6)).clamp(max=1.0))
+    return torch.cat((total[None], norms)).float()
+
+
+class Watched:
+    """The updates since they were last read; a GPU does not wait for any of them.
+
+    Args:
+        model: its parameters.
+        weights_too: look at the weights after each update; only in 16 bits can they break with a finite gradient.
+    """
+
+    def __init__(self, model: nn.Module, weights_too: bool) -> None:
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self.names, self.parameters = [name for name, _ in named], [p for _, p in named]
+        self.weights_too = weights_too
+        self.waiting: list[tuple[Tensor, Tensor]] = []
+        self.rows: list[list[float]] = []  # of the last read: loss, largest |logit|, norms
+        self.sound: list[list[float]] = []  # of the last read and the update before it: 1 where all weights are finite
+
+    def __len__(self) -> int:
+        return len(self.waiting)
+
+    @torch.no_grad()
+    def update(self, loss: Tensor, largest: Tensor, norms: Tensor) -> None:
+        row = torch.cat((torch.stack((loss, largest.to(loss.dtype))), norms.to(loss.dtype)))
+        sound = torch.ones(0)
+        if self.weights_too:
+            sound = torch.stack([torch.isfinite(p).all() for p in self.parameters])
+        self.waiting.append((row, sound))
+
+    def read(self, step: int) -> list[Update]:
+        """The waiting updates; `step` is the number of the last one."""
+        self.rows = torch.stack([row for row, _ in self.waiting]).tolist()
+        self.sound = self.sound[-1:] + torch.stack([sound for _, sound in self.waiting]).tolist()
+        self.waiting = []
+        first = step - len(self.rows) + 1
+        return [Update(first + i, row[0], row[2], row[1]) for i, row in enumerate(self.rows)]
+
+    def evidence(self, diverged: Divergence, updates: list[Update], run: RunDir) -> tuple[Divergence, str | None]:
+        """Find the first tensor that was not finite, and write divergence.json.
+
+        Returns:
+            The divergence, dated back to the update that broke the weights where it was one; the tensor's name.
+        """
+        tensor: str | None = None
+        at = diverged.step - updates[0].step  # place of its step among the rows read last
+        if diverged.kind == "non_finite" and 0 <= at < len(self.rows):
+            row, before = self.rows[at], at - len(updates) - 1
+            sound = self.sound[before] if self.weights_too and len(self.sound) >= -before else []
+            if not all(sound):
+                tensor = f"weight {self.names[sound.index(False)]}"
+                diverged = replace(
+                    diverged, step=diverged.step - 1,
+                    reason=f"the update of step {diverged.step - 1} left {tensor} not finite: {diverged.reason}",
+                )  # fmt: skip
+            elif not math.isfinite(row[0]):
+                tensor = "loss" if math.isfinite(row[1]) else "logits"
+            else:  # the backward pass comes to the last parameter first
+                broken = [name for name, norm in zip(self.names, row[3:], strict=True) if not math.isfinite(norm)]
+                tensor = f"gradient of {broken[-1]}" if broken else "gradient norm"
+        run.write_json(
+            "divergence.json",
+            {
+                "kind": diverged.kind,
+                "step": diverged.step,
+                "first_tensor": tensor,
+                "reason": diverged.reason,
+                "updates": [{key: str(value) for key, value in asdict(update).items()} for update in updates],
+                "gradient_norms": {
+                    name: str(norm)
+                    for name, norm in zip(self.names, self.rows[min(max(at, 0), len(self.rows) - 1)][3:], strict=True)
+                },
+                "weights_not_finite": {
+                    name: n
+                    for name, p in zip(self.names, self.parameters, strict=True)
+                    if (n := int((~torch.isfinite(p)).sum()))
+                },
+            },
+        )
+        return diverged, tensor

@@ -1,0 +1,141 @@
+"""The scripts of the precision studies, called word for word, with overrides that make the runs tiny."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_study_runner import Fakes, study_file
+from test_training_resume import measured
+
+from gptlab.config import load_study
+from gptlab.rundir import RunDir
+from gptlab.study import runner
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = {
+    "model.n_layer": 1, "model.n_head": 1, "model.n_embd": 16, "model.block_size": 16, "model.vocab_size": 0,
+    "batch.micro_batch": 2, "batch.tokens_per_step": 64, "eval.tokens": 64, "data.tokenizer": "char",
+    "train.device": "cpu", "train.eval_every": 4, "checkpoint.every": 4, "log.every": 1, "schedule.warmup_steps": 1,
+    "compile.enabled": "false",
+}  # fmt: skip
+
+
+def settings(dataset: Path, **changes: Any) -> list[str]:
+    values = {**TINY, "data.path": dataset, **{key.replace("__", "."): value for key, value in changes.items()}}
+    return [word for key, value in values.items() for word in (f"--{key}", str(value))]
+
+
+def script(folder: Path, words: str, *more: str) -> subprocess.CompletedProcess[str]:
+    """`python experiments/...` in a folder of its own."""
+    name, *rest = words.split()
+    command = [sys.executable, str(ROOT / name), *rest, *more]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env={**os.environ})
+
+
+def call(monkeypatch: pytest.MonkeyPatch, words: str, *more: object) -> int:
+    """The same in this process, where workers can be replaced."""
+    name, *rest = words.split()
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
+        patch.setattr(sys, "argv", [name, *rest, *map(str, more)])
+        patch.setattr(sys, "path", [str((ROOT / name).parent), *sys.path])
+        sys.modules.pop("run", None)
+        runpy.run_path(str(ROOT / name), run_name="__main__")
+    return int(end.value.code or 0)
+
+
+@pytest.mark.parametrize("kind", ["lm", "cls"])
+def test_which_runs_a_call_starts_and_where_their_results_are(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fakes = Fakes(tmp_path)
+    monkeypatch.setattr(runner, "command", fakes.command)
+    monkeypatch.setattr(runner, "POLL_SECONDS", 0.02)
+    file, out = study_file(tmp_path, dataset), Path("results", kind)
+    run = f"experiments/{kind}/run.py"
+
+    def result(name: str) -> str:
+        return json.loads((out / f"{name}.json").read_text())["study"]
+
+    assert call(monkeypatch, f"{run} --config fast --max_iters 100", "--study", file) == 0
+    assert result("fast_seed0") == "tiny-quick-100"
+    assert (out / "quick-100/fast_seed0/recipe.toml").is_file()
+    assert call(monkeypatch, f"{run} --config fast --seed 0", "--study", file) == 0  # starts anew
+    assert result("fast_seed0") == "tiny"
+    assert RunDir(out / "fast_seed0").read_recipe().train.max_steps == 24
+    assert call(monkeypatch, f"{run} --config fast --max_iters 50", "--study", file) == 0
+    assert result("fast_seed0") == "tiny"  # a full result stays
+    before = fakes.started()
+    assert before == ["fast_seed0"] * 3
+    assert call(monkeypatch, f"{run} --config all --seeds 3", "--study", file, "--jobs", 2) == 0
+    names = [f"{arm}_seed{seed}" for arm in ("plain", "fast", "late") for seed in range(3)]
+    assert [result(name) for name in names] == ["tiny"] * 9
+    assert sorted(fakes.started()[3:]) == sorted(set(names) - {"fast_seed0"})
+    assert call(monkeypatch, f"{run} --config all --seeds 0", "--study", file) == 2
+
+
+@pytest.mark.slow
+def test_a_quick_test_does_not_become_the_full_run(dataset: Path, tmp_path: Path) -> None:
+    tiny = settings(dataset, train__max_steps=8)
+    quick = script(tmp_path, "experiments/lm/run.py --config amp_bf16 --max_iters 3", *tiny)
+    assert quick.returncode == 0, quick.stderr
+    file = tmp_path / "results/lm/amp_bf16_seed0.json"
+    first = json.loads(file.read_text())
+    assert (first["study"], first["status"], first["steps"]) == ("precision-lm-quick-3", "completed", 3)
+
+    full = script(tmp_path, "experiments/lm/run.py --config amp_bf16 --seed 0", *tiny)
+    assert full.returncode == 0, full.stderr
+    second = json.loads(file.read_text())
+    assert (second["study"], second["steps"], second["seed"]) == ("precision-lm", 8, 0)
+    run = RunDir(tmp_path / "results/lm/amp_bf16_seed0")
+    assert run.read_recipe().schedule.decay_steps == 8
+    assert [line["step"] for line in measured(run.path) if "loss" in line] == list(range(1, 9))
+
+    again = script(tmp_path, "experiments/lm/run.py --config amp_bf16 --max_iters 3", *tiny)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(file.read_text()) == second  # a full result stays
+    other = script(tmp_path, "experiments/lm/run.py --config amp_bf16 --seed 0", *settings(dataset, train__max_steps=9))
+    assert other.returncode == 2
+    assert "run.py: results/lm holds another study: schedule.decay_steps (8 then, 9 now)" in other.stderr
+
+
+def test_what_is_wrong_with_a_call_is_said_in_a_sentence(tmp_path: Path) -> None:
+    wrong = script(tmp_path, "experiments/lm/run.py --config amp_bf61 --seed 0")
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+    assert "study precision-lm has no arm 'amp_bf61'; did you mean 'amp_bf16'?" in wrong.stderr
+    unprepared = script(tmp_path, "experiments/lm/run.py --config all --seeds 3")
+    assert unprepared.returncode == 2
+    assert "`gptlab prepare openwebtext --tokenizer gpt2 --out data/openwebtext-gpt2` makes it" in unprepared.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_every_configuration_of_the_language_model(dataset: Path, tmp_path: Path) -> None:
+    """`--config all --seeds 3`: arms that this machine cannot do are not applicable, and none fails."""
+    tiny = settings(dataset, train__max_steps=4)
+    done = script(tmp_path, "experiments/lm/run.py --config all --seeds 3", "--jobs", "2", *tiny)
+    assert done.returncode == 0, done.stderr
+    study = load_study("precision-lm")
+    for arm in study.arms:
+        for seed in range(3):
+            result = json.loads((tmp_path / f"results/lm/{arm}_seed{seed}.json").read_text())
+            assert (result["arm"], result["seed"]) == (arm, seed)
+            assert result["status"] in ("completed", "diverged", "not_applicable"), result
+    assert json.loads((tmp_path / "results/lm/fp32_tf32_matmul_seed0.json").read_text())["status"] == "not_applicable"
+
+
+def test_data_is_prepared_where_the_recipes_look_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "documents.jsonl"
+    text.write_text("".join(json.dumps({"text": f"document {i} " * 20}) + "\n" for i in range(40)))
+    done = script(tmp_path, "experiments/lm/prepare_data.py --tokenizer byte --val-fraction 0.2 --from", str(text))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "data/openwebtext-byte/manifest.json").is_file()  # further arguments are passed on
+    recipe = load_study("precision-lm").build("amp_bf16", 0)
+    assert recipe.data.folder == "data/openwebtext-gpt2"

@@ -1,0 +1,168 @@
+"""Each regime against what it says, read from the operations that really run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gptlab.config import Model, Optim, Precision
+from gptlab.model.encoder import build_encoder
+from gptlab.model.gpt import build_model
+from gptlab.model.loss import HeadLoss
+from gptlab.optim.optimizers import describe, make_optimizer
+from gptlab.precision.regimes import NotApplicable, Regime, apply_regime, enter_regime, make_regime
+
+F32, BF16, FP16, FP8 = torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn
+VOCAB, LABELS = 112, 112  # a size that no matrix of the body has: the head is known by it
+SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16, "vocab_size": VOCAB}
+CPU = torch.device("cpu")
+
+# precision settings; then dtypes of: body weights, norm weights, head weight, body matmul, head matmul, loss
+EXPECTED: dict[str, tuple[dict[str, str], tuple[torch.dtype, ...]]] = {
+    "fp32": ({"regime": "fp32"}, (F32, F32, F32, F32, F32, F32)),
+    "amp_fp16": ({"regime": "amp_fp16"}, (F32, F32, F32, FP16, FP16, F32)),
+    "amp_bf16": ({"regime": "amp_bf16"}, (F32, F32, F32, BF16, BF16, F32)),
+    "bf16_pure": ({"regime": "bf16_pure"}, (BF16, BF16, BF16, BF16, BF16, BF16)),
+    "fp16_pure": ({"regime": "fp16_pure"}, (FP16, FP16, FP16, FP16, FP16, FP16)),
+    "amp_bf16_fp32_head": ({"regime": "amp_bf16", "head": "fp32"}, (F32, F32, F32, BF16, F32, F32)),
+    "bf16_body_fp32_head": (
+        {"regime": "bf16_pure", "head": "fp32", "loss": "fp32"}, (BF16, BF16, F32, BF16, F32, F32),
+    ),
+    "bf16_fp32_norms": ({"regime": "bf16_pure", "norms": "fp32"}, (BF16, F32, BF16, BF16, BF16, BF16)),
+    "amp_bf16_bf16_loss": ({"regime": "amp_bf16", "loss": "bf16"}, (F32, F32, F32, BF16, BF16, BF16)),
+    "fp8_tensorwise": ({"regime": "fp8_tensorwise"}, (F32, F32, F32, FP8, BF16, F32)),
+    "fp8_rowwise": ({"regime": "fp8_rowwise"}, (F32, F32, F32, FP8, BF16, F32)),
+}  # fmt: skip
+
+
+class Matmuls(TorchDispatchMode):
+    """The dtypes of the operands of every matrix multiplication, those of the head apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body: set[torch.dtype] = set()
+        self.head: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ in ("mm", "addmm", "addmm_", "_scaled_mm", "bmm"):
+            operands = [a for a in args if isinstance(a, torch.Tensor) and a.dim() >= 2][-2:]
+            head = any(VOCAB in operand.shape for operand in operands)
+            (self.head if head else self.body).update(
+                getattr(operand, "_data", operand).dtype  # torchao's float8 is within its tensor
+                for operand in operands
+            )
+        return func(*args, **(kwargs or {}))
+
+
+def gpt(regime: Regime) -> tuple[Any, tuple[Any, ...]]:
+    model = build_model(Model(**SHAPE), lay_out=lambda m: apply_regime(m, regime))
+    tokens = torch.randint(VOCAB, (2, 16), generator=torch.Generator().manual_seed(0))
+    return model, (tokens, tokens.roll(-1, 1), None)
+
+
+def encoder(regime: Regime) -> tuple[Any, tuple[Any, ...]]:
+    config = Model(**{**SHAPE, "vocab_size": 60, "mlp": "gelu_erf"})
+    model = build_encoder(config, LABELS, lay_out=lambda m: apply_regime(m, regime))
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(60, (16, 16), generator=generator)
+    targets = (torch.rand(16, LABELS, generator=generator) < 0.1).float()
+    return model, (tokens, torch.full((16,), 16), targets)
+
+
+@pytest.mark.parametrize("build", [gpt, encoder], ids=["gpt", "encoder"])
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_regime_is_what_it_says(name: str, build: Callable[[Regime], tuple[Any, tuple[Any, ...]]]) -> None:
+    settings, (body, norms, head, matmul, head_matmul, loss) = EXPECTED[name]
+    if matmul is FP8:
+        pytest.importorskip("torchao")
+    regime = enter_regime(Precision.model_validate(settings), CPU)
+    model, batch = build(regime)
+    parameters = dict(model.named_parameters())
+    head_name = next(n for n in ("lm_head.weight", "head.weight", "wte.weight") if n in parameters)
+    for key, parameter in parameters.items():
+        is_norm = "ln_" in key
+        is_head = key.removesuffix("bias").removesuffix("weight") == head_name.removesuffix("weight")
+        assert parameter.dtype is (norms if is_norm else head if is_head else body), key
+    outputs: dict[str, torch.dtype] = {}
+    for key, module in model.named_modules():
+        module.register_forward_hook(
+            lambda _, __, out, key=key: outputs.__setitem__(key, out.dtype) if torch.is_tensor(out) else None
+        )
+    factor = torch.tensor(1 / 32)
+    with Matmuls() as seen:
+        with regime.context(CPU):
+            result = model(*batch, factor)
+        assert isinstance(result, HeadLoss)
+        result.train.backward()
+    assert seen.head == {head_matmul}
+    if matmul is FP8:  # attention stays bf16
+        gradients = torch.float8_e5m2 if regime.float8 == "tensorwise" else FP8
+        assert {FP8, gradients} <= seen.body <= {FP8, gradients, BF16, F32}
+        assert outputs["h.0.mlp.c_fc"] is BF16
+    else:
+        assert seen.body - {F32 if regime.autocast else matmul} <= {matmul} and matmul in seen.body
+        assert outputs["h.0.mlp.c_fc"] is matmul and outputs["h.0.attn.c_attn"] is matmul
+    assert result.train.dtype is loss
+    assert result.value.dtype is F32 and result.largest_logit.dtype is F32
+    assert all(p.grad is not None and p.grad.dtype is p.dtype for p in parameters.values())
+    with torch.no_grad(), regime.context(CPU):
+        assert model(*batch[:1] if build is gpt else batch[:2]).dtype is head_matmul
+
+
+@pytest.mark.parametrize(
+    ("name", "optim", "expected"),
+    [
+        ("fp32", {}, 8.0),
+        ("amp_bf16", {}, 8.0),
+        ("bf16_pure", {}, 4.0),
+        ("fp16_pure", {}, 4.0),
+        ("bf16_pure", {"rounding": "stochastic"}, 4.0),
+        ("bf16_pure", {"rounding": "kahan"}, 6.0),
+        ("amp_bf16", {"name": "adamw_8bit"}, 2.1),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_bytes_of_the_moments(name: str, optim: dict[str, Any], expected: float) -> None:
+    if optim.get("name") == "adamw_8bit":
+        pytest.importorskip("bitsandbytes")
+    regime = make_regime(Precision.model_validate({"regime": name}))
+    shape = {**SHAPE, "n_embd": 128, "vocab_size": 512}  # matrices of more than 4,096 numbers
+    model = build_model(Model(**shape), lay_out=lambda m: apply_regime(m, regime))
+    optimizer = make_optimizer(model, Optim(**optim))
+    for p in model.parameters():
+        p.grad = torch.full_like(p, 1e-3)
+    optimizer.step()
+    measured = describe(optimizer)["bytes_per_parameter"]
+    assert measured == pytest.approx(expected, rel=0.06)
+
+
+def test_one_fp32_head_without_tf32_and_one_with() -> None:
+    assert make_regime(Precision(regime="amp_bf16")).tf32
+    assert not make_regime(Precision(regime="amp_bf16", head="fp32")).tf32  # its matmul would lose 13 bits to TF32
+    enter_regime(Precision(regime="amp_bf16", head="fp32"), CPU)
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_what_a_cpu_cannot_do_is_said() -> None:
+    with pytest.raises(NotApplicable, match="needs an NVIDIA GPU from Ampere on"):
+        enter_regime(Precision(regime="tf32"), CPU)
+
+
+def test_a_gpu_without_float8_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torchao")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    with pytest.raises(NotApplicable, match=r"capability 8\.9"):
+        enter_regime(Precision(regime="fp8_tensorwise"), torch.device("cuda"))
+
+
+def test_initial_weights_are_the_same_numbers_in_every_regime() -> None:
+    """A float32 head is not first rounded to the body's bf16."""
+    plain = build_model(Model(**SHAPE), fill=3)
+    regime = make_regime(Precision(regime="bf16_pure", head="fp32"))
+    mixed = build_model(Model(**SHAPE), fill=3, lay_out=lambda m: apply_regime(m, regime))
+    assert torch.equal(plain.wte.weight, mixed.wte.weight)
+    assert torch.equal(plain.h[0].mlp.c_fc.weight.bfloat16(), mixed.h[0].mlp.c_fc.weight)
