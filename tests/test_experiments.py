@@ -116,16 +116,14 @@ def test_what_is_wrong_with_a_call_is_said_in_a_sentence(tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_every_configuration_of_the_language_model(dataset: Path, tmp_path: Path) -> None:
-    """`--config all --seeds 3`: arms that this machine cannot do are not applicable, and none fails."""
+    """Arms that this machine cannot do are not applicable, and none fails."""
     tiny = settings(dataset, train__max_steps=4)
-    done = script(tmp_path, "experiments/lm/run.py --config all --seeds 3", "--jobs", "2", *tiny)
+    done = script(tmp_path, "experiments/lm/run.py --config all --seeds 1", "--jobs", "2", *tiny)
     assert done.returncode == 0, done.stderr
-    study = load_study("precision-lm")
-    for arm in study.arms:
-        for seed in range(3):
-            result = json.loads((tmp_path / f"results/lm/{arm}_seed{seed}.json").read_text())
-            assert (result["arm"], result["seed"]) == (arm, seed)
-            assert result["status"] in ("completed", "diverged", "not_applicable"), result
+    for arm in load_study("precision-lm").arms:
+        result = json.loads((tmp_path / f"results/lm/{arm}_seed0.json").read_text())
+        assert (result["arm"], result["seed"]) == (arm, 0)
+        assert result["status"] in ("completed", "diverged", "not_applicable"), result
     assert json.loads((tmp_path / "results/lm/fp32_tf32_matmul_seed0.json").read_text())["status"] == "not_applicable"
 
 

@@ -11,11 +11,13 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Recipe", "Result", "load_recipe", "load_run", "train"]
+__all__ = ["Recipe", "Result", "Study", "load_recipe", "load_run", "load_study", "train"]
 
 if TYPE_CHECKING:
     from gptlab.config import Recipe as Recipe
+    from gptlab.config import Study as Study
     from gptlab.config import load_recipe as load_recipe
+    from gptlab.config import load_study as load_study
     from gptlab.training.load import load_run as load_run
     from gptlab.training.loop import Result as Result
     from gptlab.training.loop import train as train
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
 # Importing torch takes over a second: names are loaded when they are first asked for.
 _HOMES = {
     "Recipe": "gptlab.config",
+    "Study": "gptlab.config",
     "load_recipe": "gptlab.config",
+    "load_study": "gptlab.config",
     "train": "gptlab.training.loop",
     "Result": "gptlab.training.loop",
     "load_run": "gptlab.training.load",

@@ -4,6 +4,7 @@
     tokenizers   text to token ids and back
     prepare      documents -> tokens -> a folder of shards and a manifest (`gptlab prepare`)
     shards       prepared folders, ours and other people's, as two memory-mapped streams of tokens
+    labeled      documents with labels: the same for classification, with a label space
     sampler      which window of a stream is the g-th sequence of a run
 
 Reading a prepared dataset:

@@ -436,11 +436,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a folder that has one, its fields checked.
 
     Raises:
-        DataError: it is damaged, or of a version this gptlab does not know.
+        DataError: it is damaged, of labelled documents, or of a version this gptlab does not know.
     """
     path = folder / "manifest.json"
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if manifest.get("kind") == "labeled":
+            raise DataError(
+                f"{folder} holds labelled documents, for task = classify: --data.path names another dataset"
+            )
         version, format = manifest["version"], manifest["format"]
         int(manifest["tokenizer"]["vocab_size"])
         np.dtype(manifest["dtype"])

@@ -1,0 +1,107 @@
+"""A classification run end to end: the task behind the loop that trains GPTs."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import gptlab
+from gptlab.config import ConfigError, Recipe, build_recipe, load_study
+from gptlab.data.labeled import LabeledDataset, constant_loss, prepare_labeled
+from gptlab.data.shards import DataError
+from gptlab.rundir import RunDir, RunError
+from gptlab.tasks.classify import Classification
+
+WORDS = ["alpha", "beta", "gamma", "delta", "and", "or", "with", "the", "of", "in"]
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """400 documents of words, whose labels are the first four words that they hold."""
+    folder = tmp_path_factory.mktemp("labelled")
+    rng = np.random.default_rng(0)
+    lines = []
+    for _ in range(400):
+        words = rng.choice(WORDS, size=int(rng.integers(3, 14))).tolist()
+        labels = sorted(set(words) & set(WORDS[:4])) or ["none"]
+        lines.append(f'{{"text": "{" ".join(words)}", "labels": {labels}}}'.replace("'", '"'))
+    (folder / "train.jsonl").write_text("\n".join(lines))
+    return prepare_labeled(str(folder), out=folder / "data", tokenizer="byte", label_field="labels")
+
+
+def recipe(data: Path, **settings: object) -> Recipe:
+    base = {
+        "task": "classify", "model.n_layer": 2, "model.n_head": 2, "model.n_embd": 32, "model.block_size": 64,
+        "model.mlp": "gelu_erf", "data.path": str(data), "batch.micro_batch": 4, "batch.tokens_per_step": 1024,
+        "optim.lr": 2e-3, "train.max_steps": 8, "train.eval_every": 4, "checkpoint.every": 4, "log.every": 1,
+        "eval.tokens": 2048, "train.device": "cpu",
+    }  # fmt: skip
+    return build_recipe(base, {key.replace("__", "."): value for key, value in settings.items()})
+
+
+def losses(folder: Path, key: str = "loss") -> list[float]:
+    return [line[key] for line in RunDir(folder).read_metrics() if key in line]
+
+
+def test_it_learns_labels_that_the_text_tells(labelled: Path, tmp_path: Path) -> None:
+    result = gptlab.train(recipe(labelled, train__max_steps=120, train__eval_every=0), tmp_path, quiet=True)
+    assert result.status == "completed" and result.samples == 120 * 16 and result.tokens is None
+    constant = constant_loss(LabeledDataset(labelled))
+    assert losses(tmp_path, "val_loss")[0] > constant
+    assert result.final_val_loss is not None and result.final_val_loss < constant - 0.05
+    assert result.scores["micro_f1"] > losses(tmp_path, "micro_f1")[0] + 0.1
+    assert (
+        result.samples_per_second and RunDir(tmp_path).read_json("result.json")["micro_f1"] == result.scores["micro_f1"]
+    )
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(labelled: Path, tmp_path: Path) -> None:
+    chosen = {"model__dropout": 0.1, "precision__regime": "amp_fp16"}
+    gptlab.train(recipe(labelled, **chosen), tmp_path / "whole", quiet=True)
+    gptlab.train(
+        recipe(labelled, **{**chosen, "schedule__decay_steps": 8, "train__max_steps": 4}), tmp_path / "cut", quiet=True
+    )
+    gptlab.train(recipe(labelled, **{**chosen, "schedule__decay_steps": 8}), tmp_path / "cut", quiet=True)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
+    assert losses(tmp_path / "whole", "val_loss")[-1] == losses(tmp_path / "cut", "val_loss")[-1]
+
+
+def test_a_step_has_the_same_documents_whatever_the_micro_batch(labelled: Path) -> None:
+    dataset = LabeledDataset(labelled)
+    made = recipe(labelled, model__vocab_size=dataset.vocab_size)
+    task = Classification(made, dataset, torch.device("cpu"))
+
+    def rows(step: int, micro_batch: int) -> list[tuple[int, ...]]:
+        found = []
+        for tokens, lengths, targets in task.micro_batches(step, micro_batch):
+            assert len(tokens) == len(lengths) == len(targets) <= micro_batch
+            assert (tokens[:, 0] == dataset.cls).all()
+            found += [tuple(row[:n].tolist()) for row, n in zip(tokens, lengths, strict=True)]
+        return sorted(found)
+
+    assert rows(3, 4) == rows(3, 16) and len(rows(3, 16)) == 16
+    assert rows(3, 4) != rows(4, 4)
+    per_epoch = len(dataset.splits["train"]) // 16
+    seen = [row for step in range(per_epoch) for row in rows(step, 16)]
+    assert len(seen) == per_epoch * 16
+
+
+def test_bf16_pure_and_the_same_under_another_name_are_equal_bit_for_bit(labelled: Path, tmp_path: Path) -> None:
+    study = load_study("precision-lm")
+    arms = [dict(study.arms[name].settings) for name in ("bf16_pure", "bf16_naive")]
+    for name, arm in zip("ab", arms, strict=True):
+        gptlab.train(build_recipe(recipe(labelled).model_dump(), arm), tmp_path / name, quiet=True)
+    assert losses(tmp_path / "a") == losses(tmp_path / "b") != []
+
+
+def test_what_does_not_fit_is_said(labelled: Path, dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="model.position = rope: must be learned where task = classify"):
+        recipe(labelled, model__position="rope")
+    with pytest.raises(DataError, match="no prepared dataset at"):
+        gptlab.train(recipe(dataset), tmp_path / "a", quiet=True)
+    with pytest.raises(DataError, match="holds labelled documents, for task = classify"):
+        gptlab.train(recipe(labelled, task="lm", model__mlp="gelu"), tmp_path / "b", quiet=True)
+    gptlab.train(recipe(labelled, train__max_steps=1), tmp_path / "c", quiet=True)
+    with pytest.raises(RunError, match="classifier's run"):
+        gptlab.load_run(tmp_path / "c")
