@@ -346,9 +346,11 @@ def test_a_spike_that_comes_back_is_none() -> None:
 
 
 def test_a_run_that_diverges_in_its_first_steps() -> None:
-    losses = [10.8 - 0.02 * t for t in range(15)] + [25.0] * 60
-    step, verdict = watch(losses, 7.6) or pytest.fail("missed")
+    step, verdict = watch([10.8 - 0.02 * t for t in range(15)] + [25.0] * 60, 7.6) or pytest.fail("missed")
     assert (step, verdict.step, verdict.kind) == (53, 16, "spike")
+    too_high_a_rate = [10.8] + [30 + 1000 * math.exp(-t / 15) for t in range(60)]  # falling, but from where to where
+    step, verdict = watch(too_high_a_rate, None) or pytest.fail("missed")
+    assert (step, verdict.step, verdict.kind) == (39, 2, "spike")
 
 
 def test_a_loss_that_never_leaves_the_constant_predictors() -> None:

@@ -5,6 +5,9 @@ with. A rise counts as a divergence when it is far above that level, has lasted 
 threshold is a share of the level, of the noise or of what has been learnt: nats of a language model and the
 thousandths of a multi-label loss are judged alike. The numbers were chosen on the synthetic curves of
 tests/test_training_guard.py, which says how often the guard is wrong on them.
+
+What it cannot tell apart: a model that forgets, and data that is read in order and turns much harder for 40 steps.
+Small batches of sequential data do that, at the end of an easy stretch.
 """
 
 from __future__ import annotations
@@ -22,8 +25,8 @@ LAST_BLOCKS = 5  # what the noise, and a loss that rests at the constant predict
 SHARE_OF_LEVEL = 0.35  # the rise that counts; another domain in the data raises a loss by 10-20% for good
 SHARE_OF_LEARNT = 1 / 3  # of the constant predictor's loss (or the first loss) minus the level
 SPREADS = 3.0  # of the noise; one wild loss passes that, 38 of 42 do not
-HOPELESS = 2.0  # times the untrained model's loss: no run comes back from there, whatever it was before
 CLEAR = 0.6  # of the rise that counts: where a loss has left its level; a ramp of 30 steps is there in ten
+HOPELESS = 2.0  # times the untrained model's loss: to stay up there is no spike, falling or not
 
 HOLD, HELD = 42, 38  # 38 of the last 42 losses beyond the lower line: a spike of 20 steps has come back by then
 LATE, LATE_HELD = 20, 17  # ... and 17 of the last 20 beyond the upper one
@@ -120,12 +123,13 @@ class Guard:
             return
         untrained = max(self.first, self.constant or 0.0)
         self.hopeless = HOPELESS * untrained
-        self.level = min([untrained, *self.levels])  # of a rise that is under way, the medians are not the lowest
+        lowest = min(self.levels, default=untrained)  # of a rise that is under way, the medians are not the lowest
+        self.level = lowest if lowest < self.hopeless else untrained
         self.upper = self.hopeless
         if self.levels:
             learnt = (self.first if self.constant is None else self.constant) - self.level
             # Noise falls with the loss, so the lowest block knows it best, unless a rise began in that block.
-            spread = min(self.spreads[self.levels.index(min(self.levels))], median(self.spreads[-LAST_BLOCKS:]))
+            spread = min(self.spreads[self.levels.index(lowest)], median(self.spreads[-LAST_BLOCKS:]))
             rise = max(SPREADS * spread, SHARE_OF_LEVEL * self.level, SHARE_OF_LEARNT * learnt)
             self.upper = min(self.upper, self.level + rise)
         self.lower = self.level + CLEAR * (self.upper - self.level)
