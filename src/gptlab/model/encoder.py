@@ -28,13 +28,12 @@ from torch.utils.checkpoint import checkpoint
 from gptlab.config import Model
 from gptlab.model.gpt import MLP, Attention, LayerNorm, address
 from gptlab.model.hub import (
-    _TOKENIZER_FILES,
-    _WEIGHT_FILES,
     HubError,
     Stored,
     _model,
     _read_json,
     _stored_tensors,
+    download,
 )
 from gptlab.model.loss import HeadLoss
 
@@ -328,29 +327,6 @@ def _encoder_filler(source: Path, stored: Stored, prefix: str, seed: int) -> Enc
     return fill
 
 
-def _download(name: str) -> Path:
-    """The folder of an encoder's Hugging Face id, downloaded to the hub's cache; its weights last."""
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.endswith((".pt", ".bin", ".safetensors")):
-        raise HubError(f"{name}: no such folder, and no Hugging Face id either")
-    from huggingface_hub import snapshot_download  # half a second, for those who download
-
-    def fetch(*patterns: str) -> Path:
-        try:
-            return Path(snapshot_download(name, allow_patterns=list(patterns)))
-        except Exception as error:  # its own errors, the network's and the disk's have no common base
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise HubError(
-                f"{name} is no local folder, and could not be fetched from the Hugging Face hub. Check the id, the "
-                f"network, and for a gated model your token (hf auth login). The hub says: {reason}"
-            ) from None
-
-    _encoder_config(fetch("config.json"))
-    folder = fetch("config.json", *_TOKENIZER_FILES, *_WEIGHT_FILES)
-    if any(folder.glob("*.safetensors")):
-        return folder
-    return fetch("config.json", *_TOKENIZER_FILES, "pytorch_model.bin")
-
-
 def read_encoder(source: str | Path, seed: int) -> tuple[Model, int, EncoderFill]:
     """The encoder of a Hugging Face folder or id, of RoBERTa's, XLM-RoBERTa's, CamemBERT's or BERT's form.
 
@@ -369,6 +345,6 @@ def read_encoder(source: str | Path, seed: int) -> tuple[Model, int, EncoderFill
     """
     folder = Path(source).expanduser()
     if not folder.exists():
-        folder = _download(str(source))
+        folder = download(str(source), _encoder_config)
     config, position_offset, prefix = _encoder_config(folder)
     return config, position_offset, _encoder_filler(folder, _stored_tensors(folder), prefix, seed)

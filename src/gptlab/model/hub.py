@@ -430,8 +430,10 @@ _TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "vocab.json", "me
 _WEIGHT_FILES = ["model.safetensors", "model.safetensors.index.json", "model-*.safetensors"]
 
 
-def download(name: str) -> Path:
+def download(name: str, check: Callable[[Path], object] | None = None) -> Path:
     """The folder of a Hugging Face id such as `openai-community/gpt2`, downloaded to the hub's cache.
+
+    `check` is given the folder with config.json alone; by default it is `hf_config`.
 
     Raises HubError where the id is not found or the network does not answer, and before the weights are fetched where
     the model cannot be imported.
@@ -450,7 +452,7 @@ def download(name: str) -> Path:
                 f"network, and for a gated model your token (hf auth login). The hub says: {reason}"
             ) from None
 
-    hf_config(fetch("config.json"))
+    (check or hf_config)(fetch("config.json"))
     folder = fetch("config.json", *_TOKENIZER_FILES, *_WEIGHT_FILES)
     if any(folder.glob("*.safetensors")):
         return folder
