@@ -376,8 +376,9 @@ def test_functions_are_labelled_with_their_syntax(tmp_path: Path, monkeypatch: p
     names = [f"module{number}.py" for number in range(60)]
     files = [(name, f"def own{name[:-3]}(x):\n    return {'x + ' * 40}x\n") for name in names]
     broken = [("broken.py", "def f(:"), ("pydoc_data/topics/for", "a" * 200)]
+    monkeypatch.setattr(constructs, "LONGEST", 6000)
     monkeypatch.setattr(
-        constructs, "_stdlib", lambda: iter([("a.py", FUNCTIONS), ("b.py", FUNCTIONS), *broken, *files])
+        constructs, "stdlib_files", lambda: iter([("a.py", FUNCTIONS), ("b.py", FUNCTIONS), *broken, *files])
     )
     documents = list(constructs.documents())
     assert [labels for _, _, labels in documents[:3]] == [
@@ -404,10 +405,10 @@ def test_the_corpus_constructs_of_this_python() -> None:
     split_of: dict[str, str] = {}
     counts: Counter[str] = Counter()
     wanted = ("_collections_abc.py", "abc.py", "argparse.py", "ast.py", "asyncio/base_events.py", "asyncio/locks.py")
-    first = itertools.takewhile(lambda item: item[0] <= wanted[-1], constructs._stdlib())
+    first = itertools.takewhile(lambda item: item[0] <= wanted[-1], constructs.stdlib_files())
     for module, text in [item for item in first if item[0] in wanted]:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(constructs, "_stdlib", lambda module=module, text=text: iter([(module, text)]))
+            patch.setattr(constructs, "stdlib_files", lambda module=module, text=text: iter([(module, text)]))
             documents = list(constructs.documents())
         assert len({split for split, _, _ in documents}) <= 1  # a module is in one split
         split_of.update((module, split) for split, _, _ in documents)

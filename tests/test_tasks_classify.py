@@ -1,5 +1,7 @@
 """A classification run end to end: the task behind the loop that trains GPTs."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,26 +9,29 @@ import pytest
 import torch
 
 import gptlab
-from gptlab.config import ConfigError, Recipe, build_recipe, load_study
+from gptlab.cli import main
+from gptlab.config import ConfigError, Recipe, UserError, build_recipe, load_study
 from gptlab.data.labeled import LabeledDataset, constant_loss, prepare_labeled
 from gptlab.data.shards import DataError
 from gptlab.rundir import RunDir, RunError
 from gptlab.tasks.classify import Classification
+from gptlab.training.load import evaluate_run
 
 WORDS = ["alpha", "beta", "gamma", "delta", "and", "or", "with", "the", "of", "in"]
 
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """400 documents of words, whose labels are the first four words that they hold."""
+    """400 documents of words and 40 to test on, whose labels are the first four words that they hold."""
     folder = tmp_path_factory.mktemp("labelled")
     rng = np.random.default_rng(0)
     lines = []
-    for _ in range(400):
+    for _ in range(440):
         words = rng.choice(WORDS, size=int(rng.integers(3, 14))).tolist()
         labels = sorted(set(words) & set(WORDS[:4])) or ["none"]
         lines.append(f'{{"text": "{" ".join(words)}", "labels": {labels}}}'.replace("'", '"'))
-    (folder / "train.jsonl").write_text("\n".join(lines))
+    (folder / "train.jsonl").write_text("\n".join(lines[:400]))
+    (folder / "test.jsonl").write_text("\n".join(lines[400:]))
     return prepare_labeled(str(folder), out=folder / "data", tokenizer="byte", label_field="labels")
 
 
@@ -103,5 +108,36 @@ def test_what_does_not_fit_is_said(labelled: Path, dataset: Path, tmp_path: Path
     with pytest.raises(DataError, match="holds labelled documents, for task = classify"):
         gptlab.train(recipe(labelled, task="lm", model__mlp="gelu"), tmp_path / "b", quiet=True)
     gptlab.train(recipe(labelled, train__max_steps=1), tmp_path / "c", quiet=True)
-    with pytest.raises(RunError, match="classifier's run"):
-        gptlab.load_run(tmp_path / "c")
+    run = gptlab.load_run(tmp_path / "c", device="cpu")
+    with pytest.raises(RunError, match="classifier's run: it writes no text"):
+        run.sample("alpha")
+    with pytest.raises(UserError, match="HellaSwag is for language models"):
+        evaluate_run(run, ["hellaswag"], {})
+    with pytest.raises(SystemExit, match="2"):
+        main(["export", str(tmp_path / "c"), "--to", "hf", str(tmp_path / "hf")])
+    other = shutil.copytree(labelled, tmp_path / "other")
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["labels"][0] = "renamed"
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(RunError, match="is not the dataset that .* was trained on"):
+        evaluate_run(run, ["loss"], {"data.path": str(other)})
+
+
+@pytest.mark.parametrize("regime", ["fp32", "bf16_pure"])
+def test_a_finished_run_is_scored_over_whole_splits(labelled: Path, tmp_path: Path, regime: str) -> None:
+    made = recipe(labelled, precision__regime=regime, eval__tokens=64 * 10**6)  # every document, on the way too
+    result = gptlab.train(made, tmp_path / "run", quiet=True)
+    scores = evaluate_run(gptlab.load_run(tmp_path / "run", device="cpu"), ["loss"], {})
+    dataset = LabeledDataset(labelled)
+    assert scores["val_loss"] == result.final_val_loss
+    assert {key: scores[key] for key in result.scores} == result.scores
+    assert scores["documents"] == len(dataset.splits["val"]) and scores["test_documents"] == 40
+    # the test split, by hand: each document alone, without padding
+    model, test, total = gptlab.load_run(tmp_path / "run", device="cpu").model, dataset.splits["test"], 0.0
+    with torch.no_grad():
+        for i in range(40):
+            tokens, lengths = test.batch(np.array([i]), 64)
+            logits = model(torch.from_numpy(tokens), torch.from_numpy(lengths)).float()
+            target = torch.from_numpy(test.targets(np.array([i]), dataset.n_train_labels))
+            total += torch.nn.functional.binary_cross_entropy_with_logits(logits, target).item()
+    assert scores["test_loss"] == pytest.approx(total / 40, rel=1e-5 if regime == "fp32" else 2e-2)

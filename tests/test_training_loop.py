@@ -193,6 +193,29 @@ def test_ids_outside_the_vocabulary_stop_before_training(dataset: Path, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+def test_a_model_larger_than_memory_is_a_result(dataset: Path, tmp_path: Path) -> None:
+    result = gptlab.train(tiny_recipe(dataset, model__vocab_size=10**12), tmp_path / "run", quiet=True)
+    assert (result.status, result.steps) == ("out_of_memory", 0)
+    assert result.memory_asked_gb == pytest.approx(10**12 * 32 * 4 / 1e9)
+    assert result.memory_free_gb and result.memory_total_gb
+    assert result.memory_free_gb < result.memory_total_gb < result.memory_asked_gb
+    run = RunDir.open(tmp_path / "run")
+    assert run.read_json("result.json") == result.to_json()
+    assert run.read_recipe().model.vocab_size == 10**12
+
+
+def test_a_gpu_without_room_is_a_result(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    says = "CUDA out of memory. Tried to allocate 1.50 GiB. GPU 0 has a total capacity of 79.11 GiB ..."
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError(says)
+
+    monkeypatch.setattr("gptlab.training.loop.make_optimizer", full)
+    result = gptlab.train(tiny_recipe(dataset), tmp_path / "run", quiet=True)
+    assert (result.status, result.reason) == ("out_of_memory", says)
+    assert result.memory_asked_gb == pytest.approx(1.5 * 2**30 / 1e9)
+
+
 def test_tensorboard_gets_the_curves_and_wandb_is_asked_for_by_name(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from gptlab.cli import lift_settings
 from gptlab.config import UserError, load_study
-from gptlab.rundir import write_atomically
+from gptlab.rundir import run_name, write_atomically
 from gptlab.study.runner import first_seeds, run_study
-from gptlab.study.table import read_summary, run_name
+from gptlab.study.table import read_summary
 
 
 def main(study: str = "precision-lm", out: str = "results/lm") -> int:

@@ -168,10 +168,13 @@ def plot(options: argparse.Namespace) -> None:
 
 
 def export(options: argparse.Namespace) -> None:
+    from gptlab.model.encoder import Encoder
     from gptlab.model.hub import export_hf
     from gptlab.training.load import load_run
 
     run = load_run(options.folder, options.checkpoint, device="cpu")
+    if isinstance(run.model, Encoder):
+        raise UserError(f"{options.folder} is a classifier's run: only language models are exported")
     export_hf(run.model, run.tokenizer, options.target)
     print(f"{options.to} model: {options.target}")
 
@@ -203,6 +206,32 @@ def study_status(options: argparse.Namespace) -> None:
         console.width = 200  # a pipe has no width of its own
     states = read_study(options.folder)
     console.print(render(states, jobs=sum(state.status == "running" for state in states)))
+
+
+def bench_inference(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from gptlab.bench.inference import DEFAULT_RECIPE, DEFAULT_REGIMES, bench_inference, render
+
+    if options.json and options.json.is_dir():
+        raise UserError(f"--json {options.json}: is a folder; a file's name was expected")
+
+    def progress(text: str) -> None:  # between generations only: the thread of a spinner would be timed with them
+        if sys.stderr.isatty():
+            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+    report = bench_inference(
+        options.name or DEFAULT_RECIPE, options.overrides, options.regimes or DEFAULT_REGIMES, options.batch_sizes,
+        options.prompt_tokens, options.new_tokens, options.repeats, progress,
+    )  # fmt: skip
+    progress("")
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200  # a pipe has no width of its own
+    console.print(render(report))
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
 def recipes(options: argparse.Namespace) -> None:
@@ -324,6 +353,25 @@ def parser() -> argparse.ArgumentParser:
     v = parts.add_parser("status", help=help, description=help)
     v.add_argument("folder", type=Path, metavar="DIR")
     v.set_defaults(run=study_status)
+
+    v = verb("bench", None, "Measure how fast a model is.")
+    parts = v.add_subparsers(dest="part", required=True, metavar="inference", parser_class=_Parser)
+    help = "Time prefill and decoding in several precision regimes and batch sizes, greedy and not compiled."
+    v = parts.add_parser("inference", help=help, description=help)
+    v.add_argument(
+        "name", nargs="?", metavar="RECIPE|RUN",
+        help="a recipe, with random weights, or a run directory (default: gpt2-124m-openwebtext)",
+    )  # fmt: skip
+    v.add_argument(
+        "--regimes", nargs="+", metavar="NAME",
+        help="values of precision.regime (default: fp32 tf32 amp_bf16 bf16_pure)",
+    )  # fmt: skip
+    v.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 8], metavar="N", help="sequences (default: 1 8)")
+    v.add_argument("--prompt-tokens", type=int, metavar="N", help="default: half of the context, at most 256")
+    v.add_argument("--new-tokens", type=int, metavar="N", help="default: a quarter of the context, at most 64")
+    v.add_argument("--repeats", type=int, default=5, metavar="N", help="generations that count (default: 5)")
+    v.add_argument("--json", type=Path, metavar="FILE", help="write the report here too")
+    v.set_defaults(run=bench_inference, takes_settings=True)
 
     verb("recipes", recipes, "List the shipped recipes.")
     verb("studies", studies, "List the shipped studies.")

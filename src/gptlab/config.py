@@ -548,13 +548,13 @@ def _sentences(error: ValidationError) -> str:
 
 
 def shipped(kind: str = "recipes") -> dict[str, Path]:
-    """Shipped recipes or studies by name."""
+    """Shipped recipes, studies or comparisons by name."""
     folder = Path(str(resources.files("gptlab") / kind))
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
 def read_layer(name_or_path: str | Path, kind: str = "recipes") -> dict[str, Any]:
-    """What is in a recipe's or study's file, by shipped name or path, not yet validated.
+    """What is in the file of a recipe, study or comparison, by shipped name or path, not yet validated.
 
     Raises:
         ConfigError: there is no such file, or it is not TOML.
@@ -564,8 +564,11 @@ def read_layer(name_or_path: str | Path, kind: str = "recipes") -> dict[str, Any
     if not path.is_file():
         close = difflib.get_close_matches(text, shipped(kind), n=1, cutoff=0.4)
         hint = f"did you mean '{close[0]}'? " if close else ""
-        one = {"recipes": "recipe", "studies": "study"}[kind]
-        raise ConfigError(f"no {one} '{text}': {hint}`gptlab {kind}` lists the shipped ones, a path may be given too")
+        one = {"recipes": "recipe", "studies": "study", "comparisons": "comparison"}[kind]
+        listed = f"`gptlab {kind}` lists the shipped ones"
+        if kind == "comparisons":
+            listed = f"{', '.join(shipped(kind))} are shipped"
+        raise ConfigError(f"no {one} '{text}': {hint}{listed}, a path may be given too")
     try:
         layer = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -603,15 +606,54 @@ class Metric(Section):
     """Differences up to this are none, in the metric's units."""
 
 
+CLAUSE = re.compile(r"(not )?(better|worse|equivalent|diverges)(?: in (\S+))?")
+
+
+def clauses(text: str) -> list[tuple[bool, str, str]]:
+    """What confirms or rejects a question: (negated, verdict, study or "") for each clause of it.
+
+    Raises:
+        ValueError: a clause that is none.
+    """
+    found = []
+    for part in text.split(","):
+        match = CLAUSE.fullmatch(part.strip())
+        if match is None:
+            raise ValueError(
+                f"{text!r}: each clause, between commas, is better, worse, equivalent or diverges, perhaps with `not` "
+                f"before it, and across studies with `in STUDY` after it"
+            )
+        found.append((bool(match[1]), match[2], match[3] or ""))
+    return found
+
+
 class Question(Section):
     """A claim that a study is to decide."""
 
     id: str
     claim: str
-    contrast: list[str]
-    """Arms, the second one as the reference."""
+    contrast: list[str] = Field(default_factory=list)
+    """Two arms, the second one as the reference."""
+    metric: Metric | None = None
+    """What it is about; default the study's."""
     confirmed_if: str
-    """What confirms it: "better", "worse", "not better", "diverges"; across studies "better in A, not better in B"."""
+    """The verdicts that confirm it, all of them: "better", "not worse", across studies "better in A, not better in B";
+    or "frontier differs": across studies, an arm is on one's frontier of speed and memory and not on the other's."""
+    rejected_if: str = ""
+    """The verdicts that reject it, any of them; default the opposite of any that confirms it."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Question:
+        if self.confirmed_if == "frontier differs":
+            return self
+        if len(self.contrast) != 2:
+            raise ValueError(f"question {self.id}: contrast = {self.contrast}: must name two arms")
+        for text in filter(None, (self.confirmed_if, self.rejected_if)):
+            try:
+                clauses(text)
+            except ValueError as error:
+                raise ValueError(f"question {self.id}: {error}") from None
+        return self
 
 
 class Arm(Section):
@@ -765,3 +807,49 @@ def load_study(name_or_path: str | Path, overrides: Mapping[str, Any] | None = N
     for arm in study.arms:
         study.build(arm, study.seeds[0])
     return study
+
+
+class Control(Section):
+    """A study with the learning rate of the other one, to see whether a flip is the learning rate's doing."""
+
+    of: str
+    """The study whose place it takes."""
+    study: str
+
+
+class Comparison(Section):
+    """Two studies of the same arms, and the questions asked of both; `load_comparison` reads one."""
+
+    name: str
+    description: str = ""
+    compare: list[str] = Field(min_length=2, max_length=2)
+    """Names of the studies."""
+    control: Control | None = None
+    questions: list[Question] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Comparison:
+        if self.control and self.control.of not in self.compare:
+            raise ValueError(f"control.of = {self.control.of}: must be one of {', '.join(self.compare)}")
+        for question in self.questions:
+            parts = [] if not question.contrast else clauses(f"{question.confirmed_if}")
+            for _, _, study in parts + (clauses(question.rejected_if) if question.rejected_if else []):
+                if study not in self.compare:
+                    raise ValueError(
+                        f"question {question.id}: {question.confirmed_if!r}: each clause ends with ` in` and one of "
+                        f"{', '.join(self.compare)}"
+                    )
+        return self
+
+
+def load_comparison(name_or_path: str | Path) -> Comparison:
+    """Read a comparison of studies by shipped name or path.
+
+    Raises:
+        ConfigError: there is no such file, or something in it is wrong.
+    """
+    content = read_layer(name_or_path, "comparisons")
+    try:
+        return Comparison.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(f"comparison {content['name']}: {_sentences(error)}") from None

@@ -1,4 +1,4 @@
-"""The layout of a run directory, written and read in one place.
+"""The layout of a run directory and of a study's folder, written and read in one place.
 
     recipe.toml  environment.json  tokenizer.json  metrics.jsonl  result.json  card.md
     checkpoints/step-00000500/  plots/
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from gptlab.config import ConfigError, Recipe, UserError, build_recipe
+from gptlab.config import ConfigError, Recipe, Study, UserError, build_recipe, load_study
 
 STATUSES = ("completed", "diverged", "out_of_memory", "interrupted", "failed", "not_applicable")
 
@@ -130,3 +130,18 @@ class RunDir:
                 if [path.name for path in self.path.iterdir()] == [".lock"]:  # nothing came of it: leave nothing behind
                     (self.path / ".lock").unlink()
                     self.path.rmdir()
+
+
+# -- a study's folder: study.toml, a run directory for each arm and seed, and each run's summary beside it as JSON
+
+
+def run_name(arm: str, seed: int) -> str:
+    """The name of a run's folder in its study's, and of its summary without .json."""
+    return f"{arm}_seed{seed}"
+
+
+def open_study(folder: str | Path) -> Study:
+    """The study that a folder holds. Raises RunError where it holds none."""
+    if not (Path(folder) / "study.toml").is_file():
+        raise RunError(f"{folder} is not a study's folder: it has no study.toml")
+    return load_study(Path(folder) / "study.toml")

@@ -11,9 +11,9 @@ import textwrap
 import warnings
 from collections.abc import Iterator
 
-from gptlab.data.corpora import _fraction, _stdlib
+from gptlab.data.corpora import fraction_of, stdlib_files
 
-SHORTEST, LONGEST = 120, 6000  # characters of a function; a longer one uses nearly everything
+SHORTEST, LONGEST = 60, 240  # characters of a function: as long as a small encoder reads whole
 
 # What a node says by its type alone; `constructs_of` knows a few more.
 NODES: dict[type[ast.AST], str] = {
@@ -83,7 +83,7 @@ def documents() -> Iterator[tuple[str, str, list[str]]]:
     first is there, so none is in two splits.
     """
     seen: set[str] = set()
-    for module, text in _stdlib():
+    for module, text in stdlib_files():
         if not module.endswith(".py"):
             continue  # a topic of help()
         try:
@@ -92,7 +92,7 @@ def documents() -> Iterator[tuple[str, str, list[str]]]:
                 tree = ast.parse(text)
         except (SyntaxError, ValueError):
             continue
-        place = _fraction(module)
+        place = fraction_of(module)
         split = "train" if place < 0.8 else "val" if place < 0.9 else "test"
         lines = text.split("\n")  # as the parser counts them: a form feed does not end one
         for function in _functions(tree):

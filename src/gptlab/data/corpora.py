@@ -107,17 +107,17 @@ class Corpus:
         for block in itertools.count():
             # The first block is read before it is split, as the corpus may end within it.
             group = list(itertools.islice(texts, size)) if block == 0 else itertools.islice(texts, size)
-            held_out = int(_fraction(f"document {block}") * (len(group) if isinstance(group, list) else size))
+            held_out = int(fraction_of(f"document {block}") * (len(group) if isinstance(group, list) else size))
             empty = True
             for index, (name, text) in enumerate(group):
                 empty = False
-                is_val = _fraction(name) < fraction if name else index == held_out
+                is_val = fraction_of(name) < fraction if name else index == held_out
                 yield "val" if is_val else "train", text
             if empty:
                 return
 
 
-def _fraction(name: str) -> float:
+def fraction_of(name: str) -> float:
     """A number in [0, 1) that depends on a name and nothing else."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") / 2**64
 
@@ -160,7 +160,7 @@ def open_corpus(
             raise DataError(
                 "the corpus stdlib is the Python that runs it: for other files use `prepare text --from PATH`"
             )
-        identity, documents = {"python": platform.python_version()}, _stdlib
+        identity, documents = {"python": platform.python_version()}, stdlib_files
     elif name == "shakespeare":
         if source is None:
             identity, documents = {"url": SHAKESPEARE_URL, "sha256": SHAKESPEARE_SHA256}, _shakespeare
@@ -183,7 +183,7 @@ def open_corpus(
 # -- the Python that runs this --------------------------------------------------------------------------------------
 
 
-def _stdlib() -> Iterator[tuple[str, str]]:
+def stdlib_files() -> Iterator[tuple[str, str]]:
     """Every module of the standard library that is not a test, then the topics of `help()`; in order of their names."""
     root = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
@@ -205,7 +205,7 @@ def _stdlib() -> Iterator[tuple[str, str]]:
 
 
 def _shakespeare() -> Iterator[tuple[str, str]]:
-    yield "", _read(_download_shakespeare())
+    yield "", read_text(_download_shakespeare())
 
 
 def _download_shakespeare() -> Path:
@@ -236,7 +236,7 @@ def _download_shakespeare() -> Path:
 # -- local files ----------------------------------------------------------------------------------------------------
 
 
-def _suffix(path: Path) -> str:
+def suffix_of(path: Path) -> str:
     return next((suffix for suffix in sorted(SUFFIXES, key=len, reverse=True) if path.name.endswith(suffix)), "")
 
 
@@ -245,17 +245,17 @@ def _local(source: Path, text_field: str) -> tuple[dict[str, Any], Callable[[], 
     if source.is_file():
         size = source.stat().st_size
         return {"path": str(source), "bytes": size, "sha256": file_sha256(source)}, _files([source], text_field)
-    found = (path for path in source.rglob("*") if path.is_file() and _suffix(path))
+    found = (path for path in source.rglob("*") if path.is_file() and suffix_of(path))
     files = sorted(
         (path for path in found if not any(part.startswith(".") for part in path.relative_to(source).parts)),
         key=lambda path: path.relative_to(source).as_posix(),
     )
     if not files:
         raise DataError(f"{source} has no text: no file in it ends in {', '.join(SUFFIXES)}")
-    return {"path": str(source)} | _listing(source, files), _files(files, text_field)
+    return {"path": str(source)} | listing(source, files), _files(files, text_field)
 
 
-def _listing(root: Path, files: list[Path]) -> dict[str, Any]:
+def listing(root: Path, files: list[Path]) -> dict[str, Any]:
     """What identifies a folder's content as far as names and sizes do, which is cheap for any corpus."""
     sizes = sorted((path.relative_to(root).as_posix(), path.stat().st_size) for path in files)
     return {
@@ -268,7 +268,7 @@ def _listing(root: Path, files: list[Path]) -> dict[str, Any]:
 def _files(files: list[Path], text_field: str) -> Callable[[], Iterator[tuple[str, str]]]:
     def documents() -> Iterator[tuple[str, str]]:
         for path in files:
-            kind = _suffix(path)
+            kind = suffix_of(path)
             try:
                 if kind == ".parquet":
                     texts = _parquet(path, text_field)
@@ -277,7 +277,7 @@ def _files(files: list[Path], text_field: str) -> Callable[[], Iterator[tuple[st
                 elif kind.startswith(".json"):
                     texts = _json(path, text_field)
                 else:
-                    texts = iter([_read(path)])
+                    texts = iter([read_text(path)])
                 for text in texts:
                     yield "", text
             except UnicodeDecodeError as error:
@@ -288,7 +288,7 @@ def _files(files: list[Path], text_field: str) -> Callable[[], Iterator[tuple[st
     return documents
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
     content = gzip.decompress(path.read_bytes()) if path.name.endswith(".gz") else path.read_bytes()
     return content.decode("utf-8-sig").replace("\r\n", "\n")
 
@@ -315,7 +315,7 @@ def _jsonl(path: Path, text_field: str) -> Iterator[str]:
 
 def _json(path: Path, text_field: str) -> Iterator[str]:
     try:
-        content = json.loads(_read(path))
+        content = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise DataError(f"{path} is not JSON: {error}; a file with an object a line is called .jsonl") from None
     for number, record in enumerate(content if isinstance(content, list) else [content], 1):
@@ -356,7 +356,7 @@ def _from_hub(
         return _local(source, text_field)
     identity: dict[str, Any] = {"hub": hub, "configuration": configuration} if source is None else {"path": str(source)}
     if source is not None:
-        identity |= _listing(source, [path for path in source.rglob("*.*") if path.is_file()])
+        identity |= listing(source, [path for path in source.rglob("*.*") if path.is_file()])
 
     def documents() -> Iterator[tuple[str, str]]:
         try:

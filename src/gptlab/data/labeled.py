@@ -15,7 +15,6 @@ it, with a training count of 0, since zero-shot scores need them; a classifier h
 
 from __future__ import annotations
 
-import errno
 import gzip
 import hashlib
 import json
@@ -37,8 +36,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptlab.config import Data
-from gptlab.data.corpora import DEFAULT_VAL_FRACTION, _fraction, _listing, _read, _suffix
-from gptlab.data.prepare import BATCH_CHARACTERS, _lock, _progress_bar, _refuse_another, _version
+from gptlab.data.corpora import DEFAULT_VAL_FRACTION, fraction_of, listing, read_text, suffix_of
+from gptlab.data.prepare import BATCH_CHARACTERS, disk_errors, lock, progress_bar, refuse_another, version
 from gptlab.data.shards import MANIFEST_VERSION, DataError, file_sha256, shard_header, token_dtype
 from gptlab.data.tokenizers import HuggingFaceTokenizer, Tokenizer, load_tokenizer, make_tokenizer, valid_text
 from gptlab.rundir import write_atomically
@@ -144,7 +143,7 @@ def prepare_labeled(
     }
     if (folder / "manifest.json").is_file():
         found = _manifest(folder)
-        _refuse_another(folder, found, draft)
+        refuse_another(folder, found, draft)
         print(f"{folder}: already prepared, {_summary(found)}")
         return folder
     if folder.is_dir() and any(folder.iterdir()):
@@ -155,10 +154,10 @@ def prepare_labeled(
         return _documents(opened, max_documents, val_fraction, Counter() if left_out is None else left_out)
 
     made = _make_tokenizer(tokenizer, documents)
-    try:
+    with disk_errors(folder):
         temporary = folder.with_name(f".{folder.name}.tmp")
         temporary.mkdir(parents=True, exist_ok=True)
-        with _lock(temporary):
+        with lock(temporary):
             try:
                 for path in temporary.iterdir():
                     if path.name != ".lock":  # what a kill has left
@@ -168,10 +167,6 @@ def prepare_labeled(
                 os.replace(temporary, folder)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)  # nothing is there any more unless something went wrong
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise DataError(f"no space left for {folder}: make room and run the same again") from None
-        raise DataError(f"{error.filename or folder} cannot be written: {error.strerror}") from None
     print(f"{folder}: {_summary(manifest)}")
     return folder
 
@@ -229,7 +224,7 @@ def _hold_out(documents: Iterator[Document], fraction: float) -> Iterator[tuple[
     size = max(2, round(1 / fraction))
     for block in count():
         group = list(islice(documents, size))
-        held_out = int(_fraction(f"document {block}") * (size if block else len(group)))
+        held_out = int(fraction_of(f"document {block}") * (size if block else len(group)))
         yield from (("val" if index == held_out else "train", document) for index, document in enumerate(group))
         if len(group) < size:
             return
@@ -249,7 +244,7 @@ def _write(
     writers: dict[str, _SplitWriter] = {}
     multi = False
     try:
-        with _progress_bar(True, folder) as show:
+        with progress_bar(True, folder) as show:
             for batch in _batches(documents(left_out)):
                 texts = [document.text for _, document in batch]
                 for (split, document), ids in zip(batch, tokenizer.encode_batch(texts), strict=True):
@@ -291,7 +286,7 @@ def _write(
         "splits": splits,
         "labels": labels,
         "train_counts": [counts[label] for label in labels],
-        "gptlab": _version(),
+        "gptlab": version(),
     }
     write_atomically(temporary / "manifest.json", json.dumps(manifest, indent=2) + "\n")
     return manifest
@@ -525,7 +520,7 @@ def _local(corpus: str, source: Path, fields: _Fields) -> LabeledCorpus:
         files = [file for part in classic.values() for file in part]
         return LabeledCorpus(
             corpus,
-            {"path": str(source)} | _listing(source, files),
+            {"path": str(source)} | listing(source, files),
             lambda: {split: _reviews(part) for split, part in classic.items()},
         )
     if corpus in HUB and (source / "data").is_dir():
@@ -546,13 +541,13 @@ def _local(corpus: str, source: Path, fields: _Fields) -> LabeledCorpus:
         )
     return LabeledCorpus(
         corpus,
-        {"path": str(source)} | _listing(source, [path for part in splits.values() for path in part]),
+        {"path": str(source)} | listing(source, [path for part in splits.values() for path in part]),
         lambda: {split: _file_documents(part, fields) for split, part in splits.items()},
     )
 
 
 def _is_table(path: Path) -> bool:
-    return _suffix(path).startswith((".json", ".parquet"))
+    return suffix_of(path).startswith((".json", ".parquet"))
 
 
 def _split_of(name: str) -> str | None:
@@ -578,7 +573,7 @@ def _imdb_files(source: Path) -> dict[str, list[Path]]:
 def _reviews(files: list[Path]) -> Iterator[Document]:
     for path in files:
         try:
-            yield Document(_read(path), path.parent.name, str(path))
+            yield Document(read_text(path), path.parent.name, str(path))
         except (UnicodeDecodeError, OSError) as error:
             raise DataError(f"{path} cannot be read: {error}") from None
 
@@ -596,9 +591,9 @@ def _file_documents(files: list[Path], fields: _Fields) -> Iterator[Document]:
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
     """(where, row) of a file with an object a line, or of one with an object or a list of them."""
-    if not _suffix(path).startswith(".jsonl"):
+    if not suffix_of(path).startswith(".jsonl"):
         try:
-            content = json.loads(_read(path))
+            content = json.loads(read_text(path))
         except json.JSONDecodeError as error:
             raise DataError(f"{path} is not JSON: {error}; a file with an object a line is called .jsonl") from None
         rows = content if isinstance(content, list) else [content]

@@ -116,17 +116,13 @@ def prepare(
     }
     say: Callable[[str], None] = print if progress else lambda text: None
     if (folder / "manifest.json").is_file():
-        _refuse_another(folder, read_manifest(folder), draft)
+        refuse_another(folder, read_manifest(folder), draft)
         say(f"{folder}: already prepared, {_summary(Dataset(folder).manifest)}")
         return folder
-    try:
+    with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with _lock(folder):
+        with lock(folder):
             manifest = _prepare(folder, opened, draft, tokenizer, workers or os.cpu_count() or 1, progress)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise DataError(f"no space left for {folder}: make room and run the same again, it goes on") from None
-        raise DataError(f"{error.filename or folder} cannot be written: {error.strerror}") from None
     say(f"{folder}: {_summary(manifest)}")
     return folder
 
@@ -143,7 +139,7 @@ def _summary(manifest: dict[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
+def lock(folder: Path) -> Iterator[None]:
     """Hold the folder for one process; the operating system lets go of it when the process ends, however it ends."""
     with open(folder / ".lock", "w") as file:
         try:
@@ -151,6 +147,17 @@ def _lock(folder: Path) -> Iterator[None]:
         except OSError:
             raise DataError(f"{folder} is being prepared by another process") from None
         yield
+
+
+@contextlib.contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """A full disk, or a folder that cannot be written, as a sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise DataError(f"no space left for {folder}: make room and run the same again") from None
+        raise DataError(f"{error.filename or folder} cannot be written: {error.strerror}") from None
 
 
 def _differences(folder: Path, found: dict[str, Any], asked: dict[str, Any]) -> str:
@@ -174,7 +181,7 @@ def _differences(folder: Path, found: dict[str, Any], asked: dict[str, Any]) -> 
     )
 
 
-def _refuse_another(folder: Path, found: dict[str, Any], asked: dict[str, Any]) -> None:
+def refuse_another(folder: Path, found: dict[str, Any], asked: dict[str, Any]) -> None:
     if differences := _differences(folder, found, asked):
         raise DataError(
             f"{folder} was made with {differences}: name another --out, or delete the folder to make it anew"
@@ -217,7 +224,7 @@ def _prepare(
     append = draft["settings"]["end_of_text"] == "appended"
     documents = itertools.islice(corpus.split(max_documents), consumed, None)
     work = partial(_tokenise, tokenizer=tokenizer, dtype=dtype, append_eot=append)
-    with _progress_bar(progress, folder) as show:
+    with progress_bar(progress, folder) as show:
         for done in _map_in_order(work, _batches(documents), workers):
             for piece in _cut(done.pieces, corpus.val_tokens - splits["val"].tokens, tokenizer):
                 splits[piece.split].write(piece)
@@ -245,7 +252,7 @@ def _prepare(
         },
         "dtype": dtype.name,
         "splits": {name: writer.summary() for name, writer in splits.items()},
-        "gptlab": _version(),
+        "gptlab": version(),
     }
     write_atomically(folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
     (folder / "progress.json").unlink()
@@ -261,7 +268,7 @@ def _begin(folder: Path, draft: dict[str, Any]) -> dict[str, Any]:
         except ValueError as error:
             raise DataError(f"{record} is damaged ({error}): delete the folder to prepare it anew") from None
         if state["documents"]:
-            _refuse_another(folder, state, draft)
+            refuse_another(folder, state, draft)
         elif _differences(folder, state, draft):  # nothing is in it yet, so nothing is lost
             for path in (folder / "tokenizer.json", *folder.glob(".*.tmp")):
                 path.unlink(missing_ok=True)
@@ -284,7 +291,7 @@ def _vocabulary_texts(tokenizer_name: str, corpus: Corpus, max_documents: int | 
     return lambda: (text for split, text in corpus.split(max_documents) if split == "train")
 
 
-def _version() -> str:
+def version() -> str:
     try:
         return importlib.metadata.version("gptlab")
     except importlib.metadata.PackageNotFoundError:
@@ -487,7 +494,7 @@ class _SplitWriter:
 
 
 @contextlib.contextmanager
-def _progress_bar(wanted: bool, folder: Path) -> Iterator[Callable[[int], None]]:
+def progress_bar(wanted: bool, folder: Path) -> Iterator[Callable[[int], None]]:
     """A line with tokens so far and tokens a second, where stderr is a terminal."""
     if not (wanted and sys.stderr.isatty()):
         yield lambda tokens: None

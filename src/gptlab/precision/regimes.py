@@ -104,9 +104,9 @@ def enter_regime(precision: Precision, device: torch.device) -> Regime:
 def apply_regime(model: nn.Module, regime: Regime) -> None:
     """Give a model the regime's dtypes: its parameters, and what it multiplies its head and takes its loss in.
 
-    A model is a GPT or an Encoder: its `head_parameter` is the head's weight (a GPT's may be its embedding too), its
-    norms are the modules whose class ends in Norm, and `stream_dtype`, `head_dtype` and `loss_dtype` are read as it
-    runs. A tied embedding is stored in the head's dtype.
+    A model is a GPT or an Encoder: its head is `lm_head` or `head` (a GPT's may be its embedding, which is then stored
+    in the head's dtype), its norms are the modules whose class ends in Norm, and `stream_dtype`, `head_dtype` and
+    `loss_dtype` are read as it runs.
     """
     model.to(regime.weights)
     for name, module in model.named_modules():

@@ -28,8 +28,8 @@ from rich.console import Console
 from rich.live import Live
 
 from gptlab.config import ConfigError, Recipe, Study, settings, shipped
-from gptlab.rundir import RunDir, RunError, write_atomically
-from gptlab.study.table import RunState, duration, open_study, progress, read_state, read_summary, render, run_name
+from gptlab.rundir import RunDir, RunError, open_study, run_name, write_atomically
+from gptlab.study.table import RunState, duration, progress, read_state, read_summary, render
 from gptlab.study.worker import RUNNER
 from gptlab.training.signals import StopSignal
 

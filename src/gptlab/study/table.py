@@ -16,8 +16,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from gptlab.config import Study, load_study
-from gptlab.rundir import STATUSES, RunDir, RunError
+from gptlab.config import Study
+from gptlab.rundir import STATUSES, RunDir, open_study, run_name
 
 ENDED = tuple(status for status in STATUSES if status != "interrupted")
 COLOURS = {
@@ -25,18 +25,6 @@ COLOURS = {
     "not_applicable": "dim", "waiting": "dim",
 }  # fmt: skip
 TAIL_BYTES = 16384  # of metrics.jsonl: some sixty lines, an evaluation among them more often than not
-
-
-def run_name(arm: str, seed: int) -> str:
-    """The name of a run's folder, and of its summary without .json."""
-    return f"{arm}_seed{seed}"
-
-
-def open_study(folder: str | Path) -> Study:
-    """The study that a folder holds. Raises RunError where it holds none."""
-    if not (Path(folder) / "study.toml").is_file():
-        raise RunError(f"{folder} is not a study's folder: it has no study.toml")
-    return load_study(Path(folder) / "study.toml")
 
 
 @dataclass

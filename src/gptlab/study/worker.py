@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptlab.config import Recipe, UserError
-from gptlab.rundir import RunError
-from gptlab.study.table import open_study, run_name
+from gptlab.rundir import RunError, open_study, run_name
 
 if TYPE_CHECKING:
     from gptlab.training.loop import Result

@@ -7,16 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors import safe_open
 
 from gptlab.config import Recipe, UserError
 from gptlab.data.tokenizers import Tokenizer, load_tokenizer
 from gptlab.evals.heldout import heldout_loss, scores, whole_split
 from gptlab.evals.hellaswag import encode_rows, evaluate_hellaswag, load_rows, wilson_interval, write_results
+from gptlab.model.encoder import Encoder, build_encoder
 from gptlab.model.generate import generate
 from gptlab.model.gpt import GPT, build_model
 from gptlab.precision.regimes import Regime, apply_regime, enter_regime, make_regime
 from gptlab.rundir import RunDir, RunError
+from gptlab.tasks.classify import Classification, open_labeled
 from gptlab.tasks.lm import document_numbers, open_datasets
 from gptlab.training.checkpoint import find_checkpoint
 from gptlab.training.setup import largest_micro_batch, pick_device, start_from
@@ -28,7 +32,8 @@ class Run:
 
     path: Path
     recipe: Recipe
-    model: GPT
+    model: GPT | Encoder
+    """An Encoder where recipe.task = "classify"."""
     tokenizer: Tokenizer
     step: int
     """Optimizer updates the weights have seen."""
@@ -47,6 +52,8 @@ class Run:
 
     def stream(self, prompt: str, samples: int = 1, **settings: Any) -> Iterator[list[int]]:
         """The ids as they are drawn, one of each sample at a time; arguments as for `sample`."""
+        if isinstance(self.model, Encoder):
+            raise RunError(f"{self.path} is a classifier's run: it writes no text")
         chosen = {**self.recipe.sample.model_dump(exclude={"prompt"}), **settings}
         ids = self.tokenizer.encode(prompt)
         if not ids:
@@ -73,13 +80,17 @@ def load_run(path: str | Path, checkpoint: str = "last", device: str = "auto") -
     """
     run = RunDir.open(path)
     recipe = run.read_recipe()
-    if recipe.task == "classify":
-        raise RunError(f"{path} is a classifier's run: it writes no text; its scores are in result.json")
     where = pick_device(device)
     chosen = find_checkpoint(run, checkpoint)
     _, fill = start_from(str(path), chosen)
     regime = make_regime(recipe.precision)
-    model = build_model(recipe.model, where, fill=fill, lay_out=lambda m: apply_regime(m, regime))
+    model: GPT | Encoder
+    if recipe.task == "classify":
+        with safe_open(chosen / "model.safetensors", framework="pt") as file:
+            n_labels = file.get_slice("head.weight").get_shape()[0]
+        model = build_encoder(recipe.model, n_labels, where, fill=fill, lay_out=lambda m: apply_regime(m, regime))
+    else:
+        model = build_model(recipe.model, where, fill=fill, lay_out=lambda m: apply_regime(m, regime))
     tokenizer = load_tokenizer(run.tokenizer_file)
     return Run(Path(path), recipe, model.eval(), tokenizer, int(chosen.name.removeprefix("step-")))
 
@@ -90,7 +101,8 @@ def evaluate_run(run: Run, on: list[str], overrides: dict[str, Any]) -> dict[str
     Args:
         on: "loss" over the whole validation split (val_loss, val_perplexity, val_bits_per_byte and the tokens
             predicted), "hellaswag" (hellaswag_acc, hellaswag_acc_norm and their 95% intervals; every row goes into the
-            run's hellaswag_results.jsonl).
+            run's hellaswag_results.jsonl). Of a classifier "loss" gives val_loss and the scores of the whole validation
+            split, and where there is a test split the same as test_loss, test_micro_f1 and so on.
         overrides: dotted settings, such as data.path for a dataset other than the run's, or hellaswag.path.
 
     Raises:
@@ -103,8 +115,12 @@ def evaluate_run(run: Run, on: list[str], overrides: dict[str, Any]) -> dict[str
     if micro_batch == "auto":
         micro_batch = largest_micro_batch(recipe, device)
     result: dict[str, float] = {"step": run.step}
+    if isinstance(run.model, Encoder):
+        if "hellaswag" in on:
+            raise UserError(f"{run.path} is a classifier's run: HellaSwag is for language models")
+        return result | _classification_scores(run, run.model, recipe, regime, micro_batch)
     if "loss" in on:
-        result |= _validation_loss(run, recipe, regime, micro_batch)
+        result |= _validation_loss(run, run.model, recipe, regime, micro_batch)
     if "hellaswag" in on:
         if not recipe.hellaswag.path:
             raise UserError("no HellaSwag file is named: --hellaswag.path FILE names hellaswag_val.jsonl")
@@ -119,7 +135,26 @@ def evaluate_run(run: Run, on: list[str], overrides: dict[str, Any]) -> dict[str
     return result
 
 
-def _validation_loss(run: Run, recipe: Recipe, regime: Regime, micro_batch: int) -> dict[str, float]:
+def _classification_scores(
+    run: Run, model: Encoder, recipe: Recipe, regime: Regime, micro_batch: int
+) -> dict[str, float]:
+    dataset = open_labeled(recipe)
+    trained_on = RunDir(run.path).read_json("environment.json").get("data", {}).get("fingerprint")
+    if trained_on != dataset.fingerprint():  # its outputs stand for that dataset's labels
+        raise RunError(f"{dataset.path} is not the dataset that {run.path} was trained on: its labels may be others")
+    task = Classification(recipe, dataset, model.device)
+    result: dict[str, float] = {}
+    for split in ("val", "test"):
+        if split in dataset.splits:
+            everything = np.arange(len(dataset.splits[split]))
+            scored = task.score(split, everything, model, regime, micro_batch)
+            assert scored is not None
+            result |= {(key if split == "val" and key != "loss" else f"{split}_{key}"): scored[key] for key in scored}
+            result["documents" if split == "val" else "test_documents"] = len(everything)
+    return result
+
+
+def _validation_loss(run: Run, model: GPT, recipe: Recipe, regime: Regime, micro_batch: int) -> dict[str, float]:
     dataset = open_datasets(recipe)[0]
     dataset.check(recipe.model.vocab_size)
     if dataset.tokenizer.spec() != run.tokenizer.spec():
@@ -133,7 +168,7 @@ def _validation_loss(run: Run, recipe: Recipe, regime: Regime, micro_batch: int)
         raise RunError(f"{dataset.path}: the validation split is shorter than one window of {block} tokens")
     eot = dataset.tokenizer.eot if recipe.model.document_attention else None
     measured = heldout_loss(
-        run.model, dataset.val, starts, block, micro_batch, device, lambda: regime.context(device),
+        model, dataset.val, starts, block, micro_batch, device, lambda: regime.context(device),
         lambda x: document_numbers(x, eot),
     )  # fmt: skip
     assert measured is not None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import resource
 import statistics
 import time
@@ -78,6 +79,10 @@ class Result:
     """Kind of divergence: non_finite, spike or collapse."""
     failed_tensor: str | None = None
     """The first tensor concerned."""
+    memory_asked_gb: float | None = None
+    """Where memory ran out: what the last tensor would have taken, and what the device had free and in all."""
+    memory_free_gb: float | None = None
+    memory_total_gb: float | None = None
     reason: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -120,18 +125,15 @@ def train(
             result = _train(recipe, run, datasets, device, stop, quiet)
         except NotApplicable as error:
             result = Result("not_applicable", reason=str(error))
-            run.write_recipe(resolve(recipe, run, datasets, device)[0])
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            result = out_of_memory(str(error), device)
         except (KeyboardInterrupt, UserError):
             raise
         except Exception as error:
-            if "DefaultCPUAllocator: can't allocate memory" in str(error):  # a plain RuntimeError
-                result = out_of_memory(str(error), device)
-                run.write_json("result.json", result.to_json())
-                return result
-            run.write_json("result.json", Result("failed", reason=f"{type(error).__name__}: {error}").to_json())
-            raise
+            if not ran_out_of_memory(error):
+                run.write_json("result.json", Result("failed", reason=f"{type(error).__name__}: {error}").to_json())
+                raise
+            result = out_of_memory(str(error), device)
+        if not run.exists():
+            run.write_recipe(resolve(recipe, run, datasets, device)[0])
         if result.to_json() != run.read_json("result.json"):
             run.write_json("result.json", result.to_json())
     return result
@@ -333,10 +335,22 @@ def _cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
+def ran_out_of_memory(error: Exception) -> bool:
+    """On a CPU PyTorch raises a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 def out_of_memory(message: str, device: torch.device) -> Result:
-    """What was asked for and what there was, in PyTorch's own words and, on a CPU, with the host's memory."""
-    reason = message.splitlines()[0] if message else "out of memory"
-    if device.type == "cpu":
-        free, total = psutil.virtual_memory().available / 1e9, psutil.virtual_memory().total / 1e9
-        reason += f" ({free:.1f} of {total:.1f} GB were free afterwards)"
-    return Result("out_of_memory", reason=reason)
+    """What was asked for, which PyTorch's message says, and what there is when the run has let go of nothing yet."""
+    free, total = psutil.virtual_memory().available, psutil.virtual_memory().total
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+    asked = re.search(r"tried to allocate ([\d.]+) (\w+)", message, re.IGNORECASE)
+    unit = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+    return Result(
+        "out_of_memory",
+        memory_asked_gb=float(asked[1]) * unit.get(asked[2], 1) / 1e9 if asked else None,
+        memory_free_gb=free / 1e9,
+        memory_total_gb=total / 1e9,
+        reason=message.splitlines()[0] if message else "out of memory",
+    )

@@ -115,7 +115,7 @@ def refuse_differences(stored: Recipe, recipe: Recipe, run: RunDir) -> None:
         )
 
 
-def start_from(source: str, checkpoint: Path | None = None) -> tuple[Model, Callable[[GPT], None]]:
+def start_from(source: str, checkpoint: Path | None = None) -> tuple[Model, Callable[[Any], None]]:
     """Shape and weights of a run directory (its last checkpoint, or the one given), a Hugging Face folder or id."""
     if not RunDir(source).exists():
         return read_source(source)
@@ -123,7 +123,7 @@ def start_from(source: str, checkpoint: Path | None = None) -> tuple[Model, Call
     path = (checkpoint or find_checkpoint(run)) / "model.safetensors"
 
     @torch.no_grad()
-    def fill(model: GPT) -> None:
+    def fill(model: nn.Module) -> None:
         with safe_open(path, framework="pt") as file:  # one tensor at a time
             for name, parameter in model.named_parameters():
                 parameter.copy_(file.get_tensor(name))
@@ -168,7 +168,6 @@ def environment(
     recipe: Recipe, datasets: Data, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
 ) -> dict[str, Any]:
     """Versions, hardware, commit and command: what environment.json records."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
     return {
         "gptlab": gptlab.__version__,
         "python": platform.python_version(),
@@ -176,7 +175,7 @@ def environment(
         "cuda": torch.version.cuda,
         "platform": platform.platform(),
         "device": device.type,
-        "device_name": name,
+        "device_name": device_name(device),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "git_commit": _git_commit(),
@@ -216,7 +215,10 @@ def summary(recipe: Recipe, model: Any, device: torch.device, limit: int, step: 
     )
 
 
-def _cpu_name() -> str:
+def device_name(device: torch.device) -> str:
+    """What the GPU, or the processor, calls itself."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
