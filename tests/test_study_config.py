@@ -105,8 +105,11 @@ def test_a_study_needs_a_recipe_that_is_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", shipped("studies"))
-def test_every_shipped_study_is_whole(name: str) -> None:
+def test_every_shipped_study_is_whole(name: str, tmp_path: Path) -> None:
     study = load_study(name)
+    again = load_study(write(tmp_path, study.to_toml(), "study.toml"))
+    assert again.questions == study.questions and again.metric == study.metric
+    assert [again.build(arm, 5) for arm in study.arms] == [study.build(arm, 5) for arm in study.arms]
     assert study.name == name
     assert study.description
     assert study.arms[study.baseline].group == "core"

@@ -718,7 +718,7 @@ class Study(Section):
 
     def to_toml(self) -> str:
         """The study as a file that stands alone: its recipe is written out, and later versions of it change nothing."""
-        content = self.model_dump(exclude={"arms"})
+        content = self.model_dump(exclude={"arms"}, exclude_none=True)
         content["arms"] = {
             name: {"group": arm.group, "note": arm.note, **_nested(arm.settings)} for name, arm in self.arms.items()
         }

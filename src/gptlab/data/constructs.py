@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from gptlab.data.corpora import fraction_of, stdlib_files
 
-SHORTEST, LONGEST = 60, 240  # characters of a function: as long as a small encoder reads whole
+SHORTEST, LONGEST = 60, 180  # characters of a function: as long as a small encoder reads whole
 
 # What a node says by its type alone; `constructs_of` knows a few more.
 NODES: dict[type[ast.AST], str] = {
