@@ -69,7 +69,7 @@ def generate(
                 context = context[:, -(block // 2 or 1) :]
                 new, cache = context, None
             if use_cache and cache is None:
-                cache = KVCache(model, B, block, dtype)
+                cache = KVCache(model, B, min(block, context.shape[1] + max_tokens), dtype)
             last = model.hidden(new if use_cache else context, cache=cache)[:, -1]  # (B, C)
             logits = model.logits(last)[:, :n_ids].float().cpu()  # (B, V)
             ids = pick_token(logits, temperature, top_k, top_p, generators)
