@@ -14,6 +14,7 @@ from gptlab.config import (
     ConfigError,
     UserError,
     build_recipe,
+    load_comparison,
     load_study,
     parse_flag,
     read_layer,
@@ -208,6 +209,46 @@ def study_status(options: argparse.Namespace) -> None:
     console.print(render(states, jobs=sum(state.status == "running" for state in states)))
 
 
+def study_report(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from gptlab.report.analysis import analyse
+    from gptlab.report.figures import draw_report
+    from gptlab.report.page import write_page
+    from gptlab.report.studies import read_study_folder
+    from gptlab.report.tables import print_report, write_csv
+
+    studies = [read_study_folder(folder) for folder in options.folders]
+    comparison, control = None, None
+    if options.compare:
+        comparison = load_comparison(options.compare)
+        if comparison.control:
+            control = next((read for read in studies if read.study.name == comparison.control.study), None)
+    payload = analyse(studies, comparison, control)
+    payload |= {"gptlab": __version__, "command": " ".join(["gptlab", *sys.argv[1:]])}
+    out = options.out or (options.folders[0] if len(studies) == 1 else Path("results") / "-and-".join(
+        read.study.name for read in studies
+    ))  # fmt: skip
+    out.mkdir(parents=True, exist_ok=True)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 160  # a pipe has no width of its own
+    print_report(payload, console)
+    write_page(payload, out / "report.html")
+    files = [*write_csv(payload, out), *draw_report(payload, out / "plots", options.figures)]
+    print(f"page: {out / 'report.html'}")
+    print(f"tables and figures: {len(files)} files in {out} and {out / 'plots'}")
+
+
+def study_power(options: argparse.Namespace) -> None:
+    from gptlab.report.power import Noise, pilot_noise, power_report
+    from gptlab.report.studies import read_study_folder
+
+    study = load_study(options.study)
+    noise = Noise(options.noise) if options.pilot is None else pilot_noise(read_study_folder(options.pilot))
+    print("\n".join(power_report(study, options.effect, noise)))
+
+
 def bench_inference(options: argparse.Namespace) -> None:
     from rich.console import Console
 
@@ -335,8 +376,8 @@ def parser() -> argparse.ArgumentParser:
     v.add_argument("--out", type=Path, required=True, metavar="RUN")
     v.set_defaults(takes_settings=True)
 
-    v = verb("study", study_run, "Train every arm of a study with every seed, or see how far it is.")
-    parts = v.add_subparsers(dest="part", required=True, metavar="run|status", parser_class=_Parser)
+    v = verb("study", study_run, "Train every arm of a study with every seed, see how far it is, and what it says.")
+    parts = v.add_subparsers(dest="part", required=True, metavar="run|status|report|power", parser_class=_Parser)
     help = "Train the runs of a study, a process each; what is there already is not done again."
     v = parts.add_parser("run", help=help, description=help)
     v.add_argument(
@@ -353,6 +394,23 @@ def parser() -> argparse.ArgumentParser:
     v = parts.add_parser("status", help=help, description=help)
     v.add_argument("folder", type=Path, metavar="DIR")
     v.set_defaults(run=study_status)
+    help = "Answer a study's questions, or those of several studies: tables, pictures and one web page."
+    v = parts.add_parser("report", help=help, description=help)
+    v.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="folders of studies, finished or not")
+    v.add_argument("--compare", metavar="NAME", help="a comparison of two of them: precision, or a TOML file")
+    v.add_argument("--out", type=Path, metavar="DIR", help="default: the study's folder, or results/A-and-B")
+    v.add_argument(
+        "--figures", nargs="+", choices=["png", "svg"], default=["png"], help="formats of the pictures (default: png)"
+    )
+    v.set_defaults(run=study_report)
+    help = "Say how many seeds a study needs to find a difference."
+    v = parts.add_parser("power", help=help, description=help)
+    v.add_argument("study", metavar="STUDY", help="a name that `gptlab studies` lists, or a TOML file")
+    v.add_argument("--effect", type=float, required=True, metavar="X", help="the difference, in units of its metric")
+    which = v.add_mutually_exclusive_group(required=True)
+    which.add_argument("--pilot", type=Path, metavar="DIR", help="a study's folder to take the noise from")
+    which.add_argument("--noise", type=float, metavar="SD", help="of the difference of two arms, over seeds")
+    v.set_defaults(run=study_power)
 
     v = verb("bench", None, "Measure how fast a model is.")
     parts = v.add_subparsers(dest="part", required=True, metavar="inference", parser_class=_Parser)

@@ -689,9 +689,9 @@ class Study(Section):
             raise ValueError(f"baseline = {self.baseline}: must be one of the arms {', '.join(self.arms)}")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds = {self.seeds}: names a seed twice")
-        for arm in self.arms:
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", arm):
-                raise ValueError(f"arm {arm!r}: a name has letters, digits and any of _ . + - in it")
+        for what, name in (("name", self.name), *(("arm", arm) for arm in self.arms)):
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", name):
+                raise ValueError(f"{what} {name!r}: a name has letters, digits and any of _ . + - in it")
         for question in self.questions:
             for arm in question.contrast:
                 if arm not in self.arms:

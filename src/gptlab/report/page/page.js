@@ -1,0 +1,301 @@
+// The page from the top down: headline, answers, table, charts, failures, provenance; a section for each study.
+
+const VERDICTS = {  // what is said, a sign for it, and its kind of colour
+  better: ["✓", "good"], worse: ["✕", "bad"], equivalent: ["≈", "same"], "not resolved": ["?", "open"],
+  diverges: ["!", "bad"], "reference diverges": ["!", "open"], confirmed: ["✓", "good"], rejected: ["✕", "bad"],
+  flips: ["⇅", "bad"], agrees: ["✓", "good"], unresolved: ["?", "open"],
+};
+const several = payload.studies.length > 1;
+const idOf = (study, part) => `study-${payload.studies.indexOf(study)}${part ? `-${part}` : ""}`;
+const note = (text) => h("p", { class: "note" }, text);
+const stacked = (first, second) => [h("span", null, first), second && h("small", null, second)];
+
+function badge(verdict) {
+  const [sign, kind] = VERDICTS[verdict] ?? ["·", "open"];
+  return h("span", { class: `badge ${kind}` }, h("span", { "aria-hidden": "true" }, sign), ` ${verdict}`);
+}
+
+function afterVerdict({ verdict, text }) {  // the text without the verdict that a badge says already
+  return text?.startsWith(`${verdict}: `) ? text.slice(verdict.length + 2) : text ?? "";
+}
+
+function quality(study, arm) {
+  const d = decimalsOf(study), one = arm.quality;
+  return one ? fixed(one.mean, d) + (one.n > 1 && known(one.sd) ? ` ± ${fixed(one.sd, d)}` : "") + ` (${one.n})` : NONE;
+}
+
+// -- headline and answers --------------------------------------------------------------------------------------------
+
+function warnings() {
+  const [first, more] = [payload.warnings?.slice(0, 4) ?? [], payload.warnings?.slice(4) ?? []];
+  const list = (texts) => h("ul", null, texts.map((text) => h("li", null, text)));
+  return first.length > 0 && h("section", { class: "warnings", "aria-label": "warnings" },
+    h("h2", null, `Before you read on: ${many(first.length + more.length, "warning")}`), list(first),
+    more.length > 0 && h("details", null, h("summary", null, `${more.length} more`), list(more)));
+}
+
+function facts(study) {
+  const ended = {};
+  for (const arm of study.arms) for (const [status, n] of Object.entries(arm.statuses)) ended[status] = (ended[status] ?? 0) + n;
+  const others = Object.keys(ended).filter((status) => status !== "completed").map((status) => `${ended[status]} ${said(status)}`);
+  if (study.runs_found < study.runs_planned) others.unshift(`${study.runs_found} found`);
+  const margin = known(study.metric.margin) ? `; margin ${study.metric.margin}, ${study.metric.margin_from}` : "";
+  const fact = (label, value, more) => h("div", null, h("dt", null, label), h("dd", null, value, more && h("small", null, more)));
+  return h("dl", { class: "facts" },
+    fact("runs completed", `${ended.completed ?? 0} of ${study.runs_planned}`, others.join(", ")),
+    fact("arms", String(study.arms.length), study.baseline && `against ${study.baseline}`),
+    fact("seeds", String(study.seeds.length), study.seeds.length <= 12 && study.seeds.join(", ")),
+    fact("judged by", study.metric.label, `${study.metric.better} is better${margin}`),
+    fact("hardware", study.provenance?.hardware?.join("; ") || NONE));
+}
+
+function reveal(arm, study) {  // the arm's row in the table of this study, or of the first that has it
+  if (!looks.has(arm)) togglePick(arm);
+  const whose = study ?? payload.studies.find((one) => one.arms.some((other) => other.name === arm));
+  const table = document.getElementById(idOf(whose, "table"));
+  const row = [...table.querySelectorAll("tr[data-arm]")].find((one) => one.dataset.arm === arm);
+  (row ?? table).scrollIntoView({ block: "center" });
+  setHot(arm);
+}
+
+function evidence(arms, study) {
+  const chips = unique(arms ?? []).filter((arm) => everyArm.includes(arm)).map((arm) =>
+    h("button", { type: "button", class: "chip", "data-arm": arm, onclick: () => reveal(arm, study) }, swatch(arm), arm));
+  return chips.length > 0 && h("p", { class: "evidence" }, "Evidence: ", chips);
+}
+
+function answers(part, study) {
+  const questions = part.questions ?? [], recommendations = part.recommendations ?? [];
+  const asked = questions.map((question) => question.id);
+  const none = (one) => (/^none\b/.test(one.text) ? " none" : "");
+  const overall = recommendations.filter((one) => !asked.includes(one.id)).map((one) => h("div", { class: `advice${none(one)}` },
+    h("p", { class: "eyebrow" }, "Recommendation"), h("p", { class: "advice-text" }, one.text), evidence(one.evidence, study)));
+  const cards = questions.map((question) => h("article", { class: "card" },
+    h("p", { class: "card-head" }, h("span", { class: "question-id" }, question.id), badge(question.answer)),
+    h("h3", null, question.claim), h("p", { class: "card-text" }, question.text),
+    recommendations.filter((one) => one.id === question.id).map((one) =>
+      h("p", { class: "card-text so" }, h("strong", null, "Recommendation: "), one.text)),
+    evidence(question.evidence, study)));
+  return [overall, cards.length > 0 && h("div", { class: "cards" }, cards)];
+}
+
+// -- tables ----------------------------------------------------------------------------------------------------------
+
+const filterBy = (label, rows, read, more) => ({
+  label, options: unique(rows.map(read).flat().filter(Boolean)).map((value) => [value, said(value)]),
+  test: (row, value) => [read(row)].flat().includes(value), ...more,
+});
+const cells = (prefix, read, keys) => keys.map((key) => [prefix + key, (row) => read(row)?.[key]]);
+const plain = (label, key, cell, more) =>
+  ({ label, sort: (row) => row[key], cell: cell ?? ((row) => String(row[key] ?? NONE)), csv: [[label, (row) => row[key]]], ...more });
+
+function armCell(study, arm) {
+  return h("div", { class: "arm" },
+    h("input", { type: "checkbox", "data-pick": arm.name, "aria-label": `show ${arm.name} in the charts` }), swatch(arm.name),
+    h("div", null, h("span", { class: "arm-name" }, breakable(arm.name)),
+      arm.name === study.baseline && h("small", { class: "tag" }, "baseline"),
+      h("small", { class: "arm-note", title: [arm.group, arm.note].filter(Boolean).join(": ") }, arm.note)));
+}
+
+function statusCell(arm) {
+  const others = Object.entries(arm.statuses).filter(([status]) => status !== "completed");
+  return [h("span", null, `${arm.statuses.completed ?? 0} of ${arm.planned}`),
+    others.map(([status, n]) => h("small", { class: `status ${status}` }, `${n} ${said(status)}`))];
+}
+
+function armColumns(study) {
+  const d = decimalsOf(study), show = (value) => fixed(value, d), signed = (value) => fixed(value, d, true);
+  const ratio = (value) => fixed(value, 2), first = (arm) => arm.name === study.baseline, number = true;
+  const order = ["better", "equivalent", "not resolved", "reference diverges", "worse", "diverges"];
+  const difference = (arm) => arm.comparison, speed = (arm) => arm.throughput, gain = (arm) => arm.speedup;
+  const statuses = unique(study.arms.flatMap((arm) => Object.keys(arm.statuses)));
+  const measured = (one, text, form) => stacked(one ? text(one) : NONE, one && between(one.low, one.high, form));
+  const extra = ({ key, label }) => ({
+    label, number, sort: (arm) => arm.other?.[key]?.mean, csv: cells(`${key}_`, (arm) => arm.other?.[key], ["mean", "sd"]),
+    cell(arm) {
+      const one = arm.other?.[key];
+      return one ? stacked(digits(one.mean, 4), one.n > 1 && known(one.sd) && `± ${digits(one.sd, 2)}`) : "";
+    } });
+  return [
+    { label: "arm", sort: (arm) => arm.name, cell: (arm) => armCell(study, arm),
+      csv: cells("", (arm) => arm, ["name", "group", "note"]) },
+    { label: "runs", hint: "completed, of those planned; then the others", sort: (arm) => arm.statuses.completed ?? 0, cell: statusCell,
+      csv: [["planned", (arm) => arm.planned], ...cells("", (arm) => arm.statuses, statuses)] },
+    { label: study.metric.label, number, hint: "mean ± standard deviation (seeds), 95% interval of the mean",
+      sort: (arm) => arm.quality?.mean, cell: (arm) => stacked(quality(study, arm), between(arm.quality?.low, arm.quality?.high, show)),
+      csv: cells(`${study.metric.key}_`, (arm) => arm.quality, ["mean", "sd", "n", "low", "high"]) },
+    { label: "difference", number, hint: `to ${study.baseline}, seed by seed, with its 95% interval`,
+      sort: (arm) => difference(arm)?.mean, cell: (arm) => (first(arm) ? "" : measured(difference(arm), (one) => signed(one.mean), signed)),
+      csv: cells("difference_", difference, ["mean", "sd", "n", "low", "high", "p", "p_holm", "p_equivalent", "mde"]) },
+    { label: "verdict", hint: "the numbers behind it stand with the paired differences",
+      sort: (arm) => difference(arm) && order.indexOf(difference(arm).verdict), csv: cells("", difference, ["verdict"]),
+      cell: (arm) => difference(arm) && h("span", { "data-tip": difference(arm).text }, badge(difference(arm).verdict)) },
+    { label: `${study.unit}/s`, number, hint: `${study.unit} per second, with its 95% interval`, sort: (arm) => speed(arm)?.value,
+      cell: (arm) => measured(speed(arm), (one) => digits(one.value), digits),
+      csv: cells(`${study.unit}_per_second_`, speed, ["value", "low", "high", "n"]) },
+    { label: "speed-up", number, hint: "over the baseline, with its 95% interval", sort: (arm) => gain(arm)?.value,
+      cell: (arm) => (first(arm) ? "" : measured(gain(arm), (one) => `${ratio(one.value)}×`, ratio)),
+      csv: cells("speedup_", gain, ["value", "low", "high", "n"]) },
+    { label: "memory, GB", number, hint: "peak; its ratio to the baseline's", sort: (arm) => arm.memory_gb?.mean,
+      cell: (arm) => stacked(digits(arm.memory_gb?.mean), !first(arm) && known(arm.memory_ratio) && `${ratio(arm.memory_ratio)}×`),
+      csv: [["memory_gb", (arm) => arm.memory_gb?.mean], ["memory_ratio", (arm) => arm.memory_ratio]] },
+    study.arms.some((arm) => known(arm.frontier))
+      && plain("frontier", "frontier", (arm) => (known(arm.frontier) ? percent(arm.frontier) : ""),
+        { number, hint: "share of simulated draws in which no other arm is as fast and as good" }),
+    ...(study.columns ?? []).map(extra),
+  ].filter(Boolean);
+}
+
+function armTable(study, shown) {
+  const settings = (arm) => Object.entries(arm.settings ?? {}).map((one) => one.join(" "));
+  return dataTable({
+    name: study.name, caption: `arms of ${study.name}`, rows: study.arms, columns: armColumns(study), shown,
+    words: (arm) => [arm.name, arm.group, arm.note, arm.comparison?.verdict, ...settings(arm)].join(" "),
+    filters: [filterBy("group", study.arms, (arm) => arm.group), filterBy("status", study.arms, (arm) => Object.keys(arm.statuses)),
+      filterBy("verdict", study.arms, (arm) => arm.comparison?.verdict)],
+    rowAttributes: (arm) => ({ "data-arm": arm.name, "data-pick": arm.name }),
+  });
+}
+
+function failureTable(study) {
+  const rows = study.failures ?? [];
+  return rows.length === 0 ? note("No run diverged, ran out of memory or failed.") : dataTable({
+    name: `${study.name}-failures`, caption: `runs of ${study.name} that failed`, rows, words: (row) => Object.values(row).join(" "),
+    columns: [plain("arm", "arm"), plain("seed", "seed", null, { number: true }),
+      plain("status", "status", (row) => h("span", { class: `status ${row.status}` }, said(row.status))),
+      plain("step", "step", (row) => fixed(row.step, 0), { number: true }),
+      plain("mechanism", "failure", (row) => (row.failure ? said(row.failure) : NONE)),
+      plain("tensor", "tensor", (row) => (row.tensor ? h("code", null, row.tensor) : NONE)),
+      plain("reason", "reason", (row) => h("span", { class: "prose" }, row.reason ?? NONE))],
+    filters: [filterBy("status", rows, (row) => row.status)], rowAttributes: (row) => ({ "data-arm": row.arm }),
+  });
+}
+
+function flipTable(across) {
+  const order = ["flips", "diverges", "agrees", "equivalent", "unresolved"], rank = (row) => order.indexOf(row.verdict);
+  const rows = [...(across.flips ?? [])].sort((a, b) => rank(a) - rank(b));
+  const count = (verdict) => `${verdict}: ${rows.filter((row) => row.verdict === verdict).length}`;
+  const small = (p) => (known(p) && p < 0.001 ? "< 0.001" : digits(p, 2));
+  return rows.length === 0 ? note("No pair of arms could be compared.") : [
+    note(`Pairs of arms by verdict: ${unique(rows.map((row) => row.verdict)).map(count).join(", ")}.`),
+    dataTable({
+      name: `${across.name}-flips`, caption: "pairs of arms across studies", rows, rowAttributes: (row) => ({ "data-arm": row.arm }),
+      words: (row) => [row.arm, row.reference, row.text].join(" "),
+      filters: [filterBy("verdict", rows, (row) => row.verdict, { first: "flips" })],
+      columns: [plain("arm", "arm"), plain("against", "reference"),
+        plain("verdict", "verdict", (row) => badge(row.verdict), { sort: rank }),
+        plain("p of the interaction", "p_interaction", (row) => small(row.p_interaction), { number: true }),
+        plain("in numbers", "text", (row) => h("span", { class: "prose" }, afterVerdict(row)), { sort: null })],
+    })];
+}
+
+// -- legend and provenance -------------------------------------------------------------------------------------------
+
+function legend(study) {
+  const chips = study.arms.map(({ name }) => h("button",
+    { type: "button", class: "chip", "data-arm": name, "data-pick": name, "aria-pressed": "false" }, swatch(name), name));
+  const preset = (text, arms) => h("button", { type: "button", onclick: () => setPicks(arms()) }, text);
+  return h("div", { class: `legend${chips.length > 24 ? " long" : ""}`, role: "group", "aria-label": "arms in the charts" },
+    h("span", { class: "presets" }, "In colour:",
+      preset("suggested", firstPicks), preset("all", () => everyArm), preset("none", () => [])), chips);
+}
+
+function copyable(text, label) {
+  const code = h("code", null, text), button = h("button", { type: "button", onclick: copy }, "Copy");
+  async function copy() {
+    let done = true;
+    try { await navigator.clipboard.writeText(text); } catch {  // a page from a file may not be allowed to
+      getSelection().selectAllChildren(code);
+      try { done = document.execCommand("copy"); } catch { done = false; }
+    }
+    button.textContent = done ? "Copied" : "Selected: press Ctrl+C";
+    setTimeout(() => { button.textContent = "Copy"; }, 2500);
+  }
+  return h("div", { class: "copyable" }, h("pre", { tabindex: 0, "aria-label": label }, code), button);
+}
+
+function provenance(study) {
+  const from = study.provenance ?? {}, fold = (title, content) => h("details", null, h("summary", null, title), content);
+  const named = Object.entries(from.versions ?? {}).filter(([, all]) => all.length);
+  const versions = named.map(([what, all]) => `${what} ${all.join(", ")}`);
+  const rows = Object.entries({ Hardware: from.hardware, Versions: versions, Commits: from.commits, Folder: [study.folder] });
+  const told = ([label, all]) => all?.filter(Boolean).length > 0
+    && [h("dt", null, label), h("dd", null, all.map((one) => h("div", null, one)))];
+  const overrides = Object.entries(from.overrides ?? {}).map(([arm, text]) => h("tr", { "data-arm": arm },
+    h("th", { scope: "row" }, arm), h("td", null, h("pre", null, String(text).trim() || "nothing"))));
+  return [
+    from.command && [h("h4", null, "To repeat it"), copyable(from.command, "command that repeats the study")],
+    h("dl", { class: "origin" }, rows.map(told)),
+    from.flags && fold("Flags over the recipe", copyable(String(from.flags), "flags")),
+    from.recipe && fold("Recipe, as TOML", copyable(from.recipe, "recipe")),
+    overrides.length > 0 && fold(`What each of ${many(overrides.length, "arm")} sets`,
+      scrolling("overrides", h("table", null, h("tbody", null, overrides)))),
+  ];
+}
+
+// -- sections --------------------------------------------------------------------------------------------------------
+
+function studySection(study) {
+  const part = (key, title, ...content) => h("section", { id: idOf(study, key), class: "part" }, h("h3", null, title), content);
+  const section = (...content) => h("section", { id: idOf(study), class: "study", "aria-label": study.name },
+    h("h2", { class: !several && study.name === payload.title && "unseen" }, study.name),
+    study.description && h("p", { class: "lead" }, study.description), facts(study), content);
+  const origin = part("origin", "Provenance", provenance(study));
+  if (!study.arms.length) return section(note("No arm of this study has a run yet."), origin);
+
+  const differences = h("div"), margin = study.metric.margin;
+  const table = armTable(study, (arms) => differences.replaceChildren(forest(study, arms)));
+  const charts = [
+    tradeOff(study, "Quality against throughput", `${study.unit} per second`, "higher", (arm) => arm.throughput),
+    tradeOff(study, "Quality against memory", "peak memory, GB", "lower", ({ memory_gb: one }) => one && { ...one, value: one.mean }),
+  ].filter(Boolean);
+  return section(
+    h("div", { id: idOf(study, "answers"), class: "answers" }, answers(study, study)),
+    part("table", "Arms", note("Click a row to show the arm in the charts or to take it out, a header to sort. Intervals are 95%; "
+      + "differences are seed by seed."), table),
+    part("curves", "Charts", legend(study), curveChart(study), charts.length > 0 && h("div", { class: "pair" }, charts),
+      note(charts.length === 0 ? "No two arms have both a quality and a throughput yet."
+        : "The line is the Pareto frontier of the means: no other arm is as good in both. Bars are 95% intervals; hollow marks are "
+        + "arms with diverged runs, which are on no frontier.")),
+    part("differences", "Paired differences", note(`Each arm minus ${study.baseline}, seed by seed, in ${study.metric.label}. `
+      + "Dot and line: mean with its 95% interval; small rings: seeds. Rows follow the table's order and filters."
+      + (known(margin) ? ` Band: the margin, ${margin}; an interval inside it is a difference too small to matter.` : "")), differences),
+    part("failures", "Failures", failureTable(study)), origin);
+}
+
+function acrossSection(across) {
+  const part = (title, ...content) => h("section", { class: "part" }, h("h3", null, title), content);
+  return h("section", { id: "across", class: "study", "aria-label": "across studies" },
+    h("h2", null, `Across studies: ${across.name}`), across.description && h("p", { class: "lead" }, across.description),
+    h("div", { class: "answers" }, answers(across)),
+    part("Ranking", across.ranking && h("p", { class: "lead" }, across.ranking.text), slopeChart(across)),
+    part("Flips", flipTable(across)));
+}
+
+function navigation() {
+  const parts = { answers: "Answers", table: "Arms", curves: "Charts", differences: "Differences", failures: "Failures",
+    origin: "Provenance" };
+  const links = payload.studies.flatMap((study) =>
+    (several ? [[idOf(study), study.name]] : Object.entries(parts).map(([key, text]) => [idOf(study, key), text])));
+  if (payload.across) links.unshift(["across", "Across studies"]);
+  const anchors = links.filter(([id]) => document.getElementById(id)).map(([id, text]) => h("a", { href: `#${id}` }, text));
+  const watch = new IntersectionObserver((entries) => {
+    for (const entry of entries.filter((one) => one.isIntersecting)) {
+      for (const anchor of anchors) anchor.setAttribute("aria-current", String(anchor.hash === `#${entry.target.id}`));
+    }
+  }, { rootMargin: "-25% 0px -65% 0px" });
+  for (const anchor of anchors) watch.observe(document.querySelector(anchor.hash));
+  return h("div", { class: "wide" }, anchors);
+}
+
+const put = (id, ...content) => fill(document.getElementById(id), null, content);
+put("top", h("p", { class: "eyebrow" }, "Study report"), h("h1", null, payload.title), warnings());
+put("main", payload.across && acrossSection(payload.across), payload.studies.map(studySection));
+put("foot", h("p", null, `gptlab ${payload.gptlab ?? ""}`, payload.command && [": ", h("code", null, payload.command)]));
+put("nav", navigation());
+setPicks(firstPicks());
+
+for (const query of ["print", "(prefers-color-scheme: dark)"]) {
+  matchMedia(query).addEventListener("change", () => { for (const redraw of redraws) redraw(); });
+}
+addEventListener("beforeprint", () => { for (const details of document.querySelectorAll("details")) details.open = true; });

@@ -1,0 +1,95 @@
+"""How many seeds a study needs: `gptlab study power`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from gptlab.config import Study, UserError
+from gptlab.report import statistics as st
+from gptlab.report.studies import ReadStudy
+
+SHOWN = (3, 4, 5, 6, 8, 10, 15, 20, 30, 50)  # numbers of seeds in the table
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The sd of the paired difference between two arms, seed by seed, in the metric's units."""
+
+    sd: float
+    low: float = math.nan
+    """95% interval, by chi-squared; NaN where the sd was given and not measured."""
+    high: float = math.nan
+    df: int = 0
+
+
+def pilot_noise(read: ReadStudy) -> Noise:
+    """From a pilot: the pooled sd of every arm's paired differences with the baseline, runs that diverged left out.
+
+    Raises:
+        UserError: no two seeds of an arm and the baseline completed.
+    """
+    from scipy.special import chdtri
+
+    study, squares, df = read.study, 0.0, 0
+    base = read.values(study.baseline, study.metric.name)
+    for arm in study.arms:
+        runs = read.values(arm, study.metric.name)
+        if arm == study.baseline or runs.diverged or base.diverged:
+            continue
+        d = st.paired(runs.values, base.values)
+        if d.n > 1 and d.sd > 0:
+            squares, df = squares + (d.n - 1) * d.sd**2, df + d.n - 1
+    if not df:
+        raise UserError(
+            f"{read.folder} shows no noise: it takes two seeds of {study.baseline} and of another arm that completed"
+        )
+    return Noise(
+        math.sqrt(squares / df), math.sqrt(squares / chdtri(df, 0.025)), math.sqrt(squares / chdtri(df, 0.975)), df
+    )
+
+
+def power_report(study: Study, effect: float, noise: Noise) -> list[str]:
+    """Lines that say how many seeds find a difference of `effect`, and what other numbers of seeds find.
+
+    Args:
+        effect: a true difference of the study's metric, in its units.
+
+    Raises:
+        UserError: an effect or noise that is not greater than 0.
+    """
+    for name, value in (("effect", effect), ("noise", noise.sd)):
+        if not (value > 0 and math.isfinite(value)):
+            raise UserError(f"{name} = {value:g}: must be greater than 0")
+    family = len(study.arms) - 1
+    measured = f", measured: 95% interval {noise.low:.3g} to {noise.high:.3g}" if noise.df else ""
+    lines = [
+        f"{study.name}: {study.metric.name}, {family} comparisons with {study.baseline}; a paired difference has an sd "
+        f"of {noise.sd:.3g} over seeds{measured}",
+        "",
+        f"to find a difference of {effect:g} in four of five cases (paired t, 5%, two-sided):",
+        f"  {'if it is the only comparison':<32}{_seeds(effect, noise, 1)}",
+        f"  {f'the first of {family} after Holm':<32}{_seeds(effect, noise, family)}",
+    ]
+    if study.metric.margin:
+        n = st.seeds_for_equivalence(study.metric.margin, noise.sd)
+        lines.append(f"to show arms that do not differ equivalent within {study.metric.margin:g}: {_number(n)}")
+    lines += ["", f"{'seeds':>7}  {'finds (alone)':>14}  {'finds (of ' + str(family) + ')':>14}"]
+    for n in sorted({*SHOWN, len(study.seeds)}):
+        alone, among = (st.minimum_detectable(n, noise.sd, m) for m in (1, family))
+        mark = "  this study's" if n == len(study.seeds) else ""
+        if n > 1:
+            lines.append(f"{n:>7}  {alone:>14.3g}  {among:>14.3g}{mark}")
+    return lines
+
+
+def _seeds(effect: float, noise: Noise, family: int) -> str:
+    text = _number(st.seeds_needed(effect, noise.sd, max(1, family)))
+    if noise.df:
+        ends = [st.seeds_needed(effect, sd, max(1, family)) for sd in (noise.low, noise.high)]
+        text += f" ({_number(ends[0], '')} to {_number(ends[1], '')} by the noise's interval)"
+    return text
+
+
+def _number(n: int | None, unit: str = " seeds") -> str:
+    return f"over {st.MOST_SEEDS:,}{unit}" if n is None else f"{n:,}{unit}"

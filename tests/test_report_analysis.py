@@ -1,0 +1,395 @@
+"""What a report says: planted effects are found and named, noise is not; what people's folders are like is survived."""
+
+import json
+import math
+import re
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gptlab.cli import main
+from gptlab.config import Comparison, ConfigError, Study, UserError, load_comparison, load_study, shipped
+from gptlab.report.analysis import analyse, answer_questions
+from gptlab.report.power import Noise, pilot_noise, power_report
+from gptlab.report.studies import ReadRun, ReadStudy, read_study_folder
+
+Arms = Mapping[str, Iterable[float]]
+
+
+def make_study(arms: Iterable[str], name: str = "made", task: str = "lm", **more: Any) -> Study:
+    better = {"lm": ("final_val_loss", "lower"), "classify": ("micro_f1", "higher")}[task]
+    recipe = {"task": task, "train": {"max_steps": 100}, "model": {"mlp": "gelu_erf"}, "optim": {"lr": 6e-4}}
+    base = {
+        "name": name, "recipe": recipe, "arms": {arm: {"note": f"what {arm} is"} for arm in arms}, "baseline": "base",
+        "metric": {"name": better[0], "better": better[1], "margin": 0.01},
+    }  # fmt: skip
+    return Study.model_validate({**base, **more})
+
+
+def made(values: Arms, speeds: Mapping[str, float] | None = None, memory: Mapping[str, float] | None = None,
+         diverged: Iterable[tuple[str, int]] = (), **more: Any) -> ReadStudy:  # fmt: skip
+    """A study read from nowhere: seed k of an arm has the arm's k-th value; a value of None is a missing run."""
+    study = make_study(values, **more)
+    key, unit = study.metric.name, "samples" if study.recipe["task"] == "classify" else "tokens"
+    rng = np.random.default_rng(1)
+    runs = {}
+    for arm, row in values.items():
+        for seed, value in enumerate(row):
+            if value is None:
+                continue
+            status = "diverged" if (arm, seed) in set(diverged) else "completed"
+            rate = (speeds or {}).get(arm, 1000.0) * math.exp(0.01 * rng.standard_normal())
+            result = {
+                "status": status, key: value, "steps": 100, f"{unit}_per_second": rate,
+                "peak_memory_gb": (memory or {}).get(arm, 10.0),
+            }  # fmt: skip
+            if status == "diverged":
+                result |= {
+                    "failed_at_step": 7,
+                    "failure": "non_finite",
+                    "failed_tensor": "logits",
+                    "reason": "no number",
+                }
+            at = np.arange(5.0, 101, 5)
+            nothing = (np.array([]), np.array([]))
+            curves = {"loss": (at, 5 - at / 50), "val_loss": nothing, f"{unit}_per_second": (at, np.full(20, rate))}
+            run = ReadRun(arm, seed, Path(f"{arm}_seed{seed}"), status, result, curves, {"device_name": "a machine"})
+            runs[arm, seed] = run
+    return ReadStudy(study, Path("results/made"), runs, [])
+
+
+def noise(rng: np.random.Generator, n: int, sd: float = 0.01, mean: float = 3.0) -> list[float]:
+    return (mean + sd * rng.standard_normal(n)).tolist()
+
+
+def shifted(base: list[float], by: float, rng: np.random.Generator, sd: float = 1e-4) -> list[float]:
+    return [value + by + sd * rng.standard_normal() for value in base]
+
+
+QUESTION = {"id": "Q", "claim": "x differs", "contrast": ["x", "base"]}
+
+
+def one(confirmed_if: str, rejected_if: str = "", **study: Any) -> tuple[str, str]:
+    """Answer and recommendation of a question on x against base."""
+    question = {**QUESTION, "confirmed_if": confirmed_if, "rejected_if": rejected_if}
+    read = made(**study, questions=[question])
+    ((reply, advice),) = answer_questions(read.study.questions, {read.study.name: read}, "")
+    return reply["answer"], advice["text"]
+
+
+def test_each_rule_fires_on_what_is_planted() -> None:
+    rng = np.random.default_rng(0)
+    base = noise(rng, 4)
+    lower, higher, same = (shifted(base, by, rng) for by in (-0.05, 0.05, 0.0))
+    here = "for language modelling on a machine"
+    better = {"values": {"base": base, "x": lower}}
+    worse = {"values": {"base": base, "x": higher}}
+    equal = {"values": {"base": base, "x": same}}
+    assert one("better", **better) == ("confirmed", f"{here}: x rather than base, for its validation loss")
+    assert one("not better", **better)[0] == one("worse", **better)[0] == "rejected"
+    assert one("worse", **worse) == ("confirmed", f"{here}: base rather than x, for its validation loss")
+    assert one("better", "equivalent", **worse)[0] == "not resolved"  # only what was said beforehand rejects it
+    assert one("better", "equivalent", **equal)[0] == "rejected"
+    assert one("not worse", **equal)[0] == one("equivalent", **equal)[0] == "confirmed"
+    for x, winner in ((2000.0, "x, as good as base"), (500.0, "base, as good as x")):
+        says = one("equivalent", **equal, speeds={"base": 1000.0, "x": x})[1]
+        assert re.match(rf"{here}: {winner} and [12]\.\d\d \[1\.9\d, 2\.\d\d\] times as fast$", says)
+    assert one("equivalent", **equal)[1].endswith("equivalent and neither is surely faster")
+    dead = {"values": {"base": base, "x": same}, "diverged": [("x", 2)]}
+    assert one("diverges", **dead) == ("confirmed", f"{here}: not x; 1 of 4 runs diverged (non_finite)")
+    assert one("better", **dead)[0] == one("not better", **dead)[0] == "not resolved"
+    both = {**dead, "diverged": [("x", 2), ("base", 0)]}
+    assert one("diverges", **both)[0] == "not resolved"
+    few, many = {"base": base, "x": same}, {"base": base + base, "x": same + same}
+    assert one("diverges", values=few)[0] == "not resolved"  # none of four: the rate may be 60%
+    assert one("diverges", values=many)[0] == "rejected"
+
+
+def test_the_overall_recommendation_is_the_fastest_that_is_as_good() -> None:
+    rng = np.random.default_rng(0)
+    base = noise(rng, 5)
+    same = {name: shifted(base, 0.0, rng) for name in ("fast", "faster")}
+    values = {"base": base, **same, "fastest": shifted(base, 0.05, rng), "unknown": noise(rng, 5, sd=0.05)}
+    speeds = {"base": 1000.0, "fast": 1500.0, "faster": 2000.0, "fastest": 3000.0, "unknown": 4000.0}
+    advice = analyse([made(values, speeds)])["studies"][0]["recommendations"][0]
+    assert advice["text"].startswith("for language modelling on a machine: faster, 1.99")
+    assert advice["text"].endswith("times as fast as base, validation loss equivalent within 0.01")
+    assert advice["evidence"] == ["faster", "base"]
+    slow = analyse([made(values, {**speeds, "fast": 900.0, "faster": 900.0})])["studies"][0]["recommendations"][0]
+    assert slow["text"].endswith("because no arm that is equivalent to base (fast, faster) is surely faster")
+    good = analyse(
+        [made({**values, "good": shifted(base, -0.1, rng)}, {**speeds, "fast": 9.0, "faster": 9.0, "good": 9.0})]
+    )
+    assert good["studies"][0]["recommendations"][0]["text"].endswith(": good rather than base, for its validation loss")
+    none = analyse([made({"base": base, "unknown": values["unknown"]})])["studies"][0]["recommendations"][0]
+    assert none["text"].endswith("because no arm is shown better than base, or equivalent within 0.01")
+
+
+@pytest.mark.slow
+def test_no_rule_fires_on_noise() -> None:
+    rng, fired, trials = np.random.default_rng(0), 0, 300
+    question = {**QUESTION, "confirmed_if": "better"}
+    for _ in range(trials):
+        values = {name: noise(rng, 3, sd=0.02) for name in ("base", "x", "a", "b", "c", "d")}
+        told = analyse([made(values, questions=[question])])["studies"][0]
+        fired += any(not advice["text"].startswith("none") for advice in told["recommendations"])
+    # two families at 5% each, and equivalence at 5% each where the margin is half a standard deviation: few pass
+    assert fired <= 0.12 * trials
+
+
+def test_a_payload_is_what_a_page_needs() -> None:
+    values = {"base": [3.0, 3.1, 3.2], "x": [2.9, 3.05, 3.1], "late": [None, None, 3.0], "dead": [9.0, None, 3.0]}
+    payload = analyse([made(values, diverged=[("dead", 0)], speeds={"x": 2000.0})])
+    assert json.loads(json.dumps(payload, allow_nan=False)) == payload
+    study = payload["studies"][0]
+    base, x, late, dead = study["arms"]
+    assert (base["comparison"], base["speedup"], base["memory_ratio"]) == (None, None, 1.0)
+    assert x["quality"]["mean"] == pytest.approx(3.01666667) and x["quality"]["n"] == 3
+    assert x["quality"]["low"] < 3.01666667 < x["quality"]["high"]
+    assert x["comparison"]["mean"] == pytest.approx(-0.08333333)
+    assert x["speedup"]["low"] < 2 < x["speedup"]["high"] and x["throughput"]["n"] == 3
+    assert (late["quality"]["n"], late["quality"]["low"], late["values"]) == (1, None, {"2": 3.0})
+    assert late["comparison"]["text"] == "not resolved: -0.2 in validation loss over 1 seed; one seed has no spread"
+    assert (dead["statuses"], dead["values"]) == ({"diverged": 1, "completed": 1}, {"2": 3.0})  # never averaged in
+    assert dead["comparison"]["text"].startswith("diverges: 1 of 2 runs diverged (95% interval of the rate 1% to 99%)")
+    assert study["failures"] == [{
+        "arm": "dead", "seed": 0, "status": "diverged", "step": 7, "failure": "non_finite", "tensor": "logits",
+        "reason": "no number",
+    }]  # fmt: skip
+    assert (study["runs_planned"], study["runs_found"], study["seeds"]) == (12, 9, [0, 1, 2])
+    assert study["means"]["base"]["train"][0] == [5, 4.9] and "late" not in study["means"]
+    assert [run["ended"] for run in study["runs"] if run["arm"] == "dead"] == [7, None]
+    assert study["metric"] == {
+        "key": "final_val_loss", "label": "validation loss, nats a token", "better": "lower", "margin": 0.01,
+        "margin_from": "stated by the study",
+    }  # fmt: skip
+
+
+def test_a_margin_that_nobody_stated_comes_from_the_noise() -> None:
+    read = made({"base": [3.0, 3.1, 3.2]}, metric={"name": "final_val_loss"})
+    metric = analyse([read])["studies"][0]["metric"]
+    assert metric["margin"] == pytest.approx(0.2) and metric["margin_from"].startswith("twice the spread between")
+    quiet = made({"base": [3.0, 3.0001]}, metric={"name": "final_val_loss"})
+    assert analyse([quiet])["studies"][0]["metric"]["margin"] == 0.004
+
+
+# -- across studies
+
+
+def pair_of_studies(second: Mapping[str, float], lr: float = 6e-4, seeds: int = 5) -> list[ReadStudy]:
+    """Loss of the arms a, b, base 3.0, 3.1, 3.2; and a classifier's F1 as `second` says, with little noise."""
+    rng = np.random.default_rng(3)
+    common, f1 = noise(rng, seeds), noise(rng, seeds, mean=0.0)
+    arms = ("base", "a", "b")
+    values = {arm: shifted(common, by, rng) for arm, by in zip(arms, (0.2, 0.0, 0.1), strict=True)}
+    scores = {arm: shifted(f1, second[arm], rng) for arm in arms}
+    recipe = make_study(arms, task="classify").recipe | {"optim": {"lr": lr}}
+    return [made(values, name="one"), made(scores, name="two", task="classify", recipe=recipe)]
+
+
+COMPARISON = {
+    "name": "both",
+    "compare": ["one", "two"],
+    "questions": [
+        {"id": "H1", "claim": "a", "contrast": ["a", "b"], "confirmed_if": "better in one, not better in two"},
+        {"id": "H4", "claim": "frontiers", "confirmed_if": "frontier differs"},
+    ],
+}
+
+
+def test_a_planted_flip_is_found_and_none_where_there_is_none() -> None:
+    comparison = Comparison.model_validate(COMPARISON)
+    flipped = analyse(pair_of_studies({"base": 0.5, "a": 0.6, "b": 0.7}), comparison)["across"]
+    verdicts = {(flip["arm"], flip["reference"]): flip["verdict"] for flip in flipped["flips"]}
+    assert verdicts == {("base", "a"): "agrees", ("base", "b"): "agrees", ("a", "b"): "flips"}
+    assert [rank["ranks"] for rank in flipped["ranks"]] == [[3, 3], [1, 2], [2, 1]]
+    assert [rank["flip"] for rank in flipped["ranks"]] == [False, True, True]
+    assert flipped["ranking"]["tau"] == pytest.approx(1 / 3)
+    assert flipped["questions"][0]["answer"] == "confirmed"
+    alike = analyse(pair_of_studies({"base": 0.5, "a": 0.7, "b": 0.6}), comparison)["across"]
+    assert alike["counts"] == {"agrees": 3} and alike["questions"][0]["answer"] == "rejected"
+    assert alike["ranking"]["tau"] == pytest.approx(1)
+
+
+def test_a_flip_may_be_the_learning_rates_doing() -> None:
+    comparison = Comparison.model_validate(
+        {**COMPARISON, "control": {"of": "one", "study": "matched"}, "questions": []}
+    )
+    studies = pair_of_studies({"base": 0.5, "a": 0.6, "b": 0.7}, lr=2e-5)
+    (told,) = [flip for flip in analyse(studies, comparison)["across"]["flips"] if flip["verdict"] == "flips"]
+    assert "perhaps an artefact of the learning rates (0.0006, 2e-05), which matched would tell" in told["text"]
+    rng = np.random.default_rng(0)
+    common = noise(rng, 5)
+    for gap, says in ((0.1, "it stays at a matched learning rate"), (-0.1, "an artefact")):
+        values = {"base": common, "a": shifted(common, 0.0, rng), "b": shifted(common, gap, rng)}
+        control = made(values, name="matched")
+        flips = analyse(studies, comparison, control)["across"]["flips"]
+        assert says in next(flip["text"] for flip in flips if flip["verdict"] == "flips")
+
+
+def test_frontiers_differ_where_another_arm_pays() -> None:
+    comparison = Comparison.model_validate(COMPARISON)
+    speeds, memory = {"base": 1000.0, "a": 2000.0, "b": 1500.0}, {"base": 10.0, "a": 8.0, "b": 6.0}
+    one, two = pair_of_studies({"base": 0.5, "a": 0.6, "b": 0.7})
+
+    def at(read: ReadStudy, memory: Mapping[str, float]) -> ReadStudy:
+        values = {arm: [run.value(read.study.metric.name) for run in read.of(arm)] for arm in read.study.arms}
+        task = read.study.recipe["task"]
+        return made(values, speeds, memory, name=read.study.name, task=task)
+
+    told = analyse([at(one, memory), at(two, {**memory, "b": 9.0})], comparison)["across"]
+    assert [(q["answer"], q["evidence"]) for q in told["questions"] if q["id"] == "H4"] == [("confirmed", ["b"])]
+    told = analyse([at(one, memory), at(two, memory)], comparison)["across"]
+    assert [q["answer"] for q in told["questions"] if q["id"] == "H4"] == ["rejected"]
+    assert told["recommendations"][1]["text"] == "for speed and memory choose alike for one and two: a, b"
+
+
+def test_a_comparison_says_what_is_wrong_with_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the comparison both is of one and two: no folder of two was given"):
+        analyse(pair_of_studies({"base": 0.5, "a": 0.6, "b": 0.7})[:1], Comparison.model_validate(COMPARISON))
+    asks = 'compare = ["a", "b"]\n[[questions]]\nid = "Q"\nclaim = "c"\n'
+    for change, sentence in (
+        ('compare = ["a"]', r"comparison c: compare = \['a'\]: must be a list of at least 2"),
+        ('compare = ["a", "b"]\ncontrol = { of = "c", study = "d" }', "control.of = c: must be one of a, b"),
+        (f'{asks}contrast = ["x", "y"]\nconfirmed_if = "better"',
+         "question Q: 'better': each clause ends with ` in` and one of a, b"),
+        (f'{asks}contrast = ["x", "y"]\nconfirmed_if = "nicer in a"',
+         "question Q: 'nicer in a': each clause, between commas, is better, worse"),
+        (f'{asks}confirmed_if = "better in a"',
+         r"question Q: contrast = \[\]: must name two arms"),
+    ):  # fmt: skip
+        (tmp_path / "c.toml").write_text(change)
+        with pytest.raises(ConfigError, match=sentence):
+            load_comparison(tmp_path / "c.toml")
+    with pytest.raises(ConfigError, match="no comparison 'precisoin': did you mean 'precision'?"):
+        load_comparison("precisoin")
+
+
+@pytest.mark.parametrize("name", shipped("comparisons"))
+def test_every_shipped_comparison_is_of_shipped_studies(name: str) -> None:
+    comparison = load_comparison(name)
+    studies = [load_study(study) for study in comparison.compare]
+    for question in comparison.questions:
+        assert all(arm in study.arms for study in studies for arm in question.contrast)
+    if comparison.control:
+        assert list(load_study(comparison.control.study).arms) == list(studies[0].arms)
+
+
+# -- folders
+
+
+def write_study(folder: Path, study: Study, most: int = 20, commit: str = "abc") -> None:
+    """Runs of `most` logged steps, beyond the first ten runs of 1,000 at most."""
+    folder.mkdir(parents=True)
+    (folder / "study.toml").write_text(study.to_toml())
+    rng = np.random.default_rng(0)
+    for a, arm in enumerate(study.arms):
+        for seed in study.seeds:
+            run, lines = folder / f"{arm}_seed{seed}", most if a < 2 else min(most, 1000)
+            run.mkdir()
+            (run / "recipe.toml").write_text(study.build(arm, seed).to_toml())
+            environment = {"device_name": "a machine", "torch": "2.13.0", "git_commit": commit, "data": {}}
+            (run / "environment.json").write_text(json.dumps(environment))
+            losses = 5 - np.linspace(0, 2, lines) + 0.1 * rng.standard_normal(lines)
+            losses[lines // 2] = 50.0  # a spike
+            text = [json.dumps({"step": i + 1, "loss": x, "tokens_per_second": 1e3}) for i, x in enumerate(losses)]
+            (run / "metrics.jsonl").write_text("\n".join(text) + "\n")
+            result = {
+                "status": "completed",
+                "steps": lines,
+                "final_val_loss": 3 + 0.1 * a + 0.01 * rng.standard_normal(),
+            }
+            (run / "result.json").write_text(json.dumps(result))
+            summary = {"study": study.name, "arm": arm, "group": "core", "seed": seed, **result}
+            (folder / f"{arm}_seed{seed}.json").write_text(json.dumps(summary))
+
+
+def test_a_folder_is_read_in_whatever_state_it_is(tmp_path: Path) -> None:
+    folder = tmp_path / "made"
+    write_study(folder, make_study(["base", "x", "y"]))
+    whole = read_study_folder(folder)
+    assert len(whole.runs) == 9 and whole.warnings == []
+    # unfinished: no summary yet; damaged; foreign; another study's; another machine; another length
+    (folder / "x_seed0.json").unlink()
+    (folder / "x_seed0" / "result.json").unlink()
+    (folder / "x_seed1.json").write_text("{")
+    (folder / "ghost_seed0").mkdir()
+    (folder / "holiday-photos").mkdir()
+    (folder / "notes.json").write_text("[1]")
+    summary = json.loads((folder / "y_seed0.json").read_text())
+    (folder / "y_seed0.json").write_text(json.dumps({**summary, "study": "other"}))
+    (folder / "y_seed1" / "environment.json").write_text('{"device_name": "another", "torch": "2.13.0"}')
+    short = json.loads((folder / "base_seed1.json").read_text()) | {"steps": 7}
+    (folder / "base_seed1.json").write_text(json.dumps(short))
+    read = read_study_folder(folder)
+    assert set(whole.runs) - set(read.runs) == {("x", 1), ("y", 0)}
+    assert read.runs["x", 0].status == "unfinished" and len(read.runs["x", 0].curves["loss"][0]) == 20
+    said = "\n".join(read.warnings)
+    assert "x_seed1 is left out" in said and "is damaged" in said
+    assert "ghost_seed0 is left out: made has no such arm" in said
+    assert "holiday" not in said and "notes" not in said
+    assert "runs differ in their device: a machine (6 runs); another (y seed 1)" in said
+    assert "runs differ in their length: 20 steps (5 runs); 7 steps (base seed 1)" in said
+    arms = {arm["name"]: arm for arm in analyse([read])["studies"][0]["arms"]}
+    assert arms["x"]["statuses"] == {"unfinished": 1, "completed": 1}
+    with pytest.raises(UserError, match="is not a study's folder"):
+        read_study_folder(tmp_path)
+
+
+@pytest.mark.slow
+def test_hundreds_of_long_runs_stay_readable_and_keep_their_spikes(tmp_path: Path) -> None:
+    study = make_study(["base", *(f"arm{i}" for i in range(99))], seeds=[0, 1, 2, 3, 4])
+    write_study(tmp_path / "made", study, most=10_000)
+    began = time.monotonic()
+    payload = analyse([read_study_folder(tmp_path / "made")])
+    assert time.monotonic() - began < 120
+    assert len(json.dumps(payload)) < 10e6
+    for run in payload["studies"][0]["runs"]:
+        middle = 5001 if run["arm"] in ("base", "arm0") else 501
+        assert len(run["train"]) <= 700 and [middle, 50.0] in run["train"]
+
+
+def test_report_and_power_on_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    question = {**QUESTION, "confirmed_if": "worse"}
+    write_study(tmp_path / "results/made", make_study(["base", "x"], questions=[question]))
+    with pytest.raises(SystemExit) as end:
+        main(["study", "report", "results/made"])
+    out = capsys.readouterr().out
+    assert end.value.code == 0, out
+    assert "worse" in out and "confirmed" in out and "for language modelling on a machine: base rather than x" in out
+    page = (tmp_path / "results/made/report.html").read_text()
+    assert "base rather than x" in page and not re.search(r"https?://(?!www\.w3\.org)", page)
+    assert (tmp_path / "results/made/made-arms.csv").is_file()
+    assert list((tmp_path / "results/made/plots").glob("*.png"))
+    assert len(read_study_folder(tmp_path / "results/made").runs) == 6  # the report is no run
+    with pytest.raises(SystemExit) as end:
+        main(["study", "report", "results/made", "--compare", "precision"])
+    assert end.value.code == 2 and "no folder of precision-lm was given" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
+        main(["study", "power", "precision-lm", "--effect", "0.01", "--noise", "0.006"])
+    assert end.value.code == 0 and "if it is the only comparison    6 seeds" in capsys.readouterr().out
+
+
+def test_power_from_a_pilot() -> None:
+    rng = np.random.default_rng(0)
+    base = noise(rng, 6, sd=1.0)
+    arms = {f"arm{i}": shifted(base, 0.1 * i, rng, sd=0.05) for i in range(8)}
+    read = made({"base": base, **arms, "dead": base}, diverged=[("dead", 1)])
+    measured = pilot_noise(read)
+    assert measured.df == 40 and 0.04 < measured.sd < 0.06  # what seeds share cancels
+    assert measured.low < 0.05 < measured.high
+    lines = power_report(read.study, 0.05, measured)
+    found = re.search(r"only comparison +(\d+) seeds \((\d+) to (\d+) by", "\n".join(lines))
+    assert found and int(found[2]) <= int(found[1]) <= int(found[3])
+    with pytest.raises(UserError, match="shows no noise: it takes two seeds of base"):
+        pilot_noise(made({"base": [1.0], "x": [1.0]}))
+    for effect, sd in ((0.0, 1.0), (-1.0, 1.0), (1.0, 0.0), (math.nan, 1.0)):
+        with pytest.raises(UserError, match="must be greater than 0"):
+            power_report(read.study, effect, Noise(sd))
