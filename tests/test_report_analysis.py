@@ -177,6 +177,20 @@ def test_a_margin_that_nobody_stated_comes_from_the_noise() -> None:
     assert analyse([quiet])["studies"][0]["metric"]["margin"] == 0.004
 
 
+def test_hellaswag_is_compared_row_by_row_within_a_seed(tmp_path: Path) -> None:
+    folder, rng = tmp_path / "made", np.random.default_rng(0)
+    write_study(folder, make_study(["base", "x", "y"], seeds=[0]))
+    right = {"base": rng.random(400) < 0.3, "x": rng.random(400) < 0.6}  # y was not asked
+    for arm, answers in right.items():
+        rows = [{"ind": i, "label": 2, "pick": 0, "pick_norm": 2 if yes else None} for i, yes in enumerate(answers)]
+        (folder / f"{arm}_seed0/hellaswag_results.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    (told,) = analyse([read_study_folder(folder)])["studies"][0]["within"]
+    assert (told["arm"], told["seed"], told["rows"]) == ("x", 0, 400)
+    assert told["mean"] == pytest.approx(right["x"].mean() - right["base"].mean())
+    half = 1.96 * np.std(right["x"].astype(float) - right["base"]) / 20
+    assert told["low"] == pytest.approx(told["mean"] - half, abs=0.01) and told["high"] > told["mean"] > 0.2
+
+
 # -- across studies
 
 

@@ -109,6 +109,7 @@ def analyse_study(read: ReadStudy) -> Plain:
         "arms": arms,
         "failures": [failure(run) for run in read.runs.values() if run.status not in ("completed", "not_applicable")],
         "runs": [curves(run) for run in read.runs.values()],
+        "within": within_seeds(read),
         "means": {name: mean for name in study.arms if (mean := mean_curves(read.of(name)))},
         "questions": [answer for answer, _ in answers],
         "recommendations": [overall(read, arms, margin), *(advice for _, advice in answers)],
@@ -172,6 +173,21 @@ def frontier(read: ReadStudy, against: str) -> dict[str, float]:
     values = {arm: dict(read.values(arm, key).values) for arm in arms}
     shares = st.frontier([(speeds, "higher"), (values, better)])  # type: ignore[list-item]
     return {arm: share for arm, share in shares.items() if math.isfinite(share)}
+
+
+def within_seeds(read: ReadStudy) -> list[Plain]:
+    """HellaSwag of each run minus the baseline's of the same seed, with an interval over rows.
+
+    It says how the difference holds on other rows for these very weights, and nothing of other seeds.
+    """
+    result = []
+    for (arm, seed), run in read.runs.items():
+        base = read.runs.get((read.study.baseline, seed))
+        rows = sorted(run.picks.keys() & base.picks.keys()) if base and arm != read.study.baseline else []
+        if rows and base:
+            e = st.bootstrap([run.picks[row] for row in rows], [base.picks[row] for row in rows])
+            result.append({"arm": arm, "seed": seed, "mean": e.value, "low": e.low, "high": e.high, "rows": e.n})
+    return result
 
 
 # -- sentences ------------------------------------------------------------------------------------------------------

@@ -34,6 +34,8 @@ class ReadRun:
     curves: dict[str, tuple[Array, Array]] = field(default_factory=dict)
     """Steps and values of what it logged: loss, val_loss, tokens_per_second, samples_per_second."""
     environment: dict[str, Any] = field(default_factory=dict)
+    picks: dict[int, float] = field(default_factory=dict)
+    """HellaSwag's rows to 1 where the pick by loss a token was right, else 0."""
 
     def value(self, key: str) -> float:
         """A number of a run that completed; NaN where there is none."""
@@ -117,7 +119,13 @@ def _read_run(folder: Path, study: Study, arm: str, seed: int) -> ReadRun | None
     if not result and not lines:
         return None
     curves = {key: series(lines, key) for key in CURVES}
-    return ReadRun(arm, seed, run.path, status, result, curves, run.read_json("environment.json"))
+    return ReadRun(arm, seed, run.path, status, result, curves, run.read_json("environment.json"), _picks(run))
+
+
+def _picks(run: RunDir) -> dict[int, float]:
+    file = run.path / "hellaswag_results.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    return {row["ind"]: float(row["pick_norm"] == row["label"]) for row in rows}
 
 
 def _unequal(study: Study, runs: list[ReadRun]) -> list[str]:
