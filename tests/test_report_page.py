@@ -794,6 +794,28 @@ def without_runs(study):
 
 @pytest.mark.slow
 @needs_chromium
+def test_hellaswag_within_a_seed_has_a_table_where_it_was_measured(browser: Browser) -> None:
+    payload = make_payload(points=20, studies=1)
+    browser.open(render_page(payload))
+    assert browser.each("section[id$=within]", "one.id") == []
+    payload["studies"][0]["within"] = [
+        {"arm": "amp_bf16", "seed": 1, "mean": -0.0123, "low": -0.02, "high": -0.0046, "rows": 10042}
+    ]
+    browser.open(render_page(payload))
+    cells = browser.each("section[id$=within] tbody tr > *", "one.textContent")
+    assert [cell.replace("\u2212", "-") for cell in cells] == [
+        "amp_bf16",
+        "1",
+        "10042",
+        "-0.0123",
+        "-0.0200",
+        "-0.0046",
+    ]
+    assert browser.complaints() == []
+
+
+@pytest.mark.slow
+@needs_chromium
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -422,14 +422,16 @@ function slopeChart({ studies, ranks: all }) {
   });
 
   responsive(box, (width) => {
-    const height = top + row * ranks.length + 4, size = width < 480 ? 10.2 : 12.5, gap = width < 480 ? 8 : 14;
+    const height = top + row * ranks.length + 4, narrow = width < 480, size = narrow ? 11 : 12.5, gap = narrow ? 8 : 14;
     const widest = (texts, more = 0) => Math.max(...texts.map((text) => textWidth(text, size + more)));
     const rankWidth = gap + 3 + widest(ranks.flatMap((one) => one.ranks.map((rank) => String(rank ?? ""))));
-    const side = Math.min(width * (width < 480 ? 0.45 : 0.42), gap + rankWidth + widest(ranks.map((one) => one.arm), 1));
-    const px = (column) => side + ((width - 2 * side) * column) / Math.max(1, last);
+    const side = Math.min(width * (narrow ? 0.5 : 0.42), gap + rankWidth + widest(ranks.map((one) => one.arm), 1));
+    const end = narrow ? rankWidth : side;  // a phone has room for the names on one side: lines and taps lead to them
+    const px = (column) => side + ((width - side - end) * column) / Math.max(1, last);
     const anchor = (column) => (column === 0 ? "end" : column === last ? "start" : "middle");
     const svg = drawing(width, height, studies.map((study, column) =>
-      write("heading", px(column), 16, shorten(study, side + 10, size + 0.7), anchor(column))));
+      write("heading", narrow && column === last ? width : px(column), 16, shorten(study, side, size + 0.7),
+        narrow && column === last ? "end" : anchor(column))));
     svg.setAttribute("font-size", size);
     for (const one of ranks.sort((a, b) => a.flip - b.flip)) {
       const tip = [one.arm, ...studies.map((study, i) => `${study}: ${known(one.ranks[i]) ? `rank ${one.ranks[i]}` : "no rank"}`)];
@@ -443,7 +445,7 @@ function slopeChart({ studies, ranks: all }) {
           if (column > 0 && column < last) return [path, s("circle", { class: "mean", cx: px(column), cy: here, r: 3.5 })];
           const name = shorten(one.arm, side - rankWidth - 2, size + (one.flip ? 0.7 : 0.1));
           return [path, write("", px(column) + sign * (gap - 6), here + 4, String(one.ranks[column]), anchor(column)),
-            write("who", px(column) + sign * rankWidth, here + 4, name, anchor(column))];
+            !(narrow && column) && write("who", px(column) + sign * rankWidth, here + 4, name, anchor(column))];
         })));
     }
     box.replaceChildren(svg);

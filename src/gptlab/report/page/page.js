@@ -171,6 +171,17 @@ function failureTable(study) {
   });
 }
 
+function withinTable(study) {  // HellaSwag's rows resampled within each seed
+  const rows = study.within ?? [], show = (value) => fixed(value, 4, true);
+  return dataTable({
+    name: `${study.name}-hellaswag`, caption: `HellaSwag of ${study.name} within a seed`, rows, words: (row) => `${row.arm} ${row.seed}`,
+    columns: [plain("arm", "arm"), plain("seed", "seed", null, { number: true }), plain("rows", "rows", null, { number: true }),
+      plain("difference", "mean", (row) => show(row.mean), { number: true }),
+      plain("low", "low", (row) => show(row.low), { number: true }), plain("high", "high", (row) => show(row.high), { number: true })],
+    rowAttributes: (row) => ({ "data-arm": row.arm }),
+  });
+}
+
 function flipTable(across) {
   const order = ["flips", "diverges", "agrees", "equivalent", "unresolved"], rank = (row) => order.indexOf(row.verdict);
   const rows = [...(across.flips ?? [])].sort((a, b) => rank(a) - rank(b));
@@ -260,6 +271,9 @@ function studySection(study) {
     part("differences", "Paired differences", note(`Each arm minus ${study.baseline}, seed by seed, in ${study.metric.label}. `
       + "Dot and line: mean with its 95% interval; small rings: seeds. Rows follow the table's order and filters."
       + (known(margin) ? ` Band: the margin, ${margin}; an interval inside it is a difference too small to matter.` : "")), differences),
+    (study.within ?? []).length ? part("within", "HellaSwag within a seed", note(`The share of rows answered rightly, minus that of `
+      + `${study.baseline} with the same seed, and its 95% interval over rows (bootstrap): how it holds on other rows for these very `
+      + "weights. It says nothing of other seeds."), withinTable(study)) : null,
     part("failures", "Failures", failureTable(study)), origin);
 }
 
