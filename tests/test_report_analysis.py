@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from gptlab.cli import main
 from gptlab.config import Comparison, ConfigError, Study, UserError, load_comparison, load_study, shipped
 from gptlab.report.analysis import analyse, answer_questions
 from gptlab.report.power import Noise, pilot_noise, power_report
 from gptlab.report.studies import ReadRun, ReadStudy, read_study_folder
+from gptlab.report.tables import print_report, write_csv
 
 Arms = Mapping[str, Iterable[float]]
 
@@ -77,7 +80,7 @@ def one(confirmed_if: str, rejected_if: str = "", **study: Any) -> tuple[str, st
     """Answer and recommendation of a question on x against base."""
     question = {**QUESTION, "confirmed_if": confirmed_if, "rejected_if": rejected_if}
     read = made(**study, questions=[question])
-    ((reply, advice),) = answer_questions(read.study.questions, {read.study.name: read}, "")
+    ((reply, advice),) = answer_questions(read.study.questions, {read.study.name: read})
     return reply["answer"], advice["text"]
 
 
@@ -127,6 +130,46 @@ def test_the_overall_recommendation_is_the_fastest_that_is_as_good() -> None:
     assert good["studies"][0]["recommendations"][0]["text"].endswith(": good rather than base, for its validation loss")
     none = analyse([made({"base": base, "unknown": values["unknown"]})])["studies"][0]["recommendations"][0]
     assert none["text"].endswith("because no arm is shown better than base, or equivalent within 0.01")
+
+
+def test_what_is_not_sure_is_not_recommended() -> None:
+    rng = np.random.default_rng(0)
+    base = noise(rng, 5)
+    same = shifted(base, 0.0, rng)
+
+    def overall(read: ReadStudy) -> str:
+        return analyse([read])["studies"][0]["recommendations"][0]["text"]
+
+    fast = {"base": base, "a": same}, {"a": 2000.0}
+    assert ": a, " in overall(made(*fast))
+    assert "surely faster" in overall(made({"base": base, "a": same}, {"a": 1010.0}))  # within the noise of speeds
+    # a speed of one seed says nothing of another day
+    read = made(*fast)
+    for seed in range(1, 5):
+        run = read.runs["a", seed]
+        del run.curves["tokens_per_second"], run.result["tokens_per_second"]
+    assert analyse([read])["studies"][0]["arms"][1]["speedup"]["of"] == "steps"
+    assert overall(read).endswith("because no arm that is equivalent to base (a) is surely faster")
+    # nor does an arm that did not always fit
+    read = made(*fast)
+    read.runs["a", 4].status = "out_of_memory"
+    assert overall(read).startswith("none")
+    question = {**QUESTION, "contrast": ["a", "base"], "confirmed_if": "equivalent"}
+    read = made(*fast, questions=[question])
+    read.runs["a", 4].status = "out_of_memory"
+    ((_, advice),) = answer_questions(read.study.questions, {"made": read})
+    assert advice["text"].endswith("times as fast; 1 of 5 runs of a ran out of memory or failed")
+    # the best by paired difference, not by a mean over easier seeds
+    easy = [value - 1 for value in base[:3]] + base[3:]
+    values = {"base": easy, "a": [*shifted(easy[:3], -0.1, rng), None, None], "b": shifted(easy, -0.2, rng)}
+    assert ": b rather than base" in overall(made(values))
+
+
+def test_diverged_runs_are_in_no_mean() -> None:
+    read = made({"base": [3.0, 3.1, 3.2], "x": [3.0, 3.1, 3.2]}, diverged=[("x", 0)])
+    read.runs["x", 0].curves["tokens_per_second"] = (np.array([20.0]), np.array([1e9]))
+    x = analyse([read])["studies"][0]["arms"][1]
+    assert x["throughput"]["n"] == 2 and x["throughput"]["value"] < 1100
 
 
 @pytest.mark.slow
@@ -238,9 +281,13 @@ def test_a_flip_may_be_the_learning_rates_doing() -> None:
     assert "perhaps an artefact of the learning rates (0.0006, 2e-05), which matched would tell" in told["text"]
     rng = np.random.default_rng(0)
     common = noise(rng, 5)
-    for gap, says in ((0.1, "it stays at a matched learning rate"), (-0.1, "an artefact")):
+    cases = (
+        (0.1, 5, "it stays at a matched learning rate"), (-0.1, 5, "gone at a matched learning rate: an artefact"),
+        (0.0, 5, "gone at a matched learning rate: an artefact"), (-0.1, 1, "matched does not resolve whether"),
+    )  # fmt: skip
+    for gap, seeds, says in cases:
         values = {"base": common, "a": shifted(common, 0.0, rng), "b": shifted(common, gap, rng)}
-        control = made(values, name="matched")
+        control = made({arm: row[:seeds] for arm, row in values.items()}, name="matched")
         flips = analyse(studies, comparison, control)["across"]["flips"]
         assert says in next(flip["text"] for flip in flips if flip["verdict"] == "flips")
 
@@ -257,16 +304,37 @@ def test_frontiers_differ_where_another_arm_pays() -> None:
 
     told = analyse([at(one, memory), at(two, {**memory, "b": 9.0})], comparison)["across"]
     assert [(q["answer"], q["evidence"]) for q in told["questions"] if q["id"] == "H4"] == [("confirmed", ["b"])]
+    # an arm that one study has not run is on no frontier, and tells nothing
+    partial = at(two, memory)
+    for seed in range(1, 5):
+        del partial.runs["a", seed]
+    told = analyse([at(one, {**memory, "b": 9.0}), partial], comparison)["across"]
+    (reply,) = [q for q in told["questions"] if q["id"] == "H4"]
+    assert reply["answer"] != "confirmed" and reply["text"].endswith("left out, as not known in both: a")
     told = analyse([at(one, memory), at(two, memory)], comparison)["across"]
     assert [q["answer"] for q in told["questions"] if q["id"] == "H4"] == ["rejected"]
     assert told["recommendations"][1]["text"] == "for speed and memory choose alike for one and two: a, b"
+
+
+def test_other_machines_are_said(tmp_path: Path) -> None:
+    studies = pair_of_studies({"base": 0.5, "a": 0.6, "b": 0.7})
+    for run in studies[1].runs.values():
+        run.environment["device_name"] = "another"
+    warnings = analyse(studies, Comparison.model_validate(COMPARISON))["warnings"]
+    assert warnings == ["the studies differ in their device: one a machine and two another"]
 
 
 def test_a_comparison_says_what_is_wrong_with_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the comparison both is of one and two: no folder of two was given"):
         analyse(pair_of_studies({"base": 0.5, "a": 0.6, "b": 0.7})[:1], Comparison.model_validate(COMPARISON))
     asks = 'compare = ["a", "b"]\n[[questions]]\nid = "Q"\nclaim = "c"\n'
+    same = 'confirmed_if = "frontier differs"'
     for change, sentence in (
+        ('compare = ["a", "a"]', "names one study twice"),
+        ('compare = ["a", "b"]\ncontrol = { of = "a", study = "b" }', "control.study = b: must be another study"),
+        (f'{asks}{same}\n[[questions]]\nid = "Q"\nclaim = "c"\n{same}',
+         "questions have one id twice: Q"),
+        (f'{asks}contrast = ["x", "x"]\nconfirmed_if = "better in a"', "must name two arms"),
         ('compare = ["a"]', r"comparison c: compare = \['a'\]: must be a list of at least 2"),
         ('compare = ["a", "b"]\ncontrol = { of = "c", study = "d" }', "control.of = c: must be one of a, b"),
         (f'{asks}contrast = ["x", "y"]\nconfirmed_if = "better"',
@@ -340,18 +408,65 @@ def test_a_folder_is_read_in_whatever_state_it_is(tmp_path: Path) -> None:
     short = json.loads((folder / "base_seed1.json").read_text()) | {"steps": 7}
     (folder / "base_seed1.json").write_text(json.dumps(short))
     read = read_study_folder(folder)
-    assert set(whole.runs) - set(read.runs) == {("x", 1), ("y", 0)}
+    assert set(whole.runs) - set(read.runs) == {("x", 1)}
+    assert "study" not in read.runs["y", 0].result  # its own, as what lies beside it is another study's
+    assert "y_seed0.json in " in "\n".join(read.warnings) and "left out: of the study 'other'" in "\n".join(
+        read.warnings
+    )
     assert read.runs["x", 0].status == "unfinished" and len(read.runs["x", 0].curves["loss"][0]) == 20
     said = "\n".join(read.warnings)
     assert "x_seed1 is left out" in said and "is damaged" in said
     assert "ghost_seed0 is left out: made has no such arm" in said
     assert "holiday" not in said and "notes" not in said
-    assert "runs differ in their device: a machine (6 runs); another (y seed 1)" in said
-    assert "runs differ in their length: 20 steps (5 runs); 7 steps (base seed 1)" in said
+    assert "runs differ in their device: a machine (7 runs); another (y seed 1)" in said
+    assert "runs differ in their length: 20 steps (6 runs); 7 steps (base seed 1)" in said
     arms = {arm["name"]: arm for arm in analyse([read])["studies"][0]["arms"]}
     assert arms["x"]["statuses"] == {"unfinished": 1, "completed": 1}
     with pytest.raises(UserError, match="is not a study's folder"):
         read_study_folder(tmp_path)
+
+
+def test_a_run_that_is_not_what_the_study_says_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "made"
+    write_study(folder, make_study(["base", "x"]))
+    recipe = (folder / "x_seed1/recipe.toml").read_text()
+    (folder / "x_seed1/recipe.toml").write_text(recipe.replace("lr = 0.0006", "lr = 0.5").replace('"auto"', "4", 1))
+    (warning,) = read_study_folder(folder).warnings
+    assert warning.endswith("with other settings than the study's: optim.lr = 0.5 (x seed 1)")
+    shutil.copy(folder / "base_seed0.json", folder / "x_seed1.json")
+    read = read_study_folder(folder)
+    assert ("x", 1) not in read.runs and "its summary is of base seed 0" in read.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("x_seed0.json", {"steps": None, "tokens": "many"}), ("x_seed0.json", {"final_val_loss": None}),
+        ("x_seed0.json", {"final_val_loss": True}), ("x_seed0.json", {"peak_memory_gb": 0}),
+        ("x_seed0.json", {"final_val_loss": 10**400}), ("x_seed0.json", {"status": "failed", "reason": [1]}),
+        ("x_seed0.json", {"status": "diverged", "failed_at_step": "x", "steps": [3], "failure": {}}),
+        ("x_seed0/environment.json", []), ("x_seed0/environment.json", {"data": [1], "device_name": 3}),
+        ("x_seed0/environment.json", {"device_name": None, "data": {"fingerprint": [1]}}),
+        ("x_seed0/metrics.jsonl", "[" * 100_000), ("x_seed0/metrics.jsonl", '{"step": 1, "loss": 1' + "0" * 400 + "}"),
+        ("x_seed0/metrics.jsonl", ""), ("x_seed0/hellaswag_results.jsonl", '{"ind": "a", "label": 1}\n{"ind'),
+    ],
+)  # fmt: skip
+def test_no_damage_ends_in_a_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, content: Any
+) -> None:
+    folder = tmp_path / "made"
+    write_study(folder, make_study(["base", "x"]))
+    if isinstance(content, dict) and "/" not in file:
+        content = json.loads((folder / file).read_text()) | content
+    (folder / file).write_text(content if isinstance(content, str) else json.dumps(content))
+    payload = analyse([read_study_folder(folder)])
+    assert json.loads(json.dumps(payload, allow_nan=False)) == payload
+    print_report(payload, Console(width=160))
+    write_csv(payload, tmp_path)
+    shown = capsys.readouterr().out + "".join(payload["warnings"])
+    arm = payload["studies"][0]["arms"][1]
+    if isinstance(content, dict) and not isinstance(content.get("final_val_loss", 0.0), float):
+        assert "0" not in arm["values"] and "x_seed0 completed without a final_val_loss" in shown
 
 
 @pytest.mark.slow
@@ -386,6 +501,21 @@ def test_report_and_power_on_the_command_line(
     with pytest.raises(SystemExit) as end:
         main(["study", "report", "results/made", "--compare", "precision"])
     assert end.value.code == 2 and "no folder of precision-lm was given" in capsys.readouterr().err
+    shutil.copytree("results/made", "copy")
+    for words, sentence in (
+        (["results/made", "copy"], "hold one study, made: a report takes it once"),
+        (["results/made", "--out", "results/made/study.toml"], "study.toml cannot be written"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            main(["study", "report", *words])
+        assert end.value.code == 2 and sentence in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
+        main(["study", "report", "results/made", "./results/../results/made"])  # once is enough
+    assert end.value.code == 0, capsys.readouterr()
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        main(["study", "power", "precision-cls", "--effect", "0.01", "--pilot", "results/made"])
+    assert end.value.code == 2 and "shows no noise of micro_f1" in capsys.readouterr().err
     with pytest.raises(SystemExit) as end:
         main(["study", "power", "precision-lm", "--effect", "0.01", "--noise", "0.006"])
     assert end.value.code == 0 and "if it is the only comparison    6 seeds" in capsys.readouterr().out
@@ -396,14 +526,14 @@ def test_power_from_a_pilot() -> None:
     base = noise(rng, 6, sd=1.0)
     arms = {f"arm{i}": shifted(base, 0.1 * i, rng, sd=0.05) for i in range(8)}
     read = made({"base": base, **arms, "dead": base}, diverged=[("dead", 1)])
-    measured = pilot_noise(read)
+    measured = pilot_noise(read, "final_val_loss")
     assert measured.df == 40 and 0.04 < measured.sd < 0.06  # what seeds share cancels
     assert measured.low < 0.05 < measured.high
     lines = power_report(read.study, 0.05, measured)
     found = re.search(r"only comparison +(\d+) seeds \((\d+) to (\d+) by", "\n".join(lines))
     assert found and int(found[2]) <= int(found[1]) <= int(found[3])
-    with pytest.raises(UserError, match="shows no noise: it takes two seeds of base"):
-        pilot_noise(made({"base": [1.0], "x": [1.0]}))
+    with pytest.raises(UserError, match="shows no noise of final_val_loss: it takes two seeds of base"):
+        pilot_noise(made({"base": [1.0], "x": [1.0]}), "final_val_loss")
     for effect, sd in ((0.0, 1.0), (-1.0, 1.0), (1.0, 0.0), (math.nan, 1.0)):
         with pytest.raises(UserError, match="must be greater than 0"):
             power_report(read.study, effect, Noise(sd))

@@ -69,9 +69,15 @@ def test_arms_of_another_study(tmp_path: Path) -> None:
         load_study(write(tmp_path, chained, "third.toml"))
 
 
+ASKS = "[[questions]]\nid = 'Q'\nclaim = 'c'\ncontrast = ['plain', 'fast']\nconfirmed_if = 'better"
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
+        (f"[arms.plain]\n[arms.fast]\n{ASKS} in x'\n", "study mine: question Q: 'better in x' is for a comparison of"),
+        (f"[arms.plain]\n[arms.fast]\n{ASKS}'\n{ASKS}'\n", "study mine: questions have one id twice: Q"),
+        ("name = 'a/b'\n[arms.plain]\n", "study a/b: name 'a/b': a name has letters, digits"),
         ("arms = 3\n", "study mine: arms = 3: must be a table"),
         ("settings = 3\n[arms.plain]\n", "study mine: settings = 3: must be a table"),
         ("flags = 3\n[arms.plain]\n", "study mine: flags = 3: must be a table"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -218,24 +219,31 @@ def study_report(options: argparse.Namespace) -> None:
     from gptlab.report.studies import read_study_folder
     from gptlab.report.tables import print_report, write_csv
 
-    studies = [read_study_folder(folder) for folder in options.folders]
+    folders = list({folder.resolve(): folder for folder in options.folders}.values())
+    studies = [read_study_folder(folder) for folder in folders]
+    names = [read.study.name for read in studies]
+    for name in names:
+        if names.count(name) > 1:
+            twice = [str(read.folder) for read in studies if read.study.name == name]
+            raise UserError(f"{' and '.join(twice)} hold one study, {name}: a report takes it once")
     comparison, control = None, None
     if options.compare:
         comparison = load_comparison(options.compare)
         if comparison.control:
             control = next((read for read in studies if read.study.name == comparison.control.study), None)
     payload = analyse(studies, comparison, control)
-    payload |= {"gptlab": __version__, "command": " ".join(["gptlab", *sys.argv[1:]])}
-    out = options.out or (options.folders[0] if len(studies) == 1 else Path("results") / "-and-".join(
-        read.study.name for read in studies
-    ))  # fmt: skip
-    out.mkdir(parents=True, exist_ok=True)
+    payload |= {"gptlab": __version__, "command": shlex.join(["gptlab", *sys.argv[1:]])}
+    out = options.out or (folders[0] if len(studies) == 1 else Path("results") / "-and-".join(names))
     console = Console()
     if not console.is_terminal:
         console.width = 160  # a pipe has no width of its own
     print_report(payload, console)
-    write_page(payload, out / "report.html")
-    files = [*write_csv(payload, out), *draw_report(payload, out / "plots", options.figures)]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_page(payload, out / "report.html")
+        files = [*write_csv(payload, out), *draw_report(payload, out / "plots", options.figures)]
+    except OSError as error:
+        raise UserError(f"{error.filename or out} cannot be written: {error.strerror}; --out names a folder") from None
     print(f"page: {out / 'report.html'}")
     print(f"tables and figures: {len(files)} files in {out} and {out / 'plots'}")
 
@@ -245,7 +253,11 @@ def study_power(options: argparse.Namespace) -> None:
     from gptlab.report.studies import read_study_folder
 
     study = load_study(options.study)
-    noise = Noise(options.noise) if options.pilot is None else pilot_noise(read_study_folder(options.pilot))
+    noise = (
+        Noise(options.noise)
+        if options.pilot is None
+        else pilot_noise(read_study_folder(options.pilot), study.metric.name)
+    )
     print("\n".join(power_report(study, options.effect, noise)))
 
 

@@ -646,7 +646,7 @@ class Question(Section):
     def _consistent(self) -> Question:
         if self.confirmed_if == "frontier differs":
             return self
-        if len(self.contrast) != 2:
+        if len(set(self.contrast)) != 2 or len(self.contrast) != 2:
             raise ValueError(f"question {self.id}: contrast = {self.contrast}: must name two arms")
         for text in filter(None, (self.confirmed_if, self.rejected_if)):
             try:
@@ -654,6 +654,18 @@ class Question(Section):
             except ValueError as error:
                 raise ValueError(f"question {self.id}: {error}") from None
         return self
+
+    @property
+    def asked(self) -> list[tuple[bool, str, str]]:
+        """The clauses of confirmed_if and rejected_if."""
+        confirming = [] if self.confirmed_if == "frontier differs" else clauses(self.confirmed_if)
+        return confirming + (clauses(self.rejected_if) if self.rejected_if else [])
+
+
+def _unique_ids(questions: list[Question]) -> None:
+    ids = [question.id for question in questions]
+    if twice := sorted({name for name in ids if ids.count(name) > 1}):
+        raise ValueError(f"questions have one id twice: {', '.join(twice)}")
 
 
 class Arm(Section):
@@ -692,10 +704,13 @@ class Study(Section):
         for what, name in (("name", self.name), *(("arm", arm) for arm in self.arms)):
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", name):
                 raise ValueError(f"{what} {name!r}: a name has letters, digits and any of _ . + - in it")
+        _unique_ids(self.questions)
         for question in self.questions:
             for arm in question.contrast:
                 if arm not in self.arms:
                     raise ValueError(f"question {question.id}: there is no arm {arm!r}")
+            if question.confirmed_if == "frontier differs" or any(study for _, _, study in question.asked):
+                raise ValueError(f"question {question.id}: {question.confirmed_if!r} is for a comparison of studies")
         return self
 
     def build(self, arm: str, seed: int) -> Recipe:
@@ -829,15 +844,20 @@ class Comparison(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Comparison:
+        first, second = self.compare
+        if first == second:
+            raise ValueError(f"compare = {self.compare}: names one study twice")
         if self.control and self.control.of not in self.compare:
-            raise ValueError(f"control.of = {self.control.of}: must be one of {', '.join(self.compare)}")
+            raise ValueError(f"control.of = {self.control.of}: must be one of {first}, {second}")
+        if self.control and self.control.study in self.compare:
+            raise ValueError(f"control.study = {self.control.study}: must be another study than {first} and {second}")
+        _unique_ids(self.questions)
         for question in self.questions:
-            parts = [] if not question.contrast else clauses(f"{question.confirmed_if}")
-            for _, _, study in parts + (clauses(question.rejected_if) if question.rejected_if else []):
+            for _, _, study in question.asked:
                 if study not in self.compare:
                     raise ValueError(
                         f"question {question.id}: {question.confirmed_if!r}: each clause ends with ` in` and one of "
-                        f"{', '.join(self.compare)}"
+                        f"{first}, {second}"
                     )
         return self
 

@@ -84,7 +84,7 @@ class RunDir:
             return json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise RunError(f"{file} is damaged: {error}") from None
 
     # -- metrics: a line is appended at a time; a kill can leave half a line, which readers pass over
@@ -98,7 +98,7 @@ class RunDir:
             return
         with open(self.metrics_file, encoding="utf-8", errors="replace") as file:
             for line in file:
-                with contextlib.suppress(json.JSONDecodeError):
+                with contextlib.suppress(json.JSONDecodeError, RecursionError):
                     value = json.loads(line)
                     if isinstance(value, dict) and "step" in value:
                         yield value

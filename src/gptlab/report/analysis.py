@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import reduce
@@ -21,7 +22,7 @@ from gptlab.config import Comparison, Metric, Question, UserError, clauses
 from gptlab.report import statistics as st
 from gptlab.report.plots import thin
 from gptlab.report.reading import Array, number
-from gptlab.report.studies import ReadRun, ReadStudy
+from gptlab.report.studies import FACTS, ReadRun, ReadStudy
 
 POINTS = 300  # of a curve on the page: 500 runs stay below 10 MB
 ON, OFF = 0.975, 0.025  # shares of simulated draws from which an arm is said to be on the frontier, or not
@@ -51,8 +52,8 @@ def analyse(
         UserError: the comparison names a study that is not there.
     """
     parts = [analyse_study(study) for study in studies]
-    across = None if comparison is None else analyse_across(studies, comparison, control)
-    warnings = [warning for study in studies for warning in study.warnings] + (control.warnings if control else [])
+    warnings = [warning for study in studies for warning in study.warnings]
+    across = None if comparison is None else analyse_across(studies, comparison, control, warnings)
     title = " and ".join(study.study.name for study in studies)
     return {"title": title, "gptlab": None, "command": None, "warnings": warnings, "studies": parts, "across": across}
 
@@ -90,7 +91,7 @@ def analyse_study(read: ReadStudy) -> Plain:
             "frontier": on_frontier.get(name),
             "comparison": judgement(judged[name], study.metric, len(judged), statuses) if name in judged else None,
         })  # fmt: skip
-    answers = answer_questions(study.questions, {study.name: read}, "")
+    answers = answer_questions(study.questions, {study.name: read})
     return clean({
         "name": study.name,
         "description": study.description,
@@ -160,13 +161,16 @@ def estimate(e: st.Estimate) -> Plain | None:
 
 
 def _memory(read: ReadStudy, arm: str) -> Plain | None:
-    values = [number(run.result.get("peak_memory_gb")) for run in read.of(arm) if run.status == "completed"]
-    return summary(values)
+    values = [run.value("peak_memory_gb") for run in read.of(arm)]
+    return summary([value for value in values if value > 0])
 
 
-def frontier(read: ReadStudy, against: str) -> dict[str, float]:
-    """Arm to the share of draws in which it is on the frontier of speed and `quality`, or of speed and `memory`."""
-    arms = [arm for arm in read.study.arms if not any(run.status == "diverged" for run in read.of(arm))]
+def frontier(read: ReadStudy, against: str, among: Sequence[str] | None = None) -> dict[str, float]:
+    """Arm to the share of draws in which it is on the frontier of speed and `quality`, or of speed and `memory`.
+
+    Arms with a diverged run are left out, and those with fewer than two runs.
+    """
+    arms = [arm for arm in among or read.study.arms if not any(run.status == "diverged" for run in read.of(arm))]
     speeds = {arm: {seed: float(np.median(s)) for seed, s in read.speeds(arm).items()} for arm in arms}
     metric = read.study.metric
     key, better = ("peak_memory_gb", "lower") if against == "memory" else (metric.name, metric.better)
@@ -252,15 +256,12 @@ def interval_of(estimate: st.Difference | st.Estimate) -> str:
 # -- questions ------------------------------------------------------------------------------------------------------
 
 
-def answer_questions(
-    questions: Sequence[Question], studies: Mapping[str, ReadStudy], where: str
-) -> list[tuple[Plain, Plain]]:
+def answer_questions(questions: Sequence[Question], studies: Mapping[str, ReadStudy]) -> list[tuple[Plain, Plain]]:
     """(answer, recommendation) of each question; all their comparisons are one family.
 
     Args:
         questions: of one study, or of a comparison.
         studies: by name.
-        where: what a recommendation begins with; default the task and hardware of the study.
     """
     family: dict[tuple[str, str], st.Contrast] = {}
     metrics: dict[tuple[str, str], Metric] = {}
@@ -284,10 +285,14 @@ def answer_questions(
         ]
         missing = [name for name in studies if name not in mine]
         texts += [f"{name}: has no such arms" for name in missing]
+        texts += [
+            f"no completed run of these arms has a {metrics[question.id, name].name}"
+            for name, j in mine.items() if not j.contrast.difference.n and not j.contrast.any_diverged
+        ]  # fmt: skip
         reply = answer(question, mine)
         texts = [text.removeprefix(f"{reply}: ") for text in texts]  # not resolved is said of both once
         advice = "; ".join(
-            recommend(studies[name], question, j, metrics[question.id, name], where) for name, j in mine.items()
+            recommend(studies[name], question, j, metrics[question.id, name], len(family)) for name, j in mine.items()
         )
         result.append((
             {"id": question.id, "claim": question.claim, "answer": reply, "text": ". ".join(texts),
@@ -330,8 +335,12 @@ def _is(judged: st.Judgement, verdict: str) -> bool | None:
 
 def _answer_frontier(question: Question, studies: Mapping[str, ReadStudy]) -> tuple[Plain, Plain]:
     """Whether an arm is on one study's frontier of speed and memory, and not on the other's."""
-    shares = [frontier(read, "memory") for read in studies.values()]
-    shared = [arm for arm in shares[0] if all(arm in share for share in shares)] if shares else []
+    alone = [frontier(read, "memory") for read in studies.values()]
+    shared = [
+        arm for arm in alone[0] if all(arm in share for share in alone)
+    ]  # of both, or an arm that was not run tells
+    shares = [frontier(read, "memory", shared) if shared else {} for read in studies.values()]
+    left_out = sorted(set().union(*(read.study.arms for read in studies.values())) - set(shared))
     known = {arm: [_on(share[arm]) for share in shares] for arm in shared}
     differ = [arm for arm, on in known.items() if True in on and False in on]
     unknown = [arm for arm, on in known.items() if None in on]
@@ -348,6 +357,7 @@ def _answer_frontier(question: Question, studies: Mapping[str, ReadStudy]) -> tu
             f"no arm of {len(shared)} is surely on one frontier and off the other; open: {', '.join(unknown) or 'all'}"
         )
         advice = "none, because it is open which arms are on the frontiers"
+    text += f"; left out, as not known in both: {', '.join(left_out)}" if left_out else ""
     return (
         {"id": question.id, "claim": question.claim, "answer": reply, "text": text, "contrast": [], "evidence": differ},
         {"id": question.id, "text": advice, "evidence": differ},
@@ -364,59 +374,84 @@ def _on(share: float) -> bool | None:
 def place(read: ReadStudy) -> str:
     """`for language modelling on NVIDIA H100`: what a recommendation holds for."""
     task = {"lm": "language modelling", "classify": "classification"}[read.study.recipe.get("task", "lm")]
-    devices = sorted({run.environment["device_name"] for run in read.runs.values() if "device_name" in run.environment})
+    devices = sorted({str(run.environment.get("device_name") or "") for run in read.runs.values()} - {""})
     return f"for {task} on {' and '.join(devices) or 'unknown hardware'}"
 
 
-def recommend(read: ReadStudy, question: Question, judged: st.Judgement, metric: Metric, where: str) -> str:
-    """What follows from one contrast, by rule: the better one; of equivalent ones the surely faster; else nothing."""
+def recommend(read: ReadStudy, question: Question, judged: st.Judgement, metric: Metric, family: int) -> str:
+    """What follows from one contrast, by rule: the better one; of equivalent ones the surely faster; else nothing.
+
+    Args:
+        family: number of contrasts that are asked about together; the p of a speed-up is multiplied by it (Bonferroni).
+    """
     arm, reference = question.contrast
-    start, quality = where or place(read), LABELS.get(metric.name, metric.name)
+    start, quality = place(read), LABELS.get(metric.name, metric.name)
+    lost = lost_runs(read, question.contrast)
     if judged.verdict == "better":
-        return f"{start}: {arm} rather than {reference}, for its {quality}"
+        return f"{start}: {arm} rather than {reference}, for its {quality}{lost}"
     if judged.verdict == "worse":
-        return f"{start}: {reference} rather than {arm}, for its {quality}"
-    if judged.verdict == "diverges" and judged.contrast.reference_diverged[0] == 0:
-        kinds = Counter(run.result.get("failure") or "unknown" for run in read.of(arm) if run.status == "diverged")
-        k, n = judged.contrast.diverged
-        return f"{start}: not {arm}; {k} of {n} runs diverged ({', '.join(kinds)})"
+        return f"{start}: {reference} rather than {arm}, for its {quality}{lost}"
+    ours, theirs = judged.contrast.diverged, judged.contrast.reference_diverged
+    if ours[0] and theirs[0]:
+        return f"none {start}, because runs of both {arm} and {reference} diverged"
+    if judged.contrast.any_diverged:
+        bad, (k, n) = (arm, ours) if ours[0] else (reference, theirs)
+        kinds = Counter(run.result.get("failure") or "unknown" for run in read.of(bad) if run.status == "diverged")
+        return f"{start}: not {bad}; {k} of {n} runs diverged ({', '.join(map(str, kinds))})"
     if judged.verdict == "equivalent":
         ratio = st.speedup(read.speeds(arm), read.speeds(reference))
-        if ratio.low > 1:
+        if ratio.p * family < st.ALPHA and ratio.value > 1:
             times = f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}] times as fast"
-            return f"{start}: {arm}, as good as {reference} and {times}"
-        if ratio.high < 1:
+            return f"{start}: {arm}, as good as {reference} and {times}{lost}"
+        if ratio.p * family < st.ALPHA:
             times = f"{1 / ratio.value:.2f} [{1 / ratio.high:.2f}, {1 / ratio.low:.2f}] times as fast"
-            return f"{start}: {reference}, as good as {arm} and {times}"
-        return f"{start}: {arm} or {reference}; their {quality} is equivalent and neither is surely faster"
+            return f"{start}: {reference}, as good as {arm} and {times}{lost}"
+        return f"{start}: {arm} or {reference}; their {quality} is equivalent and neither is surely faster{lost}"
     more = f"; {more_seeds(judged)} would settle it" if judged.more_seeds else ""
     return f"none {start}, because {arm} against {reference} is not resolved{more}"
 
 
+def lost_runs(read: ReadStudy, arms: Sequence[str]) -> str:
+    """`; 3 of 5 runs of x ran out of memory or failed`, where any did."""
+    text = ""
+    for arm in arms:
+        runs = read.of(arm)
+        if lost := sum(run.status in ("out_of_memory", "failed") for run in runs):
+            text += f"; {lost} of {len(runs)} runs of {arm} ran out of memory or failed"
+    return text
+
+
 def overall(read: ReadStudy, arms: Sequence[Plain], margin: float) -> Plain:
-    """The fastest arm that is equivalent to the baseline or better and surely faster; or none, and why."""
+    """The fastest arm that is equivalent to the baseline or better and surely faster; or none, and why.
+
+    Surely: t over seeds, by Holm over all arms. An arm of which a run diverged, failed or ran out of memory is out.
+    """
     start, baseline = place(read), read.study.baseline
-    good = [a for a in arms if a["comparison"] and a["comparison"]["verdict"] in ("better", "equivalent")]
-    fast = [a for a in good if a["speedup"] and a["speedup"]["low"] > 1]
+    quality = LABELS.get(read.study.metric.name, read.study.metric.name)
+    others = [a for a in arms if a["comparison"]]
+    sound = [a for a in others if not {"diverged", "failed", "out_of_memory"} & a["statuses"].keys()]
+    good = [a for a in sound if a["comparison"]["verdict"] in ("better", "equivalent")]
+    base = read.speeds(baseline)
+    ps = st.holm([st.speedup(read.speeds(a["name"]), base).p for a in others])
+    sure = {a["name"] for a, p in zip(others, ps, strict=True) if p < st.ALPHA}
+    fast = [a for a in good if a["name"] in sure and a["speedup"]["value"] > 1]
     if fast:
         best = max(fast, key=lambda a: a["speedup"]["value"])
         s, verdict = best["speedup"], best["comparison"]["verdict"]
         as_good = f"better by more than {margin:g}" if verdict == "better" else f"equivalent within {margin:g}"
-        text = (
-            f"{start}: {best['name']}, {s['value']:.2f} [{s['low']:.2f}, {s['high']:.2f}] times as fast as {baseline}, "
-            f"{LABELS.get(read.study.metric.name, read.study.metric.name)} {as_good}"
-        )
+        times = f"{s['value']:.2f} [{s['low']:.2f}, {s['high']:.2f}] times as fast as {baseline}"
+        text = f"{start}: {best['name']}, {times}, {quality} {as_good}"
         return {"id": "overall", "text": text, "evidence": [best["name"], baseline]}
     better = [a for a in good if a["comparison"]["verdict"] == "better"]
     if better:
-        best = (min if read.study.metric.better == "lower" else max)(better, key=lambda a: a["quality"]["mean"])
-        quality = LABELS.get(read.study.metric.name, read.study.metric.name)
+        pick = min if read.study.metric.better == "lower" else max
+        best = pick(better, key=lambda a: a["comparison"]["mean"])
         text = f"{start}: {best['name']} rather than {baseline}, for its {quality}"
         return {"id": "overall", "text": text, "evidence": [best["name"], baseline]}
     why = "no arm was compared"
     if good:
         why = f"no arm that is equivalent to {baseline} ({', '.join(a['name'] for a in good)}) is surely faster"
-    elif any(a["comparison"] for a in arms):
+    elif any(a["comparison"]["n"] > 1 for a in others):
         why = f"no arm is shown better than {baseline}, or equivalent within {margin:g}"
     return {"id": "overall", "text": f"none {start}, because {why}", "evidence": [a["name"] for a in good]}
 
@@ -424,7 +459,10 @@ def overall(read: ReadStudy, arms: Sequence[Plain], margin: float) -> Plain:
 # -- across studies -------------------------------------------------------------------------------------------------
 
 
-def analyse_across(studies: Sequence[ReadStudy], comparison: Comparison, control: ReadStudy | None) -> Plain:
+def analyse_across(
+    studies: Sequence[ReadStudy], comparison: Comparison, control: ReadStudy | None, warnings: list[str]
+) -> Plain:
+    """Rankings, flips and answers over two studies; what makes them hard to compare is added to `warnings`."""
     by_name = {read.study.name: read for read in studies}
     for name in comparison.compare:
         if name not in by_name:
@@ -433,6 +471,13 @@ def analyse_across(studies: Sequence[ReadStudy], comparison: Comparison, control
                 f"no folder of {name} was given"
             )
     chosen = {name: by_name[name] for name in comparison.compare}
+    for what, key in FACTS.items():
+        seen = [
+            {str(run.environment[key]) for run in r.runs.values() if run.environment.get(key)} for r in chosen.values()
+        ]
+        if seen[0] and seen[1] and seen[0] != seen[1] and what != "commit":
+            told = " and ".join(f"{name} {', '.join(sorted(v))}" for name, v in zip(chosen, seen, strict=True))
+            warnings.append(f"the studies differ in their {what}: {told}")
     first, second = chosen.values()
     shared = [arm for arm in first.study.arms if arm in second.study.arms and first.of(arm) and second.of(arm)]
     pairs = list(itertools.combinations(shared, 2))
@@ -450,8 +495,8 @@ def analyse_across(studies: Sequence[ReadStudy], comparison: Comparison, control
         tau_text = f"Kendall's tau-b {tau.value:.2f} {interval} over {tau.n} arms, p = {tau.p:.2g} of no association"
     flipping = {arm for pair, flip in flips.items() if flip.verdict == "flips" for arm in pair}
     ranks = [_ranks(v, read.study.metric.better) for v, read in zip(values, chosen.values(), strict=True)]
-    answers = answer_questions(comparison.questions, chosen, "")
-    told = [_flip(pair, flip, chosen, controlled.get(pair), comparison) for pair, flip in flips.items()]
+    answers = answer_questions(comparison.questions, chosen)
+    flips_told = [_flip(pair, flip, chosen, controlled.get(pair), comparison) for pair, flip in flips.items()]
     return clean({
         "name": comparison.name,
         "description": comparison.description,
@@ -463,7 +508,7 @@ def analyse_across(studies: Sequence[ReadStudy], comparison: Comparison, control
         "ranks": [
             {"arm": arm, "ranks": [r.get(arm) for r in ranks], "flip": arm in flipping} for arm in shared
         ],
-        "flips": told,
+        "flips": flips_told,
         "counts": dict(Counter(flip.verdict for flip in flips.values())),
         "questions": [reply for reply, _ in answers],
         "recommendations": [advice for _, advice in answers],
@@ -500,11 +545,14 @@ def _flip(
         text += f"; interaction {interaction}, p = {flip.p_holm:.2g}"
     if flip.verdict == "flips":
         rates = {name: read.study.recipe.get("optim", {}).get("lr") for name, read in studies.items()}
-        if controlled is not None:
-            stays = controlled.verdict == "flips"
-            text += (
-                "; it stays at a matched learning rate" if stays else "; gone at a matched learning rate: an artefact"
-            )
+        if controlled is not None and comparison.control is not None:
+            one = (controlled.first, controlled.second)[comparison.compare.index(comparison.control.of)]
+            if controlled.verdict == "flips":
+                text += "; it stays at a matched learning rate"
+            elif controlled.verdict == "agrees" or one.verdict == "equivalent":
+                text += "; gone at a matched learning rate: an artefact"
+            else:
+                text += f"; {comparison.control.study} does not resolve whether the learning rate is why"
         elif len(set(rates.values())) > 1:
             wanted = f", which {comparison.control.study} would tell" if comparison.control else ""
             shown = ", ".join(f"{rate:g}" for rate in rates.values() if rate)
@@ -519,15 +567,17 @@ def _flip(
 
 
 def failure(run: ReadRun) -> Plain:
-    r = run.result
+    r, steps = run.result, [number(run.result.get(key)) for key in ("failed_at_step", "steps")]
+    text = {key: None if r.get(key) is None else str(r[key]) for key in ("failure", "failed_tensor", "reason")}
     return {
-        "arm": run.arm, "seed": run.seed, "status": run.status, "step": r.get("failed_at_step", r.get("steps")),
-        "failure": r.get("failure"), "tensor": r.get("failed_tensor"), "reason": r.get("reason"),
+        "arm": run.arm, "seed": run.seed, "status": run.status,
+        "step": next((int(step) for step in steps if math.isfinite(step)), None),
+        "failure": text["failure"], "tensor": text["failed_tensor"], "reason": text["reason"],
     }  # fmt: skip
 
 
 def curves(run: ReadRun) -> Plain:
-    ended = run.result.get("failed_at_step", run.result.get("steps")) if run.status == "diverged" else None
+    ended = failure(run)["step"] if run.status == "diverged" else None
     return {
         "arm": run.arm, "seed": run.seed, "status": run.status, "ended": ended, "folder": str(run.folder),
         "train": points(*run.curves["loss"]), "val": points(*run.curves["val_loss"]),
@@ -556,11 +606,12 @@ def provenance(read: ReadStudy) -> Plain:
         values = {str(run.environment[key]) for run in read.runs.values() if run.environment.get(key) is not None}
         return sorted(values)
 
+    folder = read.folder.resolve()
     return {
         "hardware": seen("device_name"),
         "versions": {key: seen(key) for key in ("gptlab", "torch", "python", "cuda")},
         "commits": seen("git_commit"),
-        "command": f"gptlab study run {read.study.name}",
+        "command": shlex.join(["gptlab", "study", "run", str(folder / "study.toml"), "--out", f"{folder}-again"]),
         "recipe": tomli_w.dumps(_filled(read.study.recipe)),
         "flags": tomli_w.dumps(_filled(read.study.flags)),
         "overrides": {name: tomli_w.dumps(_filled(arm.settings)) for name, arm in read.study.arms.items()},

@@ -23,8 +23,11 @@ class Noise:
     df: int = 0
 
 
-def pilot_noise(read: ReadStudy) -> Noise:
+def pilot_noise(read: ReadStudy, key: str) -> Noise:
     """From a pilot: the pooled sd of every arm's paired differences with the baseline, runs that diverged left out.
+
+    Args:
+        key: the metric's name, of the study that is planned.
 
     Raises:
         UserError: no two seeds of an arm and the baseline completed.
@@ -32,9 +35,9 @@ def pilot_noise(read: ReadStudy) -> Noise:
     from scipy.special import chdtri
 
     study, squares, df = read.study, 0.0, 0
-    base = read.values(study.baseline, study.metric.name)
+    base = read.values(study.baseline, key)
     for arm in study.arms:
-        runs = read.values(arm, study.metric.name)
+        runs = read.values(arm, key)
         if arm == study.baseline or runs.diverged or base.diverged:
             continue
         d = st.paired(runs.values, base.values)
@@ -42,7 +45,8 @@ def pilot_noise(read: ReadStudy) -> Noise:
             squares, df = squares + (d.n - 1) * d.sd**2, df + d.n - 1
     if not df:
         raise UserError(
-            f"{read.folder} shows no noise: it takes two seeds of {study.baseline} and of another arm that completed"
+            f"{read.folder} shows no noise of {key}: it takes two seeds of {study.baseline} and of another arm that "
+            "completed with one"
         )
     return Noise(
         math.sqrt(squares / df), math.sqrt(squares / chdtri(df, 0.025)), math.sqrt(squares / chdtri(df, 0.975)), df
@@ -62,6 +66,8 @@ def power_report(study: Study, effect: float, noise: Noise) -> list[str]:
         if not (value > 0 and math.isfinite(value)):
             raise UserError(f"{name} = {value:g}: must be greater than 0")
     family = len(study.arms) - 1
+    if not family:
+        raise UserError(f"{study.name} has one arm: there is nothing to compare")
     measured = f", measured: 95% interval {noise.low:.3g} to {noise.high:.3g}" if noise.df else ""
     lines = [
         f"{study.name}: {study.metric.name}, {family} comparisons with {study.baseline}; a paired difference has an sd "

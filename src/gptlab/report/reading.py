@@ -13,8 +13,11 @@ Array = NDArray[np.float64]
 
 
 def number(value: Any) -> float:
-    """A logged value as a float; null, which stands for a value that was not finite, is NaN."""
-    return float(value) if isinstance(value, int | float) else np.nan
+    """A logged value as a float; null, which stands for a value that was not finite, is NaN, and so is what is none."""
+    try:
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else np.nan
+    except OverflowError:  # a whole number beyond 1e308
+        return np.nan
 
 
 def series(lines: Sequence[dict[str, Any]], key: str) -> tuple[Array, Array]:

@@ -15,7 +15,7 @@ of three covers 67.5%); documents within a seed are. NaN stands for what cannot 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal, TypeVar
 
@@ -451,12 +451,18 @@ def throughput(runs: Mapping[int, ArrayLike]) -> Estimate:
 
 
 def speedup(a: Mapping[int, ArrayLike], b: Mapping[int, ArrayLike]) -> Estimate:
-    """throughput(a) / throughput(b): t over the logarithms of the ratios of the seeds that both have; of a single seed
-    by the delta method, from the steps of both runs."""
+    """throughput(a) / throughput(b), and p of equal ones: t over the logarithms of the ratios, seed by seed.
+
+    Of a single seed by the delta method from the steps of both runs, without a p.
+    """
     x, y = _log_medians(a), _log_medians(b)
     seeds = sorted(x.keys() & y.keys())
     if len(seeds) != 1:
-        return _over_seeds([x[seed][0] - y[seed][0] for seed in seeds], "seeds")
+        logs = np.array([x[seed][0] - y[seed][0] for seed in seeds])
+        p = NAN
+        if len(logs) > 1 and logs.std() > 0:
+            p = float(t_test(logs.mean(), logs.std(ddof=1) / np.sqrt(len(logs)), len(logs) - 1))
+        return replace(_over_seeds(logs.tolist(), "seeds"), p=p)
     (centre_x, se_x, n_x), (centre_y, se_y, n_y) = x[seeds[0]], y[seeds[0]]
     log = _welch(centre_x - centre_y, se_x**2, se_y**2, BATCHES, BATCHES, "steps")
     value, low, high = np.exp([log.value, log.low, log.high]).tolist()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,12 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from gptlab.config import Study, UserError
+from gptlab.config import Recipe, Study, UserError, settings
 from gptlab.report.reading import Array, number, series
 from gptlab.report.statistics import Runs
 from gptlab.rundir import STATUSES, RunDir, open_study, run_name
 
+# what else two runs may differ in, by its name in environment.json
+FACTS = {"device": "device_name", "torch": "torch", "gptlab": "gptlab", "commit": "git_commit", "threads": "threads"}
 CURVES = ("loss", "val_loss", "tokens_per_second", "samples_per_second")
+# settings that a run resolves for itself, or that change nothing that is compared
+OWN = ("name", "description", "data.", "compile.", "checkpoint.", "log.", "sample.", "hellaswag.path", "train.device")
 WARM_UP = 10  # steps at a run's beginning that no speed is taken from: compilation and warm-up
 
 
@@ -36,6 +42,8 @@ class ReadRun:
     environment: dict[str, Any] = field(default_factory=dict)
     picks: dict[int, float] = field(default_factory=dict)
     """HellaSwag's rows to 1 where the pick by loss a token was right, else 0."""
+    differs: list[str] = field(default_factory=list)
+    """Settings of its recipe that are not the study's."""
 
     def value(self, key: str) -> float:
         """A number of a run that completed; NaN where there is none."""
@@ -46,7 +54,8 @@ class ReadRun:
         key = f"{unit}_per_second"
         steps, values = self.curves.get(key, (np.array([]), np.array([])))
         steady: list[float] = values[steps > WARM_UP].tolist()
-        return steady or [self.result[key]] * (number(self.result.get(key)) > 0)
+        rate = number(self.result.get(key))
+        return steady or ([rate] if rate > 0 else [])
 
 
 @dataclass
@@ -70,8 +79,8 @@ class ReadStudy:
         return Runs({run.seed: run.value(key) for run in runs}, sum(run.status == "diverged" for run in runs))
 
     def speeds(self, arm: str) -> dict[int, list[float]]:
-        """Seed to speeds, of runs that went on for long enough to have any, diverged ones among them."""
-        found = {run.seed: run.speeds(self.unit) for run in self.of(arm) if run.status in ("completed", "diverged")}
+        """Seed to speeds, of runs that completed and went on for long enough to have any."""
+        found = {run.seed: run.speeds(self.unit) for run in self.of(arm) if run.status == "completed"}
         return {seed: speeds for seed, speeds in found.items() if speeds}
 
 
@@ -84,6 +93,7 @@ def read_study_folder(folder: str | Path) -> ReadStudy:
     folder = Path(folder)
     study = open_study(folder)
     warnings: list[str] = []
+    foreign: dict[str, list[str]] = {}  # other studies' summaries
     found: dict[tuple[str, int], ReadRun] = {}
     for name in sorted({p.name for p in folder.iterdir() if p.is_dir()} | {p.stem for p in folder.glob("*.json")}):
         match = re.fullmatch(r"(.+)_seed(-?\d+)", name)
@@ -92,26 +102,32 @@ def read_study_folder(folder: str | Path) -> ReadStudy:
                 warnings.append(f"{folder / name} is left out: {study.name} has no such arm")
             continue
         try:
-            run = _read_run(folder, study, match[1], int(match[2]))
-        except (UserError, OSError, ValueError, KeyError, TypeError) as error:
+            run = _read_run(folder, study, match[1], int(match[2]), foreign)
+        except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             warnings.append(f"{folder / name} is left out: {error}")
             continue
         if run is not None:
             found[run.arm, run.seed] = run
+    for other, names in foreign.items():
+        warnings.append(f"{', '.join(names)} in {folder} left out: of the study {other!r}")
+    for run in found.values():
+        if run.status == "completed" and not math.isfinite(run.value(study.metric.name)):
+            warnings.append(f"{run.folder} completed without a {study.metric.name}")
     seeds = list(dict.fromkeys([*study.seeds, *sorted({seed for _, seed in found})]))
     order = [(arm, seed) for arm in study.arms for seed in seeds if (arm, seed) in found]
     warnings += _unequal(study, [found[key] for key in order])
     return ReadStudy(study, folder, {key: found[key] for key in order}, warnings)
 
 
-def _read_run(folder: Path, study: Study, arm: str, seed: int) -> ReadRun | None:
-    run = RunDir(folder / run_name(arm, seed))
-    summary = RunDir(folder).read_json(f"{run_name(arm, seed)}.json")
-    if not isinstance(summary, dict):
-        raise ValueError("its summary is no table")
+def _read_run(folder: Path, study: Study, arm: str, seed: int, foreign: dict[str, list[str]]) -> ReadRun | None:
+    run, name = RunDir(folder / run_name(arm, seed)), f"{run_name(arm, seed)}.json"
+    summary = _table(RunDir(folder).read_json(name), "its summary")
     if summary and summary.get("study") != study.name:  # a short trial that left its result beside the study's
-        return None
-    result = summary or run.read_json("result.json")
+        foreign.setdefault(str(summary.get("study")), []).append(name)
+        summary = {}
+    if summary and (summary.get("arm"), summary.get("seed")) != (arm, seed):
+        raise ValueError(f"its summary is of {summary.get('arm')} seed {summary.get('seed')}")
+    result = summary or _table(run.read_json("result.json"), "its result")
     status = result.get("status", "unfinished")
     if status not in (*STATUSES, "unfinished"):
         raise ValueError(f"status = {status}: there is no such status")
@@ -119,22 +135,50 @@ def _read_run(folder: Path, study: Study, arm: str, seed: int) -> ReadRun | None
     if not result and not lines:
         return None
     curves = {key: series(lines, key) for key in CURVES}
-    return ReadRun(arm, seed, run.path, status, result, curves, run.read_json("environment.json"), _picks(run))
+    environment = _table(run.read_json("environment.json"), "its environment")
+    environment["data"] = _table(environment.get("data") or {}, "its environment's data")
+    read = ReadRun(arm, seed, run.path, status, result, curves, environment, _picks(run))
+    if run.exists():
+        read.differs = _differences(study.build(arm, seed), run.read_recipe())
+    return read
+
+
+def _table(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{what} is no table")
+    return value
+
+
+def _differences(planned: Recipe, trained: Recipe) -> list[str]:
+    """Settings in which a run is not what the study says, without those that a run resolves or may change."""
+    plan, run = planned.model_dump(), trained.model_dump()
+    found = []
+    for name, _ in settings():
+        wanted: Any = plan
+        got: Any = run
+        for part in name.split("."):
+            wanted, got = wanted[part], got[part]
+        resolved = wanted in ("", "auto") or (type(wanted) is int and wanted == 0)
+        resolved = resolved or (name.startswith("model.") and bool(planned.train.init_from))
+        if wanted != got and not resolved and not name.startswith(OWN):
+            found.append(f"{name} = {got}")
+    return found
 
 
 def _picks(run: RunDir) -> dict[int, float]:
     file = run.path / "hellaswag_results.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
-    return {row["ind"]: float(row["pick_norm"] == row["label"]) for row in rows}
+    picks: dict[int, float] = {}
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else ():
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # half a line, as a kill leaves it
+            row = json.loads(line)
+            picks[int(row["ind"])] = float(row["pick_norm"] == row["label"])
+    return picks
 
 
 def _unequal(study: Study, runs: list[ReadRun]) -> list[str]:
     """Sentences on what differs between runs besides their arm and seed, and makes them hard to compare."""
-    facts = {
-        "device": "device_name", "torch": "torch", "gptlab": "gptlab", "commit": "git_commit", "threads": "threads",
-    }  # fmt: skip
     warnings = []
-    for what, key in facts.items():
+    for what, key in FACTS.items():
         seen: dict[str, list[ReadRun]] = {}
         for run in runs:
             if run.environment.get(key) is not None:
@@ -144,15 +188,21 @@ def _unequal(study: Study, runs: list[ReadRun]) -> list[str]:
     data: dict[str, list[ReadRun]] = {}
     steps: dict[str, list[ReadRun]] = {}
     for run in runs:
-        set_by_arm = json.dumps(study.arms[run.arm].settings)
-        if "data" not in set_by_arm and (mark := run.environment.get("data", {}).get("fingerprint")):
-            data.setdefault(mark, []).append(run)
-        if run.status == "completed" and not any(key in set_by_arm for key in ("max_", "tokens_per_step")):
-            work = {key: run.result.get(key) for key in ("steps", "tokens", "samples") if key in run.result}
-            steps.setdefault(", ".join(f"{n:,} {key}" for key, n in work.items()), []).append(run)
+        own = study.arms[run.arm].settings
+        if "data" not in own and (mark := run.environment["data"].get("fingerprint")):
+            data.setdefault(str(mark), []).append(run)
+        if run.status == "completed" and not {"train", "batch"} & own.keys():
+            work = {key: number(run.result.get(key)) for key in ("steps", "tokens", "samples") if key in run.result}
+            steps.setdefault(", ".join(f"{n:,.0f} {key}" for key, n in work.items()), []).append(run)
     for what, seen in (("data", data), ("length", steps)):
         if len(seen) > 1:
             warnings.append(f"{study.name}: runs differ in their {what}: {_counts(seen)}")
+    recipes: dict[str, list[ReadRun]] = {}
+    for run in runs:
+        if run.differs:
+            recipes.setdefault(", ".join(run.differs), []).append(run)
+    if recipes:
+        warnings.append(f"{study.name}: runs were trained with other settings than the study's: {_counts(recipes)}")
     return warnings
 
 
