@@ -159,8 +159,8 @@ class Batch(Section):
 class Optim(Section):
     """The optimizer; weight decay acts on matrices and embeddings, not on biases and norms."""
 
-    name: Literal["adamw", "adamw_8bit"] = "adamw"
-    """AdamW (arXiv 1711.05101), or with moments in 8 bits (arXiv 2110.02861; torchao on a GPU, else bitsandbytes)."""
+    name: Literal["adamw", "adamw_8bit", "muon"] = "adamw"
+    """AdamW (arXiv 1711.05101); moments in 8 bits (arXiv 2110.02861); muon for the blocks' matrices, else AdamW."""
     kernel: Literal["fused", "foreach"] = "fused"
     """PyTorch's kernel for AdamW: fused computes in float32 inside, foreach in the dtype of the weights."""
     rounding: Literal["nearest", "stochastic", "kahan"] = "nearest"
@@ -174,9 +174,13 @@ class Optim(Section):
     eps: float = Field(1e-8, gt=0)
     """Added to the root of the second moment."""
     weight_decay: float = Field(0.1, ge=0)
-    """Decoupled weight decay, multiplied by the learning rate."""
+    """Decoupled weight decay, multiplied by the learning rate (Muon's, for Muon's matrices)."""
     grad_clip: float = Field(1.0, ge=0)
     """Largest global gradient norm; 0 turns clipping off."""
+    muon_lr: float = Field(0.02, gt=0)
+    """Peak learning rate of Muon's matrices (kellerjordan.github.io/posts/muon); the schedule's factor is lr's."""
+    muon_momentum: float = Field(0.95, ge=0, lt=1)
+    """Decay of Muon's Nesterov momentum."""
 
 
 class Schedule(Section):
@@ -350,9 +354,13 @@ class Recipe(Section):
                 f"{self.precision.regime} stores others"
             )
         if self.optim.kernel == "foreach" and (self.optim.name != "adamw" or self.optim.rounding != "nearest"):
-            raise ValueError("optim.kernel = foreach: is PyTorch's AdamW, without 8-bit moments or another rounding")
-        if self.optim.name == "adamw_8bit" and self.optim.rounding != "nearest":
+            raise ValueError("optim.kernel = foreach: is PyTorch's AdamW, without Muon, 8-bit moments or a rounding")
+        if self.optim.name != "adamw" and self.optim.rounding != "nearest":
             raise ValueError(f"optim.rounding = {self.optim.rounding}: is for optim.name = adamw")
+        if self.optim.name == "muon" and self.precision.regime == "fp16_pure":
+            raise ValueError(
+                "optim.name = muon: its momentum would underflow in float16 (precision.regime = fp16_pure)"
+            )
         if self.task == "classify":
             self._encoder()
         return self

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gptlab.config import ConfigError, Optim
 from gptlab.optim.adamw import AdamW
+from gptlab.optim.muon import Muon
 from gptlab.precision.regimes import NotApplicable
 
 
@@ -27,8 +28,34 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     return [*groups, {"params": rest, "weight_decay": 0.0}] if rest else groups
 
 
+def muon_groups(model: nn.Module, optim: Optim) -> list[dict[str, Any]]:
+    """Four groups: Muon's matrices, Muon's that are three in one (c_attn: q, k, v), and AdamW's two.
+
+    Muon has every matrix inside the blocks, `h.*` of a GPT or an Encoder. AdamW has the embeddings and the head,
+    whose rows are looked up or compared one at a time, and what has one dimension. Every parameter is in exactly one
+    group.
+    """
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    hidden = {name: p for name, p in parameters.items() if name.startswith("h.") and p.dim() == 2}
+    fused = [p for name, p in hidden.items() if name.endswith(".c_attn.weight")]
+    assert fused and len(hidden) > len(fused), "the blocks have matrices, and attention's are named c_attn"
+    whole = [p for name, p in hidden.items() if not name.endswith(".c_attn.weight")]
+    rest = [p for name, p in parameters.items() if name not in hidden]
+    shared = {"muon": True, "weight_decay": optim.weight_decay, "lr": optim.muon_lr}
+    groups: list[dict[str, Any]] = [
+        {**shared, "params": whole, "parts": 1, "lr_scale": optim.muon_lr / optim.lr},
+        {**shared, "params": fused, "parts": 3, "lr_scale": optim.muon_lr / optim.lr},
+        {"params": [p for p in rest if p.dim() >= 2], "weight_decay": optim.weight_decay},
+        {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    covered = [id(p) for group in groups for p in group["params"]]
+    assert sorted(covered) == sorted(id(p) for p in parameters.values()), "every parameter is in exactly one group"
+    return groups
+
+
 def make_optimizer(model: nn.Module, optim: Optim, seed: int = 0) -> torch.optim.Optimizer:
-    """AdamW as `optim` has it: PyTorch's, gptlab's own where weights are rounded otherwise, or one with 8-bit moments.
+    """What `optim` says: AdamW (PyTorch's; gptlab's own for another rounding; with 8-bit moments) or Muon beside AdamW.
 
     Args:
         model: on its device already; that decides the library for 8 bits.
@@ -39,13 +66,15 @@ def make_optimizer(model: nn.Module, optim: Optim, seed: int = 0) -> torch.optim
         ConfigError: settings that exclude one another.
         NotApplicable: the library for 8-bit moments is not installed, or no weights that the rounding is for.
     """
-    groups = parameter_groups(model, optim.weight_decay)
     common: dict[str, Any] = {"lr": optim.lr, "betas": optim.betas, "eps": optim.eps}
     if optim.kernel == "foreach" and (optim.name != "adamw" or optim.rounding != "nearest"):
         raise ConfigError("optim.kernel = foreach: is of optim.name = adamw with optim.rounding = nearest")
+    if optim.name != "adamw" and optim.rounding != "nearest":
+        raise ConfigError(f"optim.rounding = {optim.rounding}: is of optim.name = adamw")
+    if optim.name == "muon":
+        return Muon(muon_groups(model, optim), **common, momentum=optim.muon_momentum)
+    groups = parameter_groups(model, optim.weight_decay)
     if optim.name == "adamw_8bit":
-        if optim.rounding != "nearest":
-            raise ConfigError(f"optim.rounding = {optim.rounding}: is of optim.name = adamw")
         return _eight_bit(next(model.parameters()).device)(groups, **common)
     if optim.rounding != "nearest":
         if all(p.dtype is not torch.bfloat16 for p in model.parameters()):
@@ -88,18 +117,22 @@ def plain_tensors(state: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every group; torchao's is a tensor, which its compiled step has to find changed."""
+    """Set the learning rate of every group, times the group's own factor (Muon's muon_lr / lr) where it has one.
+
+    torchao's is a tensor, which its compiled step has to find changed.
+    """
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(lr)
         else:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
 def describe(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """What a run's environment.json says of its optimizer.
 
-    kernel is PyTorch's, or else the library that has its own. eps_is_zero tells whether eps is 0 in the dtype of (some
+    kernel is PyTorch's (of AdamW, beside Muon), or else the library that has its own. muon_share is the share (0 to 1)
+    of the numbers that are Muon's, absent without it. eps_is_zero tells whether eps is 0 in the dtype of (some
     of) the weights, as 1e-8 is in float16: a kernel that computes in that dtype then divides by zero.
     bytes_per_parameter is of moments and compensation, measured, so it is None before the first step.
     """
@@ -109,7 +142,7 @@ def describe(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     dtypes = {p.dtype for p in parameters}
     kept = [t for state in optimizer.state.values() for t in plain_tensors(state).values() if t.dim()]
     size = sum({t.data_ptr(): t.nbytes for t in kept}.values())  # tables that are shared count once
-    return {
+    told = {
         "optimizer": f"{cls.__module__}.{cls.__qualname__} {sys.modules[library].__version__}",
         "kernel": next((kernel for kernel in ("fused", "foreach") if defaults.get(kernel)), library),
         "rounding": getattr(optimizer, "rounding", "nearest"),
@@ -117,3 +150,7 @@ def describe(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         "eps_is_zero": any(not torch.tensor(defaults["eps"], dtype=dtype) for dtype in dtypes),
         "bytes_per_parameter": size / sum(p.numel() for p in parameters) if kept else None,
     }
+    if isinstance(optimizer, Muon):
+        matrices = [p for group in optimizer.param_groups if group["muon"] for p in group["params"]]
+        told["muon_share"] = sum(p.numel() for p in matrices) / sum(p.numel() for p in parameters)
+    return told

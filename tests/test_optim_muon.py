@@ -1,0 +1,254 @@
+"""Muon: against the singular value decomposition, PyTorch's, itself one by one and after a resume."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_recipe
+from test_training_resume import assert_same_run, stop_at
+from torch import Tensor, nn
+
+from gptlab.config import ConfigError, Model, Optim, build_recipe
+from gptlab.model.encoder import build_encoder
+from gptlab.model.gpt import address, build_model
+from gptlab.optim import muon
+from gptlab.optim.muon import Muon, orthogonalize
+from gptlab.optim.optimizers import describe, make_optimizer, muon_groups, set_lr
+from gptlab.training.loop import train
+
+SHAPE = Model(n_layer=2, n_head=2, n_embd=8, block_size=6, vocab_size=11)
+OPTIM = Optim(name="muon", lr=3e-3, muon_lr=0.05, weight_decay=0.3, betas=(0.8, 0.9), eps=1e-6, muon_momentum=0.9)
+
+
+def drawn(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def quintic(s: Tensor) -> Tensor:
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    return s
+
+
+def by_svd(x: Tensor) -> Tensor:
+    """What the iteration amounts to: the polynomial of each singular value, of x divided by its Frobenius norm."""
+    u, s, v = torch.linalg.svd(x, full_matrices=False)
+    return u @ torch.diag(quintic(s / s.square().sum().sqrt())) @ v
+
+
+def gradient(p: Tensor, step: int, i: int) -> Tensor:
+    return (drawn(*p.shape, seed=address(step, i)) * 1e-2 + 0.1 * p.detach().double()).to(p.dtype)
+
+
+def run(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    for step in range(steps):
+        set_lr(optimizer, OPTIM.lr / (1 + 0.1 * step))
+        for i, p in enumerate(model.parameters()):
+            p.grad = gradient(p, step, i)
+        optimizer.step()
+
+
+# -- the iteration
+
+
+def test_orthogonalize_is_the_polynomial_of_singular_values() -> None:
+    x = drawn(3, 12, 40, seed=1)
+    for ours, matrix in zip(orthogonalize(x, torch.float64), x, strict=True):
+        assert torch.allclose(ours, by_svd(matrix), rtol=0, atol=1e-12)
+    assert torch.allclose(orthogonalize(1e-4 * x, torch.float64), orthogonalize(x, torch.float64), atol=1e-12)
+    assert not orthogonalize(torch.zeros(2, 3, 4), torch.float32).any()
+
+
+@pytest.mark.parametrize("dtype, low, high", [(torch.float32, 0.68, 1.14), (torch.bfloat16, 0.65, 1.18)])
+def test_singular_values_end_near_one(dtype: torch.dtype, low: float, high: float) -> None:
+    """Of all from 0.01 on the quintic makes 0.682 to 1.134."""
+    u, _, v = torch.linalg.svd(drawn(24, 48, seed=2, dtype=torch.float32), full_matrices=False)
+    s = torch.logspace(-1.7, 0, 24)  # over the norm: from 0.01 on
+    s /= s.square().sum().sqrt()
+    assert s.min() > 0.008
+    ends = torch.linalg.svdvals(orthogonalize((u @ torch.diag(s) @ v)[None], dtype)[0].float())
+    assert low < ends.min() and ends.max() < high
+
+
+# -- the optimizer
+
+
+def reference(model: nn.Module, steps: int) -> dict[str, Tensor]:
+    """Muon matrix by matrix and AdamW by the papers' rules, in float64; which is which stands here by hand."""
+    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+    mean, square = ({name: torch.zeros_like(w) for name, w in weights.items()} for _ in range(2))
+    hidden = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+    for step in range(steps):
+        factor = 1 / (1 + 0.1 * step)
+        for i, (name, w) in enumerate(weights.items()):
+            g = gradient(w, step, i)
+            decay = 0.0 if w.dim() == 1 else 0.3
+            if name.endswith(hidden):
+                lr, mean[name] = 0.05 * factor, 0.9 * mean[name] + g  # not averaged: the norm is divided out
+                nesterov = g + 0.9 * mean[name]
+                parts = nesterov.chunk(3) if name.endswith("c_attn.weight") else (nesterov,)
+                scale = math.sqrt(max(1, parts[0].shape[0] / parts[0].shape[1]))
+                step_of = scale * torch.cat([by_svd(part) for part in parts])
+            else:
+                lr = 3e-3 * factor
+                mean[name] = 0.8 * mean[name] + 0.2 * g
+                square[name] = 0.9 * square[name] + 0.1 * g * g
+                corrected = mean[name] / (1 - 0.8 ** (step + 1)), square[name] / (1 - 0.9 ** (step + 1))
+                step_of = corrected[0] / (corrected[1].sqrt() + 1e-6)
+            weights[name] = w - lr * decay * w - lr * step_of
+    return weights
+
+
+def test_200_steps_against_the_reference() -> None:
+    model = build_model(SHAPE.model_copy(update={"n_layer": 1}), "cpu", torch.float64, 3)
+    expected = reference(model, 200)
+    run(model, make_optimizer(model, OPTIM), 200)
+    for name, p in model.named_parameters():
+        assert (p - expected[name]).norm() <= 1e-6 * expected[name].norm(), name
+
+
+def test_batched_is_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    batched, single = (build_model(SHAPE, "cpu", torch.float32, 3) for _ in range(2))
+    sizes: list[int] = []
+    original = muon.orthogonalize
+
+    def counted(x: Tensor, dtype: torch.dtype) -> Tensor:
+        sizes.append(len(x))
+        return original(x, dtype)
+
+    monkeypatch.setattr(muon, "orthogonalize", counted)
+    run(batched, make_optimizer(batched, OPTIM), 5)
+    assert sizes == 5 * [8, 4]  # q, k, v and c_proj of two layers; c_fc and the other c_proj of two
+    monkeypatch.setattr(muon, "AT_ONCE", 1)
+    sizes.clear()
+    run(single, make_optimizer(single, OPTIM), 5)
+    assert sorted(sizes[:8]) == [1, 1, 1, 1, 1, 1, 3, 3]
+    for p, q in zip(batched.parameters(), single.parameters(), strict=True):
+        assert torch.allclose(p, q, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch has none")
+@pytest.mark.parametrize("shape", [(16, 48), (48, 16), (16, 16)])
+def test_one_matrix_against_pytorch(shape: tuple[int, int]) -> None:
+    """PyTorch's iterates in bf16 wherever it is: the same up to that."""
+    ours, theirs = (nn.Parameter(drawn(*shape, seed=1, dtype=torch.float32)) for _ in range(2))
+    a = Muon([{"params": [ours], "muon": True}], lr=0.1, weight_decay=0.2)
+    b = torch.optim.Muon([theirs], lr=0.1, weight_decay=0.2, momentum=0.95)
+    for step in range(5):
+        before = ours.detach().clone()
+        with torch.no_grad():
+            theirs.copy_(ours)
+        ours.grad = theirs.grad = gradient(ours, step, 0)
+        a.step()
+        b.step()
+        assert (ours - theirs).norm() < 0.03 * (ours - before).norm()
+        assert torch.allclose(a.state[ours]["momentum_buffer"], b.state[theirs]["momentum_buffer"])
+
+
+def test_the_rest_is_pytorchs_adamw() -> None:
+    ours, theirs = (build_model(SHAPE, "cpu", torch.float32, 3) for _ in range(2))
+    a, b = make_optimizer(ours, OPTIM), make_optimizer(theirs, OPTIM.model_copy(update={"name": "adamw"}))
+    run(ours, a, 5)
+    run(theirs, b, 5)
+    same = {n for (n, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True) if torch.equal(p, q)}
+    assert {n for n, _ in ours.named_parameters()} - same == {
+        f"h.{i}.{part}.weight" for i in range(2) for part in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    }
+
+
+def test_bf16_weights_are_rounded_once() -> None:
+    """Decay of 1 - 0.05 x 0.01 alone is less than half a step of bf16, and yet not lost beside an update."""
+    p = nn.Parameter(drawn(16, 16, seed=1).bfloat16())
+    optimizer = Muon([{"params": [p], "muon": True, "lr": 0.05, "weight_decay": 0.01}])
+    p.grad = drawn(16, 16, seed=2).bfloat16()
+    before, direction = p.detach().float(), orthogonalize(p.grad[None].float() * 0.0975, torch.float32)[0]
+    optimizer.step()
+    exact = before * (1 - 0.05 * 0.01) - 0.05 * direction
+    assert ((p.float() - exact).abs() <= 2**-8 * exact.abs()).float().mean() > 0.98  # momentum is in bf16
+
+
+# -- groups and learning rates
+
+
+def test_groups_of_both_models() -> None:
+    encoder = Model(**SHAPE.model_dump() | {"mlp": "gelu_erf", "bias": True})
+    gated = Model(**SHAPE.model_dump() | {"mlp": "swiglu", "tied": False, "position": "rope", "qk_norm": True})
+    for model in (build_model(SHAPE), build_model(gated), build_encoder(encoder, 5)):
+        names = {id(p): name for name, p in model.named_parameters()}
+        groups = [[names[id(p)] for p in group["params"]] for group in muon_groups(model, OPTIM)]
+        assert sorted(name for group in groups for name in group) == sorted(names.values())
+        assert all(name.endswith("c_attn.weight") for name in groups[1]) and len(groups[1]) == 2
+        assert not any(key in name for name in groups[0] + groups[1] for key in ("wte", "wpe", "head", "ln", "bias"))
+        assert any("wte" in name for name in groups[2])
+    with pytest.raises(AssertionError, match="c_attn"):
+        muon_groups(nn.Linear(3, 3), OPTIM)
+
+
+def test_the_schedule_scales_both_rates_and_never_compounds() -> None:
+    optimizer = make_optimizer(build_model(SHAPE), OPTIM)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.05, 0.05, 3e-3, 3e-3]
+    for factor in (0.5, 0.5, 0.1, 1.0):
+        set_lr(optimizer, 3e-3 * factor)
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(
+            [0.05 * factor] * 2 + [3e-3 * factor] * 2, rel=1e-12
+        )
+
+
+# -- training
+
+
+def test_resumes_bit_for_bit_under_autocast(dataset: Path, tmp_path: Path) -> None:
+    """24 steps of a ragged accumulation, and 10 and then 14; it learns, too."""
+    changes = {"optim__name": "muon", "schedule__decay_steps": 24, "precision__regime": "amp_bf16"}
+    recipe = tiny_recipe(dataset, **changes)
+    whole = train(recipe, tmp_path / "whole", quiet=True)
+    assert whole.status == "completed"
+    train(tiny_recipe(dataset, **changes, train__max_steps=10), tmp_path / "pieces", quiet=True)
+    assert train(recipe, tmp_path / "pieces", quiet=True).final_val_loss == whole.final_val_loss
+    lines = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[-1] < losses[0] - 0.3
+    told = json.loads((tmp_path / "pieces/environment.json").read_text())["optimizer"]  # as it went on
+    assert told["optimizer"].startswith("gptlab.optim.muon.Muon")
+    assert 4 < told["bytes_per_parameter"] < 8 and told["muon_share"] == pytest.approx(
+        2 - told["bytes_per_parameter"] / 4
+    )
+    # another limit on the way adds an evaluation: compared are the losses
+    pieces = [json.loads(line) for line in (tmp_path / "pieces/metrics.jsonl").read_text().splitlines()]
+    assert losses == [line["loss"] for line in pieces if "loss" in line]
+
+
+def test_killed_and_resumed(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+
+    recipe = tiny_recipe(dataset, optim__name="muon", train__max_steps=12)
+    train(recipe, tmp_path / "whole", quiet=True)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 6)
+        assert train(recipe, tmp_path / "pieces", quiet=True).status == "interrupted"
+    assert train(recipe, tmp_path / "pieces", quiet=True).status == "completed"
+    assert_same_run(tmp_path / "whole", tmp_path / "pieces")
+
+
+def test_says_what_it_is() -> None:
+    told = describe(make_optimizer(build_model(SHAPE), OPTIM))
+    assert (told["kernel"], told["rounding"], told["bytes_per_parameter"]) == ("fused", "nearest", None)
+    assert "muon_share" not in describe(make_optimizer(build_model(SHAPE), Optim()))
+
+
+@pytest.mark.parametrize(
+    "settings, sentence",
+    [
+        ({"optim.rounding": "kahan", "precision.regime": "bf16_pure"}, "optim.rounding = kahan: is for optim.name"),
+        ({"optim.kernel": "foreach"}, "optim.kernel = foreach: is PyTorch's AdamW, without Muon"),
+        ({"precision.regime": "fp16_pure"}, "optim.name = muon: .*underflow"),
+        ({"optim.muon_lr": 0}, "optim.muon_lr = 0: must be greater than 0"),
+        ({"optim.muon_momentum": 1}, "optim.muon_momentum = 1: must be less than 1"),
+    ],
+)
+def test_bad_settings(settings: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        build_recipe({"train": {"max_steps": 1}}, {"optim.name": "muon", **settings})
