@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gptlab import __version__
 from gptlab.config import (
@@ -23,6 +23,9 @@ from gptlab.config import (
     shipped,
     unknown_setting,
 )
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 # Exit statuses: 0 done, 1 the work failed, 2 the call was wrong, 3 diverged or out of memory, 4 interrupted.
 EXIT = {"completed": 0, "failed": 1, "not_applicable": 2, "diverged": 3, "out_of_memory": 3, "interrupted": 4}
@@ -199,20 +202,14 @@ def study_run(options: argparse.Namespace) -> int:
 
 
 def study_status(options: argparse.Namespace) -> None:
-    from rich.console import Console
-
     from gptlab.study.table import read_study, render
 
-    console = Console()
-    if not console.is_terminal:
-        console.width = 200  # a pipe has no width of its own
+    console = _console(200)
     states = read_study(options.folder)
     console.print(render(states, jobs=sum(state.status == "running" for state in states)))
 
 
 def study_report(options: argparse.Namespace) -> None:
-    from rich.console import Console
-
     from gptlab.report.analysis import analyse
     from gptlab.report.figures import draw_report
     from gptlab.report.page import write_page
@@ -234,9 +231,7 @@ def study_report(options: argparse.Namespace) -> None:
     payload = analyse(studies, comparison, control)
     payload |= {"gptlab": __version__, "command": shlex.join(["gptlab", *sys.argv[1:]])}
     out = options.out or (folders[0] if len(studies) == 1 else Path("results") / "-and-".join(names))
-    console = Console()
-    if not console.is_terminal:
-        console.width = 160  # a pipe has no width of its own
+    console = _console(160)
     print_report(payload, console)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -262,8 +257,6 @@ def study_power(options: argparse.Namespace) -> None:
 
 
 def bench_inference(options: argparse.Namespace) -> None:
-    from rich.console import Console
-
     from gptlab.bench.inference import DEFAULT_RECIPE, DEFAULT_REGIMES, bench_inference, render
 
     if options.json and options.json.is_dir():
@@ -278,9 +271,7 @@ def bench_inference(options: argparse.Namespace) -> None:
         options.prompt_tokens, options.new_tokens, options.repeats, progress,
     )  # fmt: skip
     progress("")
-    console = Console()
-    if not console.is_terminal:
-        console.width = 200  # a pipe has no width of its own
+    console = _console(200)
     console.print(render(report))
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
@@ -293,6 +284,16 @@ def recipes(options: argparse.Namespace) -> None:
 
 def studies(options: argparse.Namespace) -> None:
     _list("studies")
+
+
+def _console(width: int) -> Console:
+    """What tables are printed on; a pipe, which has no width of its own, gets this one."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = width
+    return console
 
 
 def _list(kind: str) -> None:

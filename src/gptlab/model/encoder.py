@@ -33,7 +33,9 @@ from gptlab.model.hub import (
     _model,
     _read_json,
     _stored_tensors,
+    copy_stored,
     download,
+    refuse_others,
 )
 from gptlab.model.loss import HeadLoss
 
@@ -306,10 +308,7 @@ def _encoder_filler(source: Path, stored: Stored, prefix: str, seed: int) -> Enc
         names = {name: _hf_names(name) for name, _ in model.named_parameters() if not name.startswith("head.")}
         expected = {piece for pieces in names.values() for piece in pieces}
         foreign, missing = tensors.keys() - expected, expected - tensors.keys()
-        for problem, found in (("lacks", missing), ("has no place in our encoder for", foreign)):
-            if found:
-                more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-                raise HubError(f"{source} {problem} {', '.join(sorted(found)[:3])}{more}")
+        refuse_others(source, missing, foreign, "encoder")
         for name, parameter in model.named_parameters():
             if name not in names:
                 _initialise(name, parameter, seed)
@@ -318,11 +317,7 @@ def _encoder_filler(source: Path, stored: Stored, prefix: str, seed: int) -> Enc
                 tensor = tensors[piece]()
                 if name == "token_type.weight":
                     tensor = tensor[:1]
-                if tensor.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
-                    raise HubError(f"{source}: {piece} is stored as {tensor.dtype}: quantised weights are not imported")
-                if tensor.shape != part.shape:
-                    raise HubError(f"{source}: {piece} has shape {list(tensor.shape)}, not {list(part.shape)}")
-                part.copy_(tensor)
+                copy_stored(source, piece, tensor, part)
 
     return fill
 

@@ -18,7 +18,7 @@ import pickle
 import re
 import shutil
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -397,22 +397,32 @@ def _filler(source: Path, stored: Stored, model_type: str, conv1d: bool) -> Fill
             if embedding in tensors and not torch.equal(tensors["lm_head.weight"](), tensors[embedding]()):
                 raise HubError(f"{source}: lm_head.weight differs from {embedding}, though the two are said to be tied")
             foreign.discard("lm_head.weight")
-        for problem, found in (("lacks", missing), ("has no place in our model for", foreign)):
-            if found:
-                more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-                raise HubError(f"{source} {problem} {', '.join(sorted(found)[:3])}{more}")
+        refuse_others(source, missing, foreign, "model")
         for name, parameter in model.named_parameters():
             for part, piece in zip(parameter.chunk(len(names[name])), names[name], strict=True):
                 tensor = tensors[piece]()
                 if conv1d and _is_conv1d(piece, model_type):
                     part = part.t()
-                if tensor.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
-                    raise HubError(f"{source}: {piece} is stored as {tensor.dtype}: quantised weights are not imported")
-                if tensor.shape != part.shape:
-                    raise HubError(f"{source}: {piece} has shape {list(tensor.shape)}, not {list(part.shape)}")
-                part.copy_(tensor)
+                copy_stored(source, piece, tensor, part)
 
     return fill
+
+
+def refuse_others(source: Path, missing: Set[str], foreign: Set[str], ours: str) -> None:
+    """Raise HubError where tensors are missing from a source, or it has others than our model does."""
+    for problem, found in (("lacks", missing), (f"has no place in our {ours} for", foreign)):
+        if found:
+            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+            raise HubError(f"{source} {problem} {', '.join(sorted(found)[:3])}{more}")
+
+
+def copy_stored(source: Path, name: str, tensor: Tensor, part: Tensor) -> None:
+    """Copy a stored tensor into a parameter, or a part of one. Raises HubError where dtype or shape do not fit."""
+    if tensor.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        raise HubError(f"{source}: {name} is stored as {tensor.dtype}: quantised weights are not imported")
+    if tensor.shape != part.shape:
+        raise HubError(f"{source}: {name} has shape {list(tensor.shape)}, not {list(part.shape)}")
+    part.copy_(tensor)
 
 
 def import_hf(folder: str | Path) -> tuple[Model, Fill]:

@@ -415,9 +415,8 @@ class Runner:
         run.attempts += 1
         run.dir.path.mkdir(exist_ok=True)
         if run.dir.read_json("result.json").get("status") == "failed":
-            (
-                run.dir.path / "result.json"
-            ).unlink()  # it is looked at again: what it died of then may not be why it does now
+            # it is looked at again: what it died of then may not be why it does now
+            (run.dir.path / "result.json").unlink()
         line = command(self.folder, run)
         with open(run.dir.path / "worker.log", "ab") as log:
             log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} start {run.attempts}: {' '.join(line)}\n".encode())
