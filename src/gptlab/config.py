@@ -92,6 +92,8 @@ class Model(Section):
     """Share the token embedding with the output head."""
     qk_norm: bool = False
     """RMSNorm on queries and keys, per head, before attention (arXiv 2302.05442)."""
+    zero_init: bool = False
+    """Start the projections that write to the residual stream at 0, so that blocks begin as the identity."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Probability of dropping an activation while training."""
     rope_theta: float = Field(10000.0, gt=0)
@@ -159,8 +161,9 @@ class Batch(Section):
 class Optim(Section):
     """The optimizer; weight decay acts on matrices and embeddings, not on biases and norms."""
 
-    name: Literal["adamw", "adamw_8bit", "muon"] = "adamw"
-    """AdamW (arXiv 1711.05101); moments in 8 bits (arXiv 2110.02861); muon for the blocks' matrices, else AdamW."""
+    name: Literal["adamw", "adamw_8bit", "adamw-spam", "adamw-prune", "muon", "sgd"] = "adamw"
+    """AdamW (arXiv 1711.05101); its moments in 8 bits (arXiv 2110.02861); with spike handling; pruning by its moments
+    (sparsity.method = state); Muon for the blocks' matrices, else AdamW; SGD with momentum betas[0]."""
     kernel: Literal["fused", "foreach"] = "fused"
     """PyTorch's kernel for AdamW: fused computes in float32 inside, foreach in the dtype of the weights."""
     rounding: Literal["nearest", "stochastic", "kahan"] = "nearest"
@@ -181,6 +184,64 @@ class Optim(Section):
     """Peak learning rate of Muon's matrices (kellerjordan.github.io/posts/muon); the schedule's factor is lr's."""
     muon_momentum: float = Field(0.95, ge=0, lt=1)
     """Decay of Muon's Nesterov momentum."""
+    amsgrad: bool = False
+    """Divide by the largest second moment so far (arXiv 1904.09237); of adamw, adamw-spam and adamw-prune."""
+    spam_form: Literal["seed", "paper", "stable"] = "seed"
+    """adamw-spam: z-score and theta clip; SPAM's paper (arXiv 2501.06842); Stable-SPAM (arXiv 2502.17055)."""
+    spam_enable_clip: bool = True
+    """Clip gradient spikes, entry by entry."""
+    spam_spike_threshold: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    """Standard deviations above which a gradient norm weakens the moments; 0 is off; auto: 2 in form seed, else off."""
+    spam_theta: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    """An entry is clipped where its square exceeds theta times the second moment; auto: 50 in form seed, 5000 paper."""
+    spam_periodic_reset: bool = True
+    """Set the moments to zero every spam_interval steps."""
+    spam_interval: Positive | Literal["auto"] = "auto"
+    """Steps between resets; auto: 500 in form paper, else 1000."""
+    spam_warmup: bool = True
+    """Raise the learning rate anew after a reset; form stable has no such warm-up."""
+    spam_warmup_steps: Count | Literal["auto"] = "auto"
+    """Steps of that; auto: 100 in form seed, 150 paper, 0 stable."""
+    spam_density: float = Field(1.0, gt=0, le=1)
+    """Share of a matrix that moves between two resets, drawn at random (sparse momentum); below 1 in form paper."""
+
+
+class Sparsity(Section):
+    """Which weights become zero, when, and by what score. Masked weights, gradients and moments stay zero."""
+
+    method: Literal["none", "magnitude", "movement", "state", "rigl", "2:4"] = "none"
+    """By |w|; movement; state: by adamw-prune's moments; rigl (arXiv 1911.11134); 2:4: two of four, once at begin."""
+    target: float = Field(0.5, gt=0, lt=1)
+    """Share of the prunable weights that is zero in the end: exactly int(target N) of them."""
+    variant: Literal["bitter0", "bitter1", "bitter3", "bitter7"] = "bitter1"
+    """Score of method = state: |w m| |w| / sqrt(v); |w|; |w| sqrt|m|; |w| v^0.25 (m, v: the moments)."""
+    movement: Literal["gradient", "distance"] = "gradient"
+    """Score of method = movement: -sum of gradient times w (Sanh et al., arXiv 2005.07683), or w (w - its start)."""
+    schedule: Literal["cubic", "linear", "late"] = "cubic"
+    """Ramp from 0 to target: 1 - (1 - p)^3 (arXiv 1710.01878), p, or p^3. Not of rigl and 2:4."""
+    begin: float = Field(0.25, ge=0, lt=1)
+    """Where the ramp begins, as a share of schedule.decay_steps (the run's length where nothing else is said)."""
+    end: float = Field(0.75, gt=0, le=1)
+    """Where it ends; what follows is recovery. rigl regrows until there."""
+    every: Positive = 50
+    """Steps between changes of the masks."""
+    scope: Literal["global", "layer"] = "global"
+    """One threshold for all matrices, or each matrix pruned to the same share."""
+    head: bool = False
+    """Prune the output head too, with the embedding where the two are tied."""
+    rigl_alpha: float = Field(0.3, gt=0, lt=1)
+    """Share of a matrix's weights that rigl moves at first; it falls to 0 at `end` with a cosine."""
+
+
+class Faults(Section):
+    """Damage done on purpose, to see which optimizer survives it."""
+
+    gradient_every: Count = 0
+    """Steps between gradient spikes; 0 is none."""
+    gradient_factor: float = Field(1000.0, gt=0)
+    """What a spike multiplies the gradient by."""
+    batch_every: Count = 0
+    """Steps between batches of uniformly random tokens, for task = lm; 0 is none."""
 
 
 class Schedule(Section):
@@ -321,6 +382,7 @@ class Recipe(Section):
     data: Data = Data()
     batch: Batch = Batch()
     optim: Optim = Optim()
+    sparsity: Sparsity = Sparsity()
     schedule: Schedule = Schedule()
     train: Train = Train()
     eval: Eval = Eval()
@@ -330,6 +392,7 @@ class Recipe(Section):
     compile: Compile = Compile()
     sample: Sample = Sample()
     log: Log = Log()
+    faults: Faults = Faults()
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -353,17 +416,47 @@ class Recipe(Section):
                 f"optim.rounding = {self.optim.rounding}: is for bf16 weights, and precision.regime = "
                 f"{self.precision.regime} stores others"
             )
-        if self.optim.kernel == "foreach" and (self.optim.name != "adamw" or self.optim.rounding != "nearest"):
-            raise ValueError("optim.kernel = foreach: is PyTorch's AdamW, without Muon, 8-bit moments or a rounding")
+        whole = self.optim.name in ("adamw", "adamw-spam", "adamw-prune") and self.optim.rounding == "nearest"
+        for key, value, plain in (
+            ("kernel", self.optim.kernel, "fused"), ("amsgrad", str(self.optim.amsgrad).lower(), "false"),
+        ):  # fmt: skip
+            if value != plain and not whole:
+                raise ValueError(f"optim.{key} = {value}: is PyTorch's AdamW's, without Muon, 8 bits or a rounding")
         if self.optim.name != "adamw" and self.optim.rounding != "nearest":
             raise ValueError(f"optim.rounding = {self.optim.rounding}: is for optim.name = adamw")
         if self.optim.name == "muon" and self.precision.regime == "fp16_pure":
             raise ValueError(
                 "optim.name = muon: its momentum would underflow in float16 (precision.regime = fp16_pure)"
             )
+        if self.optim.name == "adamw-spam":
+            self._spam()
+        self._sparse()
         if self.task == "classify":
             self._encoder()
         return self
+
+    def _spam(self) -> None:
+        optim = self.optim
+        if optim.spam_form == "stable" and optim.spam_theta != "auto":
+            raise ValueError(f"optim.spam_theta = {optim.spam_theta}: form stable has none, its bound is an average")
+        if optim.spam_form == "stable" and optim.spam_warmup_steps not in ("auto", 0):
+            raise ValueError(f"optim.spam_warmup_steps = {optim.spam_warmup_steps}: form stable has no such warm-up")
+        if optim.spam_density < 1 and not (optim.spam_form == "paper" and optim.spam_periodic_reset):
+            raise ValueError(f"optim.spam_density = {optim.spam_density}: below 1 is for form paper, with resets")
+
+    def _sparse(self) -> None:
+        sparsity, prunes = self.sparsity, self.optim.name == "adamw-prune"
+        if (sparsity.method == "state") != prunes:
+            raise ValueError(
+                f"sparsity.method = {sparsity.method}, optim.name = {self.optim.name}: state and adamw-prune are for "
+                f"each other"
+            )
+        if sparsity.method != "none" and sparsity.begin >= sparsity.end:
+            raise ValueError(f"sparsity.begin = {sparsity.begin}: must be before sparsity.end = {sparsity.end}")
+        if sparsity.method == "2:4" and sparsity.target != 0.5:
+            raise ValueError(f"sparsity.target = {sparsity.target}: two of four is 0.5")
+        if self.faults.batch_every and self.task != "lm":
+            raise ValueError(f"faults.batch_every = {self.faults.batch_every}: is for task = lm")
 
     def _encoder(self) -> None:
         """A classifier is BERT's encoder: what the other parts would change is not there, so they are refused."""
