@@ -816,6 +816,25 @@ def test_hellaswag_within_a_seed_has_a_table_where_it_was_measured(browser: Brow
 
 @pytest.mark.slow
 @needs_chromium
+def test_arms_at_equal_cost_have_a_table_where_they_differ_in_it(browser: Browser) -> None:
+    payload = make_payload(points=20, studies=1)
+    browser.open(render_page(payload))
+    assert browser.each("section[id$=equal]", "one.id") == []
+    quality = {"n": 3, "mean": 2.5, "sd": 0.01, "low": 2.4, "high": 2.6}
+    first, *rest = [arm["name"] for arm in payload["studies"][0]["arms"]]
+    arms = [{"name": first, "quality": quality, "difference": None}]
+    arms += [{"name": name, "quality": quality, "difference": {**quality, "mean": -0.25}} for name in rest]
+    arms[-1] |= {"quality": None, "difference": None}
+    payload["studies"][0]["equal"] = [{"what": "seconds", "budget": 12.5, "arms": arms}]
+    browser.open(render_page(payload))
+    assert browser.each("section[id$=equal] thead th", "one.textContent")[-1].startswith("at 12.5 seconds")
+    cells = browser.each("section[id$=equal] tbody td:last-child", "one.textContent")
+    assert len(cells) == len(arms) and sum("2.5" in cell and "0.25" in cell for cell in cells) == len(arms) - 2
+    assert browser.complaints() == []
+
+
+@pytest.mark.slow
+@needs_chromium
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -11,6 +11,7 @@ merged in that order and validated once, so each way of saying a setting has the
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import math
 import re
 import tomllib
@@ -184,8 +185,8 @@ class Optim(Section):
     """Peak learning rate of Muon's matrices (kellerjordan.github.io/posts/muon); the schedule's factor is lr's."""
     muon_momentum: float = Field(0.95, ge=0, lt=1)
     """Decay of Muon's Nesterov momentum."""
-    amsgrad: bool = False
-    """Divide by the largest second moment so far (arXiv 1904.09237); of adamw, adamw-spam and adamw-prune."""
+    amsgrad: bool | Literal["auto"] = "auto"
+    """Divide by the largest second moment so far (arXiv 1904.09237); auto: in adamw-spam of form seed, else not."""
     spam_form: Literal["seed", "paper", "stable"] = "seed"
     """adamw-spam: z-score and theta clip; SPAM's paper (arXiv 2501.06842); Stable-SPAM (arXiv 2502.17055)."""
     spam_enable_clip: bool = True
@@ -418,7 +419,7 @@ class Recipe(Section):
             )
         whole = self.optim.name in ("adamw", "adamw-spam", "adamw-prune") and self.optim.rounding == "nearest"
         for key, value, plain in (
-            ("kernel", self.optim.kernel, "fused"), ("amsgrad", str(self.optim.amsgrad).lower(), "false"),
+            ("kernel", self.optim.kernel, "fused"), ("amsgrad", str(self.optim.amsgrad is True).lower(), "false"),
         ):  # fmt: skip
             if value != plain and not whole:
                 raise ValueError(f"optim.{key} = {value}: is PyTorch's AdamW's, without Muon, 8 bits or a rounding")
@@ -734,7 +735,8 @@ class Question(Section):
     id: str
     claim: str
     contrast: list[str] = Field(default_factory=list)
-    """Two arms, the second one as the reference."""
+    """Two arms, the second one as the reference. `adamw_*` is the best of the arms that match: on each seed the one
+    that is best on the other seeds."""
     metric: Metric | None = None
     """What it is about; default the study's."""
     confirmed_if: str
@@ -769,6 +771,20 @@ def _unique_ids(questions: list[Question]) -> None:
         raise ValueError(f"questions have one id twice: {', '.join(twice)}")
 
 
+class Default(Section):
+    """Which of several arms is to be the default, by a rule stated before they are run.
+
+    The incumbent stays unless another arm is better than it, by the study's metric and after Holm over the candidates,
+    and trains in no more time than `time_of`; of several such arms the best one is chosen.
+    """
+
+    incumbent: str
+    among: list[str] = Field(min_length=1)
+    """The candidates for its place."""
+    time_of: str = ""
+    """The arm whose training time, up to 2%, none may exceed; default the incumbent."""
+
+
 class Arm(Section):
     """A named set of overrides of the study's recipe."""
 
@@ -795,6 +811,7 @@ class Study(Section):
     """The arm that the others are compared with."""
     metric: Metric = Metric()
     questions: list[Question] = Field(default_factory=list)
+    default: Default | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Study:
@@ -808,10 +825,14 @@ class Study(Section):
         _unique_ids(self.questions)
         for question in self.questions:
             for arm in question.contrast:
-                if arm not in self.arms:
+                if not fnmatch.filter(self.arms, arm):
                     raise ValueError(f"question {question.id}: there is no arm {arm!r}")
             if question.confirmed_if == "frontier differs" or any(study for _, _, study in question.asked):
                 raise ValueError(f"question {question.id}: {question.confirmed_if!r} is for a comparison of studies")
+        if self.default is not None:
+            for arm in (self.default.incumbent, *self.default.among, self.default.time_of or self.baseline):
+                if arm not in self.arms:
+                    raise ValueError(f"default: there is no arm {arm!r}")
         return self
 
     def build(self, arm: str, seed: int) -> Recipe:
@@ -890,7 +911,7 @@ def load_study(name_or_path: str | Path, overrides: Mapping[str, Any] | None = N
         for name, arm in content.get("arms", {}).items():
             arms[name] = _merged(_nested(arms.get(name, {})), _nested(_table(arm, content["name"], name)))
         inherited: dict[str, Any] = {
-            key: other[key] for key in ("baseline", "questions", "metric", "seeds") if key in other
+            key: other[key] for key in ("baseline", "questions", "metric", "seeds", "default") if key in other
         }
         content = {**inherited, **content, "arms": arms}
     if "recipe" not in content:

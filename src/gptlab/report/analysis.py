@@ -7,6 +7,7 @@ Holm: every arm against the baseline (the table), and the study's questions (wha
 
 from __future__ import annotations
 
+import fnmatch
 import itertools
 import math
 import shlex
@@ -112,8 +113,12 @@ def analyse_study(read: ReadStudy) -> Plain:
         "runs": [curves(run) for run in read.runs.values()],
         "within": within_seeds(read),
         "means": {name: mean for name in study.arms if (mean := mean_curves(read.of(name)))},
+        "equal": at_equal(read),
         "questions": [answer for answer, _ in answers],
-        "recommendations": [overall(read, arms, margin), *(advice for _, advice in answers)],
+        "recommendations": [
+            overall(read, arms, margin), *([default_of(read, margin)] if study.default else []),
+            *(advice for _, advice in answers),
+        ],
         "provenance": provenance(read),
     })  # fmt: skip
 
@@ -131,7 +136,8 @@ def margin_of(read: ReadStudy, metric: Metric) -> tuple[float, str]:
 
 
 def contrast(read: ReadStudy, arm: str, reference: str, metric: Metric, margin: float) -> st.Contrast:
-    return st.contrast(read.values(arm, metric.name), read.values(reference, metric.name), metric.better, margin)
+    ours, theirs = (read.values(name, metric.name, metric.better) for name in (arm, reference))
+    return st.contrast(ours, theirs, metric.better, margin)
 
 
 def columns_of(read: ReadStudy) -> list[tuple[str, str]]:
@@ -268,7 +274,7 @@ def answer_questions(questions: Sequence[Question], studies: Mapping[str, ReadSt
     for question in questions:
         for name, read in studies.items() if question.contrast else ():
             metric = question.metric or read.study.metric
-            if all(arm in read.study.arms for arm in question.contrast):
+            if all(fnmatch.filter(read.study.arms, arm) for arm in question.contrast):
                 metrics[question.id, name] = metric
                 arm, reference = question.contrast
                 family[question.id, name] = contrast(read, arm, reference, metric, margin_of(read, metric)[0])
@@ -294,11 +300,12 @@ def answer_questions(questions: Sequence[Question], studies: Mapping[str, ReadSt
         advice = "; ".join(
             recommend(studies[name], question, j, metrics[question.id, name], len(family)) for name, j in mine.items()
         )
+        known = dict.fromkeys(arm for read in studies.values() for arm in read.study.arms)
+        evidence = [arm for pattern in question.contrast for arm in fnmatch.filter(known, pattern)]
         result.append((
             {"id": question.id, "claim": question.claim, "answer": reply, "text": ". ".join(texts),
-             "contrast": question.contrast, "evidence": question.contrast},
-            {"id": question.id, "text": advice or "none, because no study has these arms",
-             "evidence": question.contrast},
+             "contrast": question.contrast, "evidence": evidence},
+            {"id": question.id, "text": advice or "none, because no study has these arms", "evidence": evidence},
         ))  # fmt: skip
     return result
 
@@ -454,6 +461,78 @@ def overall(read: ReadStudy, arms: Sequence[Plain], margin: float) -> Plain:
     elif any(a["comparison"]["n"] > 1 for a in others):
         why = f"no arm is shown better than {baseline}, or equivalent within {margin:g}"
     return {"id": "overall", "text": f"none {start}, because {why}", "evidence": [a["name"] for a in good]}
+
+
+def default_of(read: ReadStudy, margin: float) -> Plain:
+    """Which arm the study's rule makes the default, and why."""
+    rule, metric = read.study.default, read.study.metric
+    assert rule is not None
+    limit_arm = rule.time_of or rule.incumbent
+    judged = st.judge({arm: contrast(read, arm, rule.incumbent, metric, margin) for arm in rule.among})
+    seconds = {arm: mean_seconds(read, arm) for arm in (*rule.among, limit_arm)}
+    better = {arm: j.contrast.difference.mean for arm, j in judged.items() if j.verdict == "better"}
+    quick = [arm for arm in better if seconds[arm] <= 1.02 * seconds[limit_arm]]
+    evidence = list(dict.fromkeys([rule.incumbent, *rule.among]))
+    if quick:
+        pick = (min if metric.better == "lower" else max)(quick, key=lambda arm: better[arm])
+        text = f"the default {place(read)} is {pick}: {sentence(judged[pick], metric, len(judged))}"
+        return {"id": "default", "text": text, "evidence": evidence}
+    why = f"none of {', '.join(rule.among)} is shown better"
+    if better:
+        slow = ", ".join(f"{arm} ({seconds[arm] / seconds[limit_arm]:.2f} times)" for arm in better)
+        why = f"what is better takes more time than {limit_arm}: {slow}"
+    return {"id": "default", "text": f"the default {place(read)} stays {rule.incumbent}: {why}", "evidence": evidence}
+
+
+# -- at equal cost --------------------------------------------------------------------------------------------------
+
+
+def seconds_a_step(run: ReadRun) -> float:
+    return number(run.result.get("time_per_iter_ms")) / 1000
+
+
+def mean_seconds(read: ReadStudy, arm: str) -> float:
+    """Mean seconds of training of an arm's completed runs, evaluations and checkpoints left out; NaN without any."""
+    known = [seconds_a_step(run) * run.value("steps") for run in read.of(arm) if run.status == "completed"]
+    return float(np.mean(known)) if known else math.nan
+
+
+def at_equal(read: ReadStudy) -> list[Plain]:
+    """Validation losses where all arms have spent as many steps, as many tokens, as much time; [] of equal ones.
+
+    The budget is what the cheapest completed run spent in all. A run that went on is read off its curve of validation
+    losses there, linearly between evaluations: its learning rate had not come down yet, which speaks against it.
+    """
+    done = [run for run in read.runs.values() if run.status == "completed" and len(run.curves["val_loss"][0])]
+    result = []
+    for what in ("steps", read.unit, "seconds"):
+        ends = {id(run): _spent(run, what, run.value("steps")) for run in done}
+        known = [end for end in ends.values() if end > 0]
+        if len(known) < 2 or max(known) <= 1.01 * min(known):
+            continue
+        budget = min(known)
+        at = {(run.arm, run.seed): _at(run, what, budget) for run in done if ends[id(run)] > 0}
+        arms = []
+        for name in read.study.arms:
+            mine = {seed: value for (arm, seed), value in at.items() if arm == name}
+            shared = {seed: v - base for seed, v in mine.items() if (base := at.get((read.study.baseline, seed)))}
+            difference = summary(list(shared.values())) if name != read.study.baseline else None
+            arms.append({"name": name, "quality": summary(list(mine.values())), "difference": difference})
+        result.append({"what": what, "budget": budget, "arms": arms})
+    return result
+
+
+def _spent(run: ReadRun, what: str, step: float) -> float:
+    if what == "steps":
+        return step
+    if what == "seconds":
+        return step * seconds_a_step(run)
+    return step * run.value(what) / run.value("steps") if run.value("steps") > 0 else math.nan
+
+
+def _at(run: ReadRun, what: str, budget: float) -> float:
+    steps, losses = run.curves["val_loss"]
+    return float(np.interp(budget, [_spent(run, what, float(step)) for step in steps], losses))
 
 
 # -- across studies -------------------------------------------------------------------------------------------------

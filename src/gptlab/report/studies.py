@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +72,35 @@ class ReadStudy:
         return "samples" if self.study.recipe.get("task") == "classify" else "tokens"
 
     def of(self, arm: str) -> list[ReadRun]:
-        return [run for run in self.runs.values() if run.arm == arm]
+        """An arm's runs, or those of all arms that match a pattern such as `adamw_*`."""
+        return [run for run in self.runs.values() if fnmatchcase(run.arm, arm)]
 
-    def values(self, arm: str, key: str) -> Runs:
-        """An arm's runs in one metric, as the statistics take them."""
+    def values(self, arm: str, key: str, better: str = "lower") -> Runs:
+        """An arm's runs in one metric, as the statistics take them; of a pattern, the best arm's that matches it.
+
+        Which arm that is, each seed is told by the others: it is judged on a seed that had no part in choosing it, as
+        the best of many would look better than it is on those that it was chosen by. A diverged run is never best.
+        """
         runs = self.of(arm)
+        if "*" in arm:
+            return self._best(sorted({run.arm for run in runs}), key, better)
         return Runs({run.seed: run.value(key) for run in runs}, sum(run.status == "diverged" for run in runs))
+
+    def _best(self, arms: list[str], key: str, better: str) -> Runs:
+        sign = 1 if better == "lower" else -1
+        cost = {
+            (arm, seed): math.inf if run.status == "diverged" else sign * run.value(key)
+            for (arm, seed), run in self.runs.items() if arm in arms
+        }  # fmt: skip
+        seeds = [seed for seed in dict.fromkeys(seed for _, seed in cost) if all((arm, seed) in cost for arm in arms)]
+        chosen = {}
+        for seed in seeds if len(seeds) > 1 else ():
+            others = {arm: math.fsum(cost[arm, other] for other in seeds if other != seed) for arm in arms}
+            known = {arm: total for arm, total in others.items() if not math.isnan(total)}
+            if known:
+                chosen[seed] = self.runs[min(known, key=lambda arm: known[arm]), seed]
+        values = {seed: run.value(key) for seed, run in chosen.items()}
+        return Runs(values, sum(run.status == "diverged" for run in chosen.values()))
 
     def speeds(self, arm: str) -> dict[int, list[float]]:
         """Seed to speeds, of runs that completed and went on for long enough to have any."""

@@ -84,14 +84,15 @@ def write_csv(payload: Mapping[str, Any], out: Path) -> list[Path]:
         out: folder, made where it is missing.
 
     Returns:
-        The files: `<study>-arms.csv`, `<study>-runs.csv` and, where there are any, `<study>-failures.csv`,
-        `questions.csv`, `ranks.csv` and `flips.csv`.
+        The files: `<study>-arms.csv`, `<study>-runs.csv` and, where there are any, `<study>-equal.csv` (losses at equal
+        steps, tokens and time), `<study>-failures.csv`, `questions.csv`, `ranks.csv` and `flips.csv`.
     """
     studies, across = payload["studies"], payload["across"]
     tables: dict[str, list[dict[str, Any]]] = {}
     for study, stem in zip(studies, stems(study["name"] for study in studies), strict=True):
         tables[f"{stem}-arms"] = [_arm(study, arm) for arm in study["arms"]]
         tables[f"{stem}-runs"] = _runs(study)
+        tables[f"{stem}-equal"] = _equal_rows(study)
         tables[f"{stem}-failures"] = study["failures"]
     asked = [*studies, across] if across else studies
     tables["questions"] = [{"study": of["name"]} | question for of in asked for question in of["questions"]]
@@ -172,6 +173,17 @@ def _flat(what: str, unit: str, numbers: Mapping[str, Any] | None, keys: Iterabl
     return {header: (numbers or {}).get(key) for key, header in headers.items()}
 
 
+def _equal_rows(study: Mapping[str, Any]) -> list[dict[str, Any]]:
+    unit = f"[validation loss, nats a {study['unit'][:-1]}]"
+    return [
+        {"at equal": equal["what"], "budget": equal["budget"], "arm": arm["name"]}
+        | _flat("quality", unit, arm["quality"], ("n", "mean", "sd", "low", "high"))
+        | _flat("difference", unit, arm["difference"], ("n", "mean", "sd", "low", "high"))
+        for equal in study["equal"]
+        for arm in equal["arms"]
+    ]
+
+
 def _runs(study: Mapping[str, Any]) -> list[dict[str, Any]]:
     values = {arm["name"]: arm["values"] for arm in study["arms"]}
     failures = {(failure["arm"], failure["seed"]): failure for failure in study["failures"]}
@@ -198,6 +210,8 @@ def print_report(payload: Mapping[str, Any], console: Console) -> None:
         for table in _tables(study, console.width):
             console.print(table)
         console.print(Text(_legend(study), "dim"))
+        if study["equal"]:
+            console.print(_equal(study))
         _answers(study, console)
         _failures(study, console)
         console.print()
@@ -233,6 +247,23 @@ def _tables(study: Mapping[str, Any], width: int) -> list[Table]:
         for row in rows:
             tables[-1].add_row(*(row[header] for header in headers))
     return tables
+
+
+def _equal(study: Mapping[str, Any]) -> Table:
+    """Validation losses at equal steps, tokens and time, with the difference from the baseline there."""
+    digits = decimals(study["metric"])
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column(Text("validation loss at"))
+    for equal in study["equal"]:
+        table.add_column(Text(f"{human(equal['budget'])} {equal['what']}"), justify="right", overflow="fold")
+    for i, arm in enumerate(study["arms"]):
+        row = [Text(one_line(arm["name"]))]
+        for equal in study["equal"]:
+            quality, d = equal["arms"][i]["quality"], equal["arms"][i]["difference"]
+            against = f"  {interval(d['mean'], d['low'], d['high'], digits)}" if d else ""
+            row.append(Text(f"{quality['mean']:.{digits}f}{against}" if quality else ""))
+        table.add_row(*row)
+    return table
 
 
 def _row(study: Mapping[str, Any], arm: Mapping[str, Any]) -> dict[str, Text]:

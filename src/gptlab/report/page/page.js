@@ -171,6 +171,24 @@ function failureTable(study) {
   });
 }
 
+function equalTable(study) {  // losses where all arms have spent as much
+  const d = decimalsOf(study), at = (arm, equal) => equal.arms.find((one) => one.name === arm.name);
+  const numbers = ["mean", "sd", "n", "low", "high"];
+  return dataTable({
+    name: `${study.name}-equal`, caption: `arms of ${study.name} at equal cost`, rows: study.arms, words: (arm) => arm.name,
+    columns: [plain("arm", "name"), ...study.equal.map((equal) => ({
+      label: `at ${digits(equal.budget)} ${equal.what}`, number: true, sort: (arm) => at(arm, equal).quality?.mean,
+      cell(arm) {
+        const { quality: one, difference: to } = at(arm, equal), show = (value) => fixed(value, d, true);
+        return one ? stacked(fixed(one.mean, d), to && `${show(to.mean)} ${between(to.low, to.high, show) || ""}`) : NONE;
+      },
+      csv: [...cells(`${equal.what}_`, (arm) => at(arm, equal).quality, numbers),
+        ...cells(`${equal.what}_difference_`, (arm) => at(arm, equal).difference, numbers)],
+    }))],
+    rowAttributes: (arm) => ({ "data-arm": arm.name, "data-pick": arm.name }),
+  });
+}
+
 function withinTable(study) {  // HellaSwag's rows resampled within each seed
   const rows = study.within ?? [], show = (value) => fixed(value, 4, true);
   return dataTable({
@@ -271,6 +289,9 @@ function studySection(study) {
     part("differences", "Paired differences", note(`Each arm minus ${study.baseline}, seed by seed, in ${study.metric.label}. `
       + "Dot and line: mean with its 95% interval; small rings: seeds. Rows follow the table's order and filters."
       + (known(margin) ? ` Band: the margin, ${margin}; an interval inside it is a difference too small to matter.` : "")), differences),
+    (study.equal ?? []).length ? part("equal", "At equal cost", note("Validation loss where every run has spent what the cheapest one "
+      + `spent in all; below it the difference from ${study.baseline} with its 95% interval. A run that went on is read off its curve, `
+      + "where its learning rate had not come down yet, which speaks against it."), equalTable(study)) : null,
     (study.within ?? []).length ? part("within", "HellaSwag within a seed", note(`The share of rows answered rightly, minus that of `
       + `${study.baseline} with the same seed, and its 95% interval over rows (bootstrap): how it holds on other rows for these very `
       + "weights. It says nothing of other seeds."), withinTable(study)) : null,
