@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gptlab.config import ConfigError, Optim
 from gptlab.optim.adamw import AdamW
 from gptlab.optim.muon import Muon
+from gptlab.optim.spam import AdamWSPAM
 from gptlab.precision.regimes import NotApplicable
 
 
@@ -55,32 +56,62 @@ def muon_groups(model: nn.Module, optim: Optim) -> list[dict[str, Any]]:
 
 
 def make_optimizer(model: nn.Module, optim: Optim, seed: int = 0) -> torch.optim.Optimizer:
-    """What `optim` says: AdamW (PyTorch's; gptlab's own for another rounding; with 8-bit moments) or Muon beside AdamW.
+    """What `optim` says: AdamW (PyTorch's; gptlab's own for another rounding; with 8-bit moments or spike handling),
+    Muon beside AdamW, or SGD, whose weight decay is added to the gradient.
+
+    adamw-prune is PyTorch's AdamW; what prunes by its moments is `gptlab.sparsity`.
 
     Args:
         model: on its device already; that decides the library for 8 bits.
-        optim: name, kernel, rounding and the usual numbers.
-        seed: of the stochastic rounding.
+        optim: name, kernel, rounding and the usual numbers; auto is resolved.
+        seed: of the stochastic rounding, and of sparse momentum.
 
     Raises:
         ConfigError: settings that exclude one another.
         NotApplicable: the library for 8-bit moments is not installed, or no weights that the rounding is for.
     """
     common: dict[str, Any] = {"lr": optim.lr, "betas": optim.betas, "eps": optim.eps}
-    if optim.kernel == "foreach" and (optim.name != "adamw" or optim.rounding != "nearest"):
-        raise ConfigError("optim.kernel = foreach: is of optim.name = adamw with optim.rounding = nearest")
+    torchs = optim.name in ("adamw", "adamw-spam", "adamw-prune") and optim.rounding == "nearest"
+    if optim.kernel == "foreach" and not torchs:
+        raise ConfigError("optim.kernel = foreach: is PyTorch's AdamW's, without Muon, 8 bits or a rounding")
     if optim.name != "adamw" and optim.rounding != "nearest":
         raise ConfigError(f"optim.rounding = {optim.rounding}: is of optim.name = adamw")
+    fused = optim.kernel == "fused"
     if optim.name == "muon":
         return Muon(muon_groups(model, optim), **common, momentum=optim.muon_momentum)
     groups = parameter_groups(model, optim.weight_decay)
+    if optim.name == "sgd":
+        return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.betas[0], foreach=True)
     if optim.name == "adamw_8bit":
         return _eight_bit(next(model.parameters()).device)(groups, **common)
     if optim.rounding != "nearest":
         if all(p.dtype is not torch.bfloat16 for p in model.parameters()):
             raise NotApplicable(f"optim.rounding = {optim.rounding}: rounds bf16 weights, and this model has none")
         return AdamW(groups, **common, rounding=optim.rounding, seed=seed)
-    return torch.optim.AdamW(groups, **common, fused=optim.kernel == "fused", foreach=optim.kernel == "foreach")
+    if optim.name == "adamw-spam":
+        return AdamWSPAM(
+            groups,
+            optim.spam_form,
+            **common,
+            amsgrad=_given(optim.amsgrad),
+            spike_clip=optim.spam_enable_clip,
+            theta=_given(optim.spam_theta),
+            threshold=_given(optim.spam_spike_threshold),
+            reset=optim.spam_periodic_reset,
+            interval=_given(optim.spam_interval),
+            warmup=optim.spam_warmup,
+            warmup_steps=_given(optim.spam_warmup_steps),
+            max_norm=optim.grad_clip,
+            density=optim.spam_density,
+            seed=seed,
+            fused=fused,
+        )
+    return torch.optim.AdamW(groups, **common, amsgrad=optim.amsgrad is True, fused=fused, foreach=not fused)
+
+
+def _given(value: Any) -> Any:
+    """None, which stands for a form's own, where a setting is auto."""
+    return None if value == "auto" else value
 
 
 def _eight_bit(device: torch.device) -> type[torch.optim.Optimizer]:
@@ -146,8 +177,8 @@ def describe(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         "optimizer": f"{cls.__module__}.{cls.__qualname__} {sys.modules[library].__version__}",
         "kernel": next((kernel for kernel in ("fused", "foreach") if defaults.get(kernel)), library),
         "rounding": getattr(optimizer, "rounding", "nearest"),
-        "eps": defaults["eps"],
-        "eps_is_zero": any(not torch.tensor(defaults["eps"], dtype=dtype) for dtype in dtypes),
+        "eps": (eps := defaults.get("eps")),
+        "eps_is_zero": eps is not None and any(not torch.tensor(eps, dtype=dtype) for dtype in dtypes),
         "bytes_per_parameter": size / sum(p.numel() for p in parameters) if kept else None,
     }
     if isinstance(optimizer, Muon):

@@ -15,7 +15,7 @@ from gptlab.data.sampler import Mixture, Windows, evaluation_windows
 from gptlab.data.shards import DataError, Dataset, Tokens
 from gptlab.evals.heldout import heldout_loss, scores
 from gptlab.evals.hellaswag import Encoded, encode_rows, evaluate_hellaswag, load_rows, write_results
-from gptlab.model.gpt import GPT, build_model
+from gptlab.model.gpt import GPT, address, build_model
 from gptlab.precision.regimes import Regime, apply_regime
 
 
@@ -67,6 +67,7 @@ class LanguageModelling:
     def __init__(self, recipe: Recipe, datasets: list[Dataset], device: torch.device, folder: Path) -> None:
         self.recipe, self.device, self.folder = recipe, device, folder
         self.per_step = recipe.batch.tokens_per_step
+        self.bad_every = recipe.faults.batch_every
         for dataset in datasets:
             dataset.check(recipe.model.vocab_size)
         sources = [
@@ -111,11 +112,15 @@ class LanguageModelling:
     def micro_batches(self, step: int, micro_batch: int) -> Iterator[tuple[Any, ...]]:
         """What the model takes in update `step`: inputs, targets and document numbers, (micro_batch, T) each.
 
-        The last ones may have fewer rows. Which windows they are depends on the seed and the step alone.
+        The last ones may have fewer rows. Which windows they are depends on the seed and the step alone. Every
+        faults.batch_every-th update sees uniformly random tokens instead.
         """
         n = self.recipe.sequences_per_step
         for i in range(0, n, micro_batch):
             batch = torch.from_numpy(self.windows.batch(step * n + i, min(micro_batch, n - i)))  # (B, T + 1)
+            if self.bad_every and (step + 1) % self.bad_every == 0:
+                draw = torch.Generator().manual_seed(address(self.recipe.seed, "bad batch", step, i))
+                batch = torch.randint(self.recipe.model.vocab_size, batch.shape, generator=draw)
             if self.device.type == "cuda":
                 batch = batch.pin_memory().to(self.device, non_blocking=True)
             x, y = batch[:, :-1].to(self.device), batch[:, 1:].to(self.device)

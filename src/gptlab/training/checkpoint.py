@@ -1,6 +1,6 @@
 """Checkpoints: a folder a step, in safetensors and JSON, that is either whole or not there.
 
-    step-00000500/  model.safetensors  optimizer.safetensors  training.json  manifest.json
+    step-00000500/  model.safetensors  optimizer.safetensors  [sparsity.safetensors]  training.json  manifest.json
 
 Tensors are copied before training goes on; a thread writes the copies. Everything is written into a hidden folder,
 manifest.json with the sha256 of each file last, and then renamed, so that a kill at any moment leaves whole
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from gptlab.optim.optimizers import plain_tensors
 from gptlab.rundir import RunDir, RunError, write_atomically
+from gptlab.sparsity.pruner import Pruner
 
 
 def list_checkpoints(run: RunDir) -> list[Path]:
@@ -75,10 +76,13 @@ def best_checkpoint(paths: list[Path]) -> Path | None:
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """{"exp_avg/h.0.mlp.c_fc.weight": tensor, ...}: all the optimizer keeps, as `plain_tensors`, by its parameter."""
+    """{"exp_avg/h.0.mlp.c_fc.weight": tensor, ...}: all the optimizer keeps, as `plain_tensors`, by its parameter.
+
+    What it keeps of all of them together stands in `optimizer.state` under a name, and here under the same.
+    """
     names = {id(p): name for name, p in model.named_parameters()}
     return {
-        f"{kind}/{names[id(p)]}": tensor
+        f"{kind}/{p if isinstance(p, str) else names[id(p)]}": tensor
         for p, state in optimizer.state.items()
         for kind, tensor in plain_tensors(state).items()
     }
@@ -99,15 +103,18 @@ def load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, t
     for key, value in tensors.items():
         kind, name = key.split("/", 1)
         kind, _, part = kind.partition(".")
-        p = parameters[name]
+        p = parameters.get(name)
+        state = optimizer.state[name if p is None else p]  # type: ignore[index]
         if part == "int":
-            optimizer.state[p][kind] = int(value)
+            state[kind] = int(value)
+        elif p is None:
+            state[kind] = value  # the optimizer takes it to its device
         elif part:
             quantized.setdefault((name, kind), {})[part] = value.to(p.device)
         elif kind == "step" and not optimizer.defaults.get("fused"):
-            optimizer.state[p][kind] = value  # on the CPU; fused AdamW alone counts beside the weights
+            state[kind] = value  # on the CPU; fused AdamW alone counts beside the weights
         else:
-            optimizer.state[p][kind] = value.to(p.device)
+            state[kind] = value.to(p.device)
     for (name, kind), parts in quantized.items():
         from torchao.optim.subclass_8bit import OptimState8bit
 
@@ -132,21 +139,27 @@ class Checkpoints:
             if leftover not in list_checkpoints(run):
                 shutil.rmtree(leftover)
 
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer | None, progress: dict[str, Any]) -> None:
+    def save(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None,
+        progress: dict[str, Any],
+        pruner: Pruner | None = None,
+    ) -> None:
         """Copy the state and write it in the background. An error of the last write is raised here or by `wait`.
 
         Args:
             optimizer: None for a model that was trained elsewhere.
             progress: what is not a tensor, "step" among it; training.json holds it.
+            pruner: None for a dense model.
         """
         self.wait()
-        model_copy = {name: _host_copy(p) for name, p in model.state_dict().items()}
-        moments = optimizer_tensors(model, optimizer) if optimizer else {}
-        optimizer_copy = {name: _host_copy(t) for name, t in moments.items()}
+        tensors = {"model": model.state_dict(), "optimizer": optimizer_tensors(model, optimizer) if optimizer else {}}
+        if pruner:
+            tensors["sparsity"] = pruner.tensors()
+        copies = {file: {name: _host_copy(t) for name, t in of.items()} for file, of in tensors.items()}
         # not a daemon: a process that ends of itself ends its checkpoint first
-        self.writer = threading.Thread(
-            target=self._write, args=(f"step-{progress['step']:08d}", model_copy, optimizer_copy, progress)
-        )
+        self.writer = threading.Thread(target=self._write, args=(f"step-{progress['step']:08d}", copies, progress))
         self.writer.start()
 
     def wait(self) -> None:
@@ -158,15 +171,13 @@ class Checkpoints:
             error, self.error = self.error, None
             raise error
 
-    def _write(
-        self, name: str, model: dict[str, Tensor], optimizer: dict[str, Tensor], progress: dict[str, Any]
-    ) -> None:
+    def _write(self, name: str, tensors: dict[str, dict[str, Tensor]], progress: dict[str, Any]) -> None:
         try:
             temporary, final = self.run.checkpoints / f".{name}", self.run.checkpoints / name
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-            save_file(model, temporary / "model.safetensors")
-            save_file(optimizer, temporary / "optimizer.safetensors")
+            for kind, content in tensors.items():
+                save_file(content, temporary / f"{kind}.safetensors")
             (temporary / "training.json").write_text(json.dumps(progress, indent=2))
             digests = {}
             for path in sorted(temporary.iterdir()):
@@ -190,7 +201,9 @@ class Checkpoints:
                 (path / "manifest.json").unlink()  # from here on it is no checkpoint, should the removal be cut short
                 shutil.rmtree(path)
 
-    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+    def restore(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, pruner: Pruner | None = None
+    ) -> dict[str, Any] | None:
         """Load the newest checkpoint that is whole; its training.json, or None where there is none.
 
         Raises:
@@ -205,6 +218,8 @@ class Checkpoints:
                 continue
             model.load_state_dict(load_file(path / "model.safetensors"))
             load_optimizer_tensors(model, optimizer, load_file(path / "optimizer.safetensors"))
+            if pruner:
+                pruner.load_tensors(load_file(path / "sparsity.safetensors"))
             state: dict[str, Any] = json.loads((path / "training.json").read_text())
             return state
         if damage:

@@ -30,6 +30,7 @@ from gptlab.tasks.data import Data, make_task, open_data, tokenizer_of, train_to
 from gptlab.training.checkpoint import Checkpoints
 from gptlab.training.guard import Divergence, Guard
 from gptlab.training.logs import Logs
+from gptlab.training.pruning import make_pruner, mask_facts, spike_gradients
 from gptlab.training.setup import environment, pick_device, resolve, summary
 from gptlab.training.signals import StopSignal
 from gptlab.training.throughput import Energy, Stopwatch, peak_flops, peak_memory_gb, percentile
@@ -68,6 +69,12 @@ class Result:
     cpu_seconds: float | None = None
     energy_joules: float | None = None
     cost: float | None = None
+    sparsity: float | None = None
+    """Share of the prunable weights that is zero."""
+    mask_bytes: int | None = None
+    """What the masks take, one bit a weight."""
+    mask_overhead_percent: float | None = None
+    """Share of the steps' time that went into masks."""
     skipped_steps: int | None = None
     """Updates left out because their float16 gradients overflowed."""
     largest_logit: float | None = None
@@ -157,10 +164,13 @@ def _train(recipe: Recipe, run: RunDir, datasets: Data, device: torch.device, st
     task = make_task(recipe, datasets, device, run.path)
     model = task.build(regime, fill)
     optimizer = make_optimizer(model, recipe.optim, recipe.seed)
+    pruner = make_pruner(model, optimizer, recipe)
     scaler = torch.amp.GradScaler(device.type, enabled=regime.loss_scaling)
     checkpoints = Checkpoints(run, recipe.checkpoint.keep_last, recipe.checkpoint.keep_best)
     guard, lost = Guard(task.constant_loss(), recipe.schedule.warmup_steps), LostUpdates(model)
     watched = Watched(model, regime.weights is not torch.float32)
+    # SPAM clips by itself, when it has looked at the norm
+    max_norm = math.inf if recipe.optim.name == "adamw-spam" else recipe.optim.grad_clip or math.inf
     unit, per_step, micro_batch = task.unit, task.per_step, recipe.batch.micro_batch
     assert isinstance(micro_batch, int), "resolved"
 
@@ -168,7 +178,7 @@ def _train(recipe: Recipe, run: RunDir, datasets: Data, device: torch.device, st
         "step": 0, "measured": [], "wall_seconds": 0.0, "cpu_seconds": 0.0, "energy_joules": 0.0, "skipped_steps": 0,
         "largest_logit": 0.0,
     }  # fmt: skip
-    restored = checkpoints.restore(model, optimizer)
+    restored = checkpoints.restore(model, optimizer, pruner)
     if restored:
         state |= restored
         scaler.load_state_dict(state["scaler"])
@@ -186,6 +196,7 @@ def _train(recipe: Recipe, run: RunDir, datasets: Data, device: torch.device, st
     watch, peak = Stopwatch(device), peak_flops(device)
     lr, val_loss = 0.0, state.get("val_loss")  # val_loss and measured are of this step
     updates_lost: torch.Tensor | None = None
+    mask_seconds = 0.0
     diverged: Divergence | None = None
     tensor: str | None = None
 
@@ -212,7 +223,8 @@ def _train(recipe: Recipe, run: RunDir, datasets: Data, device: torch.device, st
             logs_now = logged(step)
             if watched and (logs_now or saves):
                 updates = watched.read(step)
-                seconds = watch.lap()
+                seconds, masking = watch.lap(), pruner.overhead() if pruner else 0.0
+                mask_seconds += masking
                 state["largest_logit"] = max(state["largest_logit"], *(update.largest_logit for update in updates))
                 for update in updates:
                     skipped = regime.loss_scaling and not math.isfinite(update.grad_norm)
@@ -228,6 +240,8 @@ def _train(recipe: Recipe, run: RunDir, datasets: Data, device: torch.device, st
                         line["updates_lost"] = float(updates_lost)
                     if peak and unit == "tokens":
                         line["mfu"] = model.flops_per_token() * line["tokens_per_second"] / peak
+                    if pruner:
+                        line |= mask_facts(pruner, run, step, masking / (seconds * len(updates)))
                     if regime.loss_scaling:
                         line |= {"loss_scale": scaler.get_scale(), "skipped_steps": state["skipped_steps"]}
                     logs.training(line)
@@ -249,7 +263,7 @@ def _train(recipe: Recipe, run: RunDir, datasets: Data, device: torch.device, st
                     "step": step, "scaler": scaler.state_dict(), "measured": measured, "val_loss": val_loss,
                     "guard": guard.state_dict(), **spent(),
                 }  # fmt: skip
-                checkpoints.save(model, optimizer, {**state, **progress})
+                checkpoints.save(model, optimizer, {**state, **progress}, pruner)
                 saved_step = step
             if ends or stopping:
                 break
@@ -268,11 +282,17 @@ def _train(recipe: Recipe, run: RunDir, datasets: Data, device: torch.device, st
                 scaled.backward()
                 loss, largest = loss + value / per_step, torch.maximum(largest, logit)
             scaler.unscale_(optimizer)
-            norms = clip_gradients(model, recipe.optim.grad_clip or math.inf)
+            if due(step + 1, recipe.faults.gradient_every):
+                spike_gradients(model, recipe.faults.gradient_factor)
+            if pruner:
+                pruner.before_update(step)
+            norms = clip_gradients(model, max_norm)
             if logged(step + 1):
                 lost.before()
             scaler.step(optimizer)
             updates_lost = lost.after() if logged(step + 1) else None
+            if pruner:
+                pruner.after_update(step + 1)
             watched.update(loss, largest, norms)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
@@ -308,6 +328,9 @@ def _train(recipe: Recipe, run: RunDir, datasets: Data, device: torch.device, st
         cpu_seconds=sums["cpu_seconds"],
         energy_joules=sums["energy_joules"] or None,
         cost=sums["wall_seconds"] / 3600 * recipe.train.price_per_hour or None,
+        sparsity=pruner.sparsity() if pruner else None,
+        mask_bytes=pruner.mask_bytes() if pruner else None,
+        mask_overhead_percent=100 * mask_seconds / sum(watch.step_seconds) if mask_seconds else None,
         skipped_steps=state["skipped_steps"] if regime.loss_scaling else None,
         largest_logit=finite(state["largest_logit"]),
         scores={key: last_eval[key] for key in last_eval if key not in NOT_SCORES} if unit == "samples" else {},
