@@ -144,3 +144,15 @@ def test_equal_costs_are_not_told_again(tmp_path: Path) -> None:
     console = Console(record=True, width=140)
     print_report(payload, console)
     assert "validation loss at" in (text := console.export_text()) and "2 seconds" in text
+
+
+def test_a_study_of_pruning_says_that_zeros_gain_nothing() -> None:
+    made = read({"dense": [3.0, 3.1], "pruned": [3.2, 3.3]})
+    assert analyse_study(made)["notes"] == []
+    for seed in (0, 1):
+        made.runs["pruned", seed].result["sparsity"] = 0.5
+    study = analyse_study(made)
+    assert "(pruned) multiply dense matrices" in study["notes"][0]
+    console = Console(record=True, width=140)
+    print_report({"studies": [study], "across": None, "warnings": []}, console)
+    assert "neither their speed nor the memory" in " ".join(console.export_text().split())

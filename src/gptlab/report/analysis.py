@@ -33,7 +33,7 @@ LABELS = {
     "final_val_loss": "validation loss", "final_train_loss": "training loss", "val_perplexity": "perplexity",
     "val_bits_per_byte": "bits per byte", "micro_f1": "micro-F1", "macro_f1": "macro-F1", "accuracy": "accuracy",
     "p_at_1": "P@1", "p_at_3": "P@3", "p_at_5": "P@5", "rp_at_5": "RP@5", "ndcg_at_5": "nDCG@5",
-    "sparsity": "sparsity", "hellaswag_acc_norm": "HellaSwag", "wall_seconds": "wall time, s", "cost": "cost",
+    "sparsity": "sparsity", "mask_overhead_percent": "masks, % of step", "hellaswag_acc_norm": "HellaSwag", "wall_seconds": "wall time, s", "cost": "cost",
     "energy_joules": "energy, J", "largest_logit": "largest |logit|", "skipped_steps": "skipped steps",
 }  # fmt: skip
 Plain = dict[str, Any]
@@ -113,6 +113,7 @@ def analyse_study(read: ReadStudy) -> Plain:
         "runs": [curves(run) for run in read.runs.values()],
         "within": within_seeds(read),
         "means": {name: mean for name in study.arms if (mean := mean_curves(read.of(name)))},
+        "notes": notes(read),
         "equal": at_equal(read),
         "questions": [answer for answer, _ in answers],
         "recommendations": [
@@ -121,6 +122,17 @@ def analyse_study(read: ReadStudy) -> Plain:
         ],
         "provenance": provenance(read),
     })  # fmt: skip
+
+
+def notes(read: ReadStudy) -> list[str]:
+    """What a reader of the numbers has to know."""
+    pruned = [arm for arm in read.study.arms if any(run.value("sparsity") > 0 for run in read.of(arm))]
+    if not pruned:
+        return []
+    return [
+        f"Pruned arms ({', '.join(pruned)}) multiply dense matrices that have zeros in them: neither their speed nor the "
+        f"memory of their weights gains from it. Only 2:4 sparsity can, on a GPU, after `gptlab export --to sparse24`."
+    ]
 
 
 def margin_of(read: ReadStudy, metric: Metric) -> tuple[float, str]:

@@ -210,6 +210,8 @@ def print_report(payload: Mapping[str, Any], console: Console) -> None:
         for table in _tables(study, console.width):
             console.print(table)
         console.print(Text(_legend(study), "dim"))
+        for note in study["notes"]:
+            console.print(Text(one_line(note), "dim"))
         if study["equal"]:
             console.print(_equal(study))
         _answers(study, console)

@@ -281,7 +281,7 @@ function studySection(study) {
   return section(
     h("div", { id: idOf(study, "answers"), class: "answers" }, answers(study, study)),
     part("table", "Arms", note("Click a row to show the arm in the charts or to take it out, a header to sort. Intervals are 95%; "
-      + "differences are seed by seed."), table),
+      + "differences are seed by seed."), (study.notes ?? []).map(note), table),
     part("curves", "Charts", legend(study), curveChart(study), charts.length > 0 && h("div", { class: "pair" }, charts),
       note(charts.length === 0 ? "No two arms have both a quality and a throughput yet."
         : "The line is the Pareto frontier of the means: no other arm is as good in both. Bars are 95% intervals; hollow marks are "
