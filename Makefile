@@ -1,4 +1,4 @@
-# gptlab. `make` alone prints this help.
+# gptlab. `make` alone prints this help, or runs the .config that `make defconfig-NAME` wrote (docs/make-front.md).
 # Without a GPU, PyTorch's CPU build saves gigabytes: make install TORCH_INDEX=https://download.pytorch.org/whl/cpu
 # Another interpreter: make install PYTHON=python3.13
 
@@ -10,8 +10,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 RUN := runs/stdlib-demo_seed1337
 
-.DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint format clean
+KCONFIG := $(BIN)/python -m gptlab.kconfig
+
+.DEFAULT_GOAL := $(if $(wildcard .config),run,help)
+.PHONY: help install demo test test-all lint format clean menuconfig run test-matrix
 
 help:
 	@echo "make demo      install, train a small GPT on Python's own source for a minute or two, show what it learnt"
@@ -21,6 +23,10 @@ help:
 	@echo "make format    let ruff lay out the code"
 	@echo "make install   .venv with everything in it; TORCH_INDEX=https://download.pytorch.org/whl/cpu without a GPU,"
 	@echo "               PYTHON=python3.13 for another interpreter"
+	@echo "make defconfig-NAME   write .config: a recipe or study, as 'gptlab recipes' and 'gptlab studies' list them"
+	@echo "make menuconfig       change it in menus"
+	@echo "make                  with a .config: train the recipe, or run the study, that it is of (also: make run)"
+	@echo "make test-matrix      run the study that it is of"
 	@echo "make clean     remove .venv and caches; runs/ and data/ stay"
 
 install: $(STAMP)
@@ -35,6 +41,12 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: install
 	@$(BIN)/python examples/demo.py
+
+defconfig-%: install
+	@$(KCONFIG) defconfig $*
+
+menuconfig run test-matrix: install
+	@$(KCONFIG) $@
 
 test: install
 	@$(BIN)/python -m pytest -n 2
@@ -52,4 +64,4 @@ format: install
 	@$(BIN)/ruff check -q --fix . ; $(BIN)/ruff format -q .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .kconfig

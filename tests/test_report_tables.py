@@ -55,7 +55,8 @@ def make_study(*arms, **fields):
             "margin_from": "stated by the study",
         },
         "baseline": arms[0]["name"], "seeds": [0, 1], "runs_planned": 6, "runs_found": 5,
-        "columns": [{"key": "val_perplexity", "label": "perplexity"}], "arms": list(arms), "equal": [], "notes": [], "failures": [], "runs": [],
+        "columns": [{"key": "val_perplexity", "label": "perplexity"}], "arms": list(arms),
+        "equal": [], "notes": [], "failures": [], "runs": [],
         "means": {}, "questions": [], "recommendations": [], "provenance": {},
     } | fields  # fmt: skip
 

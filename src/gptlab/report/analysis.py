@@ -33,7 +33,8 @@ LABELS = {
     "final_val_loss": "validation loss", "final_train_loss": "training loss", "val_perplexity": "perplexity",
     "val_bits_per_byte": "bits per byte", "micro_f1": "micro-F1", "macro_f1": "macro-F1", "accuracy": "accuracy",
     "p_at_1": "P@1", "p_at_3": "P@3", "p_at_5": "P@5", "rp_at_5": "RP@5", "ndcg_at_5": "nDCG@5",
-    "sparsity": "sparsity", "mask_overhead_percent": "masks, % of step", "hellaswag_acc_norm": "HellaSwag", "wall_seconds": "wall time, s", "cost": "cost",
+    "sparsity": "sparsity", "mask_overhead_percent": "masks, % of step", "hellaswag_acc_norm": "HellaSwag",
+    "wall_seconds": "wall time, s", "cost": "cost",
     "energy_joules": "energy, J", "largest_logit": "largest |logit|", "skipped_steps": "skipped steps",
 }  # fmt: skip
 Plain = dict[str, Any]
@@ -130,8 +131,8 @@ def notes(read: ReadStudy) -> list[str]:
     if not pruned:
         return []
     return [
-        f"Pruned arms ({', '.join(pruned)}) multiply dense matrices that have zeros in them: neither their speed nor the "
-        f"memory of their weights gains from it. Only 2:4 sparsity can, on a GPU, after `gptlab export --to sparse24`."
+        f"Pruned arms ({', '.join(pruned)}) multiply dense matrices that have zeros in them: neither their speed nor "
+        f"the memory of their weights gains from it. Only 2:4 can, on a GPU, after `gptlab export --to sparse24`."
     ]
 
 

@@ -18,6 +18,9 @@ from gptlab.sparsity.masks import pack, unpack
 from gptlab.sparsity.schedule import is_change, ramp, rigl_fraction, sparsity_at
 from gptlab.sparsity.selection import smallest, two_of_four
 
+# -inf and inf for scores, by addition: on a CPU, masked_fill_ takes ten times as long, as do torch.where's
+LARGEST = torch.finfo(torch.float32).max
+
 
 def prunable(model: nn.Module, head: bool) -> dict[str, nn.Parameter]:
     """By name, the matrices that are pruned: those of the linear layers inside the blocks, and a GPT's output head.
@@ -250,18 +253,18 @@ class Pruner:
     def _clear(self) -> None:
         """Zero masked weights and what the optimizer keeps of them: moments, momentum, a compensation."""
         for name, p in self.parameters.items():
-            mask = self._masks(name)
-            p.masked_fill_(mask, 0)
+            keeps = self._keeps(name)
+            p.mul_(keeps)
             for value in self.optimizer.state.get(p, {}).values():
                 if not isinstance(value, Tensor) or hasattr(value, "__tensor_flatten__"):
                     continue  # a number of steps; torchao's 8 bits, a tensor made of tensors
                 if value.is_floating_point() and value.shape == p.shape:
-                    value.masked_fill_(mask, 0)
+                    value.mul_(keeps)
 
     # -- which weights
 
     def _score(self, name: str) -> Tensor:
-        """Float32; masked weights have -inf where they may not come back."""
+        """Float32; masked weights have the lowest there is where they may not come back."""
         p, settings = self.parameters[name], self.settings
         if self._soft:
             return self._kept[f"score/{name}"]
@@ -274,7 +277,7 @@ class Pruner:
             score = scores.state(settings.variant, p, m, v)
         else:
             score = scores.magnitude(p)
-        return score.masked_fill_(self._masks(name), -math.inf)
+        return score.add_(self._masks(name), alpha=-LARGEST)
 
     def _selected(self, step: int) -> Iterator[Tensor]:
         share = sparsity_at(step, self.settings, self.decay_steps)
@@ -299,7 +302,7 @@ class Pruner:
         masked = int(self.settings.target * p.numel())
         dropped = int(fraction * (p.numel() - masked))
         (out,) = smallest([functools.partial(self._score, name)], masked + dropped)
-        (mask,) = smallest([lambda: _gradient(p).float().abs().masked_fill_(~out, math.inf)], masked)
+        (mask,) = smallest([lambda: _gradient(p).float().abs().add_(~out, alpha=LARGEST)], masked)
         return mask
 
     # -- the rest
