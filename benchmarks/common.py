@@ -10,7 +10,7 @@ import os
 import platform
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +66,9 @@ def write_json(path: Path | None, measured: dict[str, Any]) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(measured, indent=2) + "\n")
+
+
+def in_turn(names: Sequence[str], rounds: int) -> Iterator[str]:
+    """Every name once a round, forwards and backwards by turns, so that a machine that slows down slows all alike."""
+    for r in range(rounds):
+        yield from names if r % 2 == 0 else reversed(names)

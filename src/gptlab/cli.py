@@ -175,12 +175,16 @@ def plot(options: argparse.Namespace) -> None:
 def export(options: argparse.Namespace) -> None:
     from gptlab.model.encoder import Encoder
     from gptlab.model.hub import export_hf
+    from gptlab.model.sparse24 import export_sparse24
     from gptlab.training.load import load_run
 
     run = load_run(options.folder, options.checkpoint, device="cpu")
     if isinstance(run.model, Encoder):
         raise UserError(f"{options.folder} is a classifier's run: only language models are exported")
-    export_hf(run.model, run.tokenizer, options.target)
+    if options.to == "sparse24":
+        export_sparse24(run.model, run.tokenizer, options.target)
+    else:
+        export_hf(run.model, run.tokenizer, options.target)
     print(f"{options.to} model: {options.target}")
 
 
@@ -379,7 +383,10 @@ def parser() -> argparse.ArgumentParser:
 
     v = verb("export", export, "Write a run's model for another library.")
     v.add_argument("folder", metavar="RUN")
-    v.add_argument("--to", choices=["hf"], required=True, help="hf: a Hugging Face folder, GPT-2 or Llama form")
+    v.add_argument(
+        "--to", choices=["hf", "sparse24"], required=True,
+        help="hf: a Hugging Face folder, GPT-2 or Llama form; sparse24: 2:4 matrices without their zeros",
+    )  # fmt: skip
     v.add_argument("target", type=Path, metavar="DIR")
     v.add_argument("--checkpoint", default="last", metavar="last|best|STEP")
 

@@ -1,0 +1,237 @@
+"""Memory of every optimizer and pruner: predicted from what each keeps, and measured as the tensors that are there.
+
+A row is a float32 model, its gradients, what its optimizer keeps and what its pruner keeps, when updates have been made
+and every gradient is still there. Predicted are bytes by the count of numbers: a moment is 4 a weight, a packed mask
+1/8. Measured is the storage of the live tensors, each once; on a GPU also what PyTorch's allocator holds, and its peak
+over the last update, which has the temporaries in it. Activations are in neither.
+
+    python benchmarks/memory.py                               # GPT-2 124M predicted, a small one and 124M measured
+    python benchmarks/memory.py --sizes small --out /tmp/memory.json
+    python benchmarks/memory.py --only adamw magnitude
+
+GB are 1e9 bytes. The last rows are ways to store masks of the prunable weights, beside weights alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import machine, say, write_json
+from torch import Tensor
+
+from gptlab.config import PRESETS, Model, Optim, Sparsity
+from gptlab.model.gpt import GPT, build_model
+from gptlab.optim.optimizers import make_optimizer, plain_tensors
+from gptlab.precision.regimes import NotApplicable
+from gptlab.sparsity.pruner import Pruner
+from gptlab.training.setup import device_name, pick_device
+
+SHAPES = {
+    "small": Model(**PRESETS["mini"], block_size=128, vocab_size=512),
+    "gpt2": Model(**PRESETS["gpt2"], vocab_size=50304),
+}
+PREDICTED = "gpt2"
+WHOLE_BELOW, SCALED = 4096, 256  # 8 bits: smaller tensors are kept in full; numbers that share a float32 scale
+UPDATES = 2  # the masks change after the first; the second has masks
+RAMP = 100  # steps of a ramp that is still going on then: movement drops its scores at the end
+
+
+@dataclass
+class Counts:
+    """Numbers in a model."""
+
+    all: int
+    blocks: int  # matrices of the blocks: Muon's, and the prunable weights
+    whole: int  # in tensors that 8-bit moments leave alone
+    tensors: int
+
+
+def count(config: Model) -> Counts:
+    with torch.device("meta"):
+        parameters = dict(GPT(config).named_parameters())
+    return Counts(
+        sum(p.numel() for p in parameters.values()),
+        sum(p.numel() for name, p in parameters.items() if name.startswith("h.") and p.dim() == 2),
+        sum(p.numel() for p in parameters.values() if p.numel() < WHOLE_BELOW),
+        len(parameters),
+    )
+
+
+Bytes = Callable[[Counts], float]
+
+
+def moments(n: int) -> Bytes:
+    return lambda c: 4 * n * c.all
+
+
+def eight_bit(c: Counts) -> float:
+    return 2 * (1 + 4 / SCALED) * (c.all - c.whole) + 8 * c.whole
+
+
+def packed(c: Counts) -> float:
+    return c.blocks / 8
+
+
+ADAMW = {"name": "adamw"}
+PRUNE = {"name": "adamw-prune"}
+# what the row is, settings of `optim` and of `sparsity`, and bytes that the optimizer and the pruner keep
+ROWS: list[tuple[str, dict[str, Any], dict[str, Any], Bytes, Bytes]] = [
+    ("adamw", ADAMW, {}, moments(2), moments(0)),
+    ("adamw, amsgrad", {**ADAMW, "amsgrad": True}, {}, moments(3), moments(0)),
+    ("adamw-spam, seed (amsgrad)", {"name": "adamw-spam", "spam_form": "seed"}, {}, moments(3), moments(0)),
+    ("adamw-spam, paper", {"name": "adamw-spam", "spam_form": "paper"}, {}, moments(2), moments(0)),
+    ("adamw-spam, stable", {"name": "adamw-spam", "spam_form": "stable"}, {}, moments(2), moments(0)),
+    ("adamw_8bit", {"name": "adamw_8bit"}, {}, eight_bit, moments(0)),
+    ("muon", {"name": "muon"}, {}, lambda c: 4 * c.blocks + 8 * (c.all - c.blocks), moments(0)),
+    ("sgd with momentum", {"name": "sgd"}, {}, moments(1), moments(0)),
+    ("adamw + magnitude", ADAMW, {"method": "magnitude"}, moments(2), packed),
+    (
+        "adamw + movement, gradient", ADAMW, {"method": "movement", "movement": "gradient"}, moments(2),
+        lambda c: packed(c) + 8 * c.blocks,  # scores, and the weights that masks hide
+    ),
+    (
+        "adamw + movement, distance", ADAMW, {"method": "movement", "movement": "distance"}, moments(2),
+        lambda c: packed(c) + 4 * c.blocks,  # where the weights began
+    ),
+    ("adamw + rigl", ADAMW, {"method": "rigl"}, moments(2), packed),
+    ("adamw + 2:4", ADAMW, {"method": "2:4"}, moments(2), packed),
+    ("adamw-prune + state, bitter0", PRUNE, {"method": "state", "variant": "bitter0"}, moments(2), packed),
+    ("adamw-prune + state, bitter1", PRUNE, {"method": "state", "variant": "bitter1"}, moments(2), packed),
+]  # fmt: skip
+# what is kept beside the prunable weights, and bytes a weight of it
+MASKS: list[tuple[str, float, Callable[[int], list[Tensor]]]] = [
+    ("float32 masks + scores (2x)", 8, lambda n: [torch.ones(n), torch.zeros(n)]),
+    ("float32 masks (1x)", 4, lambda n: [torch.ones(n)]),
+    ("torch.bool masks (0.25x)", 1, lambda n: [torch.ones(n, dtype=torch.bool)]),
+    ("packed masks (0.03x)", 1 / 8, lambda n: [torch.zeros(-(-n // 8), dtype=torch.uint8)]),
+]
+
+
+def stored(tensors: list[Tensor]) -> int:
+    """Bytes of the storages behind these tensors, each once."""
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def measure(config: Model, optim: dict[str, Any], sparsity: dict[str, Any], device: torch.device) -> dict[str, float]:
+    """Bytes of a row, after a few updates of one short sequence."""
+    gc.collect()
+    cuda = device.type == "cuda"
+    before = torch.cuda.memory_allocated() if cuda else 0
+    model = build_model(config, device)
+    optimizer = make_optimizer(model, Optim(**optim), 0)
+    pruner = None
+    if sparsity:
+        settings = Sparsity(**sparsity, begin=0.0, every=1)
+        pruner = Pruner(model, optimizer, settings, RAMP, seed=0, every_update=False)
+    tokens = torch.randint(config.vocab_size, (1, 65), generator=torch.Generator().manual_seed(0)).to(device)
+    found: dict[str, float] = {}
+    for step in range(UPDATES):
+        optimizer.zero_grad(set_to_none=True)
+        loss = model(tokens[:, :-1], tokens[:, 1:])
+        assert isinstance(loss, Tensor)
+        (loss / 64).backward()
+        del loss
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        if pruner:
+            pruner.before_update(step)
+        optimizer.step()
+        if pruner:
+            pruner.after_update(step + 1)
+    parameters = list(model.parameters())
+    kept = [t for state in optimizer.state.values() for t in plain_tensors(state).values()]
+    found["weights"] = stored(parameters)
+    found["gradients"] = stored([p.grad for p in parameters if p.grad is not None])
+    found["optimizer"] = stored(kept)
+    found["pruner"] = stored(list(pruner.tensors().values())) if pruner else 0
+    if pruner:
+        found["masks"] = pruner.mask_bytes()
+    if cuda:
+        found["allocated"] = torch.cuda.memory_allocated() - before
+        found["peak_of_an_update"] = torch.cuda.max_memory_allocated() - before
+    return found
+
+
+def predict(c: Counts, optimizer: Bytes, pruner: Bytes) -> dict[str, float]:
+    return {"weights": 4 * c.all, "gradients": 4 * c.all, "optimizer": optimizer(c), "pruner": pruner(c)}
+
+
+PARTS = ("weights", "gradients", "optimizer", "pruner")
+
+
+def total(parts: dict[str, float]) -> float:
+    return sum(parts[part] for part in PARTS)
+
+
+def markdown(rows: list[dict[str, Any]], masks: list[dict[str, Any]], sizes: list[str], cuda: bool) -> str:
+    """One table: predicted bytes a parameter and GB of GPT-2 124M, and what was measured over what was predicted."""
+    head = ["", "optimizer, bytes a parameter", "pruner", "all", f"{PREDICTED} predicted, GB"]
+    head += [cell for size in sizes for cell in (f"{size} measured, GB", "measured / predicted")]
+    head += [cell for size in sizes for cell in (f"{size} allocated, GB", "peak of an update, GB")] if cuda else []
+    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+    n = count(SHAPES[PREDICTED]).all
+    for row in rows:
+        part = row["predicted"][PREDICTED]
+        line = [row["name"], *(f"{part[key] / n:.2f}" for key in ("optimizer", "pruner")), f"{total(part) / n:.2f}"]
+        line.append(f"{total(part) / 1e9:.3f}")
+        for size in sizes:
+            got = row["measured"].get(size)
+            over = got and total(got) / total(row["predicted"][size])
+            line += [f"{total(got) / 1e9:.3f}", f"{over:.4f}"] if got else [row["reason"], ""]
+        for size in sizes if cuda else ():
+            got = row["measured"].get(size, {})
+            line += [f"{got[key] / 1e9:.3f}" if got else "" for key in ("allocated", "peak_of_an_update")]
+        lines.append(line)
+    prunable = count(SHAPES[PREDICTED]).blocks
+    for row in masks:
+        line = [row["name"], "", f"{row['a_weight']:.3g} a prunable weight", ""]
+        line.append(f"{row['a_weight'] * prunable / 1e9:.4f}")
+        for size in sizes:
+            got, said = row["measured"][size], row["a_weight"] * count(SHAPES[size]).blocks
+            line += [f"{got / 1e9:.4f}", f"{got / said:.4f}"]
+        lines.append(line + [""] * (len(head) - len(line)))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="*", choices=list(SHAPES), default=list(SHAPES), help="to measure")
+    parser.add_argument("--only", nargs="+", metavar="WORD", help="rows with one of these words in their names")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--out", type=Path, default=Path("results/memory.json"), metavar="FILE")
+    args = parser.parse_args(argv)
+    device = pick_device(args.device)
+    rows: list[dict[str, Any]] = []
+    for name, optim, sparsity, optimizer, pruner in ROWS:
+        if args.only and not any(word in name for word in args.only):
+            continue
+        row: dict[str, Any] = {"name": name, "measured": {}, "reason": ""}
+        row["predicted"] = {size: predict(count(SHAPES[size]), optimizer, pruner) for size in SHAPES}
+        for size in args.sizes:
+            try:
+                row["measured"][size] = measure(SHAPES[size], optim, sparsity, device)
+            except (NotApplicable, MemoryError, torch.OutOfMemoryError) as error:
+                row["reason"] = str(error).splitlines()[0]
+            say(f"{name}, {size}: {row['measured'].get(size, row['reason'])}")
+        rows.append(row)
+    masks: list[dict[str, Any]] = []
+    for name, a_weight, make in MASKS:
+        got = {size: stored(make(count(SHAPES[size]).blocks)) for size in args.sizes}
+        masks.append({"name": name, "a_weight": a_weight, "of_the_weights": a_weight / 4, "measured": got})
+    result = {
+        "machine": machine(), "device": device_name(device), "torch": torch.__version__,
+        "counts": {size: vars(count(config)) for size, config in SHAPES.items()}, "rows": rows, "masks": masks,
+    }  # fmt: skip
+    write_json(args.out, result)
+    print(markdown(rows, masks, args.sizes, device.type == "cuda"))
+    return result
+
+
+if __name__ == "__main__":
+    main()
