@@ -354,3 +354,25 @@ def test_hellaswag_is_measured_on_the_way_and_disturbs_nothing(
     assert scores["hellaswag_acc_low"] < 0.25 < scores["hellaswag_acc_high"]
     with pytest.raises(UserError, match="there is no HellaSwag file nowhere"):
         evaluate_run(run, ["hellaswag"], {"hellaswag.path": "nowhere"})
+
+
+def test_samples_while_training_disturb_nothing(dataset: Path, tmp_path: Path) -> None:
+    """Every sixth step and at both ends two completions, the same whenever they are drawn, and the same losses."""
+    plain = tiny_recipe(dataset, train__max_steps=12)
+    sampled = tiny_recipe(
+        dataset, train__max_steps=12, sample__every=6, sample__number=2, sample__max_tokens=40, sample__prompt="the cat"
+    )
+    for name, recipe in (("plain", plain), ("sampled", sampled)):
+        gptlab.train(recipe, tmp_path / name, quiet=True)
+    losses = [
+        [(line["step"], line.get("loss"), line.get("val_loss")) for line in RunDir(tmp_path / name).read_metrics()]
+        for name in ("plain", "sampled")
+    ]
+    assert losses[0] == losses[1]
+    files = sorted((tmp_path / "sampled/samples").iterdir())
+    assert [file.name for file in files] == ["step-00000000.txt", "step-00000006.txt", "step-00000012.txt"]
+    texts = [file.read_text().removesuffix("\n").split("\n---\n") for file in files]
+    assert all(len(both) == 2 and both[0] != both[1] and both[0].startswith("the cat") for both in texts)
+    assert not (tmp_path / "plain/samples").exists()
+    run = load_run(tmp_path / "sampled")
+    assert run.sample(samples=2) == texts[-1]

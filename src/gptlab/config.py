@@ -341,7 +341,12 @@ class Compile(Section):
 
 
 class Sample(Section):
-    """Text generation, in `gptlab sample` and after the demo."""
+    """Text generation, in `gptlab sample` and while training."""
+
+    every: Count = 0
+    """Steps between completions of the prompt while training, into the run's samples/ folder; 0 is none."""
+    number: Positive = 1
+    """Completions at a time while training."""
 
     prompt: str = "\n"
     """Text to go on from; empty starts from end-of-text where the tokenizer has one."""

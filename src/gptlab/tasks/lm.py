@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gptlab.config import Recipe
+from gptlab.config import Recipe, Sample
 from gptlab.data.sampler import Mixture, Windows, evaluation_windows
 from gptlab.data.shards import DataError, Dataset, Tokens
+from gptlab.data.tokenizers import Tokenizer
 from gptlab.evals.heldout import heldout_loss, scores
 from gptlab.evals.hellaswag import Encoded, encode_rows, evaluate_hellaswag, load_rows, write_results
+from gptlab.model.generate import generate
 from gptlab.model.gpt import GPT, address, build_model
 from gptlab.precision.regimes import Regime, apply_regime
 
@@ -83,6 +85,7 @@ class LanguageModelling:
             split: evaluation_windows(tokens, recipe.model.block_size, recipe.eval.tokens, recipe.eval.seed)
             for split, tokens in self.splits.items()
         }
+        self.tokenizer = datasets[0].tokenizer
         self.token_bytes = _token_bytes(datasets[0])
         self.eot = datasets[0].tokenizer.eot if recipe.model.document_attention else None
         if recipe.model.document_attention and self.eot is None:
@@ -127,21 +130,26 @@ class LanguageModelling:
             yield x, y, self.documents(x)
 
     def due(self, step: int, ends: bool) -> list[str]:
-        """What is to be measured after `step` updates: "loss", "hellaswag", both or nothing."""
-        every = {"loss": self.recipe.train.eval_every, "hellaswag": self.recipe.hellaswag.every}
-        due = [what for what in every if ends or step == 0 or (every[what] and step % every[what] == 0)]
-        return due if self.hellaswag else [what for what in due if what != "hellaswag"]
+        """What is to be done after `step` updates, in part: "loss", "hellaswag", "samples"."""
+        every = {"loss": self.recipe.train.eval_every}
+        if self.hellaswag:
+            every["hellaswag"] = self.recipe.hellaswag.every
+        if self.recipe.sample.every:
+            every["samples"] = self.recipe.sample.every
+        return [what for what in every if ends or step == 0 or (every[what] and step % every[what] == 0)]
 
     def evaluate(
         self, what: list[str], model: GPT, regime: Regime, micro_batch: int, stop: Callable[[], bool]
-    ) -> dict[str, float] | None:
+    ) -> dict[str, Any] | None:
         """Scores of a model: val_loss and its kin (and train_eval_loss), HellaSwag; None when `stop` said so.
 
         Args:
-            what: as `due` says it.
+            what: as `due` says it. "samples" are texts, a list under that key, drawn in float32 or the weights' dtype.
             micro_batch: sequences in one pass; it changes no score by more than rounding.
         """
-        result: dict[str, float] = {}
+        result: dict[str, Any] = {}
+        if "samples" in what:
+            result["samples"] = sample_texts(model, self.tokenizer, self.recipe.sample)
         if "hellaswag" in what and self.hellaswag is not None:
             answers = evaluate_hellaswag(
                 model, self.hellaswag, self.device, lambda: regime.context(self.device), micro_batch, stop
@@ -163,6 +171,16 @@ class LanguageModelling:
             else:
                 result.update(scores(loss, counts, self.token_bytes))
         return result
+
+
+def sample_texts(model: GPT, tokenizer: Tokenizer, sample: Sample) -> list[str]:
+    """`sample.number` texts that go on from the prompt, the prompt included."""
+    ids = tokenizer.encode(sample.prompt) or [0 if tokenizer.eot is None else tokenizer.eot]
+    known = min(tokenizer.vocab_size, model.config.vocab_size)
+    prompt = torch.tensor([ids] * sample.number)
+    settings = sample.model_dump(include={"max_tokens", "temperature", "top_k", "top_p", "seed"})
+    rows = torch.stack(list(generate(model, prompt, n_ids=known, **settings)), dim=1)  # (number, max_tokens)
+    return [sample.prompt + tokenizer.decode(row.tolist()) for row in rows]
 
 
 def _token_bytes(dataset: Dataset) -> np.ndarray | None:

@@ -54,7 +54,7 @@ class Run:
         """The ids as they are drawn, one of each sample at a time; arguments as for `sample`."""
         if isinstance(self.model, Encoder):
             raise RunError(f"{self.path} is a classifier's run: it writes no text")
-        chosen = {**self.recipe.sample.model_dump(exclude={"prompt"}), **settings}
+        chosen = {**self.recipe.sample.model_dump(exclude={"prompt", "every", "number"}), **settings}
         ids = self.tokenizer.encode(prompt)
         if not ids:
             if self.tokenizer.eot is None:

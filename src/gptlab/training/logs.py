@@ -30,7 +30,7 @@ class Logs:
     """
 
     def __init__(self, run: RunDir, recipe: Recipe, total_steps: int, step: int, quiet: bool = False) -> None:
-        self.file = run.open_metrics()
+        self.run, self.file = run, run.open_metrics()
         self.total_steps, self.quiet, self.unit = total_steps, quiet, "tokens" if recipe.task == "lm" else "samples"
         self.console = Console(file=sys.stderr)
         self.bar: Progress | None = None
@@ -83,6 +83,16 @@ class Logs:
             f"{key} {_number(value)}" for key, value in line.items() if key not in ("step", "tokens", "samples")
         )
         self.say(f"step {line['step']}/{self.total_steps}  {scores}")
+
+    def samples(self, step: int, texts: list[str]) -> None:
+        """Texts that the model wrote, into samples/step-00000500.txt: a run that comes by again writes them again."""
+        if not texts:
+            return
+        folder = self.run.path / "samples"
+        folder.mkdir(exist_ok=True)
+        text = "\n---\n".join(texts) + "\n"
+        (folder / f"step-{step:08d}.txt").write_text(text, encoding="utf-8")
+        self.say(f"step {step}/{self.total_steps}  {text}")
 
     def _write(self, line: dict[str, Any]) -> None:
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}

@@ -256,7 +256,9 @@ def _train(recipe: Recipe, run: RunDir, datasets: Data, device: torch.device, st
                 if scores is None:
                     stopping = saves = True  # asked to stop on the way; the resumed run evaluates here
                 else:
-                    logs.evaluation({"step": step, unit: step * per_step, **scores})
+                    logs.samples(step, scores.pop("samples", []))
+                    if scores:
+                        logs.evaluation({"step": step, unit: step * per_step, **scores})
                     measured, val_loss = [*measured, *what], scores.get("val_loss", val_loss)
             if saves:
                 progress = {
