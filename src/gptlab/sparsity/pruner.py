@@ -18,7 +18,7 @@ from gptlab.sparsity.masks import pack, unpack
 from gptlab.sparsity.schedule import is_change, ramp, rigl_fraction, sparsity_at
 from gptlab.sparsity.selection import smallest, two_of_four
 
-# -inf and inf for scores, by addition: on a CPU, masked_fill_ takes ten times as long, as do torch.where's
+# stands for infinity where it is added to scores: on a CPU that takes a third of masked_fill_'s time
 LARGEST = torch.finfo(torch.float32).max
 
 
