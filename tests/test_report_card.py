@@ -151,3 +151,21 @@ def test_a_damaged_result_is_one_sentence(tmp_path):
     (run.path / "result.json").write_text("{")
     with pytest.raises(RunError, match=r"result\.json is damaged"):
         write_card(run)
+
+
+def test_a_fineweb_edu_run_stands_beside_the_known(tmp_path):
+    run = make_run(tmp_path / "run", data__corpus="fineweb-edu", evaluations=())
+    with run.open_metrics() as file:
+        for step, loss, acc in ((0, 10.9, 0.25), (250, 3.0712, 0.3061)):
+            file.write(json.dumps({"step": step, "val_loss": loss}) + "\n")
+            file.write(json.dumps({"step": step, "hellaswag_acc_norm": acc, "hellaswag_acc": 0.2912}) + "\n")
+    rows = cells(card(run), "Beside the known")
+    assert rows[0] == ["**this run**", "FineWeb-Edu, 3M tokens", "3.071", "0.3061", "0.2912", "10 h 3 min"]
+    assert rows[1][:5] == ["GPT-2 124M as released", "WebText", "3.292", "0.2955", "0.2859"]
+    assert [row[2] for row in rows[2:]] == ["3.08", "3.26", "2.99"]  # none of FineWeb's: another quantity
+    for settings in (
+        {"data__corpus": "openwebtext"}, {"data__corpus": "fineweb-edu", "data__tokenizer": "byte"},
+        {"data__corpus": "fineweb-edu", "task": "classify", "model__mlp": "gelu_erf"},
+    ):  # fmt: skip
+        assert "Beside the known" not in card(make_run(tmp_path / str(len(str(settings))), **settings))
+    assert "Beside the known" not in card(make_run(tmp_path / "none", data__corpus="fineweb-edu", evaluations=()))

@@ -170,6 +170,12 @@ def plot(options: argparse.Namespace) -> None:
     out = options.out or (runs[0].plots if len(runs) == 1 else Path("plots"))
     for file in draw(runs, out):
         print(file)
+    if options.compare:
+        from gptlab.report.card import write_card
+
+        earlier = RunDir.open(options.compare)
+        for run in runs:
+            print(write_card(run, earlier))
 
 
 def export(options: argparse.Namespace) -> None:
@@ -380,6 +386,7 @@ def parser() -> argparse.ArgumentParser:
     v = verb("plot", plot, "Draw a run's curves, or several runs' over one another.")
     v.add_argument("folders", nargs="+", metavar="RUN")
     v.add_argument("--out", type=Path, metavar="DIR", help="default: the run's plots/, or plots/ for several")
+    v.add_argument("--compare", metavar="RUN", help="write card.md anew, with what differs from this earlier run")
 
     v = verb("export", export, "Write a run's model for another library.")
     v.add_argument("folder", metavar="RUN")

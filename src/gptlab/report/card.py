@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from gptlab.config import Recipe, settings
+from gptlab.report.known import DEFINITIONS, beside_the_known
 from gptlab.report.reading import duration, human, number, series, short_names
 from gptlab.rundir import RunDir, write_atomically
 
@@ -85,6 +86,7 @@ def card(run: RunDir, compare: RunDir | None = None) -> str:
         _table("Hardware and versions", _named(environment, HARDWARE, ("command", "data", "parameters"))),
         _results(result, lines),
         _evaluations(lines),
+        _known(recipe, result, lines),
         _differences(run, compare) if compare else "",
         _again(run, environment),
     ]
@@ -314,6 +316,11 @@ def _evaluations(lines: list[dict[str, Any]]) -> str:
     table = _rows(["step", *(escape(EVALUATION.get(key, key)) for key in columns)], body)
     thinned = f"{len(kept)} of {len(steps)} evaluations.\n\n" if len(kept) < len(steps) else ""
     return f"## Evaluations\n\n{thinned}{table}"
+
+
+def _known(recipe: Recipe, result: dict[str, Any], lines: list[dict[str, Any]]) -> str:
+    rows = beside_the_known(recipe, result, lines)
+    return f"## Beside the known\n\n{_rows(rows[0], rows[1:])}\n\n{DEFINITIONS}" if rows else ""
 
 
 def _differences(run: RunDir, compare: RunDir) -> str:

@@ -1,0 +1,75 @@
+"""A run beside what is known of others: GPT-2 as released, and published reproductions of its 124M."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gptlab.config import Recipe
+from gptlab.report.reading import duration, human, number, series
+
+EDU, FINEWEB = "FineWeb-Edu", "FineWeb"
+
+
+@dataclass(frozen=True)
+class Known:
+    """Published figures; None is not published. Losses of different data are different quantities."""
+
+    name: str
+    loss_on: str
+    val_loss: float | None
+    acc_norm: float | None
+    """HellaSwag's 10,042 validation rows, token-normalised: the ending with the lowest mean loss a token."""
+    acc: float | None
+    """The same by the lowest summed loss."""
+    trained_on: str
+    cost: str
+
+
+KNOWN = [
+    Known("GPT-2 124M as released", EDU, 3.2924, 0.2955, 0.2859, "WebText", ""),
+    Known("classic 124M on one H100", EDU, 3.0796, 0.305, 0.288, "FineWeb-Edu, 10B tokens", "about 10 h, 260K tokens/s"),
+    Known("classic 124M, the run 230126", EDU, 3.26, 0.28, None, "FineWeb-Edu, 10B tokens", "one RTX 5090"),
+    Known("modern 124M, the run 050226", EDU, 2.99, 0.32, None, "FineWeb-Edu, 20B tokens", "about 22 h on one RTX 5090"),
+    Known("GPT-2 124M as released, on FineWeb", FINEWEB, 3.4250, None, None, "WebText", ""),
+    Known("llm.c 124M", FINEWEB, 3.2722, None, None, "FineWeb, 10B tokens", "8 H100 at 140 ms a step"),
+]  # fmt: skip
+# what a corpus' validation split is called above
+LOSS_ON = {"fineweb-edu": EDU}
+DEFINITIONS = (
+    "Loss: nats a token of GPT-2's BPE, over part of the validation split of the data it is named with; each run held "
+    "out its own, so that hundredths are no difference, and losses of other data are left out. HellaSwag: all 10,042 "
+    "validation rows, token-normalised (acc_norm) or summed (acc); lm-eval's numbers are others. A figure of gptlab's "
+    "is its last evaluation; all others are as published, one seed each."
+)
+
+
+def beside_the_known(recipe: Recipe, result: dict[str, Any], lines: list[dict[str, Any]]) -> list[list[str]]:
+    """Rows of a table, its header first: this run, then the known ones with a loss on the same data.
+
+    Empty where the run is not of GPT-2's tokens on data that something is known of.
+    """
+    loss_on = LOSS_ON.get(recipe.data.corpus)
+    if loss_on is None or recipe.task != "lm" or recipe.data.tokenizer != "gpt2" or recipe.data.mixture:
+        return []
+    last = {key: values[-1] for key in ("val_loss", "hellaswag_acc_norm", "hellaswag_acc")
+            if len(values := series(lines, key)[1])}  # fmt: skip
+    if not last:
+        return []
+    tokens, seconds = number(result.get("tokens")), number(result.get("wall_seconds"))
+    mine = Known(
+        "**this run**", loss_on, last.get("val_loss"), last.get("hellaswag_acc_norm"), last.get("hellaswag_acc"),
+        f"{loss_on}, {human(tokens)} tokens" if np.isfinite(tokens) else loss_on,
+        duration(seconds) if np.isfinite(seconds) else "",
+    )  # fmt: skip
+    rows = [["run", "trained on", f"validation loss, {loss_on}", "HellaSwag acc_norm", "HellaSwag acc", "time"]]
+    for known in [mine, *(known for known in KNOWN if known.loss_on == loss_on)]:
+        scores = [_shown(known.val_loss), _shown(known.acc_norm), _shown(known.acc)]
+        rows.append([known.name, known.trained_on, *scores, known.cost])
+    return rows
+
+
+def _shown(value: float | None) -> str:
+    return "" if value is None or not np.isfinite(value) else f"{value:.4g}"
