@@ -296,15 +296,21 @@ class Eval(Section):
     """Measure as many tokens of the training split too (train_eval_loss)."""
     seed: Int = 0
     """Seed of the windows."""
+    wikitext: str = ""
+    """`gptlab eval --on wikitext`: WikiText-2's wiki.test.raw (or .tokens), whole; .gz is read too."""
+    lambada: str = ""
+    """`gptlab eval --on lambada`: lambada_test_en.jsonl or another file of {"text": ...} lines; .gz is read too."""
 
 
 class HellaSwag(Section):
-    """HellaSwag while training (arXiv 1905.07830), token-normalised."""
+    """HellaSwag, while training and in `gptlab eval` (arXiv 1905.07830)."""
 
     every: Count = 0
     """Steps between evaluations; 0 turns it off."""
     path: str = ""
-    """hellaswag_val.jsonl; without it a recipe that asks for HellaSwag says so and trains on."""
+    """hellaswag_val.jsonl, llm.c's .bin, or `download`; without it a recipe that asks for HellaSwag trains on."""
+    definition: Literal["tokens", "harness"] = "tokens"
+    """tokens: raw text, mean loss a token (build-nanogpt, llm.c); harness: lm-eval's edited text, and characters."""
 
 
 class Checkpoint(Section):
