@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -352,7 +353,241 @@ def test_settings_are_checked(folder: Path, tmp_path: Path, settings: dict[str, 
         quietly("text", tmp_path / "set", **{"source": folder, **settings})
 
 
+# -- room and pace
+
+
+def test_a_disk_too_small_is_refused_at_the_beginning(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH_CHARACTERS", 300)
+    free = 0
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, free))
+    size = sum(len(text.encode()) for text in documents(100))  # 2 bytes a byte are needed
+    free = int(2 * size / module.ROOM_MARGIN / 1.6)
+    with pytest.raises(DataError, match=r"set needs about 0.00 GB and 0.00 GB are free: make room, or .* --out"):
+        quietly("text", tmp_path / "set", source=folder)
+    assert not list((tmp_path / "set").glob("train*"))
+    free = 2 * size
+    dataset = Dataset(quietly("text", tmp_path / "set", source=folder, tokenizer="char"))  # nothing was in it yet
+    assert dataset.tokenizer.name == "char"
+
+
+def test_the_need_of_room_is_what_is_still_to_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9 * 10**9, 0, 3 * 10**9))
+    module.check_room(tmp_path, 10**9, None)  # not known
+    module.check_room(tmp_path, 10**9, 0.25)  # 3 GB more
+    module.check_room(tmp_path, 10**9, 1.0)
+    with pytest.raises(DataError, match=r"needs about 9.00 GB and 3.00 GB are free"):
+        module.check_room(tmp_path, 10**9, 0.1)
+
+
+def test_pace() -> None:
+    pace = module.Pace()
+    assert pace.line(100.0, 50_000_000, 0.25) == "50.0M tokens"  # an earlier run's, and the first batch
+    assert pace.line(110.0, 70_000_000, 0.3) == "70.0M tokens, 2.00M tokens/s, 30.0%, 0:02:20 left"
+    assert pace.line(7300.0, 1_490_000_000, 0.5) == "1,490.0M tokens, 0.20M tokens/s, 50.0%, 4:00:00 left"
+    unknown = module.Pace()
+    unknown.line(0.0, 0, None)
+    assert unknown.line(2.0, 3_000_000, None) == "3.0M tokens, 1.50M tokens/s"
+
+
+def test_a_line_now_and_then_where_there_is_no_terminal(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "BATCH_CHARACTERS", 2000)
+    monkeypatch.setattr(module, "LINE_SECONDS", 0.0)
+    quietly("text", tmp_path / "set", source=folder, progress=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) > 2
+    assert all("M tokens/s, " in line and " left" in line for line in lines[1:])
+    assert lines[-1].endswith("100.0%, 0:00:00 left")
+    quietly("text", tmp_path / "other", source=folder)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "jsonl.gz", "json", "parquet"])
+def test_the_share_that_was_read(tmp_path: Path, kind: str) -> None:
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in documents(3000))
+    (tmp_path / "docs").mkdir()
+    for index in range(2):
+        path = tmp_path / "docs" / f"{index}.{kind}"
+        if kind == "parquet":
+            parquet.write_table(pa.table({"text": documents(3000)}), path)
+        elif kind == "json":
+            path.write_text(json.dumps(documents(3000)))
+        elif kind == "txt":
+            path.write_text(lines)
+        else:
+            path.write_bytes(gzip.compress(lines.encode()) if kind == "jsonl.gz" else lines.encode())
+    corpus = open_corpus("text", tmp_path / "docs")
+    for _ in range(2):  # a vocabulary is learnt from a first reading
+        shares = [corpus.reading.share or 0.0 for _ in corpus.documents()]
+        assert shares == sorted(shares)
+        assert shares[-1] == 1.0
+        assert shares[len(shares) // 2 - 1] == 0.5
+        if kind != "txt":
+            assert 0.2 < shares[len(shares) // 4] < 0.45  # gzip is read ahead
+
+
+# -- parts
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """9 jsonl files of 40 documents each."""
+    (tmp_path / "files").mkdir()
+    for index in range(9):
+        texts = documents(360)[40 * index : 40 * index + 40]
+        (tmp_path / "files" / f"{index}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return tmp_path / "files"
+
+
+def in_parts(files: Path, out: Path, parts: int, **settings: Any) -> Dataset:
+    for index in reversed(range(1, parts + 1)):  # in no particular order
+        made = quietly("text", out, source=files, part=f"{index}/{parts}", **settings)
+        assert made == out / f"part-{index:04d}-of-{parts:04d}"
+    return Dataset(module.merge(out, progress=False))
+
+
+@pytest.mark.parametrize("format", ["llmc", "npy"])
+def test_parts_with_the_first_tokens_held_out_are_the_whole(files: Path, tmp_path: Path, format: str) -> None:
+    whole = Dataset(quietly("text", tmp_path / "whole", source=files, val_tokens=2500))
+    for parts in (1, 2, 9):
+        merged = in_parts(files, tmp_path / f"{parts}", parts, val_tokens=2500, shard_tokens=700, format=format)
+        assert ids(merged.val) == ids(whole.val)
+        assert ids(merged.train) == ids(whole.train)
+        for split in ("train", "val"):
+            for key in ("tokens", "documents", "bytes"):
+                assert merged.manifest["splits"][split][key] == whole.manifest["splits"][split][key]
+        assert merged.manifest["settings"]["parts"] == parts
+        merged.verify()
+        assert sorted(path.name for path in (tmp_path / f"{parts}").glob("part*")) == []
+
+
+def test_a_share_held_out_does_not_depend_on_the_number_of_parts(files: Path, tmp_path: Path) -> None:
+    merged = [in_parts(files, tmp_path / f"{parts}", parts, val_fraction=0.1) for parts in (1, 2, 7)]
+    held_out = texts_of(merged[0].val)
+    assert 10 < len(held_out) < 70  # a tenth of 360
+    for dataset in merged:
+        assert texts_of(dataset.val) == held_out
+        assert texts_of(dataset.train) == [text for text in documents(360) if text not in held_out]
+
+
+def test_a_merge_that_was_stopped_goes_on(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = in_parts(files, tmp_path / "whole", 3, shard_tokens=900)
+    for index in (1, 2, 3):
+        quietly("text", tmp_path / "set", source=files, part=f"{index}/3", shard_tokens=900)
+    with pytest.raises(DataError, match="set holds parts of a dataset: `gptlab prepare ... --merge` makes one of them"):
+        Dataset(tmp_path / "set")
+    inodes = {path.stat().st_ino for path in (tmp_path / "set").glob("part-*/*.bin")}
+    replace, rmtree = os.replace, shutil.rmtree
+    calls, stop = 0, 0
+
+    def counted(real: Any) -> Any:
+        def call(*args: Any) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == stop:
+                raise Killed
+            real(*args)
+
+        return call
+
+    moves = len(inodes)
+    for stop in (1, 3, moves - 1, 3, 1, 2):  # the last in removing the parts  # noqa: B007
+        calls = 0
+        with monkeypatch.context() as patch, contextlib.suppress(Killed):
+            patch.setattr(os, "replace", counted(replace))
+            patch.setattr(shutil, "rmtree", counted(rmtree))
+            module.merge(tmp_path / "set", progress=False)
+    module.merge(tmp_path / "set", progress=False)
+    assert digests(tmp_path / "set") == digests(tmp_path / "whole")
+    assert {path.stat().st_ino for path in (tmp_path / "set").glob("*.bin")} == inodes  # moved, not copied
+    assert Dataset(tmp_path / "set").fingerprint() == whole.fingerprint()
+    (tmp_path / "set" / "part-0002-of-0003").mkdir()
+    (tmp_path / "set" / "part-0002-of-0003" / "train-000000.bin").write_text("something else")
+    with pytest.raises(DataError, match="set holds a finished dataset beside the parts"):
+        module.merge(tmp_path / "set")
+    shutil.rmtree(tmp_path / "set" / "part-0002-of-0003")
+    quietly("text", tmp_path / "set", source=files, part="2/3", shard_tokens=900)  # late: nothing to do
+    with pytest.raises(DataError, match=r"parts = 3 \(now 4\)"):
+        quietly("text", tmp_path / "set", source=files, part="2/4", shard_tokens=900)
+    assert not list((tmp_path / "set").glob("part*"))
+
+
+def test_parts_that_do_not_fit_are_refused(files: Path, tmp_path: Path) -> None:
+    quietly("text", tmp_path / "a", source=files, part="1/3")
+    quietly("text", tmp_path / "a", source=files, part="3/3", val_fraction=0.2)
+    with pytest.raises(DataError, match="1 of 3 parts are not finished: prepare them with --part 2/3"):
+        module.merge(tmp_path / "a")
+    quietly("text", tmp_path / "a", source=files, part="2/3")
+    with pytest.raises(DataError, match=r"part-0003-of-0003 was made with val_fraction = 0.2 \(in part-0001.* None\)"):
+        module.merge(tmp_path / "a")
+    quietly("text", tmp_path / "a", source=files, part="1/2")
+    with pytest.raises(DataError, match="parts of different numbers of parts, part-0001-of-0002 and part-0001-of-0003"):
+        module.merge(tmp_path / "a")
+    with pytest.raises(DataError, match="b has no parts"):
+        module.merge(tmp_path / "b")
+    quietly("text", tmp_path / "c", source=files)
+    with pytest.raises(DataError, match=r"parts = None \(now 3\)"):
+        quietly("text", tmp_path / "c", source=files, part="1/3")
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "train-000000.bin").write_text("mine")
+    with pytest.raises(DataError, match=r"d holds other files \(train-000000.bin\)"):
+        quietly("text", tmp_path / "d", source=files, part="1/3")
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"part": "0/3"}, "part 0/3: give I/N, a number from 1 to N"),
+        ({"part": "4/3"}, "part 4/3: give I/N"),
+        ({"part": "one"}, "part one: give I/N"),
+        ({"part": "1/10"}, "has 9 files and a part is whole files: use at most 9 parts"),
+        ({"part": "1/3", "format": "nanogpt"}, "format nanogpt has one file a split"),
+        ({"part": "1/3", "tokenizer": "bpe-300"}, "tokenizer bpe-300 would be learnt anew by each part"),
+        ({"part": "1/3", "tokenizer": "char"}, "tokenizer char would be learnt anew by each part"),
+    ],
+)
+def test_settings_of_parts_are_checked(files: Path, tmp_path: Path, settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(DataError, match=sentence):
+        quietly("text", tmp_path / "set", **{"source": files, **settings})
+    with pytest.raises(DataError, match="the corpus stdlib has no files to share out: prepare it without --part"):
+        quietly("stdlib", tmp_path / "set", part="1/3")
+
+
+def test_a_vocabulary_is_learnt_from_the_beginning(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = open_corpus("text", files, val_tokens=10)
+    monkeypatch.setattr(module, "VOCABULARY_CHARACTERS", 500)
+    texts = list(module._vocabulary_texts("bpe-300", corpus, None)())
+    assert texts == documents(360)[: len(texts)]
+    assert sum(map(len, texts[:-1])) < 500 <= sum(map(len, texts))
+    assert len(list(module._vocabulary_texts("char", corpus, None)())) == 360
+
+
 # -- splits
+
+
+def test_openwebtext_is_split_as_nanogpt_splits_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = corpora.nanogpt_held_out(8_013_769)
+    assert len(chosen) == 4007  # nanoGPT's 8,009,762 and 4,007 documents
+    assert sum(chosen) == 15_941_513_342
+    texts = iter([("", "" if index % 100 == 7 else f"{index}") for index in range(5000)])  # some are empty
+    split = list(corpora.Corpus("x", {}, lambda: texts, held_out=lambda: frozenset({0, 7, 4000})).split())
+    assert [text for name, text in split if name == "val"] == ["0", "4000"]
+    assert len(split) == 4950
+    assert open_corpus("openwebtext").held_out is not None
+    assert open_corpus("openwebtext", val_fraction=0.01).held_out is None
+    assert open_corpus("openwebtext", part=(1, 2)).held_out is None
+
+
+@pytest.mark.slow
+def test_nanogpts_split_is_that_of_datasets() -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_dict({"index": list(range(30_000))})
+    theirs = rows.train_test_split(test_size=0.0005, seed=2357, shuffle=True)["test"]["index"]
+    assert corpora.nanogpt_held_out(30_000) == frozenset(theirs)
 
 
 def test_the_first_tokens_are_held_out_exactly(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -558,6 +793,42 @@ def test_hub_corpora_from_local_copies(tmp_path: Path) -> None:
             assert texts_of(dataset.val)[:3] == documents(3)
         else:
             assert sorted(texts_of(dataset.train) + texts_of(dataset.val)) == sorted(documents(100))
+
+
+@pytest.mark.slow
+def test_the_hub_is_streamed_whole_and_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("datasets")
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    repository = tmp_path / "repository"  # stands in for the hub: the same call with another name
+    (repository / "sample" / "10BT").mkdir(parents=True)
+    table = pa.table({"id": list(range(120)), "text": documents(120)})
+    for index in range(4):
+        parquet.write_table(table.slice(30 * index, 30), repository / "sample" / "10BT" / f"{index:03d}_00000.parquet")
+    (repository / "README.md").write_text(
+        "---\nconfigs:\n- config_name: sample-10BT\n  data_files:\n  - split: train\n    path: sample/10BT/*\n---\n"
+    )
+    monkeypatch.setitem(corpora.HUB, "fineweb-edu", (str(repository), "sample-10BT", 120))
+    whole = Dataset(quietly("fineweb-edu", tmp_path / "whole", val_tokens=500))
+    copy = Dataset(quietly("fineweb-edu", tmp_path / "copy", source=repository, val_tokens=500))
+    for index in (1, 2, 3):
+        quietly("fineweb-edu", tmp_path / "parts", val_tokens=500, part=f"{index}/3")
+    merged = Dataset(module.merge(tmp_path / "parts", progress=False))
+    for dataset in (whole, copy, merged):
+        assert ids(dataset.val) == ids(whole.val)
+        assert ids(dataset.train) == ids(whole.train)
+    assert texts_of(whole.val)[:2] == documents(2)
+    with pytest.raises(DataError, match="has 4 files and a part is whole files: use at most 4 parts"):
+        quietly("fineweb-edu", tmp_path / "five", part="1/5")
+    held_out = []
+    for parts in (2, 4):
+        for index in range(1, parts + 1):
+            quietly("fineweb-edu", tmp_path / f"share{parts}", val_fraction=0.1, part=f"{index}/{parts}")
+        held_out.append(texts_of(Dataset(module.merge(tmp_path / f"share{parts}", progress=False)).val))
+    assert held_out[0] == held_out[1]
+    corpus = open_corpus("fineweb-edu")
+    shares = [corpus.reading.share for _ in corpus.documents()]
+    assert shares[59] == 0.5
+    assert shares[-1] == 1.0
 
 
 def test_importing_the_room_loads_no_library() -> None:

@@ -113,6 +113,49 @@ def test_shuffled_visits_every_window_once_an_epoch_and_reshuffles(tmp_path: Pat
     assert (other_seed[:, 0] == first[:, 0]).mean() < 0.1
 
 
+@given(
+    sizes=st.lists(st.integers(0, 60), min_size=1, max_size=8).filter(lambda sizes: sum(sizes) > 9),
+    block_size=st.integers(1, 9),
+    batch=st.integers(1, 17),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=15, deadline=None)
+def test_two_epochs_see_each_window_twice_across_shards(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], block_size: int, batch: int, seed: int
+) -> None:
+    folder = tmp_path_factory.mktemp("shards")
+    first = 0
+    for index, size in enumerate(sizes):
+        write_shard(folder / f"{index}.bin", np.arange(first, first + size), "llmc", np.uint32)
+        first += size
+    source = Tokens([read_shard(folder / f"{index}.bin") for index in range(len(sizes))])
+    windows = Windows(source, block_size, "shuffled", seed)
+    n = windows.windows_per_epoch
+    steps = -(-2 * n // batch)
+    seen = np.concatenate([windows.batch(step * batch, batch) for step in range(steps)])[: 2 * n]
+    assert np.array_equal(seen, seen[:, :1] + np.arange(block_size + 1))  # whole windows, whatever shards they are in
+    for epoch in (seen[:n], seen[n:]):
+        assert np.array_equal(np.sort(epoch[:, 0]), np.arange(n) * block_size)
+    if n > 12:  # of so few, two orders may be the same
+        assert not np.array_equal(seen[:n], seen[n:])
+    again = Windows(source, block_size, "shuffled", seed)  # as a resumed run has it: nothing but the number of the step
+    middle = steps // 2
+    rest = np.concatenate([again.batch(step * batch, batch) for step in range(middle, steps)])
+    assert np.array_equal(rest[: max(0, 2 * n - middle * batch)], seen[middle * batch :])
+
+
+def test_the_shuffle_is_over_all_shards(tmp_path: Path) -> None:
+    for index in range(10):
+        write_shard(tmp_path / f"{index}.bin", np.arange(index * 1000, (index + 1) * 1000), "llmc", np.uint32)
+    windows = Windows(Tokens([read_shard(tmp_path / f"{index}.bin") for index in range(10)]), 10, "shuffled", 1)
+    n = windows.windows_per_epoch
+    for epoch in range(2):
+        shards = windows.batch(epoch * n, n)[:, 0] // 1000
+        counts = np.stack([np.bincount(hundred, minlength=10) for hundred in np.array_split(shards, 10)])
+        chi2 = ((counts - counts.mean()) ** 2 / counts.mean()).sum()  # 81 degrees of freedom, standard deviation 12.7
+        assert 81 - 5 * 12.8 < chi2 < 81 + 5 * 12.8  # every tenth of an epoch comes from every shard
+
+
 @pytest.mark.parametrize("sampling", ["shuffled", "random", "sequential"])
 def test_the_order_does_not_depend_on_how_it_is_cut(tmp_path: Path, sampling: str) -> None:
     source = stream(tmp_path, 500)

@@ -456,3 +456,23 @@ def test_nanogpt_refusals(tmp_path, capsys):
     with pytest.raises(HubError):
         import_nanogpt(file)
     assert capsys.readouterr().out == ""  # nothing was executed
+
+
+def test_a_folder_called_as_a_hub_id_is_not_taken_for_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("gpt2").mkdir()
+    Path("gpt2/train.py").touch()
+    asked: list[str] = []
+
+    def download(name: str) -> Path:
+        asked.append(name)
+        raise HubError("no network")
+
+    monkeypatch.setattr("gptlab.model.hub.download", download)
+    with pytest.raises(HubError, match="no network"):
+        read_source("gpt2")
+    assert asked == ["gpt2"]
+    with pytest.raises(HubError, match="neither a Hugging Face model"):
+        read_source("./gpt2")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gptlab import __version__
 from gptlab.config import (
     ConfigError,
+    Data,
     UserError,
     build_recipe,
     load_comparison,
@@ -79,11 +80,13 @@ def lift_settings(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
 
 def prepare(options: argparse.Namespace) -> None:
     from gptlab.data.labeled import NAMES, prepare_labeled
-    from gptlab.data.prepare import prepare
+    from gptlab.data.prepare import merge, prepare
 
     if options.corpus in NAMES or options.label_field:
         if options.val_tokens is not None or options.format != "llmc":
             raise UserError("--val-tokens and --format are for text without labels: use --val-fraction")
+        if options.part or options.merge:
+            raise UserError("--part and --merge are for text without labels")
         folder = prepare_labeled(
             options.corpus, source=options.source, out=options.out, tokenizer=options.tokenizer,
             text_field=options.text_field, label_field=options.label_field, max_documents=options.max_documents,
@@ -91,10 +94,15 @@ def prepare(options: argparse.Namespace) -> None:
         )  # fmt: skip
         print(f"dataset: {folder}")
         return
+    if options.merge:
+        folder = merge(options.out or Data(corpus=options.corpus, tokenizer=options.tokenizer).folder)
+        print(f"dataset: {folder}")
+        return
     folder = prepare(
         options.corpus, source=options.source, out=options.out, tokenizer=options.tokenizer, format=options.format,
         shard_tokens=options.shard_tokens, workers=options.workers, val_fraction=options.val_fraction,
         val_tokens=options.val_tokens, text_field=options.text_field, max_documents=options.max_documents,
+        part=options.part,
     )  # fmt: skip
     print(f"dataset: {folder}")
 
@@ -344,12 +352,14 @@ def parser() -> argparse.ArgumentParser:
     v.add_argument("--tokenizer", default="gpt2", help="gpt2, byte, char, bpe-N or a tokenizer.json (default: gpt2)")
     v.add_argument("--format", choices=["llmc", "nanogpt", "npy"], default="llmc", help="of the shards (default: llmc)")
     v.add_argument("--shard-tokens", type=int, default=100_000_000, metavar="N", help="tokens in a shard")
-    v.add_argument("--workers", type=int, metavar="N", help="processes that tokenise (default: all cores)")
+    v.add_argument("--workers", type=int, metavar="N", help="threads that tokenise (default: all cores)")
     v.add_argument("--val-fraction", type=float, metavar="X", help="share of the documents held out")
     v.add_argument("--val-tokens", type=int, metavar="N", help="hold out the first N tokens instead")
     v.add_argument("--text-field", default="text", metavar="NAME", help="of jsonl and parquet rows (default: text)")
     v.add_argument("--label-field", metavar="NAME", help="of rows that have labels, for task = classify")
     v.add_argument("--max-documents", type=int, metavar="N", help="stop after N documents (of a split, with labels)")
+    v.add_argument("--part", metavar="I/N", help="only part I of N, for a job array: --part $SLURM_ARRAY_TASK_ID/14")
+    v.add_argument("--merge", action="store_true", help="make one dataset of all parts, when they are finished")
 
     v = verb(
         "train", train, "Train a recipe, or go on with a run that was stopped.", epilog=settings_help(),

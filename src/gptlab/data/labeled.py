@@ -364,11 +364,14 @@ def _named(tokenizer: str) -> dict[str, Any]:
     return named | ({"source_sha256": hashlib.sha256(digests.encode()).hexdigest()} if digests else {})
 
 
+OURS = ("gpt2", "byte", "char")
+
+
 def _tokenizer_files(path: Path) -> list[Path]:
     """A tokenizer.json, or vocab.json and merges.txt; nothing where `path` is neither a file nor a folder."""
     if path.is_file():
         return [path]
-    if not path.is_dir():
+    if not path.is_dir() or str(path) in OURS:  # a folder may be called as a tokenizer is
         return []
     for files in (["tokenizer.json"], ["vocab.json", "merges.txt"]):
         if all((path / file).is_file() for file in files):
@@ -378,7 +381,7 @@ def _tokenizer_files(path: Path) -> list[Path]:
 
 def _make_tokenizer(name: str, documents: Callable[[], Iterator[tuple[str, Document]]]) -> Tokenizer:
     files = _tokenizer_files(Path(name))
-    if not files and (name in ("gpt2", "byte", "char") or re.fullmatch(r"bpe-\d+", name)):
+    if not files and (name in OURS or re.fullmatch(r"bpe-\d+", name)):
         learnt_from = SPLITS if name == "char" else SPLITS[:1]  # every character has to have an id
         return make_tokenizer(name, lambda: (doc.text for split, doc in documents() if split in learnt_from))
     if not files:

@@ -3,7 +3,8 @@
     documents -> batches -> ids, in threads -> one stream of ids a split -> shards -> manifest.json
 
 What is held at any time is a few batches of text. A run that is stopped goes on from its last record, and the shards
-are the same whatever the number of workers and however often it was stopped.
+are the same whatever the number of workers and however often it was stopped. Several machines prepare a part each,
+in folders within the dataset's (`--part`), whose shards `merge` moves up into one dataset.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import importlib.metadata
 import itertools
 import json
 import os
+import re
+import shutil
 import sys
 import time
 from collections import deque
@@ -30,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptlab.config import Data
-from gptlab.data.corpora import NAMES, Corpus, open_corpus
+from gptlab.data.corpora import NAMES, Corpus, Part, open_corpus
 from gptlab.data.shards import (
     FORMATS,
     MANIFEST_VERSION,
@@ -39,6 +42,7 @@ from gptlab.data.shards import (
     Dataset,
     file_sha256,
     read_manifest,
+    read_shard,
     shard_header,
     token_dtype,
 )
@@ -47,6 +51,10 @@ from gptlab.rundir import write_atomically
 
 BATCH_CHARACTERS = 2**20  # a worker's piece of work: a third of a second
 RECORD_SECONDS = 30.0  # at most this much work is done again after a kill
+LINE_SECONDS = 30.0  # between lines of progress where stderr is no terminal
+VOCABULARY_CHARACTERS = 10**9  # from which a BPE is learnt; more would take memory and change little
+ROOM_MARGIN = 1.25  # the need of disk space is an estimate: this much too high it may be
+PART_FOLDER = "part-{:04d}-of-{:04d}"
 
 
 def prepare(
@@ -62,6 +70,7 @@ def prepare(
     val_tokens: int | None = None,
     text_field: str = "text",
     max_documents: int | None = None,
+    part: str | None = None,
     progress: bool = True,
 ) -> Path:
     """Tokenise a corpus into a folder of shards.
@@ -79,11 +88,12 @@ def prepare(
         val_fraction: share of the documents (characters, where there is one document) held out for validation.
         val_tokens: instead, that many tokens at the beginning.
         text_field: field or column of JSON and parquet files that holds the text.
-        max_documents: read no more than this many documents.
-        progress: draw a progress bar if stderr is a terminal, and say at the end what was made.
+        max_documents: read no more than this many documents (of the part, if it is one).
+        part: "I/N": only part I, from 1, of N runs of the files, into a folder within `out`; see `merge`.
+        progress: show tokens, rate and time left on stderr, and say at the end what was made.
 
     Returns:
-        The folder.
+        The folder, of the part if it is one.
 
     Raises:
         DataError: one sentence on what is wrong with a setting, the source, or the folder.
@@ -98,8 +108,9 @@ def prepare(
     for name, value in (("workers", workers), ("max_documents", max_documents)):
         if value is not None and value < 1:
             raise DataError(f"{name} = {value}: must be at least 1")
-    opened = open_corpus(corpus, Path(source) if source else None, text_field, val_fraction, val_tokens)
-    draft = {
+    numbers = _part(part, format, tokenizer) if part else None
+    opened = open_corpus(corpus, Path(source) if source else None, text_field, val_fraction, val_tokens, numbers)
+    draft: dict[str, Any] = {
         "format": format,
         "version": MANIFEST_VERSION,
         "corpus": corpus,
@@ -115,6 +126,12 @@ def prepare(
         },
     }
     say: Callable[[str], None] = print if progress else lambda text: None
+    if numbers and (folder / "manifest.json").is_file():  # whoever waited in the queue until all was merged
+        draft["settings"]["parts"] = numbers[1]
+    elif numbers:
+        draft["settings"]["part"] = "{} of {}".format(*numbers)
+        _only_parts(folder)
+        folder = folder / PART_FOLDER.format(*numbers)
     if (folder / "manifest.json").is_file():
         refuse_another(folder, read_manifest(folder), draft)
         say(f"{folder}: already prepared, {_summary(Dataset(folder).manifest)}")
@@ -160,7 +177,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
         raise DataError(f"{error.filename or folder} cannot be written: {error.strerror}") from None
 
 
-def _differences(folder: Path, found: dict[str, Any], asked: dict[str, Any]) -> str:
+def _differences(folder: Path, found: dict[str, Any], asked: dict[str, Any], first: str = "now") -> str:
     """Settings in which a folder is not what is asked for, for the user; where a recorded content lies is none."""
 
     def flat(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -177,7 +194,7 @@ def _differences(folder: Path, found: dict[str, Any], asked: dict[str, Any]) -> 
     except (KeyError, AttributeError, TypeError):
         raise DataError(f"{folder} holds a dataset that was not made by `gptlab prepare`: name another --out") from None
     return ", ".join(
-        f"{key} = {old.get(key)} (now {new.get(key)})" for key in old | new if old.get(key) != new.get(key)
+        f"{key} = {old.get(key)} ({first} {new.get(key)})" for key in old | new if old.get(key) != new.get(key)
     )
 
 
@@ -186,6 +203,100 @@ def refuse_another(folder: Path, found: dict[str, Any], asked: dict[str, Any]) -
         raise DataError(
             f"{folder} was made with {differences}: name another --out, or delete the folder to make it anew"
         )
+
+
+# -- parts ----------------------------------------------------------------------------------------------------------
+
+
+def _part(text: str, format: str, tokenizer: str) -> Part:
+    """I/N as two numbers, and whether the other settings can be had in parts."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]) <= 9999:
+        raise DataError(f"part {text}: give I/N, a number from 1 to N and the number of parts, such as 1/8")
+    if format == "nanogpt":
+        raise DataError("format nanogpt has one file a split, so it cannot be made in parts: use --format llmc or npy")
+    if tokenizer == "char" or tokenizer.startswith("bpe-"):
+        raise DataError(
+            f"tokenizer {tokenizer} would be learnt anew by each part: prepare some of the text without --part, "
+            "and give the tokenizer.json made there to --tokenizer"
+        )
+    return int(match[1]), int(match[2])
+
+
+def _only_parts(folder: Path) -> None:
+    """Refuse a folder that holds anything but parts: shards will be moved into it."""
+    others = sorted(path.name for path in folder.glob("*") if not path.name.startswith((".", "part-")))
+    if others:
+        raise DataError(f"{folder} holds other files ({', '.join(others[:3])}): name another --out")
+
+
+def merge(folder: Path | str, progress: bool = True) -> Path:
+    """Make one dataset of the parts in a folder: their shards one after another in order of the parts.
+
+    Shards are moved and not copied, the manifest is written last; what a kill leaves is gone on with.
+
+    Args:
+        folder: what `prepare` was given as `out`, with a folder for each part in it.
+
+    Raises:
+        DataError: a part is missing, unfinished, or made with other settings than the first.
+    """
+    folder = Path(folder)
+    say: Callable[[str], None] = print if progress else lambda text: None
+    parts = sorted(path for path in folder.glob("part-*-of-*") if path.is_dir())
+    done = (folder / "manifest.json").is_file()
+    if not parts and not done:
+        raise DataError(f"{folder} has no parts: `gptlab prepare ... --part I/N` makes them, in one --out")
+    with disk_errors(folder), lock(folder):
+        if not done:
+            _merge(folder, parts)
+        elif any(path.suffix in (".bin", ".npy") for part in parts for path in part.iterdir()):
+            raise DataError(f"{folder} holds a finished dataset beside the parts: prepare them into another --out")
+        for part in parts:
+            shutil.rmtree(part)  # no shard is left in it
+    say(f"{folder}: {_summary(Dataset(folder).manifest)}")
+    return folder
+
+
+def _merge(folder: Path, parts: list[Path]) -> None:
+    total = int(parts[0].name.rpartition("-")[2])
+    names = [PART_FOLDER.format(index, total) for index in range(1, total + 1)]
+    if strangers := [part.name for part in parts if part.name not in names]:
+        raise DataError(f"{folder} holds parts of different numbers of parts, {names[0]} and {strangers[0]}: keep one")
+    if missing := [index for index, name in enumerate(names, 1) if not (folder / name / "manifest.json").is_file()]:
+        raise DataError(
+            f"{folder}: {len(missing)} of {total} parts are not finished: prepare them with --part {missing[0]}/{total}"
+            + (", ..." if len(missing) > 1 else "")
+        )
+    manifests = [read_manifest(part) for part in parts]
+    for part, manifest in zip(parts, manifests, strict=True):
+        manifest["settings"].pop("part", None)
+        differences = _differences(part, manifest, manifests[0], first=f"in {parts[0].name}")
+        if not differences and manifest["tokenizer"] != manifests[0]["tokenizer"]:
+            differences = f"another tokenizer.json than {parts[0].name}"
+        if differences:
+            raise DataError(f"{part} was made with {differences}: delete the wrong one and prepare it again")
+    splits = {}
+    for split in ("train", "val"):
+        shards: list[dict[str, Any]] = []
+        for part, manifest in zip(parts, manifests, strict=True):
+            for entry in manifest["splits"][split]["shards"]:
+                target = folder / shard_name(manifest["format"], manifest["corpus"], split, len(shards))
+                if (part / entry["file"]).is_file():
+                    if target.exists():
+                        raise DataError(f"{target} is in the way of a shard of {part.name}: move it elsewhere")
+                    os.replace(part / entry["file"], target)
+                if read_shard(target, manifest["format"]).tokens != entry["tokens"]:
+                    raise DataError(
+                        f"{target} is not the shard that {part.name} recorded: delete both and prepare anew"
+                    )
+                shards.append({**entry, "file": target.name})
+        counts = {key: sum(m["splits"][split][key] for m in manifests) for key in ("tokens", "documents", "bytes")}
+        splits[split] = {**counts, "shards": shards}
+    shutil.copyfile(parts[0] / "tokenizer.json", folder / "tokenizer.json")
+    settings = {**manifests[0]["settings"], "parts": total}
+    merged = {**manifests[0], "settings": settings, "splits": splits, "gptlab": version()}
+    write_atomically(folder / "manifest.json", json.dumps(merged, indent=2) + "\n")
 
 
 # -- the work -------------------------------------------------------------------------------------------------------
@@ -207,6 +318,7 @@ def _prepare(
         name: _SplitWriter(folder, name, draft["format"], draft["corpus"], dtype, shard_tokens, state["splits"][name])
         for name in ("train", "val")
     }
+    val_tokens = 0 if corpus.part and corpus.part[0] > 1 else corpus.val_tokens  # the first tokens are the first part's
     consumed: int = state["documents"]
     if consumed and progress:
         print(f"{folder}: going on after {consumed:,} documents")
@@ -220,16 +332,32 @@ def _prepare(
         for writer in splits.values():
             writer.publish()
 
+    shares: deque[float | None] = deque()  # how much of the source was read with each batch that is not yet done
+
+    def batches() -> Iterator[list[tuple[str, str]]]:
+        for batch in _batches(itertools.islice(corpus.split(max_documents), consumed, None)):
+            shares.append(corpus.reading.share)
+            yield batch
+
     last_record = time.monotonic()
+    first_share: float | None = None
+    room_checked = False
     append = draft["settings"]["end_of_text"] == "appended"
-    documents = itertools.islice(corpus.split(max_documents), consumed, None)
     work = partial(_tokenise, tokenizer=tokenizer, dtype=dtype, append_eot=append)
     with progress_bar(progress, folder) as show:
-        for done in _map_in_order(work, _batches(documents), workers):
-            for piece in _cut(done.pieces, corpus.val_tokens - splits["val"].tokens, tokenizer):
-                splits[piece.split].write(piece)
+        for done in _map_in_order(work, batches(), workers):
             consumed += done.documents
-            show(sum(writer.tokens for writer in splits.values()))
+            share = shares.popleft()
+            if max_documents:
+                share = max(share or 0.0, consumed / max_documents)
+            tokens = sum(writer.tokens for writer in splits.values()) + sum(len(piece.ids) for piece in done.pieces)
+            first_share = share if first_share is None else first_share
+            if share != first_share and not room_checked:  # until then documents are given that were read ahead
+                check_room(folder, tokens * dtype.itemsize, share)
+                room_checked = True
+            for piece in _cut(done.pieces, val_tokens - splits["val"].tokens, tokenizer):
+                splits[piece.split].write(piece)
+            show(tokens, share)
             if any(writer.unpublished for writer in splits.values()) or time.monotonic() > last_record + RECORD_SECONDS:
                 record()
                 last_record = time.monotonic()
@@ -285,10 +413,41 @@ def _begin(folder: Path, draft: dict[str, Any]) -> dict[str, Any]:
 
 
 def _vocabulary_texts(tokenizer_name: str, corpus: Corpus, max_documents: int | None) -> Callable[[], Iterator[str]]:
-    """What a vocabulary is learnt from: the training split; for `char` everything, so that no character is unknown."""
+    """What a vocabulary is learnt from: the beginning of the training split; for `char` everything, so that no
+    character is unknown."""
     if tokenizer_name == "char":
         return lambda: corpus.texts(max_documents)
-    return lambda: (text for split, text in corpus.split(max_documents) if split == "train")
+
+    def beginning() -> Iterator[str]:
+        characters = 0
+        for split, text in corpus.split(max_documents):
+            if split == "train" and characters < VOCABULARY_CHARACTERS:
+                characters += len(text)
+                yield text
+            elif characters >= VOCABULARY_CHARACTERS:
+                return
+
+    return beginning
+
+
+def check_room(folder: Path, written: int, share: float | None) -> None:
+    """Refuse to begin what a disk cannot hold, going by the first batches.
+
+    Args:
+        written: bytes of ids so far.
+        share: how much of the source they are; None where it is not known, and then nothing is checked.
+
+    Raises:
+        DataError: what is still to come is more than there is room for.
+    """
+    if not share:
+        return
+    needed, free = written * (1 / share - 1), shutil.disk_usage(folder).free
+    if needed > ROOM_MARGIN * free:
+        raise DataError(
+            f"{folder} needs about {needed / 1e9:,.2f} GB and {free / 1e9:,.2f} GB are free: "
+            "make room, or name a folder on another disk with --out"
+        )
 
 
 def version() -> str:
@@ -386,6 +545,12 @@ def _map_in_order(
 # -- ids to shards --------------------------------------------------------------------------------------------------
 
 
+def shard_name(format: str, corpus: str, split: str, index: int) -> str:
+    if format == "nanogpt":
+        return f"{split}.bin"
+    return f"{corpus}_{split}_{index:06d}.npy" if format == "npy" else f"{split}-{index:06d}.bin"
+
+
 class _SplitWriter:
     """One split's stream of ids, cut into shards as it is written.
 
@@ -431,12 +596,7 @@ class _SplitWriter:
 
     def _name(self) -> str:
         """File name of the shard being written."""
-        index = len(self.state["shards"])
-        if self.format == "nanogpt":
-            return f"{self.split}.bin"
-        if self.format == "npy":
-            return f"{self.corpus}_{self.split}_{index:06d}.npy"
-        return f"{self.split}-{index:06d}.bin"
+        return shard_name(self.format, self.corpus, self.split, len(self.state["shards"]))
 
     def _temporary(self, name: str) -> Path:
         return self.folder / f".{name}.tmp"
@@ -493,11 +653,47 @@ class _SplitWriter:
         return {key: self.state[key] for key in ("tokens", "documents", "bytes", "shards")}
 
 
+class Pace:
+    """Tokens, rate and time left as a line of text. What an earlier run wrote does not count as speed."""
+
+    def __init__(self) -> None:
+        self.first: tuple[float, int, float] | None = None  # seconds, tokens, share of the source
+
+    def line(self, seconds: float, tokens: int, share: float | None) -> str:
+        """The state at some time on a clock, with `share` of the source read (None: not known)."""
+        text = f"{tokens / 1e6:,.1f}M tokens"
+        if self.first is None:
+            self.first = seconds, tokens, share or 0.0
+            return text
+        begin, tokens_before, share_before = self.first
+        passed = max(seconds - begin, 1e-9)
+        text += f", {(tokens - tokens_before) / passed / 1e6:,.2f}M tokens/s"
+        if share is not None:
+            text += f", {share:.1%}"
+            if share > share_before:
+                left = round(passed * (1 - share) / (share - share_before))
+                text += f", {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
+        return text
+
+
 @contextlib.contextmanager
-def progress_bar(wanted: bool, folder: Path) -> Iterator[Callable[[int], None]]:
-    """A line with tokens so far and tokens a second, where stderr is a terminal."""
-    if not (wanted and sys.stderr.isatty()):
-        yield lambda tokens: None
+def progress_bar(wanted: bool, folder: Path) -> Iterator[Callable[..., None]]:
+    """What shows (tokens, share of the source): a live line on a terminal, elsewhere a line now and then, on stderr."""
+    pace = Pace()
+    if not wanted:
+        yield lambda tokens, share=None: None
+        return
+    if not sys.stderr.isatty():
+        last = time.monotonic()
+
+        def tell(tokens: int, share: float | None = None) -> None:
+            nonlocal last
+            line = pace.line(time.monotonic(), tokens, share)
+            if time.monotonic() > last + LINE_SECONDS:
+                last = time.monotonic()
+                print(f"{folder}: {line}", file=sys.stderr, flush=True)
+
+        yield tell
         return
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -505,12 +701,8 @@ def progress_bar(wanted: bool, folder: Path) -> Iterator[Callable[[int], None]]:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(f"{folder}")
-        begin, first = time.monotonic(), None
 
-        def show(tokens: int) -> None:
-            nonlocal first
-            first = tokens if first is None else first  # what an earlier run wrote does not count as speed
-            rate = (tokens - first) / max(time.monotonic() - begin, 1e-9)
-            bar.update(task, description=f"{folder}  {tokens / 1e6:,.1f}M tokens  {rate / 1e6:,.2f}M tokens/s")
+        def show(tokens: int, share: float | None = None) -> None:
+            bar.update(task, description=f"{folder}  {pace.line(time.monotonic(), tokens, share)}")
 
         yield show

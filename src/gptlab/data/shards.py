@@ -350,6 +350,8 @@ class Dataset:
             splits[split] = [read_shard(file) for file in files if word.search(file.stem) and file.name[0] != "."]
         if (self.path / "progress.json").is_file():
             raise DataError(f"{self.path} is not finished: run the same `gptlab prepare` again, it goes on from there")
+        if next(self.path.glob("part-*-of-*"), None):
+            raise DataError(f"{self.path} holds parts of a dataset: `gptlab prepare ... --merge` makes one of them")
         missing = [split for split, shards in splits.items() if not shards]
         if missing:
             what = " and no ".join(f"{split} shard ({split}.bin, *_{split}_*.npy or .bin)" for split in missing)

@@ -497,10 +497,14 @@ def import_nanogpt(file: str | Path) -> tuple[Model, Fill]:
 # -- one door -------------------------------------------------------------------------------------------------------
 
 
+# ids without an owner; a folder may be called so, as gptlab's own gpt2/ is
+GPT2_IDS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+
+
 def _locate(source: str | Path) -> Path:
     """A nanoGPT checkpoint file or a Hugging Face folder, downloaded if it is an id."""
     path = Path(source).expanduser()
-    if not path.exists():
+    if not path.exists() or (str(source) in GPT2_IDS and not (path / "config.json").is_file()):
         return download(str(source))
     if path.is_dir() and not (path / "config.json").is_file():
         if (path / "ckpt.pt").is_file():  # nanoGPT's out_dir
