@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gptlab.config import PRESETS, Model
+from gptlab.config import PRESETS, Model, load_recipe
 from gptlab.model import loss as loss_module
 from gptlab.model.gpt import GPT, KVCache, build_model, rotary_tables, rotate
 from gptlab.model.loss import chunk_length, linear_cross_entropy
@@ -72,6 +72,12 @@ def test_counts_by_formula():
     assert count(vocab_size=50304, bias=False) == 124_475_904 - L * (3 * C + C + 4 * C + C + 2 * C) - C
 
 
+def test_the_fast_shakespeare_recipe_has_half_the_parameters():
+    fast, cpu = (load_recipe(f"shakespeare-char-{name}", {"model.vocab_size": 65}).model for name in ("fast", "cpu"))
+    assert (count(**fast.model_dump()), count(**cpu.model_dump())) == (402_432, 804_096)
+    assert fast.block_size == cpu.block_size  # no model sees more context than the other
+
+
 def test_flops_per_token():
     with torch.device("meta"):
         flops = GPT(Model(vocab_size=50257)).flops_per_token()
@@ -91,6 +97,21 @@ def test_init_statistics():
         spread = std / math.sqrt(2 * parameter.numel())  # of the standard deviation of as many normal numbers
         assert abs(parameter.std() - std) < 5 * spread, name
         assert abs(parameter.mean()) < 5 * std / math.sqrt(parameter.numel()), name
+
+
+@pytest.mark.parametrize("parts", list(PARTS))
+def test_zero_init_begins_with_blocks_that_are_the_identity(parts: str):
+    config = SMALL.model_copy(update=PARTS[parts])
+    plain, model = build_model(config, fill=1), build_model(config.model_copy(update={"zero_init": True}), fill=1)
+    for (name, ours), other in zip(model.named_parameters(), plain.parameters(), strict=True):
+        assert not ours.any() if name.endswith("c_proj.weight") else torch.equal(ours, other), name
+    tokens = tokens_of()
+    embedded = model.wte(tokens) if model.wpe is None else model.wte(tokens) + model.wpe.weight
+    assert torch.equal(model.hidden(tokens), model.ln_f(embedded))
+    model(tokens, tokens.roll(-1, 1)).backward()
+    moves = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert {f"h.{i}.{part}.c_proj.weight" for i in range(2) for part in ("attn", "mlp")} <= moves  # it can be learnt
+    assert "h.0.attn.c_attn.weight" not in moves  # what stands before a zero waits for the second update
 
 
 def test_each_tensor_is_drawn_by_its_name_alone():

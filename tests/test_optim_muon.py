@@ -11,6 +11,7 @@ import torch
 from conftest import tiny_recipe
 from test_training_resume import assert_same_run, stop_at
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from gptlab.config import ConfigError, Model, Optim, build_recipe
 from gptlab.model.encoder import build_encoder
@@ -61,6 +62,38 @@ def test_orthogonalize_is_the_polynomial_of_singular_values() -> None:
         assert torch.allclose(ours, by_svd(matrix), rtol=0, atol=1e-12)
     assert torch.allclose(orthogonalize(1e-4 * x, torch.float64), orthogonalize(x, torch.float64), atol=1e-12)
     assert not orthogonalize(torch.zeros(2, 3, 4), torch.float32).any()
+
+
+def direct(x: Tensor) -> Tensor:
+    """The iteration as its authors write it, on the matrices themselves."""
+    x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x
+
+
+@pytest.mark.parametrize("largest_over_smallest", [1.0, 1e3, 1e8])
+def test_iterating_on_the_small_side_is_the_same(largest_over_smallest: float) -> None:
+    """Wide matrices go through their Gram matrices, which square the condition number: float32 bears it."""
+    u, _, v = torch.linalg.svd(drawn(2, 64, 256, seed=3), full_matrices=False)
+    x = u @ torch.diag(torch.logspace(0, -math.log10(largest_over_smallest), 64, dtype=torch.float64)) @ v
+    exact = direct(x)
+    assert torch.allclose(orthogonalize(x, torch.float64), exact, rtol=0, atol=1e-12)
+    assert (orthogonalize(x.float(), torch.float32) - exact).norm() < 3e-4 * exact.norm()
+    low_rank = drawn(1, 64, 3, seed=4) @ drawn(1, 3, 256, seed=5)
+    assert (orthogonalize(low_rank.float(), torch.float32) - direct(low_rank)).norm() < 3e-4 * 3**0.5
+
+
+def test_multiplications_of_the_small_side() -> None:
+    """2 n m^2 numbers are multiplied 2 r + 17 times m^3 for n = r m, where the direct form takes 5 (2 r + 1)."""
+    for n, products in ((32, 15), (64, 21), (128, 25)):
+        with FlopCounterMode(display=False) as counter:
+            orthogonalize(torch.ones(2, 32, n), torch.float32)
+        assert counter.get_total_flops() == 2 * 2 * 32**3 * products
+        with FlopCounterMode(display=False) as counter:
+            orthogonalize(torch.ones(2, 32, n), torch.bfloat16)
+        assert counter.get_total_flops() == 2 * 2 * 32**3 * 5 * (2 * n // 32 + 1)
 
 
 @pytest.mark.parametrize("dtype, low, high", [(torch.float32, 0.68, 1.14), (torch.bfloat16, 0.65, 1.18)])
@@ -243,7 +276,7 @@ def test_says_what_it_is() -> None:
     "settings, sentence",
     [
         ({"optim.rounding": "kahan", "precision.regime": "bf16_pure"}, "optim.rounding = kahan: is for optim.name"),
-        ({"optim.kernel": "foreach"}, "optim.kernel = foreach: is PyTorch's AdamW, without Muon"),
+        ({"optim.kernel": "foreach"}, "optim.kernel = foreach: is PyTorch's AdamW's, without Muon"),
         ({"precision.regime": "fp16_pure"}, "optim.name = muon: .*underflow"),
         ({"optim.muon_lr": 0}, "optim.muon_lr = 0: must be greater than 0"),
         ({"optim.muon_momentum": 1}, "optim.muon_momentum = 1: must be less than 1"),

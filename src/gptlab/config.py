@@ -474,7 +474,7 @@ class Recipe(Section):
         """A classifier is BERT's encoder: what the other parts would change is not there, so they are refused."""
         wants = {
             "position": "learned", "norm": "layernorm", "mlp": "gelu_erf", "bias": True, "qk_norm": False,
-            "document_attention": False,
+            "document_attention": False, "zero_init": False,
         }  # fmt: skip
         for key, value in wants.items():
             if getattr(self.model, key) != value:

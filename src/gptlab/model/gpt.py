@@ -288,6 +288,7 @@ class GPT(nn.Module):
     def init_weights(self, seed: int) -> None:
         """GPT-2's initialisation: N(0, 0.02), residual projections scaled by (2 n_layer)^-0.5, biases 0, norms 1.
 
+        With zero_init the residual projections are 0 instead, and a block is the identity until the first update.
         Each tensor is drawn on the CPU from a generator of its own, addressed by its name: the same weights on every
         device and however the model is spread, and never more than one tensor in host memory.
         """
@@ -295,7 +296,9 @@ class GPT(nn.Module):
             if parameter.dim() < 2:
                 parameter.fill_(1.0 if name.endswith("weight") else 0.0)
                 continue
-            std = 0.02 * (2 * self.config.n_layer) ** -0.5 if name.endswith("c_proj.weight") else 0.02
+            std = 0.02
+            if name.endswith("c_proj.weight"):
+                std = 0.0 if self.config.zero_init else 0.02 * (2 * self.config.n_layer) ** -0.5
             generator = torch.Generator().manual_seed(address(seed, "init", name))
             parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
 

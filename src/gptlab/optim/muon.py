@@ -32,10 +32,36 @@ def orthogonalize(x: Tensor, dtype: torch.dtype) -> Tensor:
     a, b, c = COEFFICIENTS
     norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
     x = (x / norm.clamp(min=SMALLEST_NORM)).to(dtype)
+    if x.shape[2] >= 2 * x.shape[1] and dtype is not torch.bfloat16:
+        return small_side(x @ x.mT) @ x
     for _ in range(ITERATIONS):
         gram = x @ x.mT  # (B, m, m)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x
+
+
+def small_side(gram: Tensor) -> Tensor:
+    """The Q with Q X = `orthogonalize(X)`, from the Gram matrices X X^T (B, m, m) alone.
+
+    An iteration multiplies X from the left by P = a + b G + c G^2, a polynomial of its Gram matrix G, which becomes
+    P G P: the large side need not be carried along. That is 25 m^3 multiplications for 45 where n = 4 m. The Gram
+    matrix has the condition number squared, and its small eigenvalues drown in rounding: in float32 the result differs
+    by up to 1e-4 of its norm, which does not matter; in bf16 it would.
+    """
+    a, b, c = COEFFICIENTS
+    q: Tensor | None = None
+    for i in range(ITERATIONS):
+        rest = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # P - a
+        if q is None:
+            q = rest.clone()
+            q.diagonal(dim1=1, dim2=2).add_(a)
+        else:
+            q = torch.baddbmm(q, rest, q, beta=a)
+        if i + 1 < ITERATIONS:
+            half = torch.baddbmm(gram, rest, gram, beta=a)  # P G
+            gram = torch.baddbmm(half, half, rest, beta=a)
+    assert q is not None
+    return q
 
 
 class Muon(torch.optim.Optimizer):
