@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gzip
+import hashlib
+import io
 import json
 import math
 import random
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +24,7 @@ from torch import Tensor
 from gptlab.config import Model, UserError
 from gptlab.data.shards import DataError
 from gptlab.data.tokenizers import characters_tokenizer, load_tokenizer
-from gptlab.evals import hellaswag
+from gptlab.evals import hellaswag, likelihood
 from gptlab.evals.hellaswag import (
     Encoded,
     HellaSwagResult,
@@ -28,6 +32,7 @@ from gptlab.evals.hellaswag import (
     encode_rows,
     evaluate_hellaswag,
     load_rows,
+    open_hellaswag,
     standard_error,
     wilson_interval,
     write_results,
@@ -76,6 +81,40 @@ def evaluate(model: Any, rows: list[Row] | Encoded, micro_batch: int = 3, **kwar
     return result
 
 
+def original_rows(n: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Rows with the fields and the quirks of the original hellaswag_val.jsonl: two sources, WikiHow's marks, spaces."""
+    rng = random.Random(seed)
+    words = "the a man roof water he puts on cleans knife hand pan then she café slowly and turns it over Dr. 2 o'clock"
+
+    def text(n_words: int) -> str:
+        return " ".join(rng.choices(words.split(), k=n_words))
+
+    rows = []
+    for i in range(n):
+        endings = [text(rng.randint(3, 25)) + "." for _ in range(4)]
+        if wikihow := rng.random() < 0.6:
+            ctx_a = f"[header] How to {text(4)} [title] {text(5)}. [step] {text(rng.randint(5, 40))}."
+            ctx_b, ctx = "", ctx_a
+            endings = [f"{ending} [substeps] {text(3)}.  {text(2)} [title] {text(2)}" for ending in endings]
+        else:
+            ctx_a, ctx_b = f"{text(rng.randint(5, 30))}.", rng.choice(["he", "The other Man", "a  lady [unclear]"])
+            ctx = f"{ctx_a} {ctx_b}"
+        rows.append({
+            "ind": 3 * i, "activity_label": rng.choice(["Roof shingle removal", "Food and Entertaining"]),
+            "ctx_a": ctx_a, "ctx_b": ctx_b, "ctx": ctx, "endings": endings, "label": rng.randrange(4), "split": "val",
+            "split_type": "indomain", "source_id": "wikihow~1" if wikihow else "activitynet~v_1",
+        })  # fmt: skip
+    return rows
+
+
+@pytest.fixture(scope="session")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of 200 rows in the original's format."""
+    file = tmp_path_factory.mktemp("hellaswag") / "hellaswag_val.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in original_rows(200)), encoding="utf-8")
+    return file
+
+
 @torch.no_grad()
 def one_by_one(model: GPT, row: Row) -> list[float]:
     """Summed losses of the endings, from all logits of one sequence at a time; for rows that fit the context."""
@@ -106,6 +145,30 @@ def test_equals_an_unbatched_reference(parts):
     assert result.scores() == {"hellaswag_acc": result.acc, "hellaswag_acc_norm": result.acc_norm}
 
 
+@pytest.mark.parametrize("parts", list(PARTS))
+def test_two_hundred_rows_in_the_original_format(parts, original):
+    """Row by row against a loop over texts that has nothing but the model's logits and the tokenizer in common."""
+    model = make(parts, block_size=1024)
+    result = evaluate(model, open_hellaswag(str(original), TOKENIZER, 1024), micro_batch=1)
+    picks, picks_norm = [], []
+    for i, line in enumerate(original.read_text(encoding="utf-8").splitlines()):
+        value = json.loads(line)
+        losses, means = [], []
+        for ending in value["endings"]:
+            before, after = TOKENIZER.encode(value["ctx"]), TOKENIZER.encode(" " + ending)
+            with torch.no_grad():
+                scores = model(torch.tensor([before + after])).log_softmax(dim=-1)[0]  # (T, V)
+            losses.append(-sum(scores[len(before) + j - 1, token].item() for j, token in enumerate(after)))
+            means.append(losses[-1] / len(after))
+        np.testing.assert_allclose(result.losses[i], losses, rtol=1e-5)
+        assert (result.ind[i], result.label[i]) == (value["ind"], value["label"])
+        picks.append(losses.index(min(losses)))
+        picks_norm.append(means.index(min(means)))
+    assert result.pick.tolist() == picks
+    assert result.pick_norm.tolist() == picks_norm
+    assert picks != picks_norm
+
+
 @pytest.mark.parametrize("micro_batch", [1, 2, 5, 1000])
 def test_batch_size_and_order_change_nothing(micro_batch):
     model, rows = make("modern"), make_rows(23, seed=1)
@@ -132,8 +195,8 @@ def test_logits_come_in_chunks(monkeypatch):
         seen.append((logits.dtype, len(logits)))
         return cross_entropy(logits, *args, **kwargs)
 
-    monkeypatch.setattr(hellaswag, "chunk_length", lambda n_tokens, vocab_size, device: 7)
-    monkeypatch.setattr(hellaswag.F, "cross_entropy", spy)
+    monkeypatch.setattr(likelihood, "chunk_length", lambda n_tokens, vocab_size, device: 7)
+    monkeypatch.setattr(likelihood.F, "cross_entropy", spy)
     np.testing.assert_allclose(evaluate(model, rows).losses, expected.losses, rtol=2e-6, atol=2e-5)
     assert {dtype for dtype, _ in seen} == {torch.float32}
     assert max(n for _, n in seen) == 7
@@ -154,16 +217,15 @@ def test_autocast_losses_are_float32():
     assert not np.array_equal(result.losses, evaluate(model, rows).losses)  # autocast was on
 
 
-class Fixed(torch.nn.Module):
+def fixed(favourite: str = "a", nats: float = 0.0) -> GPT:
     """Predicts the same everywhere: `favourite` is likelier than the other bytes by `nats`."""
-
-    def __init__(self, favourite: str = "a", nats: float = 0.0) -> None:
-        super().__init__()
-        self.head_weight = torch.zeros(TOKENIZER.vocab_size, 1)
-        self.head_weight[ord(favourite)] = nats
-
-    def hidden(self, tokens: Tensor) -> Tensor:
-        return torch.ones(*tokens.shape, 1)
+    model = make(n_layer=1, tied=False)
+    with torch.no_grad():
+        model.ln_f.weight.zero_()
+        model.ln_f.bias.copy_(torch.eye(32)[0])
+        model.head_weight.zero_()
+        model.head_weight[ord(favourite), 0] = nats
+    return model
 
 
 def test_the_right_ending_wins():
@@ -171,14 +233,14 @@ def test_the_right_ending_wins():
         Row(i, "context", tuple("aaaa" if j == i % 4 else "bbbb" for j in range(4)), i % 4)  # type: ignore[arg-type]
         for i in range(9)
     ]
-    assert evaluate(Fixed("a", 3.0), rows).scores() == {"hellaswag_acc": 1.0, "hellaswag_acc_norm": 1.0}
-    assert evaluate(Fixed("b", 3.0), rows).scores() == {"hellaswag_acc": 0.0, "hellaswag_acc_norm": 0.0}
+    assert evaluate(fixed("a", 3.0), rows).scores() == {"hellaswag_acc": 1.0, "hellaswag_acc_norm": 1.0}
+    assert evaluate(fixed("b", 3.0), rows).scores() == {"hellaswag_acc": 0.0, "hellaswag_acc_norm": 0.0}
 
 
 def test_sums_favour_short_endings_and_means_do_not():
     # "a" costs log(e^3 + 256) - 3 nats, any other byte, the space before an ending among them, 3 nats more.
     rare = math.log(math.exp(3) + 256)
-    result = evaluate(Fixed("a", 3.0), [Row(0, "c", ("bbb", "b", "aaaaaaaa", "baaa"), 2)])
+    result = evaluate(fixed("a", 3.0), [Row(0, "c", ("bbb", "b", "aaaaaaaa", "baaa"), 2)])
     expected = [4 * rare, 2 * rare, rare + 8 * (rare - 3), 2 * rare + 3 * (rare - 3)]
     np.testing.assert_allclose(result.losses[0], expected, rtol=1e-6)
     assert (result.pick.tolist(), result.pick_norm.tolist()) == ([1], [2])
@@ -191,16 +253,16 @@ def test_of_equal_losses_the_first_is_picked():
         Row(0, "c", ("bbbb", "aa", "x", "y"), 2),
         Row(1, "context", ("long one", "longer one", "é", "longest one"), 0),
     ]
-    result = evaluate(Fixed(), rows)
+    result = evaluate(fixed(), rows)
     np.testing.assert_allclose(result.losses, result.lengths * math.log(TOKENIZER.vocab_size), rtol=1e-7)
     assert result.pick.tolist() == [2, 2]
     assert result.pick_norm.tolist() == [0, 0]
-    many = evaluate(Fixed(), make_rows(50))
+    many = evaluate(fixed(), make_rows(50))
     assert len(np.unique(many.losses / many.lengths)) == 1  # exactly, whatever the length
 
 
 def test_a_broken_model_scores_nothing(tmp_path):
-    result = evaluate(Fixed("a", math.nan), [Row(i, "c", ("a", "b", "c", "d"), 0) for i in range(3)])
+    result = evaluate(fixed("a", math.nan), [Row(i, "c", ("a", "b", "c", "d"), 0) for i in range(3)])
     assert (result.acc, result.acc_norm) == (0.0, 0.0)
     write_results(tmp_path / "results.jsonl", result)
     line = json.loads((tmp_path / "results.jsonl").read_text().splitlines()[0])
@@ -212,11 +274,7 @@ def test_a_broken_model_scores_nothing(tmp_path):
 
 
 def shapes_of(encoded: Encoded, micro_batch: int) -> list[tuple[int, int]]:
-    model, shapes = Fixed(), []
-    hidden = model.hidden
-    model.hidden = lambda tokens: (shapes.append(tuple(tokens.shape)), hidden(tokens))[1]  # type: ignore[method-assign]
-    evaluate(model, encoded, micro_batch)
-    return shapes
+    return [batch[1].shape for batch in likelihood._batches(encoded.pairs, micro_batch)]
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 50, 301])
@@ -224,16 +282,17 @@ def shapes_of(encoded: Encoded, micro_batch: int) -> list[tuple[int, int]]:
 def test_few_shapes_within_the_budget(n, micro_batch):
     encoded = encode_rows(make_rows(n, seed=n), TOKENIZER, BLOCK)
     shapes = shapes_of(encoded, micro_batch)
-    assert len(set(shapes)) <= 4
+    assert len(set(shapes)) <= 8
     assert max(b * t for b, t in shapes) <= micro_batch * BLOCK
     if n == 301:  # enough to fill batches: little is padded
-        assert sum(b * t for b, t in shapes) < 1.3 * (encoded.lengths[:, :1] + encoded.lengths[:, 1:] - 1).sum()
+        assert sum(b * t for b, t in shapes) < 1.2 * len(encoded.pairs.tokens)
 
 
 def test_equal_lengths_are_one_shape():
     rows = make_rows(11, context=(9, 9), ending=(5, 5))
-    rows = [dataclasses.replace(row, ctx="x" * 9, endings=("abcde",) * 4) for row in rows]
-    assert set(shapes_of(encode_rows(rows, TOKENIZER, BLOCK), 1)) == {(6, 14)}  # 6 x 14 of 96 tokens; 44 is not 6 k
+    rows = [dataclasses.replace(row, ctx=f"{i:09}", endings=("abcde",) * 4) for i, row in enumerate(rows)]
+    # 9 of the context and 5 of each of 4 endings (the space is one more, the last letter none): 3 x 29 of 96 tokens
+    assert shapes_of(encode_rows(rows, TOKENIZER, BLOCK), 1) == [(3, 29)] * 4
 
 
 def test_training_is_left_alone():
@@ -273,14 +332,17 @@ def test_a_long_row_loses_the_beginning_of_its_context():
     long = dataclasses.replace(short, ctx="forgotten " * 30 + short.ctx)
     encoded = encode_rows([long, short], TOKENIZER, BLOCK)
     assert encoded.n_cut == 1
-    assert encoded.lengths.tolist() == [[19, 3, 77, 4, 1]] * 2  # all endings follow the same context
+    assert encoded.lengths.tolist() == [[3, 77, 4, 1]] * 2
+    assert np.array_equal(encoded.pairs.tokens[:19], list(b"tail of the context"))
+    # All endings follow the same context, which is read again where they do not fit into 96 tokens together.
+    assert encoded.pairs.widths.tolist() == [19 + 2, 19 + 76, 19 + 3 + 0 + 2, 19 + 76, 19 + 3 + 0]
     np.testing.assert_allclose(evaluate(model, encoded).losses[0], one_by_one(model, short), rtol=2e-6, atol=2e-5)
 
 
 def test_an_ending_without_room_loses_its_end():
     model = make("modern")
     encoded = encode_rows([Row(0, "context", ("d" * 500, "e", "f" * 94, "g" * 95), 0)], TOKENIZER, BLOCK)
-    assert (encoded.n_cut, encoded.lengths.tolist()) == (1, [[1, 95, 2, 95, 95]])
+    assert (encoded.n_cut, encoded.lengths.tolist()) == (1, [[95, 2, 95, 95]])
     cut = Row(0, "t", ("d" * 94, "e", "f" * 94, "g" * 94), 0)
     np.testing.assert_allclose(evaluate(model, encoded).losses[0], one_by_one(model, cut), rtol=2e-6, atol=3e-5)
 
@@ -291,7 +353,8 @@ def test_texts_a_tokenizer_has_no_ids_for():
     with pytest.raises(UserError, match=r"block_size = 1: "):
         encode_rows(make_rows(1), TOKENIZER, 1)
     lone = Row(0, "half a pair \ud83d", ("a", "b", "c", "d"), 0)  # valid JSON, and no UTF-8
-    assert encode_rows([lone], TOKENIZER, BLOCK).lengths[0, 0] == 12 + 3  # U+FFFD
+    tokens = encode_rows([lone], TOKENIZER, BLOCK).pairs.tokens
+    assert bytes(tokens[:15].astype(np.uint8)).decode() == "half a pair \ufffd"
 
 
 def test_a_tokenizer_that_leaves_nothing():
@@ -301,6 +364,139 @@ def test_a_tokenizer_that_leaves_nothing():
 
     with pytest.raises(UserError, match="row 7: its context or an ending has no tokens"):
         encode_rows([Row(7, "context", ("a", "", "c", "d"), 0)], Empty(), BLOCK)
+
+
+# -- the harness's definition ---------------------------------------------------------------------------------------
+
+
+def test_the_harness_edits_texts_and_divides_by_characters():
+    model, tokenizer = make(block_size=256), TOKENIZER
+    row = Row(
+        7, "unused", (" starts  it [substeps] now.", "é", "is [title] done", "[step] goes"), 1,
+        activity_label="Roof", ctx_a="A man [header] sits on a roof.", ctx_b="THE man",
+    )  # fmt: skip
+    encoded = encode_rows([row], tokenizer, 256, "harness")
+    assert bytes(encoded.pairs.tokens[:38].astype(np.uint8)) == b"Roof: A man sits on a roof. The man st"
+    # "starts it  now." after the brackets' spaces are made one, each a single time
+    cleaned = ["starts it now.", "é", "is.  done".replace("  ", " "), " goes"]
+    assert encoded.lengths.tolist() == [[len(text) for text in cleaned]]
+    result = evaluate(model, encoded)
+    plain = Row(7, "Roof: A man sits on a roof. The man", tuple(cleaned), 1)  # type: ignore[arg-type]
+    losses = one_by_one(model, plain)
+    np.testing.assert_allclose(result.losses[0], losses, rtol=2e-6, atol=2e-5)
+    assert result.pick_norm[0] == np.argmin(np.array(losses) / encoded.lengths[0])
+    assert set(result.scores()) == {"hellaswag_harness_acc", "hellaswag_harness_acc_norm"}
+
+
+def test_the_harness_needs_the_parts_of_the_context():
+    with pytest.raises(UserError, match=r"row 1000 lacks activity_label, ctx_a or ctx_b, which .* = harness puts"):
+        encode_rows(make_rows(1), TOKENIZER, BLOCK, "harness")
+
+
+def test_the_harness_cuts_each_pair_from_the_left():
+    model = make()
+    row = Row(0, "", ("a", "b" * 60, "c" * 120, "d"), 0, "X", "y" * 80, "z")
+    encoded = encode_rows([row], TOKENIZER, BLOCK, "harness")
+    assert encoded.n_cut == 1
+    result = evaluate(model, encoded)
+    query = "X: " + "y" * 80 + " Z"
+    for i, ending in enumerate(row.endings):
+        ids = list(f"{query} {ending}".encode())[: len(query) + BLOCK][-(BLOCK + 1) :]
+        with torch.no_grad():
+            scores = model(torch.tensor([ids[:-1]])).log_softmax(dim=-1)[0]
+        n = min(BLOCK, 1 + len(ending))
+        expected = -scores[-n:].gather(1, torch.tensor(ids[-n:])[:, None]).sum().item()
+        np.testing.assert_allclose(result.losses[0, i], expected, rtol=1e-5)
+
+
+# -- llm.c's file and the download ----------------------------------------------------------------------------------
+
+
+def llmc_file(path: Path, rows: list[Row], **header: int) -> Path:
+    """hellaswag_val.bin as llm.c's data/hellaswag.py lays it out."""
+    stream: list[int] = []
+    tokenizer = load_tokenizer({"kind": "gpt2"})
+    longest = 0
+    for i, row in enumerate(rows):
+        example = [65535, 0, i, row.label, 4]
+        for text in (row.ctx, *(f" {ending}" for ending in row.endings)):
+            ids = tokenizer.encode(text)
+            example += [len(ids), *ids]
+        example[1] = 2 * len(example)
+        longest = max(longest, example[1])
+        stream += example
+    head = np.zeros(256, "<i4")
+    head[:4] = 20240522, 1, len(rows), longest
+    for index, value in header.items():
+        head[int(index[1:])] = value
+    path.write_bytes(head.tobytes() + np.array(stream, "<u2").tobytes())
+    return path
+
+
+def test_llmc_files_give_the_same_as_the_texts(tmp_path, original):
+    tokenizer, rows = load_tokenizer({"kind": "gpt2"}), load_rows(original)
+    expected = encode_rows(rows, tokenizer, 64)
+    encoded = open_hellaswag(str(llmc_file(tmp_path / "hellaswag_val.bin", rows)), tokenizer, 64)
+    assert encoded.ind.tolist() == list(range(200))
+    assert np.array_equal(encoded.label, expected.label)
+    assert encoded.n_cut == expected.n_cut > 0
+    for name in ("tokens", "positions", "branches", "widths", "sources", "targets", "lengths"):
+        assert np.array_equal(getattr(encoded.pairs, name), getattr(expected.pairs, name))
+
+
+def test_llmc_files_that_are_none(tmp_path, original):
+    tokenizer, file = load_tokenizer({"kind": "gpt2"}), tmp_path / "val.bin"
+    rows = load_rows(original)[:3]
+    with pytest.raises(UserError, match="cannot be read"):
+        open_hellaswag(str(file), tokenizer, 64)
+    llmc_file(file, rows)
+    with pytest.raises(UserError, match="holds GPT-2's ids, and this model's tokenizer is byte"):
+        open_hellaswag(str(file), TOKENIZER, 64)
+    with pytest.raises(UserError, match=r"has no text, which hellaswag\.definition = harness needs"):
+        open_hellaswag(str(file), tokenizer, 64, "harness")
+    whole = file.read_bytes()
+    for content in (whole[:-2], whole[:1024] + b"\0\0" + whole[1026:], whole[:1030] + b"\4\0" + whole[1032:]):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=r"is damaged: its row \d of 3 is no row"):
+            open_hellaswag(str(file), tokenizer, 64)
+    for header in ({"_0": 20240520}, {"_1": 2}):
+        with pytest.raises(UserError, match="its header is another"):
+            open_hellaswag(str(llmc_file(file, rows, **header)), tokenizer, 64)
+    with pytest.raises(UserError, match="has no rows"):
+        open_hellaswag(str(llmc_file(file, rows, _2=0)), tokenizer, 64)
+    file.write_bytes(whole[:100])
+    with pytest.raises(UserError, match="its header is another"):
+        open_hellaswag(str(file), tokenizer, 64)
+
+
+def test_the_download_is_checked_and_kept(tmp_path, monkeypatch, original):
+    asked = []
+
+    def urlopen(url: str, timeout: float) -> io.BytesIO:
+        asked.append(url)
+        return io.BytesIO(original.read_bytes())
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    tokenizer = load_tokenizer({"kind": "byte"})
+    with pytest.raises(UserError, match=r"is not the file it was \(another sha256\)"):
+        open_hellaswag("download", tokenizer, 512)
+    assert not list(tmp_path.rglob("*.jsonl"))
+    monkeypatch.setattr(hellaswag, "SHA256", hashlib.sha256(original.read_bytes()).hexdigest())
+    for _ in range(2):
+        assert len(open_hellaswag("download", tokenizer, 512).ind) == 200
+    assert asked == ["https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"] * 2
+    kept = tmp_path / "gptlab/hellaswag_val.jsonl"
+    assert kept.read_bytes() == original.read_bytes()
+
+    kept.write_text("damaged")
+
+    def offline(url: str, timeout: float) -> io.BytesIO:
+        raise urllib.error.URLError("no route")
+
+    monkeypatch.setattr(urllib.request, "urlopen", offline)
+    with pytest.raises(UserError, match=r"could not be downloaded .*no route.*--hellaswag\.path FILE"):
+        open_hellaswag("download", tokenizer, 512)
 
 
 # -- files ----------------------------------------------------------------------------------------------------------
@@ -316,7 +512,7 @@ def test_rows_from_files(tmp_path):
     plain.write_text("\n".join(lines), encoding="utf-8")
     packed.write_bytes(gzip.compress(plain.read_bytes()))
     endings = ("a", "b", "c", "d")
-    assert load_rows(plain) == [Row(24, "A man. he", endings, 3), Row(25, "naïve", endings, 0)]
+    assert load_rows(plain) == [Row(24, "A man. he", endings, 3, "Roof"), Row(25, "naïve", endings, 0, "Roof")]
     assert load_rows(str(packed)) == load_rows(plain)
 
 
@@ -337,6 +533,7 @@ def test_rows_from_files(tmp_path):
         (GOOD | {"ctx": ""}, "ctx must be a text"),
         (GOOD | {"ctx": None}, "ctx must be a text"),
         (GOOD | {"ind": "1"}, "ind must be a whole number"),
+        (GOOD | {"ctx_a": 1}, "activity_label, ctx_a and ctx_b must be texts"),
         (b"\xff\xfe\xfa", "can't decode"),
     ],
 )

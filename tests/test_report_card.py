@@ -154,7 +154,8 @@ def test_a_damaged_result_is_one_sentence(tmp_path):
 
 
 def test_a_fineweb_edu_run_stands_beside_the_known(tmp_path):
-    run = make_run(tmp_path / "run", data__corpus="fineweb-edu", evaluations=())
+    edu = {**ENVIRONMENT, "data": {**ENVIRONMENT["data"], "corpus": "fineweb-edu"}}
+    run = make_run(tmp_path / "run", environment=edu, data__corpus="fineweb-edu", evaluations=())
     with run.open_metrics() as file:
         for step, loss, acc in ((0, 10.9, 0.25), (250, 3.0712, 0.3061)):
             file.write(json.dumps({"step": step, "val_loss": loss}) + "\n")
@@ -163,9 +164,10 @@ def test_a_fineweb_edu_run_stands_beside_the_known(tmp_path):
     assert rows[0] == ["**this run**", "FineWeb-Edu, 3M tokens", "3.071", "0.3061", "0.2912", "10 h 3 min"]
     assert rows[1][:5] == ["GPT-2 124M as released", "WebText", "3.292", "0.2955", "0.2859"]
     assert [row[2] for row in rows[2:]] == ["3.08", "3.26", "2.99"]  # none of FineWeb's: another quantity
-    for settings in (
-        {"data__corpus": "openwebtext"}, {"data__corpus": "fineweb-edu", "data__tokenizer": "byte"},
-        {"data__corpus": "fineweb-edu", "task": "classify", "model__mlp": "gelu_erf"},
-    ):  # fmt: skip
-        assert "Beside the known" not in card(make_run(tmp_path / str(len(str(settings))), **settings))
-    assert "Beside the known" not in card(make_run(tmp_path / "none", data__corpus="fineweb-edu", evaluations=()))
+    for settings in ({"data__tokenizer": "byte"}, {"task": "classify", "model__mlp": "gelu_erf"}):
+        other = make_run(tmp_path / str(len(settings)), environment=edu, data__corpus="fineweb-edu", **settings)
+        assert "Beside the known" not in card(other)
+    novels = make_run(tmp_path / "novels", data__corpus="fineweb-edu")  # by its manifest trained on other text
+    assert "Beside the known" not in card(novels)
+    nothing = make_run(tmp_path / "none", environment=edu, data__corpus="fineweb-edu", evaluations=())
+    assert "Beside the known" not in card(nothing)

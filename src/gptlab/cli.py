@@ -137,7 +137,7 @@ def evaluate(options: argparse.Namespace) -> None:
     from gptlab.training.load import evaluate_run, load_run
 
     run = load_run(options.folder, options.checkpoint)
-    scores = evaluate_run(run, options.on, options.overrides)
+    scores = evaluate_run(run, options.on, options.overrides, options.tasks)
     text = json.dumps(scores, indent=2)
     print(text)
     if options.out:
@@ -373,11 +373,17 @@ def parser() -> argparse.ArgumentParser:
     )
     v.set_defaults(takes_settings=True)
 
-    v = verb("eval", evaluate, "Score a run: loss over the whole validation split, HellaSwag (--hellaswag.path FILE).")
+    v = verb(
+        "eval", evaluate,
+        "Score a run: loss over the whole validation split, HellaSwag (--hellaswag.path FILE), WikiText and LAMBADA "
+        "(--eval.wikitext FILE, --eval.lambada FILE), tasks of lm-eval (harness, --tasks).",
+    )  # fmt: skip
     v.add_argument("folder", metavar="RUN")
     v.add_argument(
-        "--on", nargs="+", choices=["loss", "hellaswag"], default=["loss"], help="what to measure (default: loss)"
-    )
+        "--on", nargs="+", choices=["loss", "hellaswag", "wikitext", "lambada", "harness"], default=["loss"],
+        help="what to measure (default: loss)",
+    )  # fmt: skip
+    v.add_argument("--tasks", nargs="+", default=[], metavar="TASK", help="of harness: lm-eval's names, or YAML files")
     v.add_argument("--checkpoint", default="last", metavar="last|best|STEP")
     v.add_argument("--out", type=Path, metavar="FILE.json", help="write the scores here too")
     v.set_defaults(takes_settings=True)

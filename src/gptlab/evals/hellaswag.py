@@ -1,38 +1,53 @@
 """HellaSwag (Zellers et al. 2019, arXiv 1905.07830): which of four endings does the model find likeliest?
 
-The token-normalised definition of build-nanogpt and llm.c: the raw context and " " + ending are tokenised apart and
-joined; `acc` picks the ending with the lowest summed loss, `acc_norm` the one with the lowest mean loss a token. GPT-2
-124M as released scores 0.2859 and 0.2955 on the 10,042 validation rows; chance is 0.25. lm-eval's definition edits the
-text and divides by characters, so its numbers are others.
+Two definitions, whose numbers are others:
+
+- tokens (build-nanogpt, llm.c): the raw context and " " + ending are tokenised apart and joined; `acc` picks the ending
+  with the lowest summed loss, `acc_norm` the one with the lowest mean loss a token. GPT-2 124M as released scores
+  0.2859 and 0.2955 on the 10,042 validation rows.
+- harness (EleutherAI's lm-eval): the context is put together from its parts and headed by the activity, WikiHow's
+  brackets are taken out, context and ending are tokenised together, and `acc_norm` divides by the characters of the
+  ending. GPT-2 124M as released scores 0.2892 and 0.3114.
+
+Chance is 0.25.
 """
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import math
+import os
+import re
+import urllib.error
+import urllib.request
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
 from gptlab.config import UserError
+from gptlab.data.shards import file_sha256
 from gptlab.data.tokenizers import Tokenizer, valid_text
+from gptlab.evals.likelihood import Ids, Pairs, encode_pairs, lay_out, likelihoods
 from gptlab.model.gpt import GPT
-from gptlab.model.loss import chunk_length
 from gptlab.rundir import write_atomically
 
-# Widths that sequences are padded to. Each is a shape that a compiled model is compiled for; a single one would make
-# 1.6 times the tokens of four (GPT-2's tokens of the validation rows: 592 a row, 361, and 295 without any padding).
-WIDTHS = 4
+URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
+SHA256 = "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588"
+
+LLMC_HEADER = 256  # int32s
+LLMC_MAGIC, LLMC_VERSION = 20240522, 1
+LLMC_ROW = 65535  # what begins a row
+
+Definition = Literal["tokens", "harness"]
 
 
 class HellaSwagError(UserError):
@@ -49,6 +64,10 @@ class Row:
     endings: tuple[str, str, str, str]
     label: int
     """Which ending is the right one, 0 to 3."""
+    activity_label: str | None = None
+    """This and the two parts of ctx are what the harness's definition is made of; some copies of the file lack them."""
+    ctx_a: str | None = None
+    ctx_b: str | None = None
 
 
 def load_rows(path: str | Path) -> list[Row]:
@@ -90,58 +109,184 @@ def _row(value: Any) -> Row:
         raise ValueError("endings must be four texts")
     if type(label) not in (int, str) or str(label) not in ("0", "1", "2", "3"):  # the test split's labels are secret
         raise ValueError(f"label must be 0, 1, 2 or 3, not {label!r}")
-    return Row(ind, ctx, (endings[0], endings[1], endings[2], endings[3]), int(label))
+    parts = [value.get(key) for key in ("activity_label", "ctx_a", "ctx_b")]
+    if not all(part is None or isinstance(part, str) for part in parts):
+        raise ValueError("activity_label, ctx_a and ctx_b must be texts")
+    return Row(ind, ctx, (endings[0], endings[1], endings[2], endings[3]), int(label), *parts)
+
+
+def load_llmc(path: str | Path) -> list[tuple[int, int, list[NDArray[Any]]]]:
+    """Index, label and GPT-2's ids of the context and the four endings, of each row of llm.c's hellaswag_val.bin.
+
+    Raises:
+        HellaSwagError: the file is missing or damaged, or another one.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise HellaSwagError(f"{path} cannot be read: {error}") from None
+    header = np.frombuffer(content[: 4 * LLMC_HEADER], "<i4")
+    if len(header) < LLMC_HEADER or (header[0], header[1]) != (LLMC_MAGIC, LLMC_VERSION):
+        raise HellaSwagError(f"{path} is not llm.c's hellaswag_val.bin: its header is another")
+    body = np.frombuffer(content[4 * LLMC_HEADER :], "<u2", (len(content) - 4 * LLMC_HEADER) // 2)
+    rows, at = [], 0
+    for number in range(int(header[2])):
+        try:
+            begins, _, ind, label, n_endings = (int(value) for value in body[at : at + 5])
+            pieces, at = [], at + 5
+            for _ in range(5):
+                n = int(body[at])
+                pieces.append(body[at + 1 : at + 1 + n])
+                at += 1 + n
+            if begins != LLMC_ROW or n_endings != 4 or label > 3 or at > len(body) or not all(map(len, pieces)):
+                raise ValueError
+        except (IndexError, ValueError):
+            raise HellaSwagError(f"{path} is damaged: its row {number} of {header[2]} is no row") from None
+        rows.append((ind, label, pieces))
+    if not rows:
+        raise HellaSwagError(f"{path} has no rows")
+    return rows
+
+
+def download() -> Path:
+    """The original hellaswag_val.jsonl, kept in the user's cache folder and checked by its sha256."""
+    file = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gptlab" / "hellaswag_val.jsonl"
+    if file.is_file() and file_sha256(file) == SHA256:
+        return file
+    try:
+        with urllib.request.urlopen(URL, timeout=30) as answer:
+            content: bytes = answer.read()
+    except (OSError, urllib.error.URLError) as error:
+        raise HellaSwagError(
+            f"HellaSwag could not be downloaded from {URL} ({error}): fetch the file elsewhere and name it with "
+            "--hellaswag.path FILE"
+        ) from None
+    if hashlib.sha256(content).hexdigest() != SHA256:
+        raise HellaSwagError(f"{URL} is not the file it was (another sha256): name a copy with --hellaswag.path FILE")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, content.decode())
+    except OSError as error:
+        raise HellaSwagError(
+            f"{file} cannot be written ({error.strerror}): set XDG_CACHE_HOME to another folder"
+        ) from None
+    return file
+
+
+# -- tokens ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Tokenised rows: each one's context and four endings lie one behind another in `tokens`."""
+    """Tokenised rows: four pairs of a context and an ending for each."""
 
     ind: NDArray[np.int64]  # (n,)
     label: NDArray[np.int64]  # (n,)
-    tokens: NDArray[np.int32]
-    lengths: NDArray[np.int64]  # (n, 5) tokens of the context and of each ending
-    block_size: int
+    lengths: NDArray[np.int64]  # (n, 4) what acc_norm divides by: tokens of an ending, or characters
+    pairs: Pairs
+    definition: Definition
     n_cut: int
     """Rows that were too long for block_size and were cut."""
 
 
-def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, block_size: int) -> Encoded:
-    """Tokenise rows, each at most block_size tokens from the context's first to its longest ending's last.
+def open_hellaswag(path: str, tokenizer: Tokenizer, block_size: int, definition: Definition = "tokens") -> Encoded:
+    """Rows ready to be scored, from a path as the setting hellaswag.path gives it.
 
-    A longer row loses the beginning of its context, as much as its longest ending demands, so that all four endings
-    follow the same text. Where an ending alone leaves no room, it loses its end and the context keeps one token.
+    Args:
+        path: hellaswag_val.jsonl (or .gz), llm.c's .bin, or "download".
+        block_size: the model's, in tokens.
+
+    Raises:
+        HellaSwagError: the file cannot be had or read, or does not fit the tokenizer or the definition.
+    """
+    if Path(path).suffix != ".bin":
+        return encode_rows(load_rows(download() if path == "download" else path), tokenizer, block_size, definition)
+    if definition == "harness":
+        raise HellaSwagError(f"{path} has no text, which hellaswag.definition = harness needs: use hellaswag_val.jsonl")
+    if tokenizer.spec() != {"kind": "gpt2"}:
+        raise HellaSwagError(f"{path} holds GPT-2's ids, and this model's tokenizer is {tokenizer.name}")
+    rows = load_llmc(path)
+    return _encoded([(ind, label) for ind, label, _ in rows], [pieces for *_, pieces in rows], block_size)
+
+
+def encode_rows(
+    rows: Sequence[Row], tokenizer: Tokenizer, block_size: int, definition: Definition = "tokens"
+) -> Encoded:
+    """Tokenise rows for one of the two definitions.
+
+    A row longer than block_size tokens loses the beginning of its context. By the tokens' definition it loses as much
+    as its longest ending demands, so that all four endings follow the same text; by the harness's each ending has a
+    context as long as fits. Where an ending alone leaves no room, it loses its end and the context keeps one token.
 
     Args:
         block_size: the model's, in tokens; at least 2.
 
     Raises:
-        HellaSwagError: a text of which the tokenizer leaves nothing, or a block_size of 1.
+        HellaSwagError: a text of which the tokenizer leaves nothing, a block_size of 1, or a row without what the
+            harness's definition is made of.
         DataError: a text that the tokenizer has no ids for.
     """
-    if block_size < 2:
-        raise HellaSwagError("model.block_size = 1: HellaSwag needs room for a token of context and one of an ending")
     assert rows, "load_rows gives at least one"
+    which = [(row.ind, row.label) for row in rows]
+    if definition == "harness":
+        return _encode_harness(rows, tokenizer, block_size)
     texts = [valid_text(text) for row in rows for text in (row.ctx, *(" " + ending for ending in row.endings))]
     ids = tokenizer.encode_batch(texts)
-    pieces: list[NDArray[Any]] = []
+    return _encoded(which, [ids[5 * i : 5 * i + 5] for i in range(len(rows))], block_size)
+
+
+def _encoded(which: Sequence[tuple[int, int]], pieces: Sequence[Sequence[NDArray[Any]]], block_size: int) -> Encoded:
+    """From index and label of each row, and the ids of its context and of its four endings."""
+    _check_block(block_size)
+    pairs: list[tuple[Ids, Ids]] = []
     n_cut = 0
-    for i, row in enumerate(rows):
-        context, *endings = ids[5 * i : 5 * i + 5]
+    for (ind, _), (context, *endings) in zip(which, pieces, strict=True):
         if not all(len(piece) for piece in (context, *endings)):
-            raise HellaSwagError(f"HellaSwag row {row.ind}: its context or an ending has no tokens")
+            raise HellaSwagError(f"HellaSwag row {ind}: its context or an ending has no tokens")
         longest = max(len(ending) for ending in endings)
         n_cut += len(context) + longest > block_size
-        pieces.append(context[-max(1, block_size - longest) :])
-        pieces.extend(ending[: block_size - 1] for ending in endings)
+        context = context[-max(1, block_size - longest) :]
+        pairs += [(context, ending[: block_size - 1]) for ending in endings]
+    ind, label = np.array(which, np.int64).T
+    laid = lay_out(pairs, block_size)
+    return Encoded(ind, label, laid.lengths.reshape(-1, 4), laid, "tokens", n_cut)
+
+
+def _encode_harness(rows: Sequence[Row], tokenizer: Tokenizer, block_size: int) -> Encoded:
+    _check_block(block_size)
+    texts: list[tuple[str, str]] = []
+    for row in rows:
+        if row.activity_label is None or row.ctx_a is None or row.ctx_b is None:
+            raise HellaSwagError(
+                f"HellaSwag row {row.ind} lacks activity_label, ctx_a or ctx_b, which hellaswag.definition = harness "
+                "puts together: use the original hellaswag_val.jsonl"
+            )
+        query = _without_brackets(f"{row.activity_label}: {row.ctx_a} {row.ctx_b.capitalize()}")
+        texts += [(query, " " + _without_brackets(ending)) for ending in row.endings]
+    pairs = encode_pairs(tokenizer, texts)
+    for i, (_, ending) in enumerate(pairs):
+        if not ending:
+            raise HellaSwagError(f"HellaSwag row {rows[i // 4].ind}: an ending has no tokens")
+    too_long = [len(context) + len(ending) > block_size + 1 for context, ending in pairs]
     return Encoded(
-        ind=np.array([row.ind for row in rows], np.int64),
-        label=np.array([row.label for row in rows], np.int64),
-        tokens=np.concatenate(pieces).astype(np.int32),
-        lengths=np.array([len(piece) for piece in pieces], np.int64).reshape(-1, 5),
-        block_size=block_size,
-        n_cut=n_cut,
+        ind=np.array([row.ind for row in rows]),
+        label=np.array([row.label for row in rows]),
+        lengths=np.array([len(ending) - 1 for _, ending in texts]).reshape(-1, 4),
+        pairs=lay_out([(context, ending[:block_size]) for context, ending in pairs], block_size),
+        definition="harness",
+        n_cut=int(np.reshape(too_long, (-1, 4)).any(axis=1).sum()),
     )
+
+
+def _check_block(block_size: int) -> None:
+    if block_size < 2:
+        raise HellaSwagError("model.block_size = 1: HellaSwag needs room for a token of context and one of an ending")
+
+
+def _without_brackets(text: str) -> str:
+    """WikiHow's marks taken out of a text, in the order and with the leftovers of lm-eval's task."""
+    text = text.strip().replace(" [title]", ". ")
+    return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
 
 
 # -- scores ---------------------------------------------------------------------------------------------------------
@@ -157,7 +302,8 @@ class HellaSwagResult:
     ind: NDArray[np.int64]  # (n,)
     label: NDArray[np.int64]  # (n,)
     losses: NDArray[np.float64]  # (n, 4) nats, summed over the tokens of an ending
-    lengths: NDArray[np.int64]  # (n, 4) tokens of an ending
+    lengths: NDArray[np.int64]  # (n, 4) tokens of an ending, or by the harness's definition its characters
+    definition: Definition = "tokens"
 
     @property
     def n(self) -> int:
@@ -166,12 +312,12 @@ class HellaSwagResult:
     @property
     def pick(self) -> NDArray[np.int64]:
         """The endings with the lowest summed loss, (n,)."""
-        return _lowest(self.losses)
+        return _lowest(self.losses, self.losses)
 
     @property
     def pick_norm(self) -> NDArray[np.int64]:
-        """The endings with the lowest mean loss a token, (n,)."""
-        return _lowest(self.losses / self.lengths)
+        """The endings with the lowest mean loss a token (or a character), (n,)."""
+        return _lowest(self.losses, self.losses / np.maximum(self.lengths, 1e-9))  # nothing is never picked
 
     @property
     def acc(self) -> float:
@@ -183,11 +329,12 @@ class HellaSwagResult:
 
     def scores(self) -> dict[str, float]:
         """The two accuracies under their names in metrics.jsonl."""
-        return {"hellaswag_acc": self.acc, "hellaswag_acc_norm": self.acc_norm}
+        name = "hellaswag" if self.definition == "tokens" else "hellaswag_harness"
+        return {f"{name}_acc": self.acc, f"{name}_acc_norm": self.acc_norm}
 
 
-def _lowest(losses: NDArray[np.float64]) -> NDArray[np.int64]:
-    return np.where(np.isfinite(losses).all(axis=1), losses.argmin(axis=1), -1)
+def _lowest(losses: NDArray[np.float64], means: NDArray[np.float64]) -> NDArray[np.int64]:
+    return np.where(np.isfinite(losses).all(axis=1), means.argmin(axis=1), -1)
 
 
 def standard_error(share: float, n: int) -> float:
@@ -207,7 +354,6 @@ def wilson_interval(share: float, n: int, z: float = 1.959964) -> tuple[float, f
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-@torch.no_grad()
 def evaluate_hellaswag(
     model: GPT,
     encoded: Encoded,
@@ -216,93 +362,12 @@ def evaluate_hellaswag(
     micro_batch: int,
     stop: Callable[[], bool] = lambda: False,
 ) -> HellaSwagResult | None:
-    """The losses of all endings of all rows.
-
-    Each context with one of its endings is a sequence of its own, batched with others of about its length: what stands
-    behind a sequence is padding that causal attention never shows it. Nothing random is drawn and the model is left in
-    the mode it was found in.
-
-    Args:
-        context: makes the autocast context of a forward pass.
-        micro_batch: how many sequences of block_size tokens go through the model at once; shorter ones go in larger
-            numbers, as many as have as many tokens.
-        stop: looked at between batches; true ends the evaluation.
-
-    Returns:
-        The result, or None when it was stopped.
-    """
-    lengths = encoded.lengths[:, 1:]  # (n, 4)
-    was_training = model.training
-    model.eval()
-    order, parts = [], []
-    try:
-        for sequences, tokens, positions, targets in _batches(encoded, micro_batch):
-            if stop():
-                return None
-            with context():
-                x = model.hidden(torch.from_numpy(tokens).to(device)).flatten(0, 1)  # (B T, C)
-                x = x[torch.from_numpy(positions).to(device)]  # (N, C): most positions predict no ending's token
-                parts.append(_token_losses(x, model.head_weight, torch.from_numpy(targets).to(device)))
-            order.append(sequences)
-    finally:
-        model.train(was_training)
-    # Summed in float64, where k equal float32 losses sum to exactly k times one: equal means stay equal.
-    each = torch.cat(parts).cpu().double().numpy()  # of every ending's tokens
-    done = np.concatenate(order)
-    starts = np.cumsum(lengths.flat[done]) - lengths.flat[done]
-    losses = np.empty(lengths.size)
-    losses[done] = np.add.reduceat(each, starts)
-    return HellaSwagResult(encoded.ind, encoded.label, losses.reshape(-1, 4), lengths)
-
-
-def _batches(
-    encoded: Encoded, micro_batch: int
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]:
-    """All sequences, 4 row + ending, in batches of at most WIDTHS shapes.
-
-    Yields:
-        sequences: (b,) which they are.
-        tokens: (B, T) the model's input, padded below and to the right with 0. The last token predicts nothing and is
-            left out.
-        positions: (N,) indices into B T of the tokens that predict an ending's, sequence by sequence.
-        targets: (N,) what they predict.
-    """
-    lengths = encoded.lengths
-    begins = (np.cumsum(lengths) - lengths.ravel()).reshape(-1, 5)  # in encoded.tokens
-    c = np.repeat(lengths[:, 0], 4)  # tokens of the context, by sequence
-    c_begin = np.repeat(begins[:, 0], 4)
-    e, e_begin = lengths[:, 1:].ravel(), begins[:, 1:].ravel()
-    needs = c + e - 1
-    edges = np.ceil(np.linspace(needs.min(), needs.max(), WIDTHS + 1)[1:])  # equally spaced; longest sequences last
-    bucket = np.searchsorted(edges, needs)
-    for b in range(WIDTHS):
-        members = np.flatnonzero(bucket == b)
-        if not len(members):
-            continue
-        members = members[np.argsort(-needs[members], kind="stable")]
-        width = int(needs[members[0]])
-        n_batches = -(-len(members) // max(1, micro_batch * encoded.block_size // width))
-        size = -(-len(members) // n_batches)  # full batches but for a few rows of the last
-        for i in range(0, len(members), size):
-            sequences = members[i : i + size]
-            at = np.arange(width + 1)[None, :]  # (1, T + 1)
-            c_, e_ = c[sequences, None], e[sequences, None]  # (b, 1)
-            source = np.where(at < c_, c_begin[sequences, None] + at, e_begin[sequences, None] + at - c_)
-            whole = np.zeros((size, width + 1), np.int64)
-            ending = np.zeros((size, width + 1), bool)
-            ending[: len(sequences)] = (at >= c_) & (at < c_ + e_)
-            whole[: len(sequences)] = np.where(at < c_ + e_, encoded.tokens.take(source, mode="clip"), 0)
-            yield sequences, whole[:, :-1], np.flatnonzero(ending[:, 1:]), whole[:, 1:][ending[:, 1:]]
-
-
-def _token_losses(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Losses (N,) in nats, float32, from hidden states (N, C), the head (V, C) and target ids (N,).
-
-    The logits are made for some tokens at a time: those of a batch in float32 would be larger than the model.
-    """
-    step = chunk_length(len(x), weight.shape[0], x.device.type)
-    chunks = zip(x.split(step), targets.split(step), strict=True)
-    return torch.cat([F.cross_entropy(F.linear(part, weight).float(), y, reduction="none") for part, y in chunks])
+    """The losses of all endings of all rows, or None when it was stopped; arguments as for `likelihoods`."""
+    measured = likelihoods(model, encoded.pairs, device, context, micro_batch, stop)
+    if measured is None:
+        return None
+    losses = measured.losses.reshape(-1, 4)
+    return HellaSwagResult(encoded.ind, encoded.label, losses, encoded.lengths, encoded.definition)
 
 
 def write_results(path: Path, result: HellaSwagResult) -> None:

@@ -86,7 +86,7 @@ def card(run: RunDir, compare: RunDir | None = None) -> str:
         _table("Hardware and versions", _named(environment, HARDWARE, ("command", "data", "parameters"))),
         _results(result, lines),
         _evaluations(lines),
-        _known(recipe, result, lines),
+        _known(recipe, environment, result, lines),
         _differences(run, compare) if compare else "",
         _again(run, environment),
     ]
@@ -318,8 +318,10 @@ def _evaluations(lines: list[dict[str, Any]]) -> str:
     return f"## Evaluations\n\n{thinned}{table}"
 
 
-def _known(recipe: Recipe, result: dict[str, Any], lines: list[dict[str, Any]]) -> str:
-    rows = beside_the_known(recipe, result, lines)
+def _known(recipe: Recipe, environment: dict[str, Any], result: dict[str, Any], lines: list[dict[str, Any]]) -> str:
+    facts = environment.get("data")
+    trained_on = facts.get("corpus") if isinstance(facts, dict) else None
+    rows = beside_the_known(recipe, str(trained_on or recipe.data.corpus), result, lines)
     return f"## Beside the known\n\n{_rows(rows[0], rows[1:])}\n\n{DEFINITIONS}" if rows else ""
 
 

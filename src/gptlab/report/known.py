@@ -46,12 +46,14 @@ DEFINITIONS = (
 )
 
 
-def beside_the_known(recipe: Recipe, result: dict[str, Any], lines: list[dict[str, Any]]) -> list[list[str]]:
+def beside_the_known(
+    recipe: Recipe, corpus: str, result: dict[str, Any], lines: list[dict[str, Any]]
+) -> list[list[str]]:
     """Rows of a table, its header first: this run, then the known ones with a loss on the same data.
 
-    Empty where the run is not of GPT-2's tokens on data that something is known of.
+    Empty where the run is not of GPT-2's tokens on data that something is known of; `corpus` is as its manifest says.
     """
-    loss_on = LOSS_ON.get(recipe.data.corpus)
+    loss_on = LOSS_ON.get(corpus)
     if loss_on is None or recipe.task != "lm" or recipe.data.tokenizer != "gpt2" or recipe.data.mixture:
         return []
     last = {key: values[-1] for key in ("val_loss", "hellaswag_acc_norm", "hellaswag_acc")

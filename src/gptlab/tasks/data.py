@@ -45,6 +45,12 @@ def train_tokens(recipe: Recipe, data: Data) -> int:
     return sum(len(d.train) for d in data)
 
 
+def corpus_of(recipe: Recipe, data: Data) -> str:
+    """What the data was prepared from, as its manifest says; the recipe's word for it where that says nothing."""
+    manifests = [data.manifest] if isinstance(data, LabeledDataset) else [dataset.manifest for dataset in data]
+    return ", ".join(dict.fromkeys(manifest["corpus"] or recipe.data.corpus for manifest in manifests))
+
+
 def fingerprint(data: Data) -> str:
     return data.fingerprint() if isinstance(data, LabeledDataset) else " ".join(d.fingerprint() for d in data)
 

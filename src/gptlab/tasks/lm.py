@@ -15,7 +15,7 @@ from gptlab.data.sampler import Mixture, Windows, evaluation_windows
 from gptlab.data.shards import DataError, Dataset, Tokens
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.evals.heldout import heldout_loss, scores
-from gptlab.evals.hellaswag import Encoded, encode_rows, evaluate_hellaswag, load_rows, write_results
+from gptlab.evals.hellaswag import Encoded, evaluate_hellaswag, open_hellaswag, write_results
 from gptlab.model.generate import generate
 from gptlab.model.gpt import GPT, address, build_model
 from gptlab.precision.regimes import Regime, apply_regime
@@ -92,8 +92,8 @@ class LanguageModelling:
             raise DataError("model.document_attention is on, and the tokenizer has no end-of-text to tell documents by")
         self.hellaswag: Encoded | None = None
         if recipe.hellaswag.every and recipe.hellaswag.path:
-            rows = load_rows(recipe.hellaswag.path)
-            self.hellaswag = encode_rows(rows, datasets[0].tokenizer, recipe.model.block_size)
+            path, definition = recipe.hellaswag.path, recipe.hellaswag.definition
+            self.hellaswag = open_hellaswag(path, datasets[0].tokenizer, recipe.model.block_size, definition)
 
     def build(self, regime: Regime, fill: int | Callable[[GPT], None]) -> GPT:
         """The model, in the regime's dtypes, initialised from a seed or filled with weights."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import importlib.util
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from safetensors import safe_open
 from gptlab.config import Recipe, UserError
 from gptlab.data.tokenizers import Tokenizer, load_tokenizer
 from gptlab.evals.heldout import heldout_loss, scores, whole_split
-from gptlab.evals.hellaswag import encode_rows, evaluate_hellaswag, load_rows, wilson_interval, write_results
+from gptlab.evals.hellaswag import evaluate_hellaswag, open_hellaswag, wilson_interval, write_results
+from gptlab.evals.perplexity import lambada_perplexity, load_lambada, load_wikitext, wikitext_perplexity
 from gptlab.model.encoder import Encoder, build_encoder
 from gptlab.model.generate import generate
 from gptlab.model.gpt import GPT, build_model
@@ -95,18 +97,23 @@ def load_run(path: str | Path, checkpoint: str = "last", device: str = "auto") -
     return Run(Path(path), recipe, model.eval(), tokenizer, int(chosen.name.removeprefix("step-")))
 
 
-def evaluate_run(run: Run, on: list[str], overrides: dict[str, Any]) -> dict[str, float]:
+def evaluate_run(run: Run, on: Sequence[str], overrides: dict[str, Any], tasks: Sequence[str] = ()) -> dict[str, float]:
     """Score a run; what is measured is computed in its own precision regime, losses in float32.
 
     Args:
-        on: "loss" over the whole validation split (val_loss, val_perplexity, val_bits_per_byte and the tokens
-            predicted), "hellaswag" (hellaswag_acc, hellaswag_acc_norm and their 95% intervals; every row goes into the
-            run's hellaswag_results.jsonl). Of a classifier "loss" gives val_loss and the scores of the whole validation
-            split, and where there is a test split the same as test_loss, test_micro_f1 and so on.
+        on: what to measure, any of:
+            "loss" over the whole validation split: val_loss, val_perplexity, val_bits_per_byte and the tokens
+            predicted. Of a classifier val_loss and the scores of the whole validation split, and where there is a test
+            split the same as test_loss, test_micro_f1 and so on.
+            "hellaswag": hellaswag_acc and hellaswag_acc_norm, or by the harness's definition hellaswag_harness_acc
+            and hellaswag_harness_acc_norm, with 95% intervals; every row goes into the run's hellaswag_results.jsonl.
+            "wikitext", "lambada": see `gptlab.evals.perplexity`.
+            "harness": lm-eval's tasks, see `gptlab.evals.harness.run_harness`.
         overrides: dotted settings, such as data.path for a dataset other than the run's, or hellaswag.path.
+        tasks: of "harness": names of lm-eval's, or paths to YAML files.
 
     Raises:
-        UserError: a dataset or HellaSwag file that is missing or does not fit the run.
+        UserError: a dataset, file or task that is missing or does not fit the run, or lm-eval is not installed.
     """
     recipe = run.recipe.replace(overrides)
     device = run.model.device
@@ -116,23 +123,51 @@ def evaluate_run(run: Run, on: list[str], overrides: dict[str, Any]) -> dict[str
         micro_batch = largest_micro_batch(recipe, device)
     result: dict[str, float] = {"step": run.step}
     if isinstance(run.model, Encoder):
-        if "hellaswag" in on:
-            raise UserError(f"{run.path} is a classifier's run: HellaSwag is for language models")
+        if others := [name for name in on if name != "loss"]:
+            raise UserError(f"{run.path} is a classifier's run: {NAMES[others[0]]} is for language models")
         return result | _classification_scores(run, run.model, recipe, regime, micro_batch)
+    if tasks and "harness" not in on:
+        raise UserError("--tasks names tasks of lm-eval: --on harness runs them")
+    how = device, lambda: regime.context(device), micro_batch
     if "loss" in on:
         result |= _validation_loss(run, run.model, recipe, regime, micro_batch)
     if "hellaswag" in on:
-        if not recipe.hellaswag.path:
-            raise UserError("no HellaSwag file is named: --hellaswag.path FILE names hellaswag_val.jsonl")
-        rows = encode_rows(load_rows(recipe.hellaswag.path), run.tokenizer, recipe.model.block_size)
-        answers = evaluate_hellaswag(run.model, rows, device, lambda: regime.context(device), micro_batch)
-        assert answers is not None
-        write_results(run.path / "hellaswag_results.jsonl", answers)
-        for name, share in answers.scores().items():
-            low, high = wilson_interval(share, answers.n)
-            result |= {name: share, f"{name}_low": low, f"{name}_high": high}
-        result["hellaswag_rows"] = answers.n
+        result |= _hellaswag_scores(run, run.model, recipe, regime, micro_batch)
+    if "wikitext" in on:
+        if not recipe.eval.wikitext:
+            raise UserError("no WikiText file is named: --eval.wikitext FILE names wiki.test.raw")
+        result |= wikitext_perplexity(run.model, run.tokenizer, load_wikitext(recipe.eval.wikitext), *how)
+    if "lambada" in on:
+        if not recipe.eval.lambada:
+            raise UserError("no LAMBADA file is named: --eval.lambada FILE names lambada_test_en.jsonl")
+        result |= lambada_perplexity(run.model, run.tokenizer, load_lambada(recipe.eval.lambada), *how)
+    if "harness" in on:
+        if not tasks:
+            raise UserError("no task is named: --tasks hellaswag arc_easy runs two of lm-eval's")
+        if importlib.util.find_spec("lm_eval") is None:
+            raise UserError("--on harness needs lm-eval: pip install 'gptlab[harness]'")
+        from gptlab.evals.harness import HarnessLM, run_harness
+
+        result |= run_harness(HarnessLM(run.model, run.tokenizer, *how), tasks)
     return result
+
+
+NAMES = {"hellaswag": "HellaSwag", "wikitext": "WikiText", "lambada": "LAMBADA", "harness": "lm-eval"}
+
+
+def _hellaswag_scores(run: Run, model: GPT, recipe: Recipe, regime: Regime, micro_batch: int) -> dict[str, float]:
+    if not recipe.hellaswag.path:
+        raise UserError("no HellaSwag file is named: --hellaswag.path FILE names hellaswag_val.jsonl")
+    block, device = recipe.model.block_size, model.device
+    rows = open_hellaswag(recipe.hellaswag.path, run.tokenizer, block, recipe.hellaswag.definition)
+    answers = evaluate_hellaswag(model, rows, device, lambda: regime.context(device), micro_batch)
+    assert answers is not None
+    write_results(run.path / "hellaswag_results.jsonl", answers)
+    result: dict[str, float] = {}
+    for name, share in answers.scores().items():
+        low, high = wilson_interval(share, answers.n)
+        result |= {name: share, f"{name}_low": low, f"{name}_high": high}
+    return result | {"hellaswag_rows": answers.n}
 
 
 def _classification_scores(

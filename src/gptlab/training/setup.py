@@ -25,7 +25,7 @@ from gptlab.model.gpt import GPT, build_model
 from gptlab.model.hub import read_source
 from gptlab.optim.optimizers import describe
 from gptlab.rundir import RunDir, RunError
-from gptlab.tasks.data import Data, fingerprint, paths, tokenizer_of, train_tokens, vocab_size_of
+from gptlab.tasks.data import Data, corpus_of, fingerprint, paths, tokenizer_of, train_tokens, vocab_size_of
 from gptlab.training.checkpoint import find_checkpoint, list_checkpoints
 
 # What a resumed run may change: it bends neither the losses nor the data already seen.
@@ -184,7 +184,7 @@ def environment(
         "optimizer": describe(optimizer),
         "data": {
             "path": [str(path.resolve()) for path in paths(datasets)],
-            "corpus": recipe.data.corpus,
+            "corpus": corpus_of(recipe, datasets),
             "tokenizer": recipe.data.tokenizer,
             "train_tokens": train_tokens(recipe, datasets),
             **_sizes(datasets),

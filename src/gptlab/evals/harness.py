@@ -1,0 +1,175 @@
+"""EleutherAI's lm-eval, run in process on a model of ours: no export, the same numbers.
+
+Imported only where it is used: lm-eval is an optional dependency (`pip install 'gptlab[harness]'`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval.api.model import LM
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
+
+from gptlab.config import UserError
+from gptlab.data.tokenizers import END_OF_TEXT, Tokenizer
+from gptlab.evals.likelihood import Ids, Likelihood, encode_pairs, end_of_text, lay_out, likelihoods, rolling_pairs
+from gptlab.model.generate import pick_token
+from gptlab.model.gpt import GPT, KVCache, address
+
+
+class HarnessError(UserError):
+    """A task that lm-eval does not have or cannot load, or one that does not fit the model."""
+
+
+class HarnessLM(LM):  # type: ignore[misc]  # lm-eval has no types
+    """What lm-eval asks of a language model, as its own `hf` model would answer it.
+
+    Args:
+        context: makes the autocast context of a forward pass.
+        micro_batch: sequences of block_size tokens in one pass; of shorter ones as many as have as many tokens.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        tokenizer: Tokenizer,
+        device: torch.device,
+        context: Callable[[], AbstractContextManager[object]],
+        micro_batch: int,
+    ) -> None:
+        super().__init__()
+        self.model, self.tokenizer, self._device, self.context = model, tokenizer, device, context
+        self.micro_batch, self.block_size = micro_batch, model.config.block_size
+        self.eot = end_of_text(tokenizer)
+
+    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+        """Log-likelihood of each request's continuation given its context, and whether it is the greedy one."""
+        pairs = encode_pairs(self.tokenizer, [request.args for request in requests])
+        for (_, ids), request in zip(pairs, requests, strict=True):
+            if not 0 < len(ids) <= self.block_size:
+                raise HarnessError(
+                    f"task {request.task_name}: an answer of {len(ids)} tokens cannot be scored with "
+                    f"model.block_size = {self.block_size}"
+                )
+        measured = self._likelihoods(pairs)
+        return [(-float(loss), bool(greedy)) for loss, greedy in zip(*measured, strict=True)]
+
+    def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
+        """Log-likelihood of each request's whole text."""
+        texts = [rolling_pairs(self.tokenizer, request.args[0], self.block_size) for request in requests]
+        if not any(texts):
+            return [0.0] * len(texts)
+        losses = iter(self._likelihoods([pair for pairs in texts for pair in pairs]).losses.tolist())
+        return [-sum(itertools.islice(losses, len(pairs))) for pairs in texts]
+
+    def _likelihoods(self, pairs: Sequence[tuple[Ids, Ids]]) -> Likelihood:
+        measured = likelihoods(
+            self.model, lay_out(pairs, self.block_size), self._device, self.context, self.micro_batch
+        )
+        assert measured is not None
+        return measured
+
+    @torch.no_grad()
+    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+        """What the model writes after each request's context, up to a stop sequence; greedy unless the task samples."""
+        answers = [""] * len(requests)
+        prompts = [self.tokenizer.encode(request.args[0]) or [self.eot] for request in requests]
+        groups: dict[str, list[int]] = {}
+        for i, request in enumerate(requests):
+            groups.setdefault(repr(request.args[1]), []).append(i)
+        for members in groups.values():
+            settings = dict(normalize_gen_kwargs(requests[members[0]].args[1]))
+            until = handle_stop_sequences(settings["until"], eos=END_OF_TEXT)
+            n_new = settings["max_gen_toks"]
+            if n_new >= self.block_size:
+                raise HarnessError(
+                    f"task {requests[members[0]].task_name}: it wants {n_new} new tokens, and model.block_size is "
+                    f"{self.block_size}"
+                )
+            members.sort(key=lambda i: -len(prompts[i]))
+            for start in range(0, len(members), self.micro_batch):
+                chosen = members[start : start + self.micro_batch]
+                cut = [prompts[i][-(self.block_size - n_new) :] for i in chosen]
+                for i, ids in zip(chosen, self._continue(cut, chosen, n_new, until, settings), strict=True):
+                    answers[i] = postprocess_generated_text(self.tokenizer.decode(ids), until, None)
+        return answers
+
+    def _continue(
+        self, prompts: list[list[int]], which: list[int], n_new: int, until: list[str], settings: dict[str, Any]
+    ) -> list[list[int]]:
+        """Up to n_new ids after each prompt, without end-of-text.
+
+        All begin at position 0 and go on in step: a longer prompt is still being read while a shorter one is answered,
+        so that nothing is padded. A prompt's random numbers are addressed by which request it is.
+        """
+        temperature = float(settings.get("temperature", 1.0)) if settings["do_sample"] else 0.0
+        top_k, top_p = int(settings.get("top_k") or 0), float(settings.get("top_p") or 1.0)
+        generators = [torch.Generator().manual_seed(address("harness", i)) for i in which]
+        B, n_ids = len(prompts), min(self.tokenizer.vocab_size, self.model.config.vocab_size)
+        written: list[list[int]] = [[] for _ in prompts]
+        done = [False] * B
+        shortest = min(map(len, prompts))
+        new = torch.tensor([prompt[:shortest] for prompt in prompts], device=self._device)  # (B, T)
+        dtype = self.model.stream_dtype or self.model.wte.weight.dtype
+        cache = KVCache(self.model, B, max(map(len, prompts)) + n_new, dtype)
+        at = shortest
+        while not all(done):
+            with self.context():
+                last = self.model.hidden(new, cache=cache)[:, -1]  # (B, C)
+                logits = self.model.logits(last)[:, :n_ids].float().cpu()  # (B, V)
+            ids = [prompt[at] if at < len(prompt) else self.eot for prompt in prompts]
+            for b in range(B):
+                if at < len(prompts[b]) or done[b]:
+                    continue
+                ids[b] = int(pick_token(logits[b : b + 1], temperature, top_k, top_p, [generators[b]]))
+                if ids[b] == self.eot:
+                    done[b] = True
+                    continue
+                written[b].append(ids[b])
+                text = self.tokenizer.decode(written[b])
+                done[b] = len(written[b]) == n_new or any(end in text for end in until)
+            new = torch.tensor(ids, device=self._device)[:, None]  # (B, 1)
+            at += 1
+        return written
+
+
+def run_harness(lm: HarnessLM, tasks: Sequence[str]) -> dict[str, float]:
+    """Scores of lm-eval's tasks, flat: `<task>_harness_<metric>`, its standard error `..._stderr`, and `..._samples`.
+
+    Metrics of a filter other than `none` end in its name: `gsm8k_harness_exact_match_strict-match`.
+
+    Args:
+        tasks: names, or paths to YAML files.
+
+    Raises:
+        HarnessError: a task that does not exist or cannot be loaded, or whose data cannot be had.
+    """
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    named = [task for task in tasks if not Path(task).is_file()]
+    manager = TaskManager(include_defaults=bool(named))  # which reads the thousands of files of lm-eval's own tasks
+    for task in named:
+        if task not in manager.all_tasks:
+            raise HarnessError(f"lm-eval has no task {task}: `lm-eval ls tasks` lists them; a YAML file is one too")
+    try:
+        found = simple_evaluate(lm, tasks=list(tasks), task_manager=manager, log_samples=False, bootstrap_iters=1000)
+    except (OSError, KeyError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        says = str(error).strip().split("\n")[0]
+        raise HarnessError(f"lm-eval cannot run {', '.join(tasks)}: {type(error).__name__}, {says}") from None
+    scores: dict[str, float] = {}
+    for task, measured in found["results"].items():
+        for key, value in measured.items():
+            metric, comma, chosen = key.partition(",")
+            if comma and isinstance(value, (int, float)):
+                scores[f"{task}_harness_{metric}" + ("" if chosen == "none" else f"_{chosen}")] = float(value)
+        if task in found["n-samples"]:
+            scores[f"{task}_harness_samples"] = found["n-samples"][task]["effective"]
+    return scores
