@@ -133,6 +133,33 @@ def train(options: argparse.Namespace) -> int:
     return EXIT[result.status]
 
 
+def plan(options: argparse.Namespace) -> None:
+    from gptlab import planner
+    from gptlab.training.setup import pick_device
+
+    layer = read_layer(options.name, "studies" if options.name in shipped("studies") else "recipes")
+    cost = {"mfu": options.mfu, "price": options.price}
+    device = planner.named(options.gpu) if options.gpu else planner.at_hand(pick_device("auto"))
+    shown: Any
+    facts: Any
+    if "arms" in layer or "arms_of" in layer:
+        if options.sizes or options.micro_batches:
+            raise UserError("--sizes and --micro-batches are for a recipe")
+        study = planner.plan_study(load_study(options.name, options.overrides), device, **cost)
+        shown, facts = planner.render_study(study), study.to_json()
+    elif options.sizes or options.micro_batches:
+        rows = planner.sweep([layer, options.overrides], device, options.sizes, options.micro_batches, **cost)
+        shown = planner.render_rows(rows, f"{layer['name']} on {device.name}")
+        facts = {name: row.to_json() for name, row in rows.items()}
+    else:
+        one = planner.plan(build_recipe(layer, options.overrides), device, **cost)
+        shown, facts = planner.render(one), one.to_json()
+    _console(200).print(shown)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(facts, indent=2) + "\n")
+
+
 def evaluate(options: argparse.Namespace) -> None:
     from gptlab.training.load import evaluate_run, load_run
 
@@ -371,6 +398,16 @@ def parser() -> argparse.ArgumentParser:
     v.add_argument(
         "--resume", choices=["auto", "never"], default="auto", help="go on with a run in DIR (default: auto)"
     )
+    v.set_defaults(takes_settings=True)
+
+    v = verb("plan", plan, "Say what a recipe or a study takes: memory, time, cost, host memory and disk.")
+    v.add_argument("name", metavar="RECIPE|STUDY", help="a shipped name, or a path to a TOML file")
+    v.add_argument("--gpu", metavar="NAME", help="H100, A100-80, L4, ... (default: the device at hand)")
+    v.add_argument("--mfu", type=float, default=0.4, metavar="X", help="share of the regime's peak (default: 0.4)")
+    v.add_argument("--price", type=float, default=0.0, metavar="P", help="of an hour (default: train.price_per_hour)")
+    v.add_argument("--sizes", nargs="+", default=[], metavar="PRESET", help="a row for each model.preset")
+    v.add_argument("--micro-batches", nargs="+", type=int, default=[], metavar="N", help="a row for each")
+    v.add_argument("--json", type=Path, metavar="FILE", help="write the plan here too")
     v.set_defaults(takes_settings=True)
 
     v = verb(

@@ -1,0 +1,853 @@
+"""What a run takes, before it starts: memory by kind, time, cost, host memory and disk.
+
+Weights, gradients, moments and masks are counted. What autograd keeps is found by a forward pass on fake tensors, which
+have shapes and no memory: of one and two layers, and of two and three sequences, as it is linear in both. The head's
+temporaries are counted as `model.loss` makes them, a chunk of tokens at a time.
+
+    >>> plan(load_recipe("gpt2-124m-fineweb-edu"), named("H100")).sentence
+    'needs about 29.5 GB of the 79.0 GB that a run can have of H100'
+
+All is of an eager run: a compiled one keeps fewer activations, and how many fewer is known when it is compiled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import psutil
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+
+from gptlab.config import ConfigError, Model, Precision, Recipe, Study, UserError, build_recipe
+from gptlab.data.labeled import CLASSES, LabeledDataset
+from gptlab.data.shards import DataError
+from gptlab.model.encoder import Encoder
+from gptlab.model.gpt import GPT
+from gptlab.model.loss import chunk_length
+from gptlab.optim.muon import AT_ONCE
+from gptlab.precision.regimes import FP32, Regime, apply_regime, make_regime
+from gptlab.rundir import RunDir
+from gptlab.sparsity.pruner import prunable
+from gptlab.tasks.data import open_data, train_tokens, vocab_size_of
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+
+GB = 1e9
+
+# -- devices --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What a data sheet says of a GPU: memory, and peaks of matrix multiplication without sparsity."""
+
+    memory: float
+    """Bytes."""
+    bf16: float | None
+    """FLOP/s with sums in float32; None where it has no such units."""
+    fp16: float
+    tf32: float | None
+    fp32: float
+    reported: str
+    """Regular expression of the name that the driver gives it."""
+
+
+TERA = 1e12
+# Where a sheet gives figures with sparsity, half of them stand here. A GPU that is not here is not guessed at.
+GPUS = {
+    # NVIDIA H100 Tensor Core GPU data sheet, SXM5 and PCIe
+    "H100": Gpu(80 * GB, 989 * TERA, 989 * TERA, 494 * TERA, 67 * TERA, r"H100\b(?!.*PCIe)"),
+    "H100-PCIe": Gpu(80 * GB, 756 * TERA, 756 * TERA, 378 * TERA, 51 * TERA, r"H100 PCIe"),
+    "H200": Gpu(141 * GB, 989 * TERA, 989 * TERA, 494 * TERA, 67 * TERA, r"\bH200\b"),  # NVIDIA H200 data sheet, SXM
+    # NVIDIA A100 Tensor Core GPU data sheet
+    "A100-40": Gpu(40 * GB, 312 * TERA, 312 * TERA, 156 * TERA, 19.5 * TERA, r"A100\b.*40GB"),
+    "A100-80": Gpu(80 * GB, 312 * TERA, 312 * TERA, 156 * TERA, 19.5 * TERA, r"A100\b.*80GB"),
+    "L4": Gpu(24 * GB, 121 * TERA, 121 * TERA, 60 * TERA, 30.3 * TERA, r"\bL4\b"),  # NVIDIA L4 data sheet
+    "T4": Gpu(
+        16 * GB, None, 65 * TERA, None, 8.1 * TERA, r"\bT4\b"
+    ),  # NVIDIA T4 data sheet: Turing has no bf16 and no TF32
+    # NVIDIA's white papers on the architectures Ada (appendix A) and RTX Blackwell, with sums in float32
+    "RTX4090": Gpu(24 * GB, 165.2 * TERA, 165.2 * TERA, 82.6 * TERA, 82.6 * TERA, r"RTX 4090\b(?! [DL])"),
+    "RTX5090": Gpu(32 * GB, 209.5 * TERA, 209.5 * TERA, 104.8 * TERA, 104.8 * TERA, r"RTX 5090\b(?! [DL])"),
+    # AMD's product pages of the Radeon PRO W7900 and the Instinct MI300X; RDNA 3 has no TF32
+    "W7900": Gpu(48 * GB, 122.6 * TERA, 122.6 * TERA, None, 61.3 * TERA, r"W7900"),
+    "MI300X": Gpu(192 * GB, 1307.4 * TERA, 1307.4 * TERA, 653.7 * TERA, 163.4 * TERA, r"MI300X"),
+}
+CONTEXT = 1 * GB  # of a GPU's memory that a CUDA context, libraries and their workspaces take; assumed, not measured
+HOST = {"cpu": 0.4 * GB, "cuda": 3 * GB}  # a process with PyTorch loaded: measured on a CPU, assumed with CUDA
+TOO_MUCH = 0.15  # a run that needs more than what is available by this share is not begun
+SLACK = 0.95  # of what is available that the largest micro-batch may fill: allocators leave gaps
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where a run is to be."""
+
+    name: str
+    kind: Literal["cpu", "cuda"]
+    available: float
+    """Bytes that a run can have."""
+    gpu: Gpu | None = None
+    """Its peaks, where they are known."""
+    host: float = math.inf
+    """Bytes of host memory that a run on a GPU can have, where they are known."""
+
+
+def named(name: str) -> Device:
+    """A GPU of the table. Raises UserError for a name that is not in it."""
+    known = {re.sub(r"[\W_]", "", key).lower(): key for key in GPUS}
+    wanted = re.sub(r"[\W_]", "", name).lower().removesuffix("gb")
+    if wanted not in known:
+        raise UserError(f"--gpu {name}: must be one of {', '.join(GPUS)}")
+    key = known[wanted]
+    return Device(key, "cuda", GPUS[key].memory - CONTEXT, GPUS[key])
+
+
+def at_hand(device: torch.device) -> Device:
+    """A device of this machine, with what is free of its memory now."""
+    if device.type != "cuda":
+        return Device(f"this machine ({device.type})", "cpu", psutil.virtual_memory().available)
+    name = torch.cuda.get_device_name(device)
+    gpu = next((gpu for gpu in GPUS.values() if re.search(gpu.reported, name)), None)
+    ours = torch.cuda.memory_reserved(device)
+    return Device(name, "cuda", torch.cuda.mem_get_info(device)[0] + ours, gpu, psutil.virtual_memory().available)
+
+
+def peak_flops(gpu: Gpu | None, precision: Precision) -> float | None:
+    """The peak FLOP/s of what a regime multiplies its matrices in; float8 counts as bf16. None where it is not known.
+
+    MFU is a share of this: a float32 run at 0.4 of float32's peak is slower than a bf16 run at 0.4 of bf16's.
+    """
+    if gpu is None:
+        return None
+    regime = make_regime(precision)
+    low = regime.autocast or regime.weights
+    if low is torch.float16:
+        return gpu.fp16
+    if low is torch.bfloat16:
+        return gpu.bf16
+    return gpu.tf32 if regime.tf32 else gpu.fp32
+
+
+# -- the shape ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a recipe says how large its tensors are."""
+
+    model: Model
+    precision: Precision
+    n_labels: int
+    """Outputs of a classifier; 0 is a language model."""
+
+    @property
+    def regime(self) -> Regime:
+        return make_regime(self.precision)
+
+    def lay_out(self, layers: int | None = None) -> GPT | Encoder:
+        """The model in its regime's dtypes, without memory."""
+        config = self.model if layers is None else self.model.model_copy(update={"n_layer": layers})
+        with torch.device("meta"):
+            model = Encoder(config, self.n_labels) if self.n_labels else GPT(config)
+            apply_regime(model, self.regime)
+        return model
+
+
+LABELS = {**{name: len(classes) for name, classes in CLASSES.items()}, "eurlex57k": 4271}  # outputs, in training
+
+
+def resolve(recipe: Recipe) -> tuple[Shape, int | None, list[str]]:
+    """Shape of a recipe, tokens of an epoch where the dataset is at hand, and what was taken for granted.
+
+    Raises:
+        UserError: the vocabulary or the labels are in the dataset alone, and that is not prepared.
+    """
+    notes = []
+    data = None
+    try:
+        data = open_data(recipe)
+    except DataError:
+        notes.append(f"no prepared dataset at {', '.join(recipe.data.mixture) or recipe.data.folder}")
+    model = recipe.model
+    if recipe.train.init_from:
+        if RunDir(recipe.train.init_from).exists():
+            source = RunDir.open(recipe.train.init_from).read_recipe().model
+            shorter = {"block_size": min(model.block_size, source.block_size), "dropout": model.dropout}
+            model = source.model_copy(update=shorter)
+        else:
+            notes.append(f"the shape is the recipe's own: train.init_from = {recipe.train.init_from} is not read")
+    if not model.vocab_size:
+        name = recipe.data.tokenizer
+        trained = re.fullmatch(r"bpe-(\d+)", name)
+        known = {"gpt2": 50257, "byte": 257}.get(name) or (int(trained[1]) if trained else 0)
+        if data is None and not known:
+            raise UserError(
+                f"data.tokenizer = {name}: how many ids it has is known when {recipe.data.folder} is prepared; "
+                f"--model.vocab-size N says it before"
+            )
+        model = model.model_copy(update={"vocab_size": vocab_size_of(data) if data is not None else known})
+    labels = 0
+    if recipe.task == "classify":
+        labels = data.n_train_labels if isinstance(data, LabeledDataset) else LABELS.get(recipe.data.corpus, 0)
+        if not labels:
+            raise UserError(
+                f"data.corpus = {recipe.data.corpus}: how many labels it has is known when {recipe.data.folder} is "
+                f"prepared; `gptlab prepare {recipe.data.corpus}` does it"
+            )
+    return Shape(model, recipe.precision, labels), None if data is None else train_tokens(recipe, data), notes
+
+
+# -- activations ----------------------------------------------------------------------------------------------------
+
+
+class _Saves(torch.autograd.Function):
+    """A new tensor, and what a kernel keeps to differentiate it: other tensors, and perhaps itself."""
+
+    @staticmethod
+    def forward(ctx: Any, make: Callable[[], Tensor], kept: list[Tensor], itself: bool, *inputs: Tensor) -> Tensor:
+        out = make()
+        ctx.save_for_backward(*kept, *([out] if itself else []))
+        return out
+
+
+class _GpuKernels(TorchFunctionMode):
+    """Stands in for kernels that keep something else on a GPU than on a CPU, where the pass is made.
+
+    Attention keeps queries, keys, values, output and a float32 a row, never the scores (flash attention; in float32
+    or with a mask, which is kept in the dtype of the queries, the memory-efficient kernel); dropout a byte a number;
+    RMSNorm its input and a float32 a row.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            q, k, v = args
+            mask = kwargs["attn_mask"]
+            rows = q.new_empty(q.shape[:-1], dtype=torch.float32)  # (B, H, T), log-sum-exp
+            masks = [] if mask is None else [q.new_empty(mask.shape)]
+            flash = mask is None and q.dtype is not torch.float32
+            B, H, T, D = q.shape
+
+            def attended() -> Tensor:  # laid out as the queries are, or else (B, T, H, D)
+                low = q.detach().transpose(1, 2)
+                return (torch.empty_like(low) if flash else low.new_empty(B, T, H, D)).transpose(1, 2)
+
+            return _Saves.apply(attended, [q, k, v, rows, *masks], True, q, k, v)
+        if func is F.dropout and kwargs["p"] and kwargs["training"]:
+            x = args[0]
+            return _Saves.apply(lambda: torch.empty_like(x), [torch.empty_like(x, dtype=torch.bool)], False, x)
+        if func is F.rms_norm:
+            x, weight = args[0], kwargs["weight"]
+            kept = [x, weight, x.new_empty(x.shape[:-1])]
+            return _Saves.apply(lambda: torch.empty_like(x), kept, False, x, weight)
+        return func(*args, **kwargs)
+
+
+def kept_bytes(model: GPT | Encoder, regime: Regime, batch: int, gpu: bool) -> int:
+    """Bytes that a forward pass keeps for the backward one, parameters left out and each storage once.
+
+    A language model's is up to its last hidden states, as the head's is `head_bytes`; a classifier's is all.
+
+    Args:
+        model: on the CPU, real or fake.
+        batch: sequences of model.config.block_size tokens.
+        gpu: count kernels as a GPU has them.
+    """
+    own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+    kept: dict[int, tuple[int, Tensor]] = {}  # the tensor too: an address is not used again while it lives
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage.nbytes(), tensor
+        return tensor
+
+    tokens = torch.zeros(batch, model.config.block_size, dtype=torch.long)
+    model.train()
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        regime.context(torch.device("cpu")),
+        _GpuKernels() if gpu else nullcontext(),
+    ):
+        if isinstance(model, Encoder):
+            model(tokens, torch.ones(batch, dtype=torch.long), torch.zeros(batch, model.head.out_features))
+        else:
+            model.hidden(tokens, tokens if model.config.document_attention else None)
+    return sum(size for size, _ in kept.values())
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes kept for the backward pass, linear in sequences and layers."""
+
+    fixed: float
+    a_sequence: float
+    a_layer: float
+    """Casts of a layer's weights under autocast."""
+    a_layer_and_sequence: float
+
+    def of(self, sequences: float, layers: float) -> float:
+        return self.fixed + self.a_sequence * sequences + layers * self.layer(sequences)
+
+    def layer(self, sequences: float) -> float:
+        return self.a_layer + self.a_layer_and_sequence * sequences
+
+
+@functools.lru_cache(maxsize=256)
+def activations(shape: Shape, gpu: bool) -> Activations:
+    """What a shape's forward pass keeps: from one and two layers, of two and three sequences, without memory."""
+    found = {}
+    models = {layers: shape.lay_out(layers) for layers in (1, 2)}
+    with FakeTensorMode():
+        for layers, model in models.items():
+            for module in model.modules():  # `to_empty` would swap parameters, which fake ones do not allow
+                for name, p in module._parameters.items():
+                    if p is not None:
+                        module._parameters[name] = nn.Parameter(torch.empty(p.shape, dtype=p.dtype))
+                for name, b in module._buffers.items():
+                    if b is not None:
+                        module._buffers[name] = torch.empty(b.shape, dtype=b.dtype)
+            for batch in (2, 3):
+                found[layers, batch] = kept_bytes(model, shape.regime, batch, gpu)
+    both = found[2, 3] - found[2, 2] - found[1, 3] + found[1, 2]
+    a_sequence = found[1, 3] - found[1, 2] - both
+    a_layer = found[2, 2] - found[1, 2] - 2 * both
+    return Activations(found[1, 2] - 2 * a_sequence - a_layer - 2 * both, a_sequence, a_layer, both)
+
+
+# -- memory by kind -------------------------------------------------------------------------------------------------
+
+
+def size(dtype: torch.dtype) -> int:
+    return dtype.itemsize
+
+
+def optimizer_bytes(model: nn.Module, recipe: Recipe, gpu: bool) -> tuple[float, float]:
+    """What the optimizer keeps, and the largest that it needs besides for a moment.
+
+    Fused kernels need nothing besides. What the others need is counted in whole tensors, roughly: it is beside weights
+    and gradients alone, when the activations are gone.
+    """
+    optim = recipe.optim
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    largest = max(p.numel() for p in parameters.values())
+    amsgrad = optim.amsgrad is True
+    if optim.name == "adamw-spam" and optim.amsgrad == "auto":
+        amsgrad = optim.spam_form == "seed"
+    kept = temporary = 0.0
+    for name, p in parameters.items():
+        n, width, matrix = p.numel(), size(p.dtype), p.dim() == 2
+        if optim.name == "sgd":
+            kept += width * n if optim.betas[0] else 0
+        elif optim.name == "muon":
+            kept += width * n * (1 if name.startswith("h.") and matrix else 2)
+        elif optim.name == "adamw_8bit" and n >= 4096:
+            # a byte for each moment, and a float32 scale for 256 numbers; torchao has two tables of 256 for each tensor
+            kept += 2 * (n + 4 * math.ceil(n / 256)) + (2 * 4 * 256 if gpu else 0)
+        elif optim.name == "adamw_8bit":
+            kept += 2 * n * (width if gpu else 4)  # small tensors in full; bitsandbytes' are float32
+        else:
+            kept += width * n * (3 if amsgrad else 2)
+            if optim.rounding == "kahan" and p.dtype is torch.bfloat16:
+                kept += width * n
+            if optim.name == "adamw-spam" and optim.spam_density < 1 and matrix:
+                kept += n  # torch.bool
+    widest = max(size(p.dtype) for p in parameters.values())
+    every = sum(p.numel() * size(p.dtype) for p in parameters.values())
+    if optim.rounding != "nearest":
+        temporary = 6 * 4 * largest + (8 * largest if optim.rounding == "stochastic" else 0)
+    elif optim.name == "muon":
+        blocks = sum(p.numel() for name, p in parameters.items() if name.startswith("h.") and p.dim() == 2)
+        temporary = min(AT_ONCE, blocks) * (2 * widest + (4 + 3 * 2 if gpu else 4 * 4))
+    elif optim.name == "adamw_8bit" and gpu:
+        temporary = 4 * 4 * largest  # the moments in float32
+    elif optim.name == "sgd" or optim.kernel == "foreach":
+        temporary = every
+    if optim.name == "adamw-spam":
+        temporary += 2.25 * widest * largest  # the bound of an entry, its negative, and where it is infinite
+    return kept, temporary
+
+
+def mask_bytes(model: nn.Module, recipe: Recipe) -> float:
+    """What the pruner keeps on the device: a bit a weight, and until the ramp ends what movement scores by."""
+    sparsity = recipe.sparsity
+    if sparsity.method == "none":
+        return 0.0
+    kept = 0.0
+    for p in prunable(model, sparsity.head).values():
+        kept += math.ceil(p.numel() / 8)
+        if sparsity.method == "movement":  # scores and the dense weights, or the weights at the start
+            kept += p.numel() * (4 + size(p.dtype) if sparsity.movement == "gradient" else 4)
+    return kept
+
+
+def head_bytes(shape: Shape, model: GPT, sequences: int, kind: str) -> float:
+    """What a language model's head needs at once, as `linear_cross_entropy` makes it, beside what is kept below it.
+
+    Hidden states and weight in the dtype of the matmul, the gradients of both, and the largest of what a chunk of
+    logits goes through: the logits in float32, as much again inside log-sum-exp, and the chunk before's gradient.
+    """
+    V, C = model.head_weight.shape
+    N = sequences * shape.model.block_size
+    regime = shape.regime
+    stream = regime.weights if regime.autocast is None else FP32
+    dtype = regime.head or regime.autocast or stream
+    low, wide = size(dtype), size(torch.promote_types(dtype, FP32))
+    n = chunk_length(N, V, kind)
+    cast = wide != low
+    chunk = 2 * wide + (low + wide - 2 * wide if regime.loss is not FP32 else 0) + (low if n < N else 0)
+    chunk = max(chunk, wide + (low if cast else 0) + (low if n < N else 0))
+    if regime.loss is not FP32:
+        chunk = max(chunk, 2 * wide + size(regime.loss) + (low if n < N else 0))
+    last = n * V * (wide + (low if cast else 0)) + low * V * C  # its gradient, times the hidden states
+    total = N * C * size(stream)  # the last hidden states
+    total += N * C * low if dtype is not stream else 0
+    total += V * C * low if dtype is not model.head_weight.dtype else 0
+    total += V * C * wide + N * C * low  # gradients of the weight and of the hidden states
+    return total + max(n * V * chunk, last)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a run by kind. `peak` is the largest sum that is there at one moment, which is not the sum of all."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    masks: float
+    activations: float
+    head: float
+    copies: float
+    """What a checkpoint is written from while training goes on; it is in host memory, which is a CPU run's own."""
+    peak: float
+    moment: str
+    """When that is: in the loss, in the backward pass, at its end, or in the optimizer's step."""
+    least: float
+    """What the run needs in any case: the peak, or for a compiled run the peak with what no compiler leaves out."""
+
+
+def memory(recipe: Recipe, shape: Shape, sequences: int, kind: str) -> Memory:
+    """Memory of a run with `sequences` in a micro-batch, on a "cpu" or on a GPU ("cuda").
+
+    Gradients are there while the loss is taken from the second micro-batch of a step on; with one, they come as
+    activations go.
+    """
+    model, gpu = _laid_out(shape), kind == "cuda"
+    weights = float(sum(t.numel() * size(t.dtype) for t in (*model.parameters(), *model.buffers())))
+    gradients = float(sum(p.numel() * size(p.dtype) for p in model.parameters()))
+    kept, temporary = optimizer_bytes(model, recipe, gpu)
+    masks = mask_bytes(model, recipe)
+    layers, saved = shape.model.n_layer, activations(shape, gpu)
+    regime, config = shape.regime, shape.model
+    stream = size(regime.weights if regime.autocast is None else FP32)
+    tokens = sequences * config.block_size
+    work = casts = 0.0  # of one layer that is computed again; of weights, which autocast keeps while it is on
+    if recipe.train.activation_checkpointing:
+        a = saved.of(sequences, 0) + layers * tokens * config.n_embd * stream  # the input of each layer
+        if config.document_attention:
+            a += sequences * config.block_size**2  # the mask, torch.bool
+        work, casts = saved.layer(sequences), layers * saved.a_layer
+    else:
+        a = saved.of(sequences, layers)
+    head = embedding = 0.0
+    if isinstance(model, GPT):
+        head = head_bytes(shape, model, sequences, kind)
+        V, C = model.head_weight.shape
+        work += 4 * V * C  # the gradient of its weight, which waits for the embedding's where they are one
+    # gradients of a block's stream and of its branch, and inside the MLP one more than the activations that it frees
+    width = size(regime.autocast or regime.weights)
+    work += tokens * (2 * stream * config.n_embd + width * config.mlp_hidden)
+    wte = model.wte.weight
+    embedding = wte.numel() * size(wte.dtype)  # its gradient is made dense before it is added
+    copies = 0.0 if gpu else weights + kept + masks
+    before = weights + kept + masks + copies
+    accumulates = sequences < recipe.sequences_per_step
+    held = gradients if accumulates else 0.0
+    moments = {
+        "in the loss": before + held + a + casts + head,
+        "in the backward pass": before + held + a + work,
+        "at the end of the backward pass": before + gradients + embedding * (2 if config.tied and accumulates else 1),
+        "in the optimizer's step": before + gradients + temporary,
+    }
+    moment = max(moments, key=lambda name: moments[name])
+    peak = least = moments[moment]
+    if compiles(recipe, kind):
+        # Outputs of matmuls and of attention are not computed again: queries, keys, values, attention and its
+        # projection, the MLP's hidden and its output. All else may be.
+        matrices = 2 if config.mlp == "swiglu" else 1
+        floor = layers * tokens * width * (6 * config.n_embd + matrices * config.mlp_hidden)
+        least = max(before + held + min(a, floor), before + gradients)
+    return Memory(weights, gradients, kept, masks, a, head, copies, peak, moment, least)
+
+
+def compiles(recipe: Recipe, kind: str) -> bool:
+    return recipe.compile.enabled is True or (recipe.compile.enabled == "auto" and kind == "cuda")
+
+
+@functools.lru_cache(maxsize=64)
+def _laid_out(shape: Shape) -> GPT | Encoder:
+    return shape.lay_out()
+
+
+def largest_micro_batch(recipe: Recipe, shape: Shape, device: Device) -> int:
+    """The most sequences, up to those of a step, whose run fits into `SLACK` of what is available; 0 is none."""
+
+    def fit(sequences: int) -> bool:
+        return memory(recipe, shape, sequences, device.kind).peak <= SLACK * device.available
+
+    if fit(recipe.sequences_per_step):  # in one piece, when no gradients wait, it may take less than in two
+        return recipe.sequences_per_step
+    low, high = 0, recipe.sequences_per_step - 1  # low fits
+    while low < high:
+        middle = (low + high + 1) // 2
+        if fit(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+# -- the plan -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run takes. Bytes, seconds and FLOPs; None is what cannot be known."""
+
+    name: str
+    device: str
+    available: float
+    """Bytes that the device has for it."""
+    parameters: int
+    flops_per_token: int
+    micro_batch: int
+    memory: Memory
+    largest_micro_batch: int
+    """Up to the sequences of a step; 0 where not even one fits."""
+    mfu: float
+    tokens_per_second: float | None
+    steps: int | None
+    tokens: int | None
+    """Training tokens of the whole run."""
+    hours: float | None
+    """Of training and evaluating on the held-out loss."""
+    cost: float | None
+    host: float
+    """Bytes of host memory, PyTorch's own included."""
+    copies: float
+    """What of them is tensors, on a GPU: the copies that a checkpoint is written from; 0 on a CPU, see `Memory`."""
+    host_available: float
+    data: float | None
+    """Bytes of the dataset on disk; where it is not prepared, of as many tokens as the run reads."""
+    checkpoint: float
+    """Bytes of one checkpoint."""
+    checkpoints: float
+    """Bytes of all that are there at once, and of the one that is being written."""
+    sentence: str
+    """Whether it fits, with numbers and the way out."""
+    notes: list[str]
+
+    @property
+    def needed_gb(self) -> float:
+        return self.memory.peak / GB
+
+    @property
+    def available_gb(self) -> float:
+        return self.available / GB
+
+    @property
+    def refused(self) -> bool:
+        """Whether it needs more than what is available by over 15%, on the device or the host: it is not to start."""
+        over = 1 + TOO_MUCH
+        return self.memory.least > over * self.available or self.copies > over * self.host_available
+
+    def to_json(self) -> dict[str, Any]:
+        facts = dataclasses.asdict(self)
+        facts["host_available"] = self.host_available if math.isfinite(self.host_available) else None
+        return {
+            **facts, "needed_gb": self.needed_gb, "available_gb": self.available_gb, "refused": self.refused,
+        }  # fmt: skip
+
+
+def fits(recipe: Recipe, device: torch.device) -> Plan:
+    """The plan of a run on a device of this machine, to be asked before it starts: `.refused`, `.sentence`."""
+    return plan(recipe, at_hand(device))
+
+
+def plan(recipe: Recipe, device: Device, mfu: float = 0.4, price: float = 0.0) -> Plan:
+    """What a run takes on a device.
+
+    Args:
+        recipe: micro_batch = auto takes the largest that fits.
+        device: of `named` or `at_hand`.
+        mfu: share of the peak FLOP/s of the regime's matmul format, see `peak_flops`.
+        price: of an hour; 0 takes train.price_per_hour.
+
+    Raises:
+        UserError: see `resolve`.
+    """
+    if not 0 < mfu <= 1:
+        raise UserError(f"--mfu {mfu}: must be above 0 and at most 1")
+    shape, epoch, notes = resolve(recipe)
+    recipe = recipe.replace({"model": shape.model.model_dump()})
+    model = _laid_out(shape)
+    largest = largest_micro_batch(recipe, shape, device)
+    given = recipe.batch.micro_batch
+    micro_batch = max(1, largest) if given == "auto" else given
+    need = memory(recipe, shape, micro_batch, device.kind)
+    if compiles(recipe, device.kind):
+        notes.append("activations are those of an eager run; a compiled one keeps fewer")
+    if recipe.precision.regime.startswith("fp8"):
+        notes.append("FLOP/s are bf16's: float8 is faster in large matrices only")
+    if recipe.task == "classify":
+        notes.append("every document counts block_size tokens; shorter ones take less")
+
+    steps = _steps(recipe, epoch)
+    tokens = None if steps is None else steps * recipe.batch.tokens_per_step
+    peak = peak_flops(device.gpu, recipe.precision)
+    rate = mfu * peak / model.flops_per_token() if peak else None
+    hours = None
+    if rate and tokens is not None and steps is not None:
+        evaluations = 2 + (steps // recipe.train.eval_every if recipe.train.eval_every else 0)
+        evaluated = evaluations * recipe.eval.tokens * (2 if recipe.eval.train else 1)
+        hours = (tokens + evaluated / 3) / rate / 3600  # a forward pass is a third of the FLOPs
+    price = price or recipe.train.price_per_hour
+
+    checkpoint = need.weights + need.optimizer + need.masks
+    written = math.inf if steps is None else 1 + (steps // recipe.checkpoint.every if recipe.checkpoint.every else 0)
+    there = min(recipe.checkpoint.keep_last + recipe.checkpoint.keep_best + 1, written)
+    copies = checkpoint if device.kind == "cuda" else 0.0
+    host = HOST[device.kind] + (copies + 4 * model.wte.weight.numel() if device.kind == "cuda" else need.peak)
+    read = epoch if epoch is not None else tokens
+    return Plan(
+        name=recipe.name,
+        device=device.name,
+        available=device.available,
+        parameters=model.parameter_count(),
+        flops_per_token=model.flops_per_token(),
+        micro_batch=micro_batch,
+        memory=need,
+        largest_micro_batch=largest,
+        mfu=mfu,
+        tokens_per_second=rate,
+        steps=steps,
+        tokens=tokens,
+        hours=hours,
+        cost=hours * price if hours is not None and price else None,
+        host=host,
+        copies=copies,
+        host_available=device.host,
+        data=None if read is None else read * (2 if shape.model.vocab_size <= 2**16 else 4),
+        checkpoint=checkpoint,
+        checkpoints=there * checkpoint,
+        sentence=_sentence(recipe, shape, device, need, micro_batch, largest),
+        notes=notes,
+    )
+
+
+def _steps(recipe: Recipe, epoch: int | None) -> int | None:
+    if epoch is None and recipe.train.max_epochs:
+        if not (recipe.train.max_steps or recipe.train.max_tokens):
+            return None
+        epoch = 2**62  # another limit rules, as far as is known
+    return recipe.step_limit(epoch or 0)
+
+
+def _sentence(recipe: Recipe, shape: Shape, device: Device, need: Memory, micro_batch: int, largest: int) -> str:
+    have = f"the {device.available / GB:.1f} GB that a run can have of {device.name}"
+    copies = need.weights + need.optimizer + need.masks
+    if device.kind == "cuda" and copies > device.host:
+        return (
+            f"needs about {copies / GB:.1f} GB of host memory to write a checkpoint from, more than the "
+            f"{device.host / GB:.1f} GB that are free: --optim.name adamw_8bit, a smaller model or more memory"
+        )
+    if need.peak <= device.available:
+        return f"needs about {need.peak / GB:.3g} GB of {have}"
+    says = f"needs about {need.peak / GB:.3g} GB {need.moment}, more than {have}"
+    if largest:
+        return f"{says}: --batch.micro-batch {largest} fits, with the same tokens in a step"
+    for way in (
+        {"train.activation_checkpointing": True},
+        {"train.activation_checkpointing": True, "precision.regime": "bf16_pure"},
+    ):
+        try:
+            other = recipe.replace(way)
+        except ConfigError:
+            continue
+        flags = " ".join(f"--{key.replace('_', '-')} {str(value).lower()}" for key, value in way.items())
+        if most := largest_micro_batch(other, dataclasses.replace(shape, precision=other.precision), device):
+            return f"{says}: {flags} --batch.micro-batch {most} fits"
+    return f"{says}, and so would a micro-batch of 1 in bf16 with activation checkpointing: a smaller model is needed"
+
+
+# -- studies --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """The plans of a study's arms; each is run once for every seed."""
+
+    name: str
+    arms: dict[str, Plan]
+    seeds: int
+
+    @property
+    def hours(self) -> float | None:
+        """Of all runs; None where one arm's are not known."""
+        return _sum(plan.hours for plan in self.arms.values() for _ in range(self.seeds))
+
+    @property
+    def cost(self) -> float | None:
+        return _sum(plan.cost for plan in self.arms.values() for _ in range(self.seeds))
+
+    @property
+    def checkpoints(self) -> float:
+        """Bytes of the checkpoints of all runs."""
+        return sum(plan.checkpoints for plan in self.arms.values()) * self.seeds
+
+    def to_json(self) -> dict[str, Any]:
+        arms = {name: plan.to_json() for name, plan in self.arms.items()}
+        return {
+            "name": self.name, "seeds": self.seeds, "hours": self.hours, "cost": self.cost,
+            "checkpoints": self.checkpoints, "arms": arms,
+        }  # fmt: skip
+
+
+def _sum(values: Iterator[float | None]) -> float | None:
+    known = list(values)
+    return None if None in known else sum(value for value in known if value is not None)
+
+
+def plan_study(study: Study, device: Device, mfu: float = 0.4, price: float = 0.0) -> StudyPlan:
+    """What every arm of a study takes, on one device, and all its runs one after the other."""
+    arms = {arm: plan(study.build(arm, study.seeds[0]), device, mfu, price) for arm in study.arms}
+    return StudyPlan(study.name, arms, len(study.seeds))
+
+
+def sweep(
+    layers: Sequence[Mapping[str, Any]],
+    device: Device,
+    presets: Sequence[str] = (),
+    micro_batches: Sequence[int] = (),
+    mfu: float = 0.4,
+    price: float = 0.0,
+) -> dict[str, Plan]:
+    """Plans of a recipe in several sizes, micro-batches or both, by what differs.
+
+    Args:
+        layers: of the recipe, as `build_recipe` takes them.
+        presets: values of model.preset; none is the recipe's own shape.
+        micro_batches: sequences; none is the recipe's own.
+    """
+    rows = {}
+    for preset in presets or [""]:
+        for micro_batch in micro_batches or [0]:
+            other: dict[str, Any] = {"model.preset": preset} if preset else {}
+            if micro_batch:
+                other["batch.micro_batch"] = micro_batch
+            name = " x ".join(filter(None, (preset, str(micro_batch or ""))))
+            rows[name] = plan(build_recipe(*layers, other), device, mfu, price)
+    return rows
+
+
+# -- tables ---------------------------------------------------------------------------------------------------------
+
+
+def render(plan: Plan) -> Group:
+    """A plan as tables for a terminal."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    m = plan.memory
+    title = f"{plan.name} on {plan.device}, micro-batch {plan.micro_batch}"
+    kinds = Table()
+    kinds.add_column("memory")
+    kinds.add_column("GB", justify="right")
+    for kind in ("weights", "gradients", "optimizer", "masks", "activations", "head", "copies"):
+        if getattr(m, kind):
+            kinds.add_row(kind, _gb(getattr(m, kind)))
+    kinds.add_section()
+    kinds.add_row(f"peak, {m.moment}", _gb(m.peak))
+    kinds.add_row("available", _gb(plan.available))
+
+    facts = Table(show_header=False)
+    facts.add_column()
+    facts.add_column(justify="right")
+    for name, value in (
+        ("parameters", f"{plan.parameters:,}"),
+        ("training FLOPs a token", f"{plan.flops_per_token:,}"),
+        ("largest micro-batch that fits", f"{plan.largest_micro_batch:,} sequences"),
+        ("steps", _known(plan.steps, ",.0f")),
+        ("training tokens", _known(plan.tokens, ",.0f")),
+        (f"tokens a second at MFU {plan.mfu:g}", _known(plan.tokens_per_second, ",.0f")),
+        ("hours, held-out loss included", _known(plan.hours, ",.2f")),
+        *([("cost", _known(plan.cost, ",.2f"))] if plan.cost is not None else []),
+        ("host memory", f"{_gb(plan.host)} GB"),
+        ("disk, dataset", "unknown" if plan.data is None else f"{_gb(plan.data)} GB"),
+        ("disk, a checkpoint", f"{_gb(plan.checkpoint)} GB"),
+        ("disk, checkpoints", f"{_gb(plan.checkpoints)} GB"),
+    ):
+        facts.add_row(name, value)
+    return Group(Text(title), kinds, facts, *map(Text, [*plan.notes, plan.sentence]))
+
+
+def render_rows(rows: dict[str, Plan], first: str) -> Table:
+    """Several plans, a row each.
+
+    Args:
+        rows: plans by what stands in the first column.
+        first: heading of that.
+    """
+    from rich.table import Table
+
+    table = Table()
+    table.add_column(first)
+    heads = ("parameters", "micro-batch", "weights", "gradients", "optimizer", "activations", "head", "peak GB",
+             "largest", "host GB", "hours")  # fmt: skip
+    for head in heads:
+        table.add_column(head, justify="right")
+    for name, plan in rows.items():
+        m, millions = plan.memory, plan.parameters / 1e6
+        table.add_row(
+            name, f"{millions:,.0f}M" if millions >= 10 else f"{millions:.3g}M", str(plan.micro_batch),
+            _gb(m.weights), _gb(m.gradients), _gb(m.optimizer), _gb(m.activations), _gb(m.head), _gb(m.peak),
+            str(plan.largest_micro_batch), f"{plan.host / GB:.1f}", _known(plan.hours, ",.2f"),
+        )  # fmt: skip
+    return table
+
+
+def render_study(plan: StudyPlan) -> Group:
+    """A study's arms, and what all its runs take together."""
+    from rich.console import Group
+    from rich.text import Text
+
+    says = [f"{len(plan.arms)} arms x {plan.seeds} seeds"]
+    says.append(f"{plan.hours:,.1f} hours of one device" if plan.hours is not None else "hours unknown")
+    if plan.cost is not None:
+        says.append(f"cost {plan.cost:,.2f}")
+    says.append(f"checkpoints {_gb(plan.checkpoints)} GB")
+    tight = [f"{arm} {p.sentence}" for arm, p in plan.arms.items() if p.memory.peak > p.available]
+    notes = dict.fromkeys(note for p in plan.arms.values() for note in p.notes)
+    return Group(render_rows(plan.arms, f"{plan.name}: arm"), *map(Text, [", ".join(says), *notes, *tight]))
+
+
+def _gb(size: float) -> str:
+    return f"{size / GB:,.2f}" if size >= 0.1 * GB or not size else f"{size / GB:.2g}"
+
+
+def _known(value: float | None, form: str) -> str:
+    return "unknown" if value is None else format(value, form)

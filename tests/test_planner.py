@@ -1,0 +1,437 @@
+"""The planner: against storages of real tensors, the allocator's own record, closed forms and hand-counted layers."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import importlib.util
+import io
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from gptlab import planner
+from gptlab.config import Recipe, UserError, build_recipe, load_recipe, load_study
+from gptlab.model import loss
+from gptlab.model.encoder import build_encoder
+from gptlab.model.gpt import build_model
+from gptlab.optim.optimizers import make_optimizer, plain_tensors
+from gptlab.planner import GB, Device, Shape
+from gptlab.precision.regimes import apply_regime
+from gptlab.sparsity.pruner import Pruner
+from gptlab.tasks.data import open_data, vocab_size_of
+
+CPU = torch.device("cpu")
+LABELS = 50
+MODERN = {"model__mlp": "swiglu", "model__norm": "rmsnorm", "model__position": "rope", "model__qk_norm": True}
+
+
+def small(**changes: Any) -> Recipe:
+    """A model of 3 layers, which is one more than the planner looks at; keys have __ for the dot."""
+    base: dict[str, Any] = {
+        "model": {"n_layer": 3, "n_head": 4, "n_embd": 64, "block_size": 64, "vocab_size": 700},
+        "batch": {"micro_batch": 5, "tokens_per_step": 64 * 10},
+        "train": {"max_steps": 100},
+    }
+    return build_recipe(base, {key.replace("__", "."): value for key, value in changes.items()})
+
+
+def shape_of(recipe: Recipe) -> Shape:
+    return Shape(recipe.model, recipe.precision, LABELS if recipe.task == "classify" else 0)
+
+
+def real(recipe: Recipe) -> Any:
+    regime = shape_of(recipe).regime
+    if recipe.task == "classify":
+        model: Any = build_encoder(recipe.model, LABELS, lay_out=lambda m: apply_regime(m, regime))
+    else:
+        model = build_model(recipe.model, lay_out=lambda m: apply_regime(m, regime))
+    model.activation_checkpointing = recipe.train.activation_checkpointing
+    return model
+
+
+def batches(recipe: Recipe) -> list[tuple[Any, ...]]:
+    """What a step of the recipe gives its model."""
+    n, T, B = recipe.sequences_per_step, recipe.model.block_size, recipe.batch.micro_batch
+    assert isinstance(B, int)
+    draw = torch.Generator().manual_seed(0)
+    found: list[tuple[Any, ...]] = []
+    for _ in range(n // B):
+        tokens = torch.randint(recipe.model.vocab_size, (B, T), generator=draw)
+        factor = torch.tensor(1 / n)
+        if recipe.task == "classify":
+            found.append((tokens, torch.full((B,), T), torch.zeros(B, LABELS), factor))
+        else:
+            documents = (tokens % 50 == 0).cumsum(1) if recipe.model.document_attention else None
+            found.append((tokens, tokens, documents, factor))
+    return found
+
+
+def stored(tensors: list[Tensor]) -> int:
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def allocated(run: Callable[[], Any]) -> tuple[int, int, Any]:
+    """Bytes that PyTorch's CPU allocator gave while something ran: the most at once, and those not taken back."""
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        kept = run()
+    events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
+    now = most = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most, now, kept
+
+
+def updates(recipe: Recipe, model: Any, optimizer: torch.optim.Optimizer) -> None:
+    for batch in batches(recipe):
+        with shape_of(recipe).regime.context(CPU):
+            out = model(*batch)
+        out.train.backward()
+        del out
+    optimizer.step()
+
+
+def few(cases: list[dict[str, Any]], *quick: int) -> list[Any]:
+    """The cases, of which all but a few are slow together."""
+    return [case if i in quick else pytest.param(case, marks=pytest.mark.slow) for i, case in enumerate(cases)]
+
+
+# -- what stays ----------------------------------------------------------------------------------------------------
+
+PURE = {"precision__regime": "bf16_pure"}
+OPTIMIZERS: list[dict[str, Any]] = [
+    {},
+    {"precision__regime": "amp_bf16"},
+    PURE,
+    {"precision__regime": "fp16_pure"},
+    {**PURE, "precision__head": "fp32"},
+    {**PURE, "precision__norms": "fp32"},
+    {"optim__amsgrad": True},
+    {"optim__kernel": "foreach"},
+    {**PURE, "optim__rounding": "kahan"},
+    {**PURE, "optim__rounding": "stochastic"},
+    {"optim__name": "adamw-spam"},
+    {"optim__name": "adamw-spam", "optim__amsgrad": False},
+    {"optim__name": "adamw-spam", "optim__spam_form": "stable"},
+    {"optim__name": "adamw-spam", "optim__spam_form": "paper", "optim__spam_density": 0.3},
+    {"optim__name": "adamw-prune", "sparsity__method": "state"},
+    {"optim__name": "muon"},
+    {**PURE, "optim__name": "muon"},
+    {"optim__name": "sgd"},
+    {"optim__name": "sgd", "optim__betas": [0.0, 0.9]},
+    {"model__tied": False, "model__bias": False, "model__position": "rope"},
+    {"task": "classify", "model__mlp": "gelu_erf"},
+    {"optim__name": "adamw_8bit"},
+]
+
+
+@pytest.mark.parametrize(
+    "changes", few(OPTIMIZERS, *range(0, 19, 2)), ids=lambda c: " ".join(map(str, c.values())) or "adamw"
+)
+def test_weights_gradients_and_moments_are_those_of_real_tensors(
+    changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planner, "activations", lambda *_: planner.Activations(0, 0, 0, 0))  # not what is asked here
+    if changes.get("optim__name") == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
+        pytest.skip("bitsandbytes is not installed")
+    recipe = small(**changes)
+    model = real(recipe)
+    optimizer = make_optimizer(model, recipe.optim)
+    updates(recipe, model, optimizer)
+    kept = [t for state in optimizer.state.values() for t in plain_tensors(state).values()]
+    kept += [mask for mask in getattr(optimizer, "_masks", (0, []))[1] if mask is not None]
+    found = planner.memory(recipe, shape_of(recipe), 5, "cpu")
+    assert found.weights == stored([*model.parameters(), *model.buffers()])
+    assert found.gradients == stored([p.grad for p in model.parameters()])
+    # step counts and the norms that SPAM keeps are left out, and 8 bits' tables of 2 KB
+    assert found.optimizer == pytest.approx(stored(kept), rel=0.01, abs=4200)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "magnitude"},
+        {"method": "rigl"},
+        {"method": "2:4", "begin": 0.0},
+        {"method": "movement", "movement": "distance"},
+        {"method": "movement", "movement": "gradient"},
+        {"method": "magnitude", "head": True},
+    ],
+    ids=lambda c: " ".join(map(str, c.values())),
+)
+def test_masks_are_those_of_a_real_pruner(changes: dict[str, Any]) -> None:
+    recipe = small(**{f"sparsity__{key}": value for key, value in changes.items()})
+    model = real(recipe)
+    optimizer = make_optimizer(model, recipe.optim)
+    settings = recipe.sparsity.model_copy(update={"begin": 0.0, "every": 1})
+    pruner = Pruner(model, optimizer, settings, 100, seed=0, every_update=False)
+    for step in range(2):  # masks change after the first, and the second has masks
+        for p in model.parameters():
+            p.grad = torch.randn_like(p)
+        pruner.before_update(step)
+        optimizer.step()
+        pruner.after_update(step + 1)
+    kept = sum(t.nbytes for name, t in pruner.tensors().items() if name != "changed")
+    assert planner.mask_bytes(model, recipe) == kept
+
+
+# -- activations ---------------------------------------------------------------------------------------------------
+
+SHAPES: list[dict[str, Any]] = [
+    {},
+    {"precision__regime": "amp_bf16"},
+    {"precision__regime": "bf16_pure"},
+    {"precision__regime": "bf16_pure", "precision__norms": "fp32"},
+    {"precision__regime": "amp_fp16", "model__dropout": 0.1},
+    {"model__document_attention": True},
+    {"precision__regime": "amp_bf16", "model__document_attention": True, **MODERN},
+    {"precision__regime": "amp_bf16", **MODERN, "model__tied": False},
+    {"model__mlp": "relu2", "model__dropout": 0.2, "model__bias": False},
+    {"precision__regime": "amp_bf16", "task": "classify", "model__mlp": "gelu_erf", "model__dropout": 0.1},
+]
+
+
+@pytest.mark.parametrize("changes", few(SHAPES, 0, 3, 6, 9), ids=lambda c: " ".join(map(str, c.values())) or "fp32")
+def test_activations_are_what_the_allocator_gave_in_a_forward_pass(changes: dict[str, Any]) -> None:
+    """On the real model, of other layers and sequences than the planner looked at."""
+    recipe = small(**changes)
+    model, shape = real(recipe), shape_of(recipe)
+    batch = batches(recipe)[0]
+
+    def forward() -> Any:
+        with shape.regime.context(CPU):
+            return model(*batch) if recipe.task == "classify" else model.hidden(batch[0], batch[2])
+
+    forward()
+    _, kept, out = allocated(forward)
+    if isinstance(out, Tensor):
+        kept -= out.nbytes  # the head's, and counted there
+    assert planner.activations(shape, gpu=False).of(5, 3) == pytest.approx(kept, rel=0.02)
+
+
+CHUNKED: list[dict[str, Any]] = [
+    {},
+    {"precision__regime": "amp_bf16"},
+    {"precision__regime": "amp_bf16", "precision__head": "fp32"},
+    {"precision__regime": "amp_bf16", "precision__loss": "bf16", "batch__micro_batch": 10},
+    {"precision__regime": "bf16_pure", "batch__micro_batch": 10},
+    {"precision__regime": "amp_bf16", **MODERN},
+    {"precision__regime": "amp_bf16", "train__activation_checkpointing": True, "model__document_attention": True},
+    {"train__activation_checkpointing": True, "batch__micro_batch": 10},
+    {"task": "classify", "model__mlp": "gelu_erf", "model__dropout": 0.1},
+]
+
+
+@pytest.mark.parametrize(
+    "chunk", [1 << 18, pytest.param(64 << 20, marks=pytest.mark.slow)], ids=["several chunks", "one chunk"]
+)
+@pytest.mark.parametrize("changes", few(CHUNKED, 0, 6), ids=lambda c: " ".join(map(str, c.values())) or "fp32")
+def test_the_peak_is_that_of_a_real_step(changes: dict[str, Any], chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(loss.CHUNK_BYTES, "cpu", chunk)
+    recipe = small(**changes)
+    model = real(recipe)
+    optimizer = make_optimizer(model, recipe.optim)
+    updates(recipe, model, optimizer)
+    kept = [t for state in optimizer.state.values() for t in plain_tensors(state).values()]
+    optimizer.zero_grad(set_to_none=True)
+    most, _, _ = allocated(lambda: updates(recipe, model, optimizer))
+    peak = stored([*model.parameters(), *model.buffers()]) + stored(kept) + most
+    assert isinstance(recipe.batch.micro_batch, int)
+    found = planner.memory(recipe, shape_of(recipe), recipe.batch.micro_batch, "cpu")
+    assert found.peak - found.copies == pytest.approx(peak, rel=0.09)
+
+
+def test_a_gpu_keeps_what_was_counted_by_hand() -> None:
+    """GPT-2 under autocast, bytes a token of a layer: C channels and H heads.
+
+    Two norms keep float32 inputs and two float32 each, and a bf16 copy of their output goes into a matrix: 2 (4 + 2) C
+    and 16. Queries, keys, values 6 C, attention's output 2 C, its log-sum-exp 4 H. The MLP 8 C before and after GELU.
+    """
+    C, H, T = 64, 4, 64
+    kept = planner.activations(shape_of(small(precision__regime="amp_bf16")), gpu=True)
+    assert kept.a_layer_and_sequence == T * (36 * C + 4 * H + 16)
+    assert kept.a_layer == 2 * 12 * C * C  # a bf16 copy of the matrices
+    dropping = planner.activations(shape_of(small(precision__regime="amp_bf16", model__dropout=0.1)), gpu=True)
+    assert dropping.a_layer_and_sequence - kept.a_layer_and_sequence == T * 2 * C  # a byte, after each projection
+    within = small(precision__regime="amp_bf16", model__document_attention=True)
+    masked = planner.activations(shape_of(within), gpu=True)
+    assert masked.a_layer_and_sequence - kept.a_layer_and_sequence == 2 * T * T  # bf16, for all heads
+
+
+def test_checkpointing_keeps_one_input_a_layer() -> None:
+    recipe = small(precision__regime="amp_bf16", train__activation_checkpointing=True)
+    found = planner.memory(recipe, shape_of(recipe), 5, "cuda")
+    ids, stats, norm = 8, 8, 4 * 64  # tokens are int64; the last norm keeps its input
+    assert found.activations == 5 * 64 * (3 * 4 * 64 + ids + stats + norm)
+
+
+# -- devices, time and money ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("NVIDIA H100 80GB HBM3", "H100"), ("NVIDIA H100 PCIe", "H100-PCIe"), ("NVIDIA H200", "H200"),
+        ("NVIDIA A100-SXM4-40GB", "A100-40"), ("NVIDIA A100 80GB PCIe", "A100-80"), ("NVIDIA L4", "L4"),
+        ("Tesla T4", "T4"), ("NVIDIA GeForce RTX 4090", "RTX4090"), ("NVIDIA GeForce RTX 5090", "RTX5090"),
+        ("AMD Radeon PRO W7900", "W7900"), ("AMD Instinct MI300X", "MI300X"), ("NVIDIA L40S", None),
+        ("NVIDIA GeForce RTX 5090 D", None), ("NVIDIA T400 4GB", None), ("NVIDIA GH200 480GB", None),
+    ],
+)  # fmt: skip
+def test_a_driver_s_name_is_one_gpu_or_none(name: str, key: str | None) -> None:
+    assert [k for k, gpu in planner.GPUS.items() if re.search(gpu.reported, name)] == ([key] if key else [])
+
+
+def test_a_gpu_is_named_loosely_and_not_guessed() -> None:
+    assert planner.named("a100-80gb").name == planner.named("A100_80").name == "A100-80"
+    assert planner.named("rtx 4090").gpu == planner.GPUS["RTX4090"]
+    with pytest.raises(UserError, match="--gpu B300: must be one of H100, "):
+        planner.named("B300")
+
+
+def test_time_and_cost_follow_from_flops() -> None:
+    recipe = load_recipe("gpt2-124m-openwebtext", {"compile.enabled": "false"})
+    found = planner.plan(recipe, planner.named("A100-80"), mfu=0.5, price=2.0)
+    n = 50304 * 768 + 1024 * 768 + 12 * (12 * 768**2 + 2 * 768) + 768  # no biases
+    assert found.parameters == n
+    assert found.flops_per_token == 6 * n + 12 * 12 * 768 * 1024
+    rate = 0.5 * 312e12 / found.flops_per_token
+    assert found.tokens_per_second == pytest.approx(rate)
+    evaluated = 22 * 2 * 2457600  # at 0, every 500 of 10,000 steps and at the end, of both splits
+    assert found.hours == pytest.approx((10000 * 61440 + evaluated / 3) / rate / 3600)
+    assert found.cost == pytest.approx(2 * found.hours)
+    assert found.data == 2 * 10000 * 61440
+    assert found.checkpoint == pytest.approx(12 * n, rel=1e-6)
+    assert found.checkpoints == 4 * found.checkpoint  # the last two, the best, and one that is being written
+    json.dumps(found.to_json())
+
+
+def test_a_regime_is_timed_at_its_own_peak() -> None:
+    a100, t4 = planner.GPUS["A100-40"], planner.GPUS["T4"]
+    recipe = small()
+    for regime, peak, turing in (
+        ("fp32", 19.5e12, 8.1e12), ("tf32", 156e12, None), ("amp_bf16", 312e12, None), ("fp16_pure", 312e12, 65e12),
+        ("fp8_rowwise", 312e12, None),
+    ):  # fmt: skip
+        precision = recipe.replace({"precision.regime": regime}).precision
+        assert (planner.peak_flops(a100, precision), planner.peak_flops(t4, precision)) == (peak, turing)
+    assert planner.peak_flops(None, recipe.precision) is None
+
+
+def test_a_study_is_the_sum_of_its_runs() -> None:
+    study = load_study("bitter-lesson-smoke")
+    whole = planner.plan_study(study, planner.named("L4"), price=3.0)
+    assert list(whole.arms) == list(study.arms)
+    arms = [planner.plan(study.build(arm, 0), planner.named("L4")) for arm in study.arms]
+    hours = [arm.hours for arm in arms if arm.hours is not None]
+    assert whole.hours == pytest.approx(sum(hours) * len(study.seeds))
+    assert whole.cost == pytest.approx(3 * whole.hours)
+
+
+# -- the answer ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gpu", ["T4", "L4", "H100"])
+@pytest.mark.parametrize("preset", ["gpt2", "gpt2-large"])
+def test_the_largest_micro_batch_fits_and_one_more_does_not(preset: str, gpu: str) -> None:
+    recipe = load_recipe("gpt2-124m-fineweb-edu", {"model.preset": preset, "precision.regime": "amp_fp16"})
+    device = planner.named(gpu)
+    shape, _, _ = planner.resolve(recipe)
+    most = planner.largest_micro_batch(recipe, shape, device)
+
+    def peak(sequences: int) -> float:
+        return planner.memory(recipe, shape, sequences, "cuda").peak
+
+    assert 0 <= most < recipe.sequences_per_step
+    assert most == 0 or peak(most) <= 0.95 * device.available
+    assert peak(most + 1) > 0.95 * device.available
+    auto = planner.plan(recipe.replace({"batch.micro_batch": "auto"}), device)
+    assert auto.micro_batch == max(1, most) and auto.largest_micro_batch == most
+
+
+def test_what_cannot_fit_is_refused_with_a_way_out_that_works() -> None:
+    recipe = load_recipe("gpt2-124m-fineweb-edu", {"model.preset": "gpt2-large", "batch.micro_batch": 512})
+    device = planner.named("L4")
+    found = planner.plan(recipe, device)
+    assert found.refused and found.needed_gb > found.available_gb == 23
+    way = re.search(r"--batch.micro-batch (\d+) fits", found.sentence)
+    assert way and int(way[1]) == found.largest_micro_batch
+    other = planner.plan(recipe.replace({"batch.micro_batch": int(way[1])}), device)
+    assert not other.refused and other.needed_gb < 23 and "of the 23.0 GB" in other.sentence
+
+    tight = Device("a small GPU", "cuda", 15 * GB)  # weights, gradients and moments of 774M take 12.4
+    found = planner.plan(recipe.replace({"batch.micro_batch": 8, "model.block_size": 8192}), tight)
+    assert "--train.activation-checkpointing true" in found.sentence
+    none = planner.plan(recipe, Device("a tiny GPU", "cuda", 2 * GB))
+    assert none.refused and "a smaller model is needed" in none.sentence
+
+
+def test_a_run_is_refused_from_15_percent_on_and_a_compiled_one_later() -> None:
+    recipe = small(precision__regime="amp_bf16", compile__enabled=False)
+    peak = planner.memory(recipe, shape_of(recipe), 5, "cuda").peak
+    assert not planner.plan(recipe, Device("x", "cuda", peak / 1.14)).refused
+    assert planner.plan(recipe, Device("x", "cuda", peak / 1.16)).refused
+    compiled = recipe.replace({"compile.enabled": True})
+    assert not planner.plan(compiled, Device("x", "cuda", peak / 1.16)).refused
+    assert planner.plan(compiled, Device("x", "cuda", peak / 4)).refused
+    assert planner.plan(recipe, Device("x", "cuda", 2 * peak, host=1e5)).refused  # a checkpoint's copies
+
+
+def test_on_a_cpu_the_copies_of_a_checkpoint_count_too() -> None:
+    found = planner.fits(small(), CPU)
+    assert not found.refused
+    assert found.memory.copies == found.checkpoint == found.memory.weights + found.memory.optimizer
+    assert found.tokens_per_second is None and found.hours is None  # no peak is known
+
+
+@pytest.mark.parametrize(("tokenizer", "ids"), [("gpt2", 50257), ("byte", 257), ("bpe-2048", 2048)])
+def test_a_vocabulary_that_is_known_without_data(tokenizer: str, ids: int, tmp_path: Path) -> None:
+    recipe = small(model__vocab_size=0, data__tokenizer=tokenizer, data__path=str(tmp_path / "none"))
+    shape, epoch, notes = planner.resolve(recipe)
+    assert shape.model.vocab_size == ids and epoch is None and "no prepared dataset" in notes[0]
+
+
+def test_a_vocabulary_that_is_in_the_dataset(recipe: Recipe, tmp_path: Path) -> None:
+    shape, epoch, notes = planner.resolve(recipe)
+    assert shape.model.vocab_size == vocab_size_of(open_data(recipe)) and epoch and not notes
+    found = planner.plan(recipe, planner.named("L4"))
+    assert found.data == 2 * epoch
+    with pytest.raises(UserError, match="data.tokenizer = char: how many ids"):
+        planner.plan(recipe.replace({"data.path": str(tmp_path / "none")}), planner.named("L4"))
+    unended = recipe.replace({"train.max_steps": 0, "train.max_epochs": 2.0, "data.path": str(tmp_path / "none")})
+    unended = unended.replace({"model.vocab_size": 30})
+    assert planner.plan(unended, planner.named("L4")).steps is None
+    with pytest.raises(UserError, match="--mfu 40"):
+        planner.plan(recipe, planner.named("L4"), mfu=40)
+
+
+def test_tables_name_what_they_show() -> None:
+    from rich.console import Console
+
+    console = Console(width=200, record=True, file=io.StringIO())
+    layers = [{"model.preset": "micro", "model.vocab_size": 300, "train.max_steps": 10}]
+    rows = planner.sweep(layers, planner.named("L4"), ["micro", "mini"], [32, 64])
+    assert list(rows) == ["micro x 32", "micro x 64", "mini x 32", "mini x 64"]
+    assert rows["mini x 64"].memory.activations > 1.9 * rows["mini x 32"].memory.activations
+    console.print(planner.render_rows(rows, "size x micro-batch"))
+    console.print(planner.render(dataclasses.replace(rows["mini x 64"], notes=["[a note]"])))
+    console.print(planner.render_study(planner.plan_study(load_study("sizes-smoke"), planner.named("L4"))))
+    text = console.export_text()
+    for word in (
+        "size x micro-batch",
+        "mini x 64",
+        "activations",
+        "largest micro-batch that fits",
+        "[a note]",
+        "seeds",
+    ):
+        assert word in text
