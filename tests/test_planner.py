@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from gptlab import planner
+from gptlab.cli import main
 from gptlab.config import Recipe, UserError, build_recipe, load_recipe, load_study
 from gptlab.model import loss
 from gptlab.model.encoder import build_encoder
@@ -435,3 +436,26 @@ def test_tables_name_what_they_show() -> None:
         "seeds",
     ):
         assert word in text
+
+
+def cli(*words: str) -> int:
+    with pytest.raises(SystemExit) as end:
+        main(list(words))
+    return int(end.value.code or 0)
+
+
+def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli("plan", "gpt2-124m-fineweb-edu", "--gpu", "h100", "--json", str(tmp_path / "a/plan.json")) == 0
+    facts = json.loads((tmp_path / "a/plan.json").read_text())
+    assert facts["parameters"] == 124_475_904 and "needs about" in capsys.readouterr().out
+    assert cli("plan", "gpt2-124m-fineweb-edu", "--gpu", "L4", "--micro-batches", "4", "8") == 0
+    assert cli("plan", "sizes-smoke", "--gpu", "L4", "--data.tokenizer", "byte") == 0
+    assert "3 arms x 3 seeds" in capsys.readouterr().out
+    for words, says in (
+        (["gpt2-124m-fineweb-edu", "--gpu", "H10"], "--gpu H10: must be one of"),
+        (["sizes-smoke", "--sizes", "gpt2"], "--sizes and --micro-batches are for a recipe"),
+        (["no-such-recipe"], "no recipe 'no-such-recipe'"),
+        (["gpt2-124m-fineweb-edu", "--optim.lr", "-1"], "optim.lr = -1: must be greater than 0"),
+    ):
+        assert cli("plan", *words) == 2
+        assert says in capsys.readouterr().err
