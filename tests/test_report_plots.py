@@ -209,6 +209,14 @@ def test_hellaswag_shows_chance_and_gpt2(tmp_path):
     assert "token-normalised" in figure.legends[0].get_title().get_text()
 
 
+def test_hellaswag_by_the_harness_has_marks_of_its_own(tmp_path):
+    lines = [{"step": s, "hellaswag_harness_acc": 0.26, "hellaswag_harness_acc_norm": 0.27} for s in (100, 200)]
+    figure = plots.figures([make_run(tmp_path / "a", lines)])["hellaswag_accuracy"]
+    assert {line.get_ydata()[0] for line in lines_of(figure, "reference")} == {0.25, 0.3114, 0.2892}
+    assert lines_of(figure, "harness_acc_norm")[0].get_ydata() == pytest.approx([0.27, 0.27])
+    assert "lm-eval" in figure.legends[0].get_title().get_text()
+
+
 def test_what_is_missing_is_skipped(tmp_path):
     empty = make_run(tmp_path / "empty", [])
     assert plots.figures([]) == {} and plots.draw([empty], tmp_path / "none") == []

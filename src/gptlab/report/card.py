@@ -55,6 +55,8 @@ EVALUATION = {
     "val_perplexity": "perplexity",
     "hellaswag_acc": "HellaSwag acc",
     "hellaswag_acc_norm": "HellaSwag acc_norm",
+    "hellaswag_harness_acc": "HellaSwag acc (lm-eval's)",
+    "hellaswag_harness_acc_norm": "HellaSwag acc_norm (lm-eval's)",
 }
 TOLD_ELSEWHERE = ("status", "steps", "tokens", "failed_at_step", "reason")
 
@@ -250,7 +252,9 @@ def _best(lines: list[dict[str, Any]]) -> tuple[float, float] | None:
 def _outcome(result: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, Any]:
     """The result, and from the last evaluation what the result does not repeat."""
     outcome = {key: value for key, value in result.items() if key not in (*TOLD_ELSEWHERE, "parameters")}
-    for key in ("val_bits_per_byte", "val_perplexity", "hellaswag_acc", "hellaswag_acc_norm"):
+    for key in EVALUATION:
+        if key in ("val_loss", "train_eval_loss"):  # the result has them under names of its own
+            continue
         _, values = series(lines, key)
         if len(values):
             outcome.setdefault(key, float(values[-1]))

@@ -30,6 +30,7 @@ GREY = "#666666"
 # HellaSwag validation accuracy: four endings a row, and the released GPT-2 124M weights.
 HELLASWAG_RANDOM = 0.25
 HELLASWAG_GPT2 = {"hellaswag_acc_norm": 0.2955, "hellaswag_acc": 0.2859}
+HARNESS_GPT2 = {"hellaswag_harness_acc_norm": 0.3114, "hellaswag_harness_acc": 0.2892}  # lm-eval's definition
 
 MOST_POINTS = 2000  # a figure is about a thousand pixels wide: more points cost time and show nothing
 SMOOTHED = 0.04  # share of a run's points under one window of the smoothed curve
@@ -479,18 +480,20 @@ def throughput(tracks: Sequence[Track]) -> Figure | None:
 
 
 def hellaswag_accuracy(tracks: Sequence[Track]) -> Figure | None:
-    tracks = [track for track in tracks if any(track.has(key) for key in HELLASWAG_GPT2)]
+    tokens = any(track.has(key) for track in tracks for key in HELLASWAG_GPT2)
+    gpt2 = HELLASWAG_GPT2 if tokens else HARNESS_GPT2  # numbers of two definitions do not share an axis
+    tracks = [track for track in tracks if any(track.has(key) for key in gpt2)]
     if not tracks:
         return None
     figure, axes = _frame(tracks, "HellaSwag accuracy", "share of rows answered right")
     alone = len(tracks) == 1
-    shown = [HELLASWAG_RANDOM, *HELLASWAG_GPT2.values()]
+    shown = [HELLASWAG_RANDOM, *gpt2.values()]
     for track in tracks:
-        curves = {key: _finite(*track.series(key)) for key in HELLASWAG_GPT2 if track.has(key)}
+        curves = {key: _finite(*track.series(key)) for key in gpt2 if track.has(key)}
         says = {key: f"last {key.removeprefix('hellaswag_')} {values[-1]:.4f}" for key, (_, values) in curves.items()}
         for index, (key, (steps, values)) in enumerate(curves.items()):
             shown += [values.min(), values.max()]
-            norm = key == "hellaswag_acc_norm"
+            norm = key.endswith("acc_norm")
             color = track.color if norm or not alone else PALETTE[1]
             label = says[key] if alone else None if index else f"{track.label}: {', '.join(says.values())}"
             _curve(
@@ -498,7 +501,7 @@ def hellaswag_accuracy(tracks: Sequence[Track]) -> Figure | None:
                 gid=key.removeprefix("hellaswag_"), label=label,
             )  # fmt: skip
     marks = {"random": HELLASWAG_RANDOM}
-    marks |= {f"GPT-2 124M {key.removeprefix('hellaswag_')}": value for key, value in HELLASWAG_GPT2.items()}
+    marks |= {f"GPT-2 124M {key.removeprefix('hellaswag_')}": value for key, value in gpt2.items()}
     for mark, value in marks.items():
         axes.axhline(value, color=GREY, linestyle=(0, (4, 3)), linewidth=1.1, gid="reference", zorder=1)
         axes.annotate(
@@ -508,8 +511,8 @@ def hellaswag_accuracy(tracks: Sequence[Track]) -> Figure | None:
     room = 0.08 * (max(shown) - min(shown))
     axes.set_ylim(min(shown) - room, max(shown) + room)
     note = (
-        "bold: acc_norm, token-normalised: the ending with the lowest mean loss per token is the answer; "
-        "thin, dotted: acc, the lowest summed loss"
+        f"bold: acc_norm, {'token-normalised' if tokens else 'as lm-eval has it'}: the ending with the lowest mean "
+        f"loss per {'token' if tokens else 'character'} is the answer; thin, dotted: acc, the lowest summed loss"
     )
     return _finish(figure, axes, tracks, note)
 
