@@ -1,13 +1,13 @@
-"""The classic 124M for some minutes on one GPU: tokens a second, MFU, memory, the loss, and HellaSwag's rows a second.
+"""The classic 124M for some minutes on one GPU: tokens a second, MFU, memory and the loss.
 
     gptlab prepare novels/ --out data/novels-gpt2          # a folder of text files, in GPT-2's tokens
-    python benchmarks/minutes.py --data data/novels-gpt2 --hellaswag hellaswag_val.jsonl --minutes 6 --out minutes.json
+    python benchmarks/minutes.py --data data/novels-gpt2 --minutes 6 --out minutes.json
+    python benchmarks/hellaswag.py hellaswag_val.jsonl --rows 2000 --device cuda --dtypes fp32 bf16    # rows a second
     python benchmarks/minutes.py --data data/novels-gpt2 --tiny --minutes 0.2      # proves the script, on a CPU too
 
 The recipe is gpt2-124m-fineweb-edu (B = 64, T = 1,024, 524,288 tokens a step, compiled) on the data given. A first
 short run measures the step; the second has as many steps as fit into the minutes, 5% of them warm-up, its decay to the
 end.
-HellaSwag: rows in shapes of their own, many at a time, against one row of four padded endings, in turns.
 """
 
 from __future__ import annotations
@@ -16,17 +16,15 @@ import argparse
 import json
 import shutil
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
-from common import machine, ratios, say, write_json
+from common import machine, say, write_json
 
 from gptlab.config import Recipe, load_recipe
 
 RECIPE = "gpt2-124m-fineweb-edu"
 PILOT = 30  # steps, of which the first ten are not timed
-ROUNDS, ROWS = 5, 256  # of HellaSwag
 TINY = {
     "model.n_layer": 2, "model.n_head": 2, "model.n_embd": 32, "model.block_size": 128, "batch.micro_batch": 4,
     "batch.tokens_per_step": 1024, "train.threads": 1, "precision.regime": "fp32",
@@ -55,48 +53,9 @@ def run(options: argparse.Namespace, steps: int, name: str) -> dict[str, Any]:
     return {**result.to_json(), **told, "environment": RunDir(folder).read_json("environment.json")}
 
 
-def hellaswag(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Rows a second of gptlab's evaluation over that of a row at a time, on the trained model, eager."""
-    import torch
-
-    from gptlab.evals.hellaswag import encode_rows, evaluate_hellaswag, load_rows
-    from gptlab.precision.regimes import enter_regime
-    from gptlab.training.load import load_run
-
-    loaded = load_run(folder)
-    device, block = loaded.model.device, loaded.recipe.model.block_size
-    regime = enter_regime(loaded.recipe.precision, device)
-    rows = load_rows(options.hellaswag)[:ROWS]
-    encoded = encode_rows(rows, loaded.tokenizer, block)
-    singles = [encode_rows([row], loaded.tokenizer, block) for row in rows]
-    micro_batch = loaded.recipe.batch.micro_batch
-    assert isinstance(micro_batch, int)
-
-    def batched() -> None:
-        evaluate_hellaswag(loaded.model, encoded, device, lambda: regime.context(device), micro_batch)
-
-    @torch.no_grad()
-    def one_by_one() -> None:
-        for single in singles:
-            evaluate_hellaswag(loaded.model, single, device, lambda: regime.context(device), 4)
-
-    seconds: dict[str, list[float]] = {"batched": [], "one row": []}
-    for round in range(ROUNDS + 1):
-        for name, work in (("batched", batched), ("one row", one_by_one)):
-            began = time.perf_counter()
-            work()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if round:  # the first one warms up
-                seconds[name].append(time.perf_counter() - began)
-    rate = len(rows) / statistics.median(seconds["batched"])
-    return {"rows": len(rows), "rows_per_second": rate, "times_as_fast": ratios(seconds["one row"], seconds["batched"])}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a dataset in GPT-2's tokens")
-    parser.add_argument("--hellaswag", type=Path, help="hellaswag_val.jsonl; without it HellaSwag is left out")
     parser.add_argument("--minutes", type=float, default=6.0)
     parser.add_argument("--work", type=Path, default=Path("runs/minutes"))
     parser.add_argument("--out", type=Path)
@@ -108,14 +67,11 @@ def main() -> None:
     say(f"{pilot['time_per_iter_ms']:.0f} ms a step: {steps} steps in {options.minutes:g} minutes")
     measured = {"machine": machine(), "pilot": pilot, "run": run(options, steps, "run")}
     write_json(options.out, measured)
-    if options.hellaswag:
-        measured["hellaswag"] = hellaswag(options, options.work / "run")
-        write_json(options.out, measured)
     shown = {
         key: measured["run"].get(key) for key in ("steps", "final_val_loss", "tokens_per_second", "peak_memory_gb")
     }
     mfu = [value for _, value in measured["run"]["mfu"]]
-    shown |= {"mfu": statistics.median(mfu) if mfu else None, "hellaswag": measured.get("hellaswag")}
+    shown |= {"mfu": statistics.median(mfu) if mfu else None}
     print(json.dumps(shown, indent=2))
 
 
