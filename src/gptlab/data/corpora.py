@@ -17,11 +17,8 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import platform
 import sysconfig
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from gptlab.data.download import fetch
 from gptlab.data.shards import DataError, file_sha256
 from gptlab.data.tokenizers import valid_text
 
@@ -275,28 +273,7 @@ def _shakespeare() -> Iterator[tuple[str, str]]:
 
 
 def _download_shakespeare() -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gptlab"
-    file = cache / "tinyshakespeare.txt"
-    if file.is_file() and file_sha256(file) == SHAKESPEARE_SHA256:
-        return file
-    try:
-        with urllib.request.urlopen(SHAKESPEARE_URL, timeout=30) as answer:
-            content: bytes = answer.read()
-    except (OSError, urllib.error.URLError) as error:
-        raise DataError(
-            f"Shakespeare could not be downloaded from {SHAKESPEARE_URL} ({error}): "
-            "fetch the file elsewhere and name it with --from FILE"
-        ) from None
-    if hashlib.sha256(content).hexdigest() != SHAKESPEARE_SHA256:
-        raise DataError(f"{SHAKESPEARE_URL} is not the file it was (another sha256): name a copy with --from FILE")
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        temporary = cache / f".tinyshakespeare.{os.getpid()}.tmp"
-        temporary.write_bytes(content)
-        os.replace(temporary, file)
-    except OSError as error:
-        raise DataError(f"{file} cannot be written ({error.strerror}): set XDG_CACHE_HOME to another folder") from None
-    return file
+    return fetch(SHAKESPEARE_URL, SHAKESPEARE_SHA256, "tinyshakespeare.txt", "Shakespeare", "--from", DataError)
 
 
 # -- local files ----------------------------------------------------------------------------------------------------

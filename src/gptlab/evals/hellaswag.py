@@ -15,13 +15,9 @@ Chance is 0.25.
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 import math
-import os
 import re
-import urllib.error
-import urllib.request
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -34,7 +30,7 @@ import torch
 from numpy.typing import NDArray
 
 from gptlab.config import UserError
-from gptlab.data.shards import file_sha256
+from gptlab.data.download import fetch
 from gptlab.data.tokenizers import Tokenizer, valid_text
 from gptlab.evals.likelihood import Ids, Pairs, encode_pairs, lay_out, likelihoods
 from gptlab.model.gpt import GPT
@@ -150,27 +146,7 @@ def load_llmc(path: str | Path) -> list[tuple[int, int, list[NDArray[Any]]]]:
 
 def download() -> Path:
     """The original hellaswag_val.jsonl, kept in the user's cache folder and checked by its sha256."""
-    file = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gptlab" / "hellaswag_val.jsonl"
-    if file.is_file() and file_sha256(file) == SHA256:
-        return file
-    try:
-        with urllib.request.urlopen(URL, timeout=30) as answer:
-            content: bytes = answer.read()
-    except (OSError, urllib.error.URLError) as error:
-        raise HellaSwagError(
-            f"HellaSwag could not be downloaded from {URL} ({error}): fetch the file elsewhere and name it with "
-            "--hellaswag.path FILE"
-        ) from None
-    if hashlib.sha256(content).hexdigest() != SHA256:
-        raise HellaSwagError(f"{URL} is not the file it was (another sha256): name a copy with --hellaswag.path FILE")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, content.decode())
-    except OSError as error:
-        raise HellaSwagError(
-            f"{file} cannot be written ({error.strerror}): set XDG_CACHE_HOME to another folder"
-        ) from None
-    return file
+    return fetch(URL, SHA256, "hellaswag_val.jsonl", "HellaSwag", "--hellaswag.path", HellaSwagError)
 
 
 # -- tokens ---------------------------------------------------------------------------------------------------------

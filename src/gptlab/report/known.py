@@ -10,7 +10,7 @@ import numpy as np
 from gptlab.config import Recipe
 from gptlab.report.reading import duration, human, number, series
 
-EDU, FINEWEB = "FineWeb-Edu", "FineWeb"
+EDU = "FineWeb-Edu"
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,6 @@ KNOWN = [
     Known("classic 124M on one H100", EDU, 3.0796, 0.305, 0.288, "FineWeb-Edu, 10B tokens", "10 h, 260K tokens/s"),
     Known("classic 124M, the run 230126", EDU, 3.26, 0.28, None, "FineWeb-Edu, 10B tokens", "one RTX 5090"),
     Known("modern 124M, the run 050226", EDU, 2.99, 0.32, None, "FineWeb-Edu, 20B tokens", "22 h, one RTX 5090"),
-    Known("GPT-2 124M as released, on FineWeb", FINEWEB, 3.4250, None, None, "WebText", ""),
-    Known("llm.c 124M", FINEWEB, 3.2722, None, None, "FineWeb, 10B tokens", "8 H100 at 140 ms a step"),
 ]  # fmt: skip
 # what a corpus' validation split is called above
 LOSS_ON = {"fineweb-edu": EDU}

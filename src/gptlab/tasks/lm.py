@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gptlab.config import Recipe, Sample
+from gptlab.config import Recipe, Sample, UserError
 from gptlab.data.sampler import Mixture, Windows, evaluation_windows
 from gptlab.data.shards import DataError, Dataset, Tokens
 from gptlab.data.tokenizers import Tokenizer
@@ -19,6 +19,8 @@ from gptlab.evals.hellaswag import Encoded, evaluate_hellaswag, open_hellaswag, 
 from gptlab.model.generate import generate
 from gptlab.model.gpt import GPT, address, build_model
 from gptlab.precision.regimes import Regime, apply_regime
+
+NOT_DRAWN = {"prompt", "every", "number"}  # settings of `sample` that are not about how an id is drawn
 
 
 def open_datasets(recipe: Recipe) -> list[Dataset]:
@@ -173,14 +175,30 @@ class LanguageModelling:
         return result
 
 
+def continuations(model: GPT, tokenizer: Tokenizer, prompt: str, samples: int, **settings: Any) -> Iterator[list[int]]:
+    """The ids that follow a prompt, one of each of so many samples at a time; an empty prompt is end-of-text.
+
+    Args:
+        settings: max_tokens, temperature, top_k, top_p and seed, as `generate` takes them.
+
+    Raises:
+        UserError: the prompt is empty, and the tokenizer has no end-of-text.
+    """
+    ids = tokenizer.encode(prompt)
+    if not ids:
+        if tokenizer.eot is None:
+            raise UserError("the prompt is empty, and this tokenizer has no end-of-text to start from: give --prompt")
+        ids = [tokenizer.eot]
+    known = min(tokenizer.vocab_size, model.config.vocab_size)
+    for row in generate(model, torch.tensor([ids] * samples), n_ids=known, **settings):
+        yield row.tolist()
+
+
 def sample_texts(model: GPT, tokenizer: Tokenizer, sample: Sample) -> list[str]:
     """`sample.number` texts that go on from the prompt, the prompt included."""
-    ids = tokenizer.encode(sample.prompt) or [0 if tokenizer.eot is None else tokenizer.eot]
-    known = min(tokenizer.vocab_size, model.config.vocab_size)
-    prompt = torch.tensor([ids] * sample.number)
-    settings = sample.model_dump(include={"max_tokens", "temperature", "top_k", "top_p", "seed"})
-    rows = torch.stack(list(generate(model, prompt, n_ids=known, **settings)), dim=1)  # (number, max_tokens)
-    return [sample.prompt + tokenizer.decode(row.tolist()) for row in rows]
+    settings = sample.model_dump(exclude=NOT_DRAWN)
+    rows = list(continuations(model, tokenizer, sample.prompt, sample.number, **settings))
+    return [sample.prompt + tokenizer.decode([row[i] for row in rows]) for i in range(sample.number)]
 
 
 def _token_bytes(dataset: Dataset) -> np.ndarray | None:

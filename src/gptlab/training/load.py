@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors import safe_open
 
 from gptlab.config import Recipe, UserError
@@ -18,12 +17,11 @@ from gptlab.evals.heldout import heldout_loss, scores, whole_split
 from gptlab.evals.hellaswag import evaluate_hellaswag, open_hellaswag, wilson_interval, write_results
 from gptlab.evals.perplexity import lambada_perplexity, load_lambada, load_wikitext, wikitext_perplexity
 from gptlab.model.encoder import Encoder, build_encoder
-from gptlab.model.generate import generate
 from gptlab.model.gpt import GPT, build_model
 from gptlab.precision.regimes import Regime, apply_regime, enter_regime, make_regime
 from gptlab.rundir import RunDir, RunError
 from gptlab.tasks.classify import Classification, open_labeled
-from gptlab.tasks.lm import document_numbers, open_datasets
+from gptlab.tasks.lm import NOT_DRAWN, continuations, document_numbers, open_datasets
 from gptlab.training.checkpoint import find_checkpoint
 from gptlab.training.setup import largest_micro_batch, pick_device, start_from
 
@@ -56,17 +54,8 @@ class Run:
         """The ids as they are drawn, one of each sample at a time; arguments as for `sample`."""
         if isinstance(self.model, Encoder):
             raise RunError(f"{self.path} is a classifier's run: it writes no text")
-        chosen = {**self.recipe.sample.model_dump(exclude={"prompt", "every", "number"}), **settings}
-        ids = self.tokenizer.encode(prompt)
-        if not ids:
-            if self.tokenizer.eot is None:
-                raise UserError(
-                    "the prompt is empty, and this tokenizer has no end-of-text to start from: give --prompt"
-                )
-            ids = [self.tokenizer.eot]
-        known = min(self.tokenizer.vocab_size, self.recipe.model.vocab_size)
-        for row in generate(self.model, torch.tensor([ids] * samples), n_ids=known, **chosen):
-            yield row.tolist()
+        chosen = {**self.recipe.sample.model_dump(exclude=NOT_DRAWN), **settings}
+        yield from continuations(self.model, self.tokenizer, prompt, samples, **chosen)
 
 
 def load_run(path: str | Path, checkpoint: str = "last", device: str = "auto") -> Run:

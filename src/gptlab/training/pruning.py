@@ -24,23 +24,17 @@ def make_pruner(model: nn.Module, optimizer: torch.optim.Optimizer, recipe: Reci
 
 
 def mask_facts(pruner: Pruner, run: RunDir, step: int, share: float) -> dict[str, Any]:
-    """What a training line says of the masks; sparsity.json has each matrix's share of zeros.
+    """What a training line says of the masks; sparsity.json, written when they changed, has each matrix's share.
 
     Args:
         share: of the step time that went into masks, since the last line.
     """
-    run.write_json(
-        "sparsity.json",
-        {
-            "step": step,
-            "sparsity": pruner.sparsity(),
-            "mask_bytes": pruner.mask_bytes(),
-            "changed_at": pruner.changed_at,
-            "changes": pruner.changes,
-            "by_matrix": pruner.by_layer(),
-        },
-    )
-    return {"sparsity": pruner.sparsity(), "mask_changes": pruner.changes, "mask_overhead_percent": 100 * share}
+    sparsity = pruner.sparsity()
+    if run.read_json("sparsity.json").get("changed_at") != pruner.changed_at:
+        facts: dict[str, Any] = {"step": step, "sparsity": sparsity, "mask_bytes": pruner.mask_bytes()}
+        facts |= {"changed_at": pruner.changed_at, "changes": pruner.changes, "by_matrix": pruner.by_layer()}
+        run.write_json("sparsity.json", facts)
+    return {"sparsity": sparsity, "mask_changes": pruner.changes, "mask_overhead_percent": 100 * share}
 
 
 @torch.no_grad()

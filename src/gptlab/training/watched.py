@@ -23,6 +23,8 @@ class Update:
 def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
     """Scale the gradients down to a global norm of max_norm, as torch's clip_grad_norm_; their own norms before that.
 
+    With an infinite max_norm they are only measured.
+
     Returns:
         (n + 1,): the global norm, then that of each parameter, in the order of model.parameters().
     """
@@ -30,7 +32,8 @@ def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
     assert len(grads) == sum(p.requires_grad for p in model.parameters()), "every parameter takes part in the loss"
     norms = torch.stack(torch._foreach_norm(grads))  # (n,)
     total = torch.linalg.vector_norm(norms)
-    torch._foreach_mul_(grads, (max_norm / (total + 1e-6)).clamp(max=1.0))
+    if math.isfinite(max_norm):
+        torch._foreach_mul_(grads, (max_norm / (total + 1e-6)).clamp(max=1.0))
     return torch.cat((total[None], norms)).float()
 
 

@@ -1,0 +1,44 @@
+"""Files that are fetched once, checked, and kept in the user's cache folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from gptlab.config import UserError
+from gptlab.data.shards import file_sha256
+
+
+def fetch(url: str, sha256: str, name: str, what: str, flag: str, error: type[UserError]) -> Path:
+    """The file at `url`, from the cache where it is there already.
+
+    Args:
+        name: its name in the cache folder.
+        what: what to call it, and `flag`, how another copy of it is named, in the sentence where it cannot be had.
+        error: raised with that sentence.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gptlab"
+    file = cache / name
+    if file.is_file() and file_sha256(file) == sha256:
+        return file
+    try:
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            content: bytes = answer.read()
+    except (OSError, urllib.error.URLError) as fault:
+        raise error(
+            f"{what} could not be downloaded from {url} ({fault}): "
+            f"fetch the file elsewhere and name it with {flag} FILE"
+        ) from None
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise error(f"{url} is not the file it was (another sha256): name a copy with {flag} FILE")
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        temporary = cache / f".{name}.{os.getpid()}.tmp"
+        temporary.write_bytes(content)
+        os.replace(temporary, file)
+    except OSError as fault:
+        raise error(f"{file} cannot be written ({fault.strerror}): set XDG_CACHE_HOME to another folder") from None
+    return file
