@@ -345,4 +345,4 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_moments_of_another_library_are_refused() -> None:
     model = two_layers(torch.float32)
     with pytest.raises(RunError, match="in 8 bits of torchao"):
-        load_optimizer_tensors(model, make_optimizer(model, Optim()), {"exp_avg.codes/0.weight": torch.zeros(1)})
+        load_optimizer_tensors(model, make_optimizer(model, Optim()), [], {"exp_avg.codes"})

@@ -287,6 +287,15 @@ class Train(Section):
     """Recompute each block in the backward pass: less memory, about a third more time."""
 
 
+class Distributed(Section):
+    """Several processes for one run, started by torchrun or `gptlab launch`; alone, a process ignores this."""
+
+    strategy: Literal["ddp", "fsdp", "none"] = "ddp"
+    """ddp: each process has all weights; fsdp: each has some rows of every tensor (FSDP2); none refuses several."""
+    shard_over: Count = 0
+    """fsdp: processes that one copy is spread over; 0 is all, fewer the hybrid form with copies side by side."""
+
+
 class Eval(Section):
     """Held-out loss while training: the same windows at every evaluation, drawn once from `seed`."""
 
@@ -402,6 +411,7 @@ class Recipe(Section):
     checkpoint: Checkpoint = Checkpoint()
     precision: Precision = Precision()
     compile: Compile = Compile()
+    distributed: Distributed = Distributed()
     sample: Sample = Sample()
     log: Log = Log()
     faults: Faults = Faults()

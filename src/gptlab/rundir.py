@@ -41,10 +41,11 @@ class RunDir:
 
     Args:
         path: the folder; for reading it must hold a recipe.toml (see `open`).
+        writes: whether this process is the one that writes; of the others nothing comes.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, writes: bool = True) -> None:
+        self.path, self.writes = Path(path), writes
         self.recipe_file = self.path / "recipe.toml"
         self.metrics_file = self.path / "metrics.jsonl"
         self.tokenizer_file = self.path / "tokenizer.json"
@@ -65,6 +66,8 @@ class RunDir:
     # -- what is written once
 
     def write_recipe(self, recipe: Recipe) -> None:
+        if not self.writes:
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.recipe_file, recipe.to_toml())
 
@@ -75,7 +78,13 @@ class RunDir:
             raise RunError(f"{self.recipe_file} cannot be read: {error}") from None
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
-        write_atomically(self.path / name, json.dumps(value, indent=2, allow_nan=False) + "\n")
+        if self.writes:
+            write_atomically(self.path / name, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+    def remove(self, name: str) -> None:
+        """Remove a file of the run, if it is there."""
+        if self.writes:
+            (self.path / name).unlink(missing_ok=True)
 
     def read_json(self, name: str) -> dict[str, Any]:
         """The content of a JSON file of the run; {} where it is missing. Raises RunError where it is damaged."""
@@ -105,11 +114,15 @@ class RunDir:
 
     def cut_metrics(self, step: int) -> None:
         """Forget what was measured after `step`, as a run that goes on from there will measure it again."""
+        if not self.writes:
+            return
         kept = "".join(json.dumps(line) + "\n" for line in self._metric_lines() if line["step"] <= step)
         if self.metrics_file.is_file():
             write_atomically(self.metrics_file, kept)
 
     def open_metrics(self) -> IO[str]:
+        if not self.writes:
+            return open(os.devnull, "w", encoding="utf-8")
         self.path.mkdir(parents=True, exist_ok=True)
         return open(self.metrics_file, "a", encoding="utf-8", buffering=1)  # line-buffered: a kill loses no line
 
@@ -118,6 +131,9 @@ class RunDir:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run for one process; the operating system lets go of it when the process ends, however it ends."""
+        if not self.writes:
+            yield
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         with open(self.path / ".lock", "a") as file:
             try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from gptlab.data.shards import Tokens
+from gptlab.parallel import ALONE, World
 
 
 @torch.no_grad()
@@ -24,6 +25,7 @@ def heldout_loss(
     context: Callable[[], AbstractContextManager[object]],
     documents: Callable[[torch.Tensor], torch.Tensor | None] = lambda _: None,
     stop: Callable[[], bool] = lambda: False,
+    world: World = ALONE,
 ) -> tuple[float, np.ndarray] | None:
     """Mean loss in nats a token over windows, and how often each id was predicted.
 
@@ -33,7 +35,8 @@ def heldout_loss(
     Args:
         model: called as model(tokens, targets, documents), the summed loss.
         starts: first positions of windows of block_size tokens and their targets.
-        stop: looked at between batches; true ends the evaluation.
+        stop: looked at between batches; true ends the evaluation, and in all processes at once.
+        world: its processes take every size-th batch each.
 
     Returns:
         (loss, counts of the target ids), or None when it was stopped.
@@ -42,9 +45,13 @@ def heldout_loss(
     model.eval()
     total, counts = torch.zeros((), dtype=torch.float64, device=device), np.zeros(0, dtype=np.int64)
     try:
-        for batch in _padded(tokens, starts, block_size, micro_batch):
+        micro_batch = min(micro_batch, len(starts))
+        for i in world.share(range(0, len(starts), micro_batch)):
             if stop():
                 return None
+            if i is None:
+                continue
+            batch = _padded(tokens, starts[i : i + micro_batch], block_size, micro_batch)
             x, y = torch.from_numpy(batch[:, :-1]).to(device), torch.from_numpy(batch[:, 1:]).to(device)
             with context():
                 total += model(x.clamp(min=0), y, documents(x))
@@ -53,18 +60,19 @@ def heldout_loss(
             counts[: len(seen)] += seen
     finally:
         model.train(was_training)
+    counts = np.pad(counts, (0, world.most(len(counts)) - len(counts)))
+    world.sum(total)
+    world.sum(torch.from_numpy(counts))  # in place: they share memory
     return total.item() / int(counts.sum()), counts
 
 
-def _padded(tokens: Tokens, starts: np.ndarray, block_size: int, micro_batch: int) -> Iterator[np.ndarray]:
-    """Batches (micro_batch, block_size + 1); rows that fill up the last one are -1."""
-    micro_batch = min(micro_batch, len(starts))
-    for i in range(0, len(starts), micro_batch):
-        batch = tokens.gather(starts[i : i + micro_batch], block_size + 1)
-        if len(batch) < micro_batch:
-            fill = np.full((micro_batch - len(batch), block_size + 1), -1, dtype=np.int64)
-            batch = np.concatenate((batch, fill))
-        yield batch
+def _padded(tokens: Tokens, starts: np.ndarray, block_size: int, micro_batch: int) -> np.ndarray:
+    """A batch (micro_batch, block_size + 1); rows that fill it up are -1."""
+    batch = tokens.gather(starts, block_size + 1)
+    if len(batch) < micro_batch:
+        fill = np.full((micro_batch - len(batch), block_size + 1), -1, dtype=np.int64)
+        batch = np.concatenate((batch, fill))
+    return batch
 
 
 def whole_split(tokens: Tokens, block_size: int) -> np.ndarray:

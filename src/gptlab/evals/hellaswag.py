@@ -34,6 +34,7 @@ from gptlab.data.download import fetch
 from gptlab.data.tokenizers import Tokenizer, valid_text
 from gptlab.evals.likelihood import Ids, Pairs, encode_pairs, lay_out, likelihoods
 from gptlab.model.gpt import GPT
+from gptlab.parallel import ALONE, World
 from gptlab.rundir import write_atomically
 
 URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
@@ -337,9 +338,10 @@ def evaluate_hellaswag(
     context: Callable[[], AbstractContextManager[object]],
     micro_batch: int,
     stop: Callable[[], bool] = lambda: False,
+    world: World = ALONE,
 ) -> HellaSwagResult | None:
     """The losses of all endings of all rows, or None when it was stopped; arguments as for `likelihoods`."""
-    measured = likelihoods(model, encoded.pairs, device, context, micro_batch, stop)
+    measured = likelihoods(model, encoded.pairs, device, context, micro_batch, stop, world)
     if measured is None:
         return None
     losses = measured.losses.reshape(-1, 4)

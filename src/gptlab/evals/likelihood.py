@@ -22,6 +22,7 @@ from gptlab.config import UserError
 from gptlab.data.tokenizers import Tokenizer, valid_text
 from gptlab.model.gpt import GPT
 from gptlab.model.loss import chunk_length
+from gptlab.parallel import ALONE, World
 
 # Widths that rows are padded to, equally spaced. HellaSwag's validation rows have 159 of GPT-2's tokens on average,
 # padded to one width 302, to four 193, to eight 176.
@@ -151,6 +152,7 @@ def likelihoods(
     context: Callable[[], AbstractContextManager[object]],
     micro_batch: int,
     stop: Callable[[], bool] = lambda: False,
+    world: World = ALONE,
 ) -> Likelihood | None:
     """The losses of all continuations given their contexts.
 
@@ -160,7 +162,8 @@ def likelihoods(
         context: makes the autocast context of a forward pass.
         micro_batch: how many rows of block_size tokens go through the model at once; of shorter ones as many as have
             as many tokens.
-        stop: looked at between batches; true ends the evaluation.
+        stop: looked at between batches; true ends the evaluation, and in all processes at once.
+        world: its processes take every size-th batch each.
 
     Returns:
         Losses, or None when it was stopped.
@@ -169,9 +172,11 @@ def likelihoods(
     model.eval()
     order, losses, greedy = [], [], []
     try:
-        for batch in _batches(pairs, micro_batch):
+        for batch in world.share(_batches(pairs, micro_batch)):
             if stop():
                 return None
+            if batch is None:
+                continue
             tokens, positions, branches, sources, targets = (torch.from_numpy(a).to(device) for a in batch[1:])
             with context():
                 x = _hidden(model, tokens, positions, branches).flatten(0, 1)  # (B T, C)
@@ -182,12 +187,15 @@ def likelihoods(
     finally:
         model.train(was_training)
     # Summed in float64, where k equal float32 losses sum to exactly k times one: equal means stay equal.
-    done = np.concatenate(order)
-    each, right = np.empty(len(done)), np.empty(len(done), bool)
-    each[done] = torch.cat(losses).cpu().double().numpy()
-    right[done] = torch.cat(greedy).cpu().numpy()
+    each, right = np.zeros(len(pairs.targets)), np.zeros(len(pairs.targets), np.uint8)
+    if order:
+        done = np.concatenate(order)
+        each[done] = torch.cat(losses).cpu().double().numpy()
+        right[done] = torch.cat(greedy).cpu().numpy()
+    world.sum(torch.from_numpy(each))  # in place; what the others have done is 0 here
+    world.sum(torch.from_numpy(right))
     starts = np.cumsum(pairs.lengths) - pairs.lengths
-    return Likelihood(np.add.reduceat(each, starts), np.logical_and.reduceat(right, starts))
+    return Likelihood(np.add.reduceat(each, starts), np.logical_and.reduceat(right.astype(bool), starts))
 
 
 def _hidden(model: GPT, tokens: Tensor, positions: Tensor, branches: Tensor) -> Tensor:

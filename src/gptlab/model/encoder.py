@@ -38,6 +38,7 @@ from gptlab.model.hub import (
     refuse_others,
 )
 from gptlab.model.loss import HeadLoss
+from gptlab.parallel import fill_weights
 
 
 class EncoderBlock(nn.Module):
@@ -218,7 +219,7 @@ def build_encoder(
         if lay_out is not None:
             lay_out(model)
     model = model.to_empty(device=device)
-    model.init_weights(fill) if isinstance(fill, int) else fill(model)
+    fill_weights(model, fill)
     return model
 
 

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gptlab.config import Model
 from gptlab.model.loss import HeadLoss, linear_cross_entropy
+from gptlab.parallel import fill_weights
 
 
 def address(*parts: object) -> int:
@@ -326,5 +327,5 @@ def build_model(
     model = model.to_empty(device=device)
     if config.position == "rope":
         model.rope_cos, model.rope_sin = rotary_tables(config, device)
-    model.init_weights(fill) if isinstance(fill, int) else fill(model)
+    fill_weights(model, fill)
     return model

@@ -40,6 +40,11 @@ class Regime:
     loss: torch.dtype = FP32
     """Softmax (or sigmoid) and its gradient. What is logged and evaluated is float32 in any case."""
 
+    @property
+    def gathered(self) -> torch.dtype | None:
+        """What FSDP may gather the blocks' matrices in, as autocast rounds them to it anyway; None: as they are."""
+        return self.autocast if self.float8 is None else None  # float8's scales are of the float32 weights
+
     def context(self, device: torch.device) -> AbstractContextManager[object]:
         """Autocast, or nothing, around a forward pass."""
         return torch.autocast(device.type, self.autocast) if self.autocast else contextlib.nullcontext()

@@ -16,6 +16,7 @@ from gptlab.data.sampler import permute
 from gptlab.data.shards import DataError
 from gptlab.evals.classification import multi_label_scores, single_label_scores
 from gptlab.model.encoder import Encoder, build_encoder
+from gptlab.parallel import ALONE, World, shard
 from gptlab.precision.regimes import Regime, apply_regime
 
 
@@ -41,11 +42,20 @@ class Classification:
         dataset: its training labels are the model's outputs.
         device: where batches go.
         position_offset: rows of the position table before the first position (RoBERTa has 2).
+        world: its processes share each batch, and each evaluation.
     """
 
     unit = "samples"
 
-    def __init__(self, recipe: Recipe, dataset: LabeledDataset, device: torch.device, position_offset: int = 2) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        dataset: LabeledDataset,
+        device: torch.device,
+        position_offset: int = 2,
+        world: World = ALONE,
+    ) -> None:
+        self.world = world
         if recipe.model.vocab_size < dataset.vocab_size:
             raise DataError(
                 f"model.vocab_size = {recipe.model.vocab_size}: {dataset.path} has {dataset.vocab_size} token ids"
@@ -63,11 +73,17 @@ class Classification:
         drawn = permute(np.arange(min(n, size)), size, f"{self.recipe.eval.seed}/eval/{split}") if n < size else None
         return np.arange(size) if drawn is None else drawn
 
-    def build(self, regime: Regime, fill: int | Callable[[Encoder], None]) -> Encoder:
-        """The model, in the regime's dtypes, initialised from a seed or filled with weights."""
+    def build(self, regime: Regime, fill: int | Callable[[Encoder], None], sharded: bool = False) -> Encoder:
+        """The model, in the regime's dtypes, initialised from a seed or filled with weights; sharded is with FSDP."""
+
+        def lay_out(model: Encoder) -> None:
+            apply_regime(model, regime)
+            if sharded:
+                shard(model, self.world, self.recipe.distributed.shard_over, self.device, regime.gathered)
+
         model = build_encoder(
             self.recipe.model, self.n_labels, self.device, fill=fill, position_offset=self.position_offset,
-            lay_out=lambda m: apply_regime(m, regime),
+            lay_out=lay_out,
         )  # fmt: skip
         model.activation_checkpointing = self.recipe.train.activation_checkpointing
         return model
@@ -84,19 +100,19 @@ class Classification:
         for epoch in np.unique(epochs).tolist():
             here, key = epochs == epoch, f"{self.recipe.seed}/data/{epoch}"
             documents[here] = permute(places[here], size, key)
-        for tokens, lengths, rows in self._by_length("train", documents, micro_batch):
+        mine = self._by_length("train", documents)[self.world.rank :: self.world.size]  # as long ones as the others
+        for piece in self.world.pieces(len(mine), n, micro_batch):
+            rows = mine[piece]
+            tokens, lengths = self._batch("train", rows)
             targets = torch.from_numpy(self.dataset.splits["train"].targets(rows, self.n_labels))
             yield self._move(tokens), self._move(lengths), self._move(targets)
 
-    def _by_length(
-        self, split: str, documents: np.ndarray, micro_batch: int
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, np.ndarray]]:
-        source = self.dataset.splits[split]
-        documents = documents[np.argsort(source.lengths[documents], kind="stable")]
-        for i in range(0, len(documents), micro_batch):
-            rows = documents[i : i + micro_batch]
-            tokens, lengths = source.batch(rows, self.recipe.model.block_size)
-            yield torch.from_numpy(tokens), torch.from_numpy(lengths), rows
+    def _by_length(self, split: str, documents: np.ndarray) -> np.ndarray:
+        return documents[np.argsort(self.dataset.splits[split].lengths[documents], kind="stable")]
+
+    def _batch(self, split: str, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        tokens, lengths = self.dataset.splits[split].batch(rows, self.recipe.model.block_size)
+        return torch.from_numpy(tokens), torch.from_numpy(lengths)
 
     def _move(self, tensor: torch.Tensor) -> torch.Tensor:
         if self.device.type == "cuda":
@@ -132,11 +148,16 @@ class Classification:
         """Mean loss of some documents in float32, and their scores. Nothing random is drawn."""
         was_training = model.training
         model.eval()
-        logits, losses, truth, rows_seen = [], 0.0, self.dataset.splits[split], []
+        order, losses, truth = self._by_length(split, documents), 0.0, self.dataset.splits[split]
+        logits = torch.zeros(len(order), self.n_labels)
         try:
-            for tokens, lengths, rows in self._by_length(split, documents, micro_batch):
+            for i in self.world.share(range(0, len(order), micro_batch)):
                 if stop():
                     return None
+                if i is None:
+                    continue
+                rows = order[i : i + micro_batch]
+                tokens, lengths = self._batch(split, rows)
                 with torch.no_grad(), regime.context(self.device):
                     out = model(self._move(tokens), self._move(lengths)).float()  # (B, labels)
                 targets = self._move(torch.from_numpy(truth.targets(rows, self.n_labels)))
@@ -144,11 +165,10 @@ class Classification:
                     losses += F.binary_cross_entropy_with_logits(out, targets, reduction="sum").item() / self.n_labels
                 else:
                     losses += F.cross_entropy(out, targets, reduction="sum", ignore_index=-1).item()
-                logits.append(out.cpu())
-                rows_seen.append(rows)
+                logits[i : i + micro_batch] = out.cpu()
         finally:
             model.train(was_training)
-        numbers, order = torch.cat(logits).numpy(), np.concatenate(rows_seen)
+        numbers, losses = self.world.sum(logits).numpy(), self.world.total(losses)  # zeros where others scored
         ids = [truth.label_ids(row) for row in order.tolist()]
         counts = self.dataset.train_counts
         if self.dataset.multi:

@@ -18,6 +18,7 @@ from gptlab.evals.heldout import heldout_loss, scores
 from gptlab.evals.hellaswag import Encoded, evaluate_hellaswag, open_hellaswag, write_results
 from gptlab.model.generate import generate
 from gptlab.model.gpt import GPT, address, build_model
+from gptlab.parallel import ALONE, World, shard
 from gptlab.precision.regimes import Regime, apply_regime
 
 NOT_DRAWN = {"prompt", "every", "number"}  # settings of `sample` that are not about how an id is drawn
@@ -61,6 +62,7 @@ class LanguageModelling:
         datasets: one, or the parts of a mixture in the order of data.mixture; validation is of the first.
         device: where batches go.
         folder: where hellaswag_results.jsonl goes.
+        world: its processes share each batch, and each evaluation.
 
     Attributes:
         unit: what is counted: a step has `per_step` of them, and its loss is their mean.
@@ -68,8 +70,10 @@ class LanguageModelling:
 
     unit = "tokens"
 
-    def __init__(self, recipe: Recipe, datasets: list[Dataset], device: torch.device, folder: Path) -> None:
-        self.recipe, self.device, self.folder = recipe, device, folder
+    def __init__(
+        self, recipe: Recipe, datasets: list[Dataset], device: torch.device, folder: Path, world: World = ALONE
+    ) -> None:
+        self.recipe, self.device, self.folder, self.world = recipe, device, folder, world
         self.per_step = recipe.batch.tokens_per_step
         self.bad_every = recipe.faults.batch_every
         for dataset in datasets:
@@ -97,9 +101,15 @@ class LanguageModelling:
             path, definition = recipe.hellaswag.path, recipe.hellaswag.definition
             self.hellaswag = open_hellaswag(path, datasets[0].tokenizer, recipe.model.block_size, definition)
 
-    def build(self, regime: Regime, fill: int | Callable[[GPT], None]) -> GPT:
-        """The model, in the regime's dtypes, initialised from a seed or filled with weights."""
-        model = build_model(self.recipe.model, self.device, fill=fill, lay_out=lambda m: apply_regime(m, regime))
+    def build(self, regime: Regime, fill: int | Callable[[GPT], None], sharded: bool = False) -> GPT:
+        """The model, in the regime's dtypes, initialised from a seed or filled with weights; sharded is with FSDP."""
+
+        def lay_out(model: GPT) -> None:
+            apply_regime(model, regime)
+            if sharded:
+                shard(model, self.world, self.recipe.distributed.shard_over, self.device, regime.gathered)
+
+        model = build_model(self.recipe.model, self.device, fill=fill, lay_out=lay_out)
         model.activation_checkpointing = self.recipe.train.activation_checkpointing
         return model
 
@@ -117,15 +127,17 @@ class LanguageModelling:
     def micro_batches(self, step: int, micro_batch: int) -> Iterator[tuple[Any, ...]]:
         """What the model takes in update `step`: inputs, targets and document numbers, (micro_batch, T) each.
 
-        The last ones may have fewer rows. Which windows they are depends on the seed and the step alone. Every
-        faults.batch_every-th update sees uniformly random tokens instead.
+        The last ones may have fewer rows. Which windows they are, over all processes, depends on the seed and the step
+        alone. Every faults.batch_every-th update sees uniformly random tokens instead.
         """
-        n = self.recipe.sequences_per_step
-        for i in range(0, n, micro_batch):
-            batch = torch.from_numpy(self.windows.batch(step * n + i, min(micro_batch, n - i)))  # (B, T + 1)
+        n, rank, size = self.recipe.sequences_per_step, self.world.rank, self.world.size
+        first, end = n * rank // size, n * (rank + 1) // size  # the rows of the step that are this process's
+        for piece in self.world.pieces(end - first, n, micro_batch):
+            rows = slice(first + piece.start, first + piece.stop)
+            batch = torch.from_numpy(self.windows.batch(step * n + rows.start, rows.stop - rows.start))  # (B, T + 1)
             if self.bad_every and (step + 1) % self.bad_every == 0:
-                draw = torch.Generator().manual_seed(address(self.recipe.seed, "bad batch", step, i))
-                batch = torch.randint(self.recipe.model.vocab_size, batch.shape, generator=draw)
+                draw = torch.Generator().manual_seed(address(self.recipe.seed, "bad batch", step))
+                batch = torch.randint(self.recipe.model.vocab_size, (n, batch.shape[1]), generator=draw)[rows]
             if self.device.type == "cuda":
                 batch = batch.pin_memory().to(self.device, non_blocking=True)
             x, y = batch[:, :-1].to(self.device), batch[:, 1:].to(self.device)
@@ -150,20 +162,21 @@ class LanguageModelling:
             micro_batch: sequences in one pass; it changes no score by more than rounding.
         """
         result: dict[str, Any] = {}
-        if "samples" in what:
+        if "samples" in what and self.world.first:
             result["samples"] = sample_texts(model, self.tokenizer, self.recipe.sample)
         if "hellaswag" in what and self.hellaswag is not None:
             answers = evaluate_hellaswag(
-                model, self.hellaswag, self.device, lambda: regime.context(self.device), micro_batch, stop
+                model, self.hellaswag, self.device, lambda: regime.context(self.device), micro_batch, stop, self.world
             )
             if answers is None:
                 return None
-            write_results(self.folder / "hellaswag_results.jsonl", answers)
+            if self.world.first:
+                write_results(self.folder / "hellaswag_results.jsonl", answers)
             result.update(answers.scores())
         for split, tokens in self.splits.items() if "loss" in what else ():
             measured = heldout_loss(
                 model, tokens, self.starts[split], self.recipe.model.block_size, micro_batch, self.device,
-                lambda: regime.context(self.device), self.documents, stop,
+                lambda: regime.context(self.device), self.documents, stop, self.world,
             )  # fmt: skip
             if measured is None:
                 return None

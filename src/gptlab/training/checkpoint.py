@@ -2,9 +2,14 @@
 
     step-00000500/  model.safetensors  optimizer.safetensors  [sparsity.safetensors]  training.json  manifest.json
 
-Tensors are copied before training goes on; a thread writes the copies. Everything is written into a hidden folder,
-manifest.json with the sha256 of each file last, and then renamed, so that a kill at any moment leaves whole
-checkpoints only.
+Where FSDP has spread the tensors over n processes, each writes the rows that it has, and nothing is gathered:
+
+    model-00001-of-00004.safetensors ...  and index.json: of each tensor the shape, and which file has which rows
+
+Any number of processes goes on from either form. Tensors are copied before training goes on, and a thread writes the
+copies; where the host has no room for copies, training waits while tensors are written, one at a time. Everything is
+written into a hidden folder, manifest.json with the sha256 of each file last, and then renamed, so that a kill at any
+moment leaves whole checkpoints only.
 """
 
 from __future__ import annotations
@@ -14,16 +19,25 @@ import json
 import os
 import shutil
 import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+import torch.distributed as dist
+from safetensors import safe_open
+from torch import Tensor
 
 from gptlab.optim.optimizers import plain_tensors
+from gptlab.parallel import ALONE, Weights, World, spread_of, whole_shape
 from gptlab.rundir import RunDir, RunError, write_atomically
 from gptlab.sparsity.pruner import Pruner
+
+ROOM = 2e9  # bytes that copies for a checkpoint leave free on the host
+BLOCK = 256  # numbers that share a scale in 8-bit moments
+SCALES, TABLES = ("scale", "absmax1", "absmax2"), ("qmap", "qmap1", "qmap2")  # of torchao's and bitsandbytes'
 
 
 def list_checkpoints(run: RunDir) -> list[Path]:
@@ -72,10 +86,121 @@ def best_checkpoint(paths: list[Path]) -> Path | None:
     return min(scored, key=lambda p: losses[p]) if scored else None
 
 
+# -- files of tensors
+
+
+DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+
+
+def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> str:
+    """Write a safetensors file tensor by tensor; the sha256 of what was written.
+
+    The library's own writer takes all tensors in host memory at once. The format is eight bytes of length, a JSON
+    header padded to eight bytes, and the numbers, here with the widest types first so that all are aligned.
+    """
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, Any] = {}
+    end = 0
+    for name in order:
+        tensor = tensors[name]
+        begin, end = end, end + tensor.nbytes
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
+    with open(path, "wb") as file:
+
+        def write(data: Any) -> None:
+            file.write(data)
+            digest.update(data)
+
+        write(len(text).to_bytes(8, "little"))
+        write(text)
+        for name in order:
+            tensor = tensors[name].detach().cpu().contiguous()
+            write(tensor.flatten().view(torch.uint8).numpy().data)
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Which rows of a whole tensor a process has; of one that it has whole, all."""
+
+    shape: tuple[int, ...]
+    start: int = 0
+
+
+class Saved:
+    """The tensors of a checkpoint, whichever number of processes wrote it.
+
+    Args:
+        path: the checkpoint's folder.
+
+    Raises:
+        RunError: its index cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.index: dict[str, Any] = {}
+        if (path / "index.json").is_file():
+            try:
+                self.index = json.loads((path / "index.json").read_text())
+            except json.JSONDecodeError as error:
+                raise RunError(f"checkpoint {path} is damaged: {error}") from None
+        self._files: dict[str, Any] = {}
+
+    def _file(self, name: str) -> Any:
+        if name not in self._files:
+            self._files[name] = safe_open(self.path / name, framework="pt")
+        return self._files[name]
+
+    def names(self, kind: str) -> list[str]:
+        """Of the tensors of one kind: model, optimizer or sparsity."""
+        return list(self.index[kind]) if self.index else list(self._file(f"{kind}.safetensors").keys())
+
+    def shape(self, kind: str, name: str) -> tuple[int, ...]:
+        if self.index:
+            return tuple(self.index[kind][name]["shape"])
+        return tuple(self._file(f"{kind}.safetensors").get_slice(name).get_shape())
+
+    def read(self, kind: str, name: str, start: int = 0, rows: int | None = None) -> Tensor:
+        """A whole tensor, or some of its rows.
+
+        Raises:
+            RunError: rows are in no file, or a file has other rows than the index says.
+        """
+        shape = self.shape(kind, name)
+        if not shape or not self.index:
+            file = self.index[kind][name]["pieces"][0][0] if self.index else f"{kind}.safetensors"
+            if not shape:
+                return self._file(file).get_tensor(name)
+            return self._file(file).get_slice(name)[start : shape[0] if rows is None else start + rows]
+        stop = shape[0] if rows is None else start + rows
+        parts, reached = [], start
+        for file, first, length in sorted(self.index[kind][name]["pieces"], key=lambda piece: piece[1]):
+            if first <= reached < min(first + length, stop):
+                piece = self._file(file).get_slice(name)
+                if piece.get_shape() != [length, *shape[1:]]:
+                    raise RunError(f"checkpoint {self.path} is damaged: {file} has another {name} than its index says")
+                parts.append(piece[reached - first : min(first + length, stop) - first])
+                reached = min(first + length, stop)
+        if reached < stop:
+            raise RunError(f"checkpoint {self.path} is damaged: no file has row {reached} of {name}")
+        if not parts:  # no rows are asked for
+            return self._file(self.index[kind][name]["pieces"][0][0]).get_tensor(name)[:0]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
 # -- the optimizer's state by the names of the parameters
 
 
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_tensors(model: Weights, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """{"exp_avg/h.0.mlp.c_fc.weight": tensor, ...}: all the optimizer keeps, as `plain_tensors`, by its parameter.
 
     What it keeps of all of them together stands in `optimizer.state` under a name, and here under the same.
@@ -88,19 +213,42 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
     }
 
 
-def load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Give an optimizer the state that `optimizer_tensors` named.
+def extent(name: str, tensor: Tensor, parameters: dict[str, Tensor]) -> Extent | None:
+    """Which rows of a whole tensor this one is; None where every process has the same, whole.
+
+    Args:
+        name: as the parameter's, or kind/name as `optimizer_tensors` and `Pruner.tensors` have it.
+    """
+    kind, _, of = name.rpartition("/")
+    parameter = parameters.get(of)
+    spread = None if parameter is None else spread_of(parameter)
+    part = kind.rpartition(".")[2]
+    if spread is None or parameter is None or not tensor.dim() or part in TABLES:
+        return None
+    if part in SCALES:
+        row = spread.shape[1:].numel()
+        return Extent((-(-spread.shape.numel() // BLOCK),), spread.start * row // BLOCK)
+    assert len(tensor) == len(parameter), f"{name} has the rows of its parameter"
+    return Extent((spread.shape[0], *tensor.shape[1:]), spread.start)
+
+
+def load_optimizer_tensors(
+    model: Weights, optimizer: torch.optim.Optimizer, tensors: Iterable[tuple[str, Tensor]], kinds: set[str]
+) -> None:
+    """Give an optimizer the state that `optimizer_tensors` named, one tensor after another.
+
+    Args:
+        kinds: what stands before the names' slash.
 
     Raises:
         RunError: 8-bit moments of another library than this optimizer's.
     """
-    kinds = {key.split("/", 1)[0] for key in tensors}
     library = "bitsandbytes" if "state1" in kinds else "torchao" if "exp_avg.codes" in kinds else ""
     if not type(optimizer).__module__.startswith(library):
         raise RunError(f"the moments are in 8 bits of {library}: this run goes on only on the device it began on")
     parameters = dict(model.named_parameters())
     quantized: dict[tuple[str, str], dict[str, Tensor]] = {}
-    for key, value in tensors.items():
+    for key, value in tensors:
         kind, name = key.split("/", 1)
         kind, _, part = kind.partition(".")
         p = parameters.get(name)
@@ -129,19 +277,25 @@ class Checkpoints:
         run: where to.
         keep_last: newest checkpoints kept.
         keep_best: keep the best one besides.
+        world: all its processes save and restore together.
+        spread: whether tensors are spread over them, and not the same in each.
     """
 
-    def __init__(self, run: RunDir, keep_last: int, keep_best: bool) -> None:
-        self.run, self.keep_last, self.keep_best = run, keep_last, keep_best
+    def __init__(
+        self, run: RunDir, keep_last: int, keep_best: bool, world: World = ALONE, spread: bool = False
+    ) -> None:
+        self.run, self.keep_last, self.keep_best, self.world = run, keep_last, keep_best, world
         self.writer: threading.Thread | None = None
         self.error: BaseException | None = None
-        for leftover in run.checkpoints.glob("*step-*"):  # of a process that was killed while it wrote or removed one
-            if leftover not in list_checkpoints(run):
-                shutil.rmtree(leftover)
+        self.group = dist.new_group(backend="gloo") if spread else None  # of the threads that write
+        if world.first:
+            for leftover in run.checkpoints.glob("*step-*"):  # of a process that was killed while it wrote or removed
+                if leftover not in list_checkpoints(run):
+                    shutil.rmtree(leftover)
 
     def save(
         self,
-        model: nn.Module,
+        model: Weights,
         optimizer: torch.optim.Optimizer | None,
         progress: dict[str, Any],
         pruner: Pruner | None = None,
@@ -154,12 +308,33 @@ class Checkpoints:
             pruner: None for a dense model.
         """
         self.wait()
-        tensors = {"model": model.state_dict(), "optimizer": optimizer_tensors(model, optimizer) if optimizer else {}}
+        if not (self.world.first or self.group):
+            return
+        parameters: dict[str, Tensor] = dict(model.named_parameters())
+        tensors = {"model": parameters, "optimizer": optimizer_tensors(model, optimizer) if optimizer else {}}
         if pruner:
             tensors["sparsity"] = pruner.tensors()
-        copies = {file: {name: _host_copy(t) for name, t in of.items()} for file, of in tensors.items()}
+        # of each tensor, which rows are here: None where all processes have the same, and the first writes it
+        extents = {kind: {name: extent(name, t, parameters) for name, t in of.items()} for kind, of in tensors.items()}
+        spread = spread_of(next(iter(parameters.values())))
+        if spread is not None:
+            tensors = {
+                kind: {
+                    name: t
+                    for name, t in of.items()
+                    if (self.world.first if extents[kind][name] is None else spread.keeper)
+                }
+                for kind, of in tensors.items()
+            }
+        arguments: Any = f"step-{progress['step']:08d}", extents, progress
+        size = sum(t.nbytes for of in tensors.values() for t in of.values())
+        if size + ROOM > psutil.virtual_memory().available:
+            self._write(tensors, *arguments)
+            self.wait()
+            return
+        copies = {kind: {name: _host_copy(t) for name, t in of.items()} for kind, of in tensors.items()}
         # not a daemon: a process that ends of itself ends its checkpoint first
-        self.writer = threading.Thread(target=self._write, args=(f"step-{progress['step']:08d}", copies, progress))
+        self.writer = threading.Thread(target=self._write, args=(copies, *arguments))
         self.writer.start()
 
     def wait(self) -> None:
@@ -171,25 +346,65 @@ class Checkpoints:
             error, self.error = self.error, None
             raise error
 
-    def _write(self, name: str, tensors: dict[str, dict[str, Tensor]], progress: dict[str, Any]) -> None:
+    def _write(
+        self,
+        tensors: dict[str, dict[str, Tensor]],
+        name: str,
+        extents: dict[str, dict[str, Extent | None]],
+        progress: dict[str, Any],
+    ) -> None:
         try:
             temporary, final = self.run.checkpoints / f".{name}", self.run.checkpoints / name
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            for kind, content in tensors.items():
-                save_file(content, temporary / f"{kind}.safetensors")
+            if self.world.first:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+            digests = self._write_tensors(temporary, tensors, extents)
+            if not self.world.first:
+                return
             (temporary / "training.json").write_text(json.dumps(progress, indent=2))
-            digests = {}
-            for path in sorted(temporary.iterdir()):
+            for path in temporary.glob("*.json"):
                 with open(path, "rb+") as file:
                     digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
                     os.fsync(file.fileno())
+            digests = dict(sorted(digests.items()))
             write_atomically(temporary / "manifest.json", json.dumps({"version": 1, "sha256": digests}, indent=2))
             shutil.rmtree(final, ignore_errors=True)  # a step that is saved again after a damaged file
             os.replace(temporary, final)
             self._prune()
         except BaseException as error:
             self.error = error
+
+    def _write_tensors(
+        self, folder: Path, tensors: dict[str, dict[str, Tensor]], extents: dict[str, dict[str, Extent | None]]
+    ) -> dict[str, str]:
+        """Write what this process has; the first writes the index when all have. The sha256 of every file by name."""
+        if self.group is None:
+            return {f"{kind}.safetensors": write_safetensors(folder / f"{kind}.safetensors", of)
+                    for kind, of in tensors.items()}  # fmt: skip
+        dist.barrier(self.group)  # the folder is there
+        digests, pieces, error = {}, [], None
+        try:
+            for kind, of in tensors.items():
+                file = f"{kind}-{self.world.rank + 1:05d}-of-{self.world.size:05d}.safetensors"
+                if of:
+                    digests[file] = write_safetensors(folder / file, of)
+                for name, tensor in of.items():
+                    here = extents[kind][name] or Extent(tuple(tensor.shape))
+                    pieces.append((kind, name, here.shape, file, here.start, len(tensor) if tensor.dim() else 0))
+        except Exception as failure:
+            error = f"process {self.world.rank} could not write its part of a checkpoint: {failure}"
+        everyone: list[Any] = [None] * self.world.size
+        dist.all_gather_object(everyone, (digests, pieces, error), group=self.group)
+        if errors := [error for *_, error in everyone if error]:
+            raise RunError("; ".join(errors))
+        if self.world.first:
+            index: dict[str, Any] = {kind: {} for kind in tensors}
+            for _, theirs, _ in everyone:
+                for kind, name, shape, file, start, rows in theirs:
+                    entry = index[kind].setdefault(name, {"shape": list(shape), "pieces": []})
+                    entry["pieces"].append([file, start, rows])
+            (folder / "index.json").write_text(json.dumps(index))
+        return {file: digest for theirs, *_ in everyone for file, digest in theirs.items()}
 
     def _prune(self) -> None:
         found = list_checkpoints(self.run)
@@ -202,29 +417,78 @@ class Checkpoints:
                 shutil.rmtree(path)
 
     def restore(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, pruner: Pruner | None = None
+        self, model: Weights, optimizer: torch.optim.Optimizer, pruner: Pruner | None = None
     ) -> dict[str, Any] | None:
         """Load the newest checkpoint that is whole; its training.json, or None where there is none.
 
         Raises:
-            RunError: there are checkpoints and every one is damaged.
+            RunError: there are checkpoints and every one is damaged, or it is of another model.
         """
-        damage: RunError | None = None
+        path, damage = self.world.from_first(self._newest() if self.world.first else (None, None))
+        if damage:
+            raise RunError(damage)
+        if path is None:
+            return None
+        saved, parameters = Saved(path), dict(model.named_parameters())
+        if set(saved.names("model")) != parameters.keys():
+            raise RunError(f"checkpoint {path} has other tensors than this model: {_differ(saved, parameters)}")
+        with torch.no_grad():
+            for name, p in parameters.items():
+                if saved.shape("model", name) != tuple(whole_shape(p)):
+                    raise RunError(f"checkpoint {path}: {name} is of shape {saved.shape('model', name)}")
+                stored = _read(saved, "model", name, parameters)
+                if stored.dtype != p.dtype:
+                    raise RunError(f"checkpoint {path}: {name} is in {stored.dtype}, this model's in {p.dtype}")
+                p.copy_(stored)
+        kinds = {name.split("/", 1)[0] for name in saved.names("optimizer")}
+        moments = ((name, _read(saved, "optimizer", name, parameters)) for name in saved.names("optimizer"))
+        load_optimizer_tensors(model, optimizer, moments, kinds)
+        if pruner:
+            names = saved.names("sparsity")
+            pruner.load_tensors({name: _read(saved, "sparsity", name, parameters) for name in names})
+        state: dict[str, Any] = json.loads((path / "training.json").read_text())
+        return state
+
+    def _newest(self) -> tuple[Path | None, str | None]:
+        """The newest whole checkpoint, or what is wrong with the newest where none is whole."""
+        damage: str | None = None
         for path in reversed(list_checkpoints(self.run)):
             try:
                 verify(path)
             except RunError as error:
-                damage = damage or error
+                damage = damage or str(error)
                 continue
-            model.load_state_dict(load_file(path / "model.safetensors"))
-            load_optimizer_tensors(model, optimizer, load_file(path / "optimizer.safetensors"))
-            if pruner:
-                pruner.load_tensors(load_file(path / "sparsity.safetensors"))
-            state: dict[str, Any] = json.loads((path / "training.json").read_text())
-            return state
-        if damage:
-            raise damage
-        return None
+            return path, None
+        return None, damage
+
+
+def _read(saved: Saved, kind: str, name: str, parameters: dict[str, Any]) -> Tensor:
+    """The rows of a stored tensor that belong here.
+
+    Raises:
+        RunError: rows that begin inside a block of 8-bit moments.
+    """
+    shape, (what, _, of) = saved.shape(kind, name), name.rpartition("/")
+    parameter = parameters.get(of)
+    spread = None if parameter is None else spread_of(parameter)
+    part = what.rpartition(".")[2]
+    if spread is None or parameter is None or not shape or part in TABLES:
+        return saved.read(kind, name)
+    if part in SCALES:
+        row = spread.shape[1:].numel()
+        if spread.start * row % BLOCK or (
+            parameter.numel() % BLOCK and spread.start + len(parameter) < spread.shape[0]
+        ):
+            raise RunError(
+                f"checkpoint {saved.path}: the moments of {of} are in 8 bits, a scale for {BLOCK}, and cannot be cut "
+                f"where {spread.group.size()} processes would; go on with another number of them, or with ddp"
+            )
+        return saved.read(kind, name, spread.start * row // BLOCK, -(-parameter.numel() // BLOCK))
+    return saved.read(kind, name, spread.start, len(parameter))
+
+
+def _differ(saved: Saved, parameters: dict[str, Any]) -> str:
+    return ", ".join(sorted(set(saved.names("model")) ^ parameters.keys())[:4])
 
 
 def _host_copy(tensor: Tensor) -> Tensor:

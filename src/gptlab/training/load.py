@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
 
 from gptlab.config import Recipe, UserError
 from gptlab.data.tokenizers import Tokenizer, load_tokenizer
@@ -22,7 +21,7 @@ from gptlab.precision.regimes import Regime, apply_regime, enter_regime, make_re
 from gptlab.rundir import RunDir, RunError
 from gptlab.tasks.classify import Classification, open_labeled
 from gptlab.tasks.lm import NOT_DRAWN, continuations, document_numbers, open_datasets
-from gptlab.training.checkpoint import find_checkpoint
+from gptlab.training.checkpoint import Saved, find_checkpoint
 from gptlab.training.setup import largest_micro_batch, pick_device, start_from
 
 
@@ -77,8 +76,7 @@ def load_run(path: str | Path, checkpoint: str = "last", device: str = "auto") -
     regime = make_regime(recipe.precision)
     model: GPT | Encoder
     if recipe.task == "classify":
-        with safe_open(chosen / "model.safetensors", framework="pt") as file:
-            n_labels = file.get_slice("head.weight").get_shape()[0]
+        n_labels = Saved(chosen).shape("model", "head.weight")[0]
         model = build_encoder(recipe.model, n_labels, where, fill=fill, lay_out=lambda m: apply_regime(m, regime))
     else:
         model = build_model(recipe.model, where, fill=fill, lay_out=lambda m: apply_regime(m, regime))

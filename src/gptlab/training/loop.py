@@ -6,11 +6,14 @@ follow from the recipe and s, so a run that was killed and goes on from a checkp
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 import os
 import re
 import resource
 import statistics
+import sys
 import time
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -24,6 +27,7 @@ from gptlab.model.gpt import address
 from gptlab.optim.optimizers import make_optimizer, set_lr
 from gptlab.optim.rounding import LostUpdates
 from gptlab.optim.schedule import learning_rate
+from gptlab.parallel import Shards, World, joined, lost_another, make_scaler, replicate, sending, with_last
 from gptlab.precision.regimes import NotApplicable, enter_regime
 from gptlab.rundir import RunDir, RunError
 from gptlab.tasks.data import Data, make_task, open_data, tokenizer_of, train_tokens
@@ -127,26 +131,34 @@ def train(
     if resume == "never" and run.exists():
         raise RunError(f"{run.path} already has a run in it: --resume auto goes on with it, --out names another folder")
     device, datasets = pick_device(recipe.train.device), open_data(recipe)
-    with run.lock(), StopSignal() as stop:
-        try:
-            result = _train(recipe, run, datasets, device, stop, quiet)
-        except NotApplicable as error:
-            result = Result("not_applicable", reason=str(error))
-        except (KeyboardInterrupt, UserError):
-            raise
-        except Exception as error:
-            if not ran_out_of_memory(error):
-                run.write_json("result.json", Result("failed", reason=f"{type(error).__name__}: {error}").to_json())
+    with joined(recipe.distributed.strategy, device) as world:
+        run.writes = world.first
+        with run.lock(), StopSignal(run.path if world.first else None) as stop:
+            try:
+                result = _train(recipe, run, datasets, device, world, stop, quiet)
+            except NotApplicable as error:
+                result = Result("not_applicable", reason=str(error))
+            except (KeyboardInterrupt, UserError):
                 raise
-            result = out_of_memory(str(error), device)
-        if not run.exists():
-            run.write_recipe(resolve(recipe, run, datasets, device)[0])
-        if result.to_json() != run.read_json("result.json"):
-            run.write_json("result.json", result.to_json())
-    return result
+            except Exception as error:
+                memory = ran_out_of_memory(error)
+                result = out_of_memory(str(error), device) if memory else failed(error, world)
+                if world.size > 1:  # the others wait for this process: whoever started them all ends them
+                    ends(result, run, world, lost_another(error))
+                    raise
+                if not memory:
+                    run.write_json("result.json", result.to_json())
+                    raise
+            if not run.exists():
+                run.write_recipe(resolve(recipe, run, datasets, device, world)[0])
+            if result.to_json() != run.read_json("result.json"):
+                run.write_json("result.json", result.to_json())
+        return world.from_first(result)
 
 
-def _train(recipe: Recipe, run: RunDir, datasets: Data, device: torch.device, stop: StopSignal, quiet: bool) -> Result:
+def _train(
+    recipe: Recipe, run: RunDir, datasets: Data, device: torch.device, world: World, signal: StopSignal, quiet: bool
+) -> Result:
     began, cpu_began, energy = time.perf_counter(), _cpu_seconds(), Energy(device)
     regime = enter_regime(recipe.precision, device)
     if recipe.train.threads:
@@ -154,21 +166,24 @@ def _train(recipe: Recipe, run: RunDir, datasets: Data, device: torch.device, st
     if recipe.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses, or does not repeat
     torch.use_deterministic_algorithms(recipe.train.deterministic)
-    recipe, fill = resolve(recipe, run, datasets, device)
+    recipe, fill = resolve(recipe, run, datasets, device, world)
     limit = recipe.step_limit(train_tokens(recipe, datasets))
     before = run.read_json("result.json")
+    world.meet()  # all have read what the first process is about to write
     if before.get("status") == "completed" and before["steps"] >= limit:
         return Result.from_json(before)
 
     # the collaborators: data and loss, weights, optimizer, loss scaling, checkpoints, and who watches for divergence
-    task = make_task(recipe, datasets, device, run.path)
-    model = task.build(regime, fill)
-    optimizer = make_optimizer(model, recipe.optim, recipe.seed)
-    pruner = make_pruner(model, optimizer, recipe)
-    scaler = torch.amp.GradScaler(device.type, enabled=regime.loss_scaling)
-    checkpoints = Checkpoints(run, recipe.checkpoint.keep_last, recipe.checkpoint.keep_best)
-    guard, lost = Guard(task.constant_loss(), recipe.schedule.warmup_steps), LostUpdates(model)
-    watched = Watched(model, regime.weights is not torch.float32)
+    sharded = world.size > 1 and recipe.distributed.strategy == "fsdp"
+    task = make_task(recipe, datasets, device, run.path, world)
+    model = task.build(regime, fill, sharded)
+    weights = Shards(model) if sharded else model  # what this process has of them
+    optimizer = make_optimizer(weights, recipe.optim, recipe.seed)
+    pruner = make_pruner(weights, optimizer, recipe)
+    scaler = make_scaler(device, regime.loss_scaling, sharded)
+    checkpoints = Checkpoints(run, recipe.checkpoint.keep_last, recipe.checkpoint.keep_best, world, sharded)
+    guard, lost = Guard(task.constant_loss(), recipe.schedule.warmup_steps), LostUpdates(weights)
+    watched = Watched(weights, regime.weights is not torch.float32, world)
     # SPAM clips by itself, when it has looked at the norm
     max_norm = math.inf if recipe.optim.name == "adamw-spam" else recipe.optim.grad_clip or math.inf
     unit, per_step, micro_batch = task.unit, task.per_step, recipe.batch.micro_batch
@@ -178,7 +193,7 @@ def _train(recipe: Recipe, run: RunDir, datasets: Data, device: torch.device, st
         "step": 0, "measured": [], "wall_seconds": 0.0, "cpu_seconds": 0.0, "energy_joules": 0.0, "skipped_steps": 0,
         "largest_logit": 0.0,
     }  # fmt: skip
-    restored = checkpoints.restore(model, optimizer, pruner)
+    restored = checkpoints.restore(weights, optimizer, pruner)
     if restored:
         state |= restored
         scaler.load_state_dict(state["scaler"])
@@ -187,11 +202,12 @@ def _train(recipe: Recipe, run: RunDir, datasets: Data, device: torch.device, st
     step, measured, saved_step = state["step"], state["measured"], state["step"] if restored else -1
     run.write_recipe(recipe)
     run.write_json("tokenizer.json", tokenizer_of(datasets).spec())
-    run.write_json("environment.json", environment(recipe, datasets, model, optimizer, device))
+    run.write_json("environment.json", environment(recipe, datasets, model, optimizer, device, world))
     run.cut_metrics(step if restored else -1)
-    (run.path / "result.json").unlink(missing_ok=True)  # no result: it is running, or was killed
+    run.remove("result.json")  # no result: it is running, or was killed
     if recipe.compile.enabled:
         model.compile(dynamic=False)
+    net = replicate(model) if world.size > 1 and not sharded else model
 
     watch, peak = Stopwatch(device), peak_flops(device)
     lr, val_loss = 0.0, state.get("val_loss")  # val_loss and measured are of this step
@@ -206,12 +222,15 @@ def _train(recipe: Recipe, run: RunDir, datasets: Data, device: torch.device, st
     def spent() -> dict[str, float]:
         return {
             "wall_seconds": state["wall_seconds"] + time.perf_counter() - began,
-            "cpu_seconds": state["cpu_seconds"] + _cpu_seconds() - cpu_began,
-            "energy_joules": state["energy_joules"] + (energy.joules() or 0.0),
+            "cpu_seconds": state["cpu_seconds"] + world.total(_cpu_seconds() - cpu_began),
+            "energy_joules": state["energy_joules"] + world.total(energy.joules() or 0.0),
         }
 
-    logs = Logs(run, recipe, limit, step, quiet)
-    logs.say(summary(recipe, model, device, limit, step))
+    def stop() -> bool:
+        return world.any(signal())  # all stop at one step
+
+    logs = Logs(run, recipe, limit, step, quiet or not world.first)
+    logs.say(summary(recipe, model, device, limit, step, world))
     if recipe.hellaswag.every and not recipe.hellaswag.path:
         logs.say("HellaSwag is left out: --hellaswag.path FILE names hellaswag_val.jsonl")
     try:
@@ -239,7 +258,7 @@ def _train(recipe: Recipe, run: RunDir, datasets: Data, device: torch.device, st
                     if updates_lost is not None and not (regime.loss_scaling and skipped):
                         line["updates_lost"] = float(updates_lost)
                     if peak and unit == "tokens":
-                        line["mfu"] = model.flops_per_token() * line["tokens_per_second"] / peak
+                        line["mfu"] = model.flops_per_token() * line["tokens_per_second"] / (world.size * peak)
                     if pruner:
                         line |= mask_facts(pruner, run, step, masking / (seconds * len(updates)))
                     if regime.loss_scaling:
@@ -252,7 +271,8 @@ def _train(recipe: Recipe, run: RunDir, datasets: Data, device: torch.device, st
             # evaluate, save, and see whether to stop
             watch.pause()
             if what := [name for name in task.due(step, ends) if name not in measured]:
-                scores = task.evaluate(what, model, regime, micro_batch, stop)
+                whole = task.build(regime, weights.fill) if isinstance(weights, Shards) else model
+                scores = task.evaluate(what, whole, regime, micro_batch, stop)
                 if scores is None:
                     stopping = saves = True  # asked to stop on the way; the resumed run evaluates here
                 else:
@@ -265,7 +285,7 @@ def _train(recipe: Recipe, run: RunDir, datasets: Data, device: torch.device, st
                     "step": step, "scaler": scaler.state_dict(), "measured": measured, "val_loss": val_loss,
                     "guard": guard.state_dict(), **spent(),
                 }  # fmt: skip
-                checkpoints.save(model, optimizer, {**state, **progress}, pruner)
+                checkpoints.save(weights, optimizer, {**state, **progress}, pruner)
                 saved_step = step
             if ends or stopping:
                 break
@@ -275,20 +295,23 @@ def _train(recipe: Recipe, run: RunDir, datasets: Data, device: torch.device, st
             lr = learning_rate(step, recipe.optim.lr, recipe.schedule)
             set_lr(optimizer, lr)
             if recipe.model.dropout:
-                torch.manual_seed(address(recipe.seed, "dropout", step))
+                torch.manual_seed(address(recipe.seed, "dropout", step, *([world.rank] if world.rank else [])))
             factor = scaler.scale(torch.full((), 1 / per_step, device=device))
             loss, largest = torch.zeros((), device=device), torch.zeros((), device=device)
-            for batch in task.micro_batches(step, micro_batch):
-                with regime.context(device):
-                    scaled, value, logit = model(*batch, factor)  # a HeadLoss
-                scaled.backward()
+            for batch, last in with_last(task.micro_batches(step, micro_batch)):
+                with sending(net, last):
+                    with regime.context(device):
+                        scaled, value, logit = net(*batch, factor)  # a HeadLoss
+                    scaled.backward()
                 loss, largest = loss + value / per_step, torch.maximum(largest, logit)
+            if isinstance(weights, Shards):
+                weights.take_gradients()
             scaler.unscale_(optimizer)
             if due(step + 1, recipe.faults.gradient_every):
-                spike_gradients(model, recipe.faults.gradient_factor)
+                spike_gradients(weights, recipe.faults.gradient_factor)
             if pruner:
                 pruner.before_update(step)
-            norms = clip_gradients(model, max_norm)
+            norms = clip_gradients(weights, max_norm)
             if logged(step + 1):
                 lost.before()
             scaler.step(optimizer)
@@ -324,7 +347,7 @@ def _train(recipe: Recipe, run: RunDir, datasets: Data, device: torch.device, st
         time_per_iter_ms=1000 * statistics.median(times) if times else None,
         time_per_iter_p95_ms=1000 * percentile(times, 0.95) if times else None,
         timed_steps=len(times),
-        peak_memory_gb=peak_memory_gb(device),
+        peak_memory_gb=world.highest(peak_memory_gb(device)),
         peak_memory_reserved_gb=torch.cuda.max_memory_reserved(device) / 1e9 if device.type == "cuda" else None,
         wall_seconds=sums["wall_seconds"],
         cpu_seconds=sums["cpu_seconds"],
@@ -363,6 +386,30 @@ def _cpu_seconds() -> float:
 def ran_out_of_memory(error: Exception) -> bool:
     """On a CPU PyTorch raises a plain RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def failed(error: Exception, world: World) -> Result:
+    says = f"{type(error).__name__}: {error}"
+    if world.size > 1:
+        what = "lost another one" if lost_another(error) else "failed"
+        says = f"process {world.rank} of {world.size} {what}: {says}"
+    return Result("failed", reason=says)
+
+
+LINGER = 5  # seconds
+
+
+def ends(result: Result, run: RunDir, world: World, follows: bool) -> None:
+    """Say why this process of several ends; the first one that does writes result.json.
+
+    Args:
+        follows: another one has ended: whoever started them all is to see that one first, and not this.
+    """
+    print(f"process {world.rank} of {world.size} ends: {result.reason}", file=sys.stderr, flush=True)
+    if follows:
+        time.sleep(LINGER)
+    with contextlib.suppress(FileExistsError), open(run.path / "result.json", "x", encoding="utf-8") as file:
+        json.dump(result.to_json(), file, indent=2)
 
 
 def out_of_memory(message: str, device: torch.device) -> Result:

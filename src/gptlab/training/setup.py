@@ -13,7 +13,6 @@ from typing import Any
 
 import psutil
 import torch
-from safetensors import safe_open
 from torch import nn
 
 import gptlab
@@ -24,28 +23,39 @@ from gptlab.model.encoder import read_encoder
 from gptlab.model.gpt import GPT, build_model
 from gptlab.model.hub import read_source
 from gptlab.optim.optimizers import describe
+from gptlab.parallel import ALONE, World
+from gptlab.parallel import environment as started
 from gptlab.rundir import RunDir, RunError
 from gptlab.tasks.data import Data, corpus_of, fingerprint, paths, tokenizer_of, train_tokens, vocab_size_of
-from gptlab.training.checkpoint import find_checkpoint, list_checkpoints
+from gptlab.training.checkpoint import Saved, find_checkpoint, list_checkpoints
 
 # What a resumed run may change: it bends neither the losses nor the data already seen.
 MAY_CHANGE = (
-    "name", "description", "data.path", "batch.micro_batch", "compile.", "train.max_", "train.eval_every",
-    "train.activation_checkpointing", "train.price_per_hour", "hellaswag.", "checkpoint.", "sample.", "log.",
+    "name", "description", "data.path", "batch.micro_batch", "compile.", "distributed.", "train.max_",
+    "train.eval_every", "train.activation_checkpointing", "train.price_per_hour", "hellaswag.", "checkpoint.",
+    "sample.", "log.",
 )  # fmt: skip
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of train.device. Raises UserError where it is asked for and not there."""
+    """The device of train.device, of several GPUs this process's. Raises UserError where it is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if (name == "cuda" and not torch.cuda.is_available()) or (name == "mps" and not torch.backends.mps.is_available()):
         raise UserError(f"train.device = {name}: this machine, or this build of PyTorch, has none")
-    return torch.device(name)
+    world = started()
+    if name != "cuda" or world.size == 1:
+        return torch.device(name)
+    if world.local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"process {world.rank} is number {world.local_rank} on its machine, which has {torch.cuda.device_count()} "
+            "GPUs: start one process for each GPU"
+        )
+    return torch.device("cuda", world.local_rank)
 
 
 def resolve(
-    recipe: Recipe, run: RunDir, datasets: Data, device: torch.device
+    recipe: Recipe, run: RunDir, datasets: Data, device: torch.device, world: World = ALONE
 ) -> tuple[Recipe, int | Callable[[Any], None]]:
     """The recipe with every default filled in, and what the weights start from (a seed, or a function that copies).
 
@@ -120,13 +130,12 @@ def start_from(source: str, checkpoint: Path | None = None) -> tuple[Model, Call
     if not RunDir(source).exists():
         return read_source(source)
     run = RunDir.open(source)
-    path = (checkpoint or find_checkpoint(run)) / "model.safetensors"
+    saved = Saved(checkpoint or find_checkpoint(run))
 
     @torch.no_grad()
     def fill(model: nn.Module) -> None:
-        with safe_open(path, framework="pt") as file:  # one tensor at a time
-            for name, parameter in model.named_parameters():
-                parameter.copy_(file.get_tensor(name))
+        for name, parameter in model.named_parameters():  # one tensor at a time
+            parameter.copy_(saved.read("model", name))
 
     return run.read_recipe().model, fill
 
@@ -165,7 +174,12 @@ def largest_micro_batch(recipe: Recipe, device: torch.device) -> int:
 
 
 def environment(
-    recipe: Recipe, datasets: Data, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+    recipe: Recipe,
+    datasets: Data,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+    world: World,
 ) -> dict[str, Any]:
     """Versions, hardware, commit and command: what environment.json records."""
     return {
@@ -178,6 +192,7 @@ def environment(
         "device_name": device_name(device),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "processes": world.size,
         "git_commit": _git_commit(),
         "command": sys.argv,
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -199,18 +214,19 @@ def _sizes(data: Data) -> dict[str, int]:
     return {"val_tokens": len(data[0].val)}
 
 
-def summary(recipe: Recipe, model: Any, device: torch.device, limit: int, step: int) -> str:
+def summary(recipe: Recipe, model: Any, device: torch.device, limit: int, step: int, world: World) -> str:
     """One line on what is about to happen, for the terminal."""
     compiled, batch, block = ", compiled" if recipe.compile.enabled else "", recipe.batch, recipe.model.block_size
+    where = device.type if world.size == 1 else f"{world.size} x {device.type} ({recipe.distributed.strategy})"
     if recipe.task == "classify":
         return (
             f"{recipe.name} (seed {recipe.seed}): {model.parameter_count() / 1e6:.1f}M parameters, "
-            f"{recipe.precision.regime}{compiled} on {device.type}; steps {step} to {limit} of "
+            f"{recipe.precision.regime}{compiled} on {where}; steps {step} to {limit} of "
             f"{recipe.sequences_per_step} documents, in micro-batches of {batch.micro_batch}"
         )
     return (
         f"{recipe.name} (seed {recipe.seed}): {model.parameter_count() / 1e6:.1f}M parameters, "
-        f"{recipe.precision.regime}{compiled} on {device.type}; steps {step} to {limit} of {batch.tokens_per_step:,} "
+        f"{recipe.precision.regime}{compiled} on {where}; steps {step} to {limit} of {batch.tokens_per_step:,} "
         f"tokens, in micro-batches of {batch.micro_batch} x {block}"
     )
 

@@ -6,8 +6,9 @@ import math
 from dataclasses import asdict, dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from gptlab.parallel import ALONE, Weights, World, norms, over_shards
 from gptlab.rundir import RunDir
 from gptlab.training.guard import Divergence
 
@@ -20,7 +21,7 @@ class Update:
     largest_logit: float
 
 
-def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
+def clip_gradients(model: Weights, max_norm: float) -> Tensor:
     """Scale the gradients down to a global norm of max_norm, as torch's clip_grad_norm_; their own norms before that.
 
     With an infinite max_norm they are only measured.
@@ -28,13 +29,14 @@ def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
     Returns:
         (n + 1,): the global norm, then that of each parameter, in the order of model.parameters().
     """
-    grads = [p.grad for p in model.parameters() if p.grad is not None]
-    assert len(grads) == sum(p.requires_grad for p in model.parameters()), "every parameter takes part in the loss"
-    norms = torch.stack(torch._foreach_norm(grads))  # (n,)
-    total = torch.linalg.vector_norm(norms)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    grads = [p.grad for p in parameters if p.grad is not None]
+    assert len(grads) == len(parameters), "every parameter takes part in the loss"
+    each = norms(grads, parameters)  # (n,)
+    total = torch.linalg.vector_norm(each)
     if math.isfinite(max_norm):
         torch._foreach_mul_(grads, (max_norm / (total + 1e-6)).clamp(max=1.0))
-    return torch.cat((total[None], norms)).float()
+    return torch.cat((total[None], each)).float()
 
 
 class Watched:
@@ -43,15 +45,17 @@ class Watched:
     Args:
         model: its parameters.
         weights_too: look at the weights after each update; only in 16 bits can they break with a finite gradient.
+        world: its processes read together what each has seen.
     """
 
-    def __init__(self, model: nn.Module, weights_too: bool) -> None:
+    def __init__(self, model: Weights, weights_too: bool, world: World = ALONE) -> None:
+        self.world = world
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self.names, self.parameters = [name for name, _ in named], [p for _, p in named]
         self.weights_too = weights_too
         self.waiting: list[tuple[Tensor, Tensor]] = []
         self.rows: list[list[float]] = []  # of the last read: loss, largest |logit|, norms
-        self.sound: list[list[float]] = []  # of the last read and the update before it: 1 where all weights are finite
+        self.broken: list[list[int]] = []  # of the last read and the update before it: 1 where a weight is not finite
 
     def __len__(self) -> int:
         return len(self.waiting)
@@ -59,15 +63,20 @@ class Watched:
     @torch.no_grad()
     def update(self, loss: Tensor, largest: Tensor, norms: Tensor) -> None:
         row = torch.cat((torch.stack((loss, largest.to(loss.dtype))), norms.to(loss.dtype)))
-        sound = torch.ones(0)
+        broken = torch.zeros(0, dtype=torch.int32)
         if self.weights_too:
-            sound = torch.stack([torch.isfinite(p).all() for p in self.parameters])
-        self.waiting.append((row, sound))
+            broken = torch.stack([~torch.isfinite(p).all() for p in self.parameters]).int()
+        self.waiting.append((row, broken))
 
     def read(self, step: int) -> list[Update]:
         """The waiting updates; `step` is the number of the last one."""
-        self.rows = torch.stack([row for row, _ in self.waiting]).tolist()
-        self.sound = self.sound[-1:] + torch.stack([sound for _, sound in self.waiting]).tolist()
+        rows = torch.stack([row for row, _ in self.waiting])
+        if self.world.size > 1:
+            rows[:, 0] = self.world.sum(rows[:, 0].contiguous())
+            rows[:, 1] = self.world.max(rows[:, 1].nan_to_num(nan=math.inf))
+        self.rows = rows.tolist()
+        broken = torch.stack([broken for _, broken in self.waiting])
+        self.broken = self.broken[-1:] + self.world.max(broken).tolist()
         self.waiting = []
         first = step - len(self.rows) + 1
         return [Update(first + i, row[0], row[2], row[1]) for i, row in enumerate(self.rows)]
@@ -82,9 +91,9 @@ class Watched:
         at = diverged.step - updates[0].step  # place of its step among the rows read last
         if diverged.kind == "non_finite" and 0 <= at < len(self.rows):
             row, before = self.rows[at], at - len(updates) - 1
-            sound = self.sound[before] if self.weights_too and len(self.sound) >= -before else []
-            if not all(sound):
-                tensor = f"weight {self.names[sound.index(False)]}"
+            broken = self.broken[before] if self.weights_too and len(self.broken) >= -before else []
+            if any(broken):
+                tensor = f"weight {self.names[broken.index(1)]}"
                 diverged = replace(
                     diverged, step=diverged.step - 1,
                     reason=f"the update of step {diverged.step - 1} left {tensor} not finite: {diverged.reason}",
@@ -92,8 +101,9 @@ class Watched:
             elif not math.isfinite(row[0]):
                 tensor = "loss" if math.isfinite(row[1]) else "logits"
             else:  # the backward pass comes to the last parameter first
-                broken = [name for name, norm in zip(self.names, row[3:], strict=True) if not math.isfinite(norm)]
-                tensor = f"gradient of {broken[-1]}" if broken else "gradient norm"
+                named = [name for name, norm in zip(self.names, row[3:], strict=True) if not math.isfinite(norm)]
+                tensor = f"gradient of {named[-1]}" if named else "gradient norm"
+        counts = over_shards(torch.stack([(~torch.isfinite(p)).sum() for p in self.parameters]), self.parameters)
         run.write_json(
             "divergence.json",
             {
@@ -106,11 +116,7 @@ class Watched:
                     name: str(norm)
                     for name, norm in zip(self.names, self.rows[min(max(at, 0), len(self.rows) - 1)][3:], strict=True)
                 },
-                "weights_not_finite": {
-                    name: n
-                    for name, p in zip(self.names, self.parameters, strict=True)
-                    if (n := int((~torch.isfinite(p)).sum()))
-                },
+                "weights_not_finite": {name: n for name, n in zip(self.names, counts.tolist(), strict=True) if n},
             },
         )
         return diverged, tensor

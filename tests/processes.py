@@ -1,0 +1,48 @@
+"""Several gloo processes on this machine, for tests of what they do together."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def _child(rank: int, n: int, port: int, results: Any, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    os.environ |= {
+        "RANK": str(rank), "WORLD_SIZE": str(n), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }  # fmt: skip
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        results.put((rank, work(*arguments), None))
+    except BaseException:
+        results.put((rank, None, traceback.format_exc()))
+
+
+def together(n: int, work: Callable[..., Any], *arguments: Any, seconds: float = 120) -> list[Any]:
+    """What `work(*arguments)`, a function of a module, returns in each of n processes, as torchrun would start them."""
+    context = multiprocessing.get_context("spawn")
+    results, port = context.Queue(), free_port()
+    children = [context.Process(target=_child, args=(r, n, port, results, work, arguments)) for r in range(n)]
+    for child in children:
+        child.start()
+    try:
+        given = sorted((results.get(timeout=seconds) for _ in children), key=lambda result: result[0])
+    finally:
+        for child in children:
+            child.join(5)
+            child.kill()
+    for rank, _, error in given:
+        assert error is None, f"process {rank} of {n}:\n{error}"
+    return [value for _, value, _ in given]
