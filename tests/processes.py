@@ -30,13 +30,29 @@ def _child(rank: int, n: int, port: int, results: Any, work: Callable[..., Any],
         results.put((rank, None, traceback.format_exc()))
 
 
-def together(n: int, work: Callable[..., Any], *arguments: Any, seconds: float = 120) -> list[Any]:
-    """What `work(*arguments)`, a function of a module, returns in each of n processes, as torchrun would start them."""
+def _start(n: int, work: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, list[Any]]:
     context = multiprocessing.get_context("spawn")
     results, port = context.Queue(), free_port()
     children = [context.Process(target=_child, args=(r, n, port, results, work, arguments)) for r in range(n)]
     for child in children:
         child.start()
+    return results, children
+
+
+def killed(n: int, work: Callable[..., Any], *arguments: Any, seconds: float = 120) -> list[int | None]:
+    """Exit codes of n processes that do not live to return anything."""
+    _, children = _start(n, work, arguments)
+    for child in children:
+        child.join(seconds)
+    codes = [child.exitcode for child in children]
+    for child in children:
+        child.kill()
+    return codes
+
+
+def together(n: int, work: Callable[..., Any], *arguments: Any, seconds: float = 300) -> list[Any]:
+    """What `work(*arguments)`, a function of a module, returns in each of n processes, as torchrun would start them."""
+    results, children = _start(n, work, arguments)
     try:
         given = sorted((results.get(timeout=seconds) for _ in children), key=lambda result: result[0])
     finally:

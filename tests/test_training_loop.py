@@ -5,6 +5,7 @@ import math
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ import gptlab
 from gptlab.config import Schedule, UserError
 from gptlab.data.sampler import Windows
 from gptlab.data.shards import DataError, Dataset
-from gptlab.model.gpt import build_model
+from gptlab.model.gpt import GPT, build_model
 from gptlab.optim.optimizers import make_optimizer, parameter_groups
 from gptlab.optim.schedule import learning_rate
 from gptlab.precision.regimes import REGIMES
@@ -212,8 +213,57 @@ def test_a_gpu_without_room_is_a_result(dataset: Path, tmp_path: Path, monkeypat
 
     monkeypatch.setattr("gptlab.training.loop.make_optimizer", full)
     result = gptlab.train(tiny_recipe(dataset), tmp_path / "run", quiet=True)
-    assert (result.status, result.reason) == ("out_of_memory", says)
+    assert result.status == "out_of_memory" and result.reason.startswith(says)
     assert result.memory_asked_gb == pytest.approx(1.5 * 2**30 / 1e9)
+
+
+def too_large(monkeypatch: pytest.MonkeyPatch, most: int, after: int = 0) -> None:
+    """A device that has room for so many sequences at a time, from the so many-th call on."""
+    forward, calls = GPT.forward, 0
+
+    def full(self: GPT, tokens: torch.Tensor, *rest: Any) -> Any:
+        nonlocal calls
+        calls += self.training
+        if self.training and len(tokens) > most and calls > after:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return forward(self, tokens, *rest)
+
+    monkeypatch.setattr(GPT, "forward", full)
+
+
+def test_out_of_memory_in_the_first_steps_takes_less_at_a_time(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    auto = tiny_recipe(dataset, batch__micro_batch="auto", model__dropout=0.0)
+    whole = gptlab.train(auto, tmp_path / "whole", quiet=True)
+    assert RunDir(tmp_path / "whole").read_recipe().batch.micro_batch == 8  # all of a step
+    too_large(monkeypatch, 2)
+    result = gptlab.train(auto, tmp_path / "run")
+    said = capsys.readouterr().err
+    assert "with micro-batches of 8 sequences: trying again with 4" in said
+    assert "with micro-batches of 4 sequences: trying again with 2" in said
+    assert (result.status, result.steps) == ("completed", 24)
+    assert RunDir(tmp_path / "run").read_recipe().batch.micro_batch == 2
+    assert result.final_val_loss == pytest.approx(whole.final_val_loss, rel=1e-4)  # the same tokens a step
+    too_large(monkeypatch, 0)
+    assert gptlab.train(auto, tmp_path / "none", quiet=True).status == "out_of_memory"
+
+
+def test_a_micro_batch_that_was_given_is_not_changed(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    too_large(monkeypatch, 2)
+    result = gptlab.train(tiny_recipe(dataset, batch__micro_batch=4), tmp_path / "run", quiet=True)
+    assert (result.status, result.steps) == ("out_of_memory", 0)
+    assert result.reason is not None and "--batch.micro-batch 2 takes less" in result.reason
+    assert RunDir(tmp_path / "run").read_recipe().batch.micro_batch == 4
+
+
+def test_out_of_memory_later_ends_the_run(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    too_large(monkeypatch, 2, after=15)
+    recipe = tiny_recipe(dataset, batch__micro_batch="auto", checkpoint__every=0)
+    assert gptlab.train(recipe, tmp_path / "run", quiet=True).status == "out_of_memory"
+    assert RunDir(tmp_path / "run").read_recipe().batch.micro_batch == 8
 
 
 def test_tensorboard_gets_the_curves_and_wandb_is_asked_for_by_name(

@@ -176,7 +176,7 @@ class Spread:
         padded = rows.new_zeros(each, *rows.shape[1:])
         padded[: len(rows)] = rows
         gathered = rows.new_empty(each * self.group.size(), *rows.shape[1:])
-        dist.all_gather_into_tensor(gathered, padded, group=self.group)
+        dist.all_gather(list(gathered.chunk(self.group.size())), padded, group=self.group)
         return gathered[: self.shape[0]]
 
     def rows(self, whole: Tensor, n: int) -> Tensor:
@@ -358,6 +358,8 @@ def shard(model: nn.Module, world: World, over: int, device: torch.device, dtype
         (world.size // over, over) if hybrid else (over,),
         mesh_dim_names=("replicate", "shard") if hybrid else ("shard",),
     )
+    # it warns of matrices whose outputs are views; nothing here changes those in place
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
     groups: list[Any] = [model]
     for block in model.h:  # type: ignore[union-attr]
         matrices: list[nn.Module] = [module for module in block.modules() if isinstance(module, nn.Linear)]
@@ -371,11 +373,15 @@ def shard(model: nn.Module, world: World, over: int, device: torch.device, dtype
 
 def make_scaler(device: torch.device, enabled: bool, sharded: bool) -> Any:
     """Loss scaling; where gradients are spread, a step that one process cannot take is taken by none."""
-    if sharded and enabled:
-        from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
+    return (_SpreadScaler if sharded else torch.amp.GradScaler)(device.type, enabled=enabled)
 
-        return ShardedGradScaler(device.type)
-    return torch.amp.GradScaler(device.type, enabled=enabled)
+
+class _SpreadScaler(torch.amp.GradScaler):
+    def _unscale_grads_(self, *arguments: Any, **named: Any) -> dict[torch.device, Tensor]:
+        found = super()._unscale_grads_(*arguments, **named)
+        for value in found.values():  # 1 where a gradient is not finite
+            dist.all_reduce(value, dist.ReduceOp.MAX)
+        return found
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from gptlab.config import Recipe, UserError
 from gptlab.rundir import RunError, open_study, run_name
 
 if TYPE_CHECKING:
-    from gptlab.training.loop import Result
+    from gptlab.training.result import Result
 
 RUNNER = "GPTLAB_STUDY_RUNNER"  # environment variable: the process id of the runner that started this worker
 LOCK_SECONDS = 600.0  # an orphan of a killed runner ends after its current step and a checkpoint

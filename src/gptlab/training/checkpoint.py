@@ -45,6 +45,10 @@ def list_checkpoints(run: RunDir) -> list[Path]:
     return sorted(path for path in run.checkpoints.glob("step-*") if (path / "manifest.json").is_file())
 
 
+def checkpoint_step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
 def verify(path: Path) -> None:
     """Raise RunError where a file of a checkpoint is missing or is not the one that was written."""
     try:
@@ -71,7 +75,7 @@ def find_checkpoint(run: RunDir, which: str = "last") -> Path:
     elif which == "best":
         path = best_checkpoint(found) or found[-1]
     else:
-        steps = {int(p.name.removeprefix("step-")): p for p in found}
+        steps = {checkpoint_step(p): p for p in found}
         if not which.isdigit() or int(which) not in steps:
             raise RunError(f"{run.path} has no checkpoint {which}: last, best or one of {', '.join(map(str, steps))}")
         path = steps[int(which)]

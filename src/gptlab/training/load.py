@@ -21,7 +21,7 @@ from gptlab.precision.regimes import Regime, apply_regime, enter_regime, make_re
 from gptlab.rundir import RunDir, RunError
 from gptlab.tasks.classify import Classification, open_labeled
 from gptlab.tasks.lm import NOT_DRAWN, continuations, document_numbers, open_datasets
-from gptlab.training.checkpoint import Saved, find_checkpoint
+from gptlab.training.checkpoint import Saved, checkpoint_step, find_checkpoint
 from gptlab.training.setup import largest_micro_batch, pick_device, start_from
 
 
@@ -81,7 +81,7 @@ def load_run(path: str | Path, checkpoint: str = "last", device: str = "auto") -
     else:
         model = build_model(recipe.model, where, fill=fill, lay_out=lambda m: apply_regime(m, regime))
     tokenizer = load_tokenizer(run.tokenizer_file)
-    return Run(Path(path), recipe, model.eval(), tokenizer, int(chosen.name.removeprefix("step-")))
+    return Run(Path(path), recipe, model.eval(), tokenizer, checkpoint_step(chosen))
 
 
 def evaluate_run(run: Run, on: Sequence[str], overrides: dict[str, Any], tasks: Sequence[str] = ()) -> dict[str, float]:

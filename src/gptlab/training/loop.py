@@ -6,20 +6,14 @@ follow from the recipe and s, so a run that was killed and goes on from a checkp
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
 import os
-import re
 import resource
 import statistics
-import sys
 import time
-from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from gptlab.config import Recipe, UserError
@@ -35,76 +29,11 @@ from gptlab.training.checkpoint import Checkpoints
 from gptlab.training.guard import Divergence, Guard
 from gptlab.training.logs import Logs
 from gptlab.training.pruning import make_pruner, mask_facts, spike_gradients
+from gptlab.training.result import Result, halve_micro_batch, result_of, say_end
 from gptlab.training.setup import environment, pick_device, resolve, summary
 from gptlab.training.signals import StopSignal
 from gptlab.training.throughput import Energy, Stopwatch, peak_flops, peak_memory_gb, percentile
 from gptlab.training.watched import Watched, clip_gradients
-
-
-@dataclass
-class Result:
-    """How a run ended; result.json holds the same, without what does not apply."""
-
-    status: str
-    """completed, diverged, out_of_memory, interrupted, failed or not_applicable."""
-    steps: int = 0
-    tokens: int | None = None
-    samples: int | None = None
-    final_train_loss: float | None = None
-    final_val_loss: float | None = None
-    val_perplexity: float | None = None
-    val_bits_per_byte: float | None = None
-    final_train_eval_loss: float | None = None
-    """The loss over as many tokens of the training split, where eval.train asks for it."""
-    tokens_per_second: float | None = None
-    """In the steady state: a step over its median time. The process's first ten steps (compilation, warm-up) are left
-    out, evaluations and checkpoints too."""
-    samples_per_second: float | None = None
-    """The same in documents, for task = classify."""
-    time_per_iter_ms: float | None = None
-    """Median over the steady state."""
-    time_per_iter_p95_ms: float | None = None
-    timed_steps: int | None = None
-    """Steps that the times are of."""
-    peak_memory_gb: float | None = None
-    peak_memory_reserved_gb: float | None = None
-    """What PyTorch took from the GPU, with what it did not use."""
-    wall_seconds: float | None = None
-    cpu_seconds: float | None = None
-    energy_joules: float | None = None
-    cost: float | None = None
-    sparsity: float | None = None
-    """Share of the prunable weights that is zero."""
-    mask_bytes: int | None = None
-    """What the masks take, one bit a weight."""
-    mask_overhead_percent: float | None = None
-    """Share of the steps' time that went into masks."""
-    skipped_steps: int | None = None
-    """Updates left out because their float16 gradients overflowed."""
-    largest_logit: float | None = None
-    """The largest |logit| of any training step."""
-    scores: dict[str, float] = field(default_factory=dict)
-    """A classifier's scores at the end; result.json has them beside the rest."""
-    failed_at_step: int | None = None
-    failure: str | None = None
-    """Kind of divergence: non_finite, spike or collapse."""
-    failed_tensor: str | None = None
-    """The first tensor concerned."""
-    memory_asked_gb: float | None = None
-    """Where memory ran out: what the last tensor would have taken, and what the device had free and in all."""
-    memory_free_gb: float | None = None
-    memory_total_gb: float | None = None
-    reason: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        plain = {key: value for key, value in asdict(self).items() if value is not None and key != "scores"}
-        return {**plain, **self.scores}
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Result:
-        known = {f.name for f in fields(cls)}
-        scores = {key: value for key, value in content.items() if key not in known}
-        return cls(**{key: value for key, value in content.items() if key in known}, scores=scores)
 
 
 def train(
@@ -134,21 +63,23 @@ def train(
     with joined(recipe.distributed.strategy, device) as world:
         run.writes = world.first
         with run.lock(), StopSignal(run.path if world.first else None) as stop:
-            try:
-                result = _train(recipe, run, datasets, device, world, stop, quiet)
-            except NotApplicable as error:
-                result = Result("not_applicable", reason=str(error))
-            except (KeyboardInterrupt, UserError):
-                raise
-            except Exception as error:
-                memory = ran_out_of_memory(error)
-                result = out_of_memory(str(error), device) if memory else failed(error, world)
-                if world.size > 1:  # the others wait for this process: whoever started them all ends them
-                    ends(result, run, world, lost_another(error))
+            while True:
+                try:
+                    result = _train(recipe, run, datasets, device, world, stop, quiet)
+                except NotApplicable as error:
+                    result = Result("not_applicable", reason=str(error))
+                except (KeyboardInterrupt, UserError):
                     raise
-                if not memory:
-                    run.write_json("result.json", result.to_json())
-                    raise
+                except Exception as error:
+                    result = result_of(error, run, device, world)
+                    if world.size > 1:  # the others wait for this process: whoever started them all ends them
+                        say_end(result, run, world, lost_another(error))
+                        raise
+                    if result.status == "failed":
+                        run.write_json("result.json", result.to_json())
+                        raise
+                if not (result.status == "out_of_memory" and halve_micro_batch(recipe, run, quiet)):
+                    break
             if not run.exists():
                 run.write_recipe(resolve(recipe, run, datasets, device, world)[0])
             if result.to_json() != run.read_json("result.json"):
@@ -381,48 +312,3 @@ def due(step: int, every: int) -> bool:
 def _cpu_seconds() -> float:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
-
-
-def ran_out_of_memory(error: Exception) -> bool:
-    """On a CPU PyTorch raises a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
-
-
-def failed(error: Exception, world: World) -> Result:
-    says = f"{type(error).__name__}: {error}"
-    if world.size > 1:
-        what = "lost another one" if lost_another(error) else "failed"
-        says = f"process {world.rank} of {world.size} {what}: {says}"
-    return Result("failed", reason=says)
-
-
-LINGER = 5  # seconds
-
-
-def ends(result: Result, run: RunDir, world: World, follows: bool) -> None:
-    """Say why this process of several ends; the first one that does writes result.json.
-
-    Args:
-        follows: another one has ended: whoever started them all is to see that one first, and not this.
-    """
-    print(f"process {world.rank} of {world.size} ends: {result.reason}", file=sys.stderr, flush=True)
-    if follows:
-        time.sleep(LINGER)
-    with contextlib.suppress(FileExistsError), open(run.path / "result.json", "x", encoding="utf-8") as file:
-        json.dump(result.to_json(), file, indent=2)
-
-
-def out_of_memory(message: str, device: torch.device) -> Result:
-    """What was asked for, which PyTorch's message says, and what there is when the run has let go of nothing yet."""
-    free, total = psutil.virtual_memory().available, psutil.virtual_memory().total
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-    asked = re.search(r"tried to allocate ([\d.]+) (\w+)", message, re.IGNORECASE)
-    unit = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-    return Result(
-        "out_of_memory",
-        memory_asked_gb=float(asked[1]) * unit.get(asked[2], 1) / 1e9 if asked else None,
-        memory_free_gb=free / 1e9,
-        memory_total_gb=total / 1e9,
-        reason=message.splitlines()[0] if message else "out of memory",
-    )
