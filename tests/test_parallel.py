@@ -18,11 +18,14 @@ import torch
 from conftest import WORDS, tiny_recipe
 from processes import free_port, killed, together
 
-from gptlab.config import UserError
+from gptlab.config import UserError, build_recipe
+from gptlab.data.labeled import prepare_labeled
+from gptlab.model.hub import export_hf
 from gptlab.parallel import World
 from gptlab.rundir import RunDir
 from gptlab.tasks.lm import LanguageModelling
 from gptlab.training.checkpoint import find_checkpoint, list_checkpoints
+from gptlab.training.load import load_run
 from gptlab.training.loop import train
 
 STEPS = 50
@@ -117,6 +120,11 @@ def test_several_processes_train_the_run_of_one(dataset: Path, alone: Path, tmp_
         rows = (tmp_path / strategy / "hellaswag_results.jsonl").read_text().splitlines()
         assert len(rows) == 11
         assert RunDir(tmp_path / strategy).read_json("environment.json")["processes"] == n
+    one, other = load_run(alone / "run").model, load_run(tmp_path / "fsdp")  # from the files of n processes
+    for (name, p), q in zip(one.named_parameters(), other.model.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-4, msg=name)
+    export_hf(other.model, other.tokenizer, tmp_path / "hf")
+    assert (tmp_path / "hf/model.safetensors").is_file()
 
 
 MODERN = {
@@ -170,6 +178,37 @@ def test_whatever_is_trained_is_what_one_process_trains(
         except AssertionError as error:
             raise AssertionError(f"{name}, {strategy}: {error}") from None
         assert result.get("sparsity") == one[name].get("sparsity")
+
+
+def classify(n: int, data: str, out: str) -> list[dict[str, Any]]:
+    """A classifier of 16 documents a step in micro-batches of 3, on n processes or alone."""
+    base = {
+        "task": "classify", "model.n_layer": 2, "model.n_head": 2, "model.n_embd": 32, "model.block_size": 64,
+        "model.mlp": "gelu_erf", "data.path": data, "batch.micro_batch": 3, "batch.tokens_per_step": 1024,
+        "optim.lr": 2e-3, "train.max_steps": 8, "train.eval_every": 4, "log.every": 1, "eval.tokens": 2048,
+        "train.device": "cpu",
+    }  # fmt: skip
+    results = []
+    for strategy in ("ddp", "fsdp") if n > 1 else ("ddp",):
+        recipe = build_recipe(base, {"distributed.strategy": strategy})
+        results.append(train(recipe, Path(out) / f"{strategy}{n}", quiet=True).to_json())
+        os.environ["MASTER_PORT"] = str(int(os.environ.get("MASTER_PORT", 0)) + 1)
+    return results
+
+
+@pytest.mark.slow
+def test_a_classifier_too(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    lines = [json.dumps({"text": " ".join(draw.choices(WORDS, k=draw.randint(2, 12)))}) for _ in range(120)]
+    lines = [line[:-1] + f', "labels": {json.dumps(sorted(set(draw.choices("abc", k=2))))}}}' for line in lines]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    data = prepare_labeled(str(tmp_path / "train.jsonl"), out=tmp_path / "data", tokenizer="byte", label_field="labels")
+    [one] = classify(1, str(data), str(tmp_path))
+    results, _ = together(2, classify, 2, str(data), str(tmp_path))
+    for strategy, result in zip(("ddp2", "fsdp2"), results, strict=True):
+        assert_same_curves(tmp_path / "ddp1", tmp_path / strategy)
+        assert result["micro_f1"] == pytest.approx(one["micro_f1"], abs=1e-6)
+        assert result["samples"] == one["samples"] == 128
 
 
 def killed_at(step: int, dataset: str, out: str, changes: dict[str, Any]) -> None:

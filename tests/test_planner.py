@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from processes import together
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -24,6 +25,7 @@ from gptlab.model import loss
 from gptlab.model.encoder import build_encoder
 from gptlab.model.gpt import build_model
 from gptlab.optim.optimizers import make_optimizer, plain_tensors
+from gptlab.parallel import Shards, joined, replicate, sending, shard, with_last
 from gptlab.planner import GB, Device, Shape
 from gptlab.precision.regimes import apply_regime
 from gptlab.sparsity.pruner import Pruner
@@ -219,6 +221,16 @@ def test_activations_are_what_the_allocator_gave_in_a_forward_pass(changes: dict
     assert planner.activations(shape, gpu=False).of(5, 3) == pytest.approx(kept, rel=0.02)
 
 
+@pytest.mark.parametrize("gpu", [False, True], ids=["cpu", "gpu"])
+@pytest.mark.parametrize("changes", few(SHAPES, 4, 6, 9), ids=lambda c: " ".join(map(str, c.values())) or "fp32")
+def test_the_bound_is_above_what_is_kept_and_not_far(changes: dict[str, Any], gpu: bool) -> None:
+    shape = shape_of(small(**changes))
+    kept, bound = planner.activations(shape, gpu), planner.most_activations(shape, gpu)
+    for sequences in (1, 64):
+        for layers in (1, 48):
+            assert kept.of(sequences, layers) <= bound.of(sequences, layers) < 6 * kept.of(sequences, layers)
+
+
 CHUNKED: list[dict[str, Any]] = [
     {},
     {"precision__regime": "amp_bf16"},
@@ -248,7 +260,7 @@ def test_the_peak_is_that_of_a_real_step(changes: dict[str, Any], chunk: int, mo
     peak = stored([*model.parameters(), *model.buffers()]) + stored(kept) + most
     assert isinstance(recipe.batch.micro_batch, int)
     found = planner.memory(recipe, shape_of(recipe), recipe.batch.micro_batch, "cpu")
-    assert found.peak - found.copies == pytest.approx(peak, rel=0.09)
+    assert found.peak == pytest.approx(peak, rel=0.09)
 
 
 def test_a_gpu_keeps_what_was_counted_by_hand() -> None:
@@ -384,14 +396,162 @@ def test_a_run_is_refused_from_15_percent_on_and_a_compiled_one_later() -> None:
     compiled = recipe.replace({"compile.enabled": True})
     assert not planner.plan(compiled, Device("x", "cuda", peak / 1.16)).refused
     assert planner.plan(compiled, Device("x", "cuda", peak / 4)).refused
-    assert planner.plan(recipe, Device("x", "cuda", 2 * peak, host=1e5)).refused  # a checkpoint's copies
 
 
-def test_on_a_cpu_the_copies_of_a_checkpoint_count_too() -> None:
-    found = planner.fits(small(), CPU)
-    assert not found.refused
-    assert found.memory.copies == found.checkpoint == found.memory.weights + found.memory.optimizer
+def test_a_host_needs_pytorch_and_one_tensor_and_no_copies() -> None:
+    recipe = load_recipe("gpt2-124m-fineweb-edu", {"model.preset": "gpt2-xl", "batch.micro_batch": 1})
+    found = planner.plan(recipe, dataclasses.replace(planner.named("H100"), host=4 * GB))
+    assert found.host == 3 * GB + 4 * 50304 * 1600 < 4 * GB
+    assert found.copies == found.checkpoint > 18 * GB and not found.refused
+    short = planner.plan(recipe, dataclasses.replace(planner.named("H100"), host=2.8 * GB))
+    assert short.refused and "needs about 3.3 GB of host memory" in short.sentence and " 2.8: " in short.sentence
+    assert planner.plan(recipe, planner.named("H100"), processes=8).host == found.host  # each
+
+
+def test_fits_asks_for_what_is_free_and_looks_closer_only_where_it_must(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, looks = small(), []
+    exact = planner.activations
+    monkeypatch.setattr(planner, "activations", lambda *a: looks.append(a) or exact(*a))
+
+    def free(size: float) -> None:
+        monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": size})())
+
+    found = planner.fits(recipe, CPU)
+    assert not found.refused and not looks
     assert found.tokens_per_second is None and found.hours is None  # no peak is known
+    peak = planner.memory(recipe, shape_of(recipe), 5, "cpu").peak
+    for size, refused in ((1.2 * peak, False), (0.9 * peak, False), (0.8 * peak, True)):
+        looks.clear()
+        free(size)
+        found = planner.fits(recipe, CPU)
+        assert (found.refused, found.needed_gb) == (refused, peak / GB) and looks
+    free(2 * 1.2 * peak)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # of torchrun: the memory is for two
+    assert planner.fits(recipe.replace({"batch.tokens_per_step": 64 * 20}), CPU, 4).available_gb == 1.2 * peak / GB
+
+
+# -- several processes ---------------------------------------------------------------------------------------------
+
+FSDP = {"distributed__strategy": "fsdp"}
+
+
+def test_processes_share_the_time_and_the_batch_and_not_the_cost() -> None:
+    recipe = load_recipe("gpt2-124m-fineweb-edu", {"model.preset": "gpt2-large", "batch.micro_batch": "auto"})
+    device = planner.named("H100")
+    one, eight = planner.plan(recipe, device, price=2.0), planner.plan(recipe, device, price=2.0, processes=8)
+    assert one.hours and eight.hours and one.tokens_per_second and eight.tokens_per_second
+    assert eight.tokens_per_second == pytest.approx(8 * one.tokens_per_second)
+    assert eight.hours == pytest.approx(one.hours / 8) and eight.device_hours == pytest.approx(one.hours)
+    assert eight.cost == pytest.approx(2 * one.hours) and eight.checkpoint == one.checkpoint
+    assert (one.memory.weights, one.memory.optimizer) == (eight.memory.weights, eight.memory.optimizer)
+    assert eight.largest_micro_batch == one.largest_micro_batch == eight.micro_batch
+    assert eight.micro_batches == -(-64 // eight.micro_batch)  # of 512 sequences
+    machine = recipe.replace({"train.price_per_hour": 16.0})
+    assert planner.plan(machine, device, processes=8).cost == pytest.approx(16 * eight.hours)
+    small_step = recipe.replace({"batch.tokens_per_step": 12 * 1024, "batch.micro_batch": 4})
+    assert planner.plan(small_step, device, processes=8).micro_batch == 2  # its share, and not more
+    study = planner.plan_study(load_study("sizes-smoke", {"data.tokenizer": "byte"}), device, processes=2)
+    assert study.hours and study.device_hours == pytest.approx(2 * study.hours)
+
+
+def test_fsdp_spreads_weights_gradients_and_moments_by_rows() -> None:
+    recipe = small(**FSDP, model__n_embd=60, model__vocab_size=701)  # 701 rows: 176, 176, 176 and 173
+    C, V, M = 60, 701, 240
+    rows = [176 * C, 16 * C]  # embeddings, of 64 positions
+    rows += 3 * [(45 + 15) * (C + 1), M // 4 * (C + 1), 15 * (M + 1), 4 * 15]  # c_attn and c_proj, c_fc, c_proj, norms
+    found = planner.memory(recipe, shape_of(recipe), 1, "cuda", processes=4)
+    assert found.weights == found.gradients == 4 * (sum(rows) + 2 * 15) and found.optimizer == 2 * found.weights
+    block = C * 4 * C + 4 * C + 2 * C * M + C + M
+    rest = V * C + 64 * C + (3 * 4 + 2) * C
+    assert found.gathered == 4 * (rest + 2 * block) + 8 * block
+    hybrid = recipe.replace({"distributed.shard_over": 2})
+    two = planner.memory(hybrid, shape_of(recipe), 1, "cuda", processes=4)
+    assert two == dataclasses.replace(two, **{k: getattr(planner.memory(recipe, shape_of(recipe), 1, "cuda", 2), k)
+                                              for k in ("weights", "gradients", "optimizer", "gathered")})  # fmt: skip
+    alone = planner.memory(recipe, shape_of(recipe), 1, "cuda")
+    assert alone == planner.memory(small(model__n_embd=60, model__vocab_size=701), shape_of(recipe), 1, "cuda")
+
+
+def test_what_does_not_go_with_so_many_processes() -> None:
+    device = planner.named("L4")
+    for changes, processes, says in (
+        ({"distributed__strategy": "none"}, 2, "distributed.strategy = none"),
+        ({**FSDP, "distributed__shard_over": 3}, 4, "distributed.shard_over = 3: does not divide the 4"),
+        ({}, 11, "11 processes cannot share the 10 sequences"),
+        ({}, 0, "--gpus 0: must be at least 1"),
+    ):
+        with pytest.raises(UserError, match=says):
+            planner.plan(small(**changes), device, processes=processes)
+
+
+def test_a_model_that_no_gpu_holds_is_told_of_fsdp() -> None:
+    recipe = load_recipe("gpt2-124m-fineweb-edu", {"model.preset": "gpt2-xl", "batch.micro_batch": 8})
+    found = planner.plan(recipe, planner.named("L4"), processes=8)
+    way = re.search(
+        r"--distributed.strategy fsdp --distributed.shard-over 0 --batch.micro-batch (\d+) fits", found.sentence
+    )
+    assert found.refused and way
+    other = recipe.replace({"distributed.strategy": "fsdp", "batch.micro_batch": int(way[1])})
+    assert not planner.plan(other, planner.named("L4"), processes=8).refused
+
+
+def step_of_several(changes: dict[str, Any]) -> tuple[float, float]:
+    """Planned and measured peak of a process: what it holds between updates, and what its allocator gave in one."""
+    recipe = small(**changes)
+    shape, sharded = shape_of(recipe), recipe.distributed.strategy == "fsdp"
+    with joined(recipe.distributed.strategy, CPU) as world:
+
+        def lay_out(model: Any) -> None:
+            apply_regime(model, shape.regime)
+            if sharded:
+                shard(model, world, 0, CPU, shape.regime.gathered)
+
+        model = build_model(recipe.model, lay_out=lay_out)
+        model.activation_checkpointing = recipe.train.activation_checkpointing
+        weights = Shards(model) if sharded else model
+        net = model if sharded else replicate(model)
+        optimizer = make_optimizer(weights, recipe.optim)
+
+        def update() -> None:
+            for batch, last in with_last(batches(recipe)[: recipe.sequences_per_step // 5 // world.size]):
+                with sending(net, last):
+                    with shape.regime.context(CPU):
+                        out = net(*batch)
+                    out.train.backward()
+                    del out
+            if sharded:
+                weights.take_gradients()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=sharded)
+
+        update()
+        update()
+        here = [
+            *weights.parameters(),
+            *(t for state in optimizer.state.values() for t in plain_tensors(state).values()),
+        ]
+        buckets = [] if sharded else [p.grad for p in model.parameters()]
+        most, _, _ = allocated(update)
+        return planner.memory(recipe, shape, 5, "cpu", world.size).peak, stored([*here, *buckets]) + most
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"precision__regime": "amp_bf16"},
+        FSDP,
+        {**FSDP, "precision__regime": "amp_bf16"},
+        {**FSDP, "precision__regime": "amp_bf16", "train__activation_checkpointing": True},
+    ],
+    ids=lambda c: " ".join(map(str, c.values())) or "ddp",
+)
+def test_the_peak_of_one_of_two_processes_is_that_of_a_real_step(changes: dict[str, Any]) -> None:
+    shape = {"model__n_layer": 5, "model__n_embd": 128, "model__vocab_size": 2000, "batch__tokens_per_step": 64 * 20}
+    for planned, measured in together(2, step_of_several, {**shape, **changes}):
+        # over gloo, tensors that its threads let go of stay in the profiler's count
+        assert planned == pytest.approx(measured, rel=0.1)
 
 
 @pytest.mark.parametrize(("tokenizer", "ids"), [("gpt2", 50257), ("byte", 257), ("bpe-2048", 2048)])

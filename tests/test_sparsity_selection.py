@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -86,8 +87,17 @@ def test_packing(n: int) -> None:
     assert packed.dtype is torch.uint8 and packed.nbytes == math.ceil(n / 8)
     assert np.array_equal(packed.numpy(), np.packbits(mask.numpy(), bitorder="little"))
     assert torch.equal(unpack(packed, (n,)), mask)
-    if n % 2 == 0:
-        assert torch.equal(unpack(pack(mask.view(2, -1)), (2, n // 2)), mask.view(2, -1))
+
+
+def test_packed_rows_are_rows_of_the_packed() -> None:
+    for rows, cols in itertools.product((0, 1, 5), (1, 7, 8, 12, 24, 31)):
+        mask = torch.rand(rows, cols, generator=torch.Generator().manual_seed(rows)) < 0.5
+        packed = pack(mask)
+        assert np.array_equal(packed.numpy(), np.packbits(mask.numpy(), axis=1, bitorder="little"))
+        assert torch.equal(unpack(packed, mask.shape), mask) and unpack(packed, mask.shape).is_contiguous()
+        assert torch.equal(pack(mask[1:3]), packed[1:3]) and torch.equal(unpack(packed[1:], mask[1:].shape), mask[1:])
+        if cols % 8 == 0:
+            assert torch.equal(packed.flatten(), pack(mask.flatten()))
 
 
 # -- selection
