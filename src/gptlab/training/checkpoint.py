@@ -398,9 +398,11 @@ class Checkpoints:
         except Exception as failure:
             error = f"process {self.world.rank} could not write its part of a checkpoint: {failure}"
         everyone: list[Any] = [None] * self.world.size
-        dist.all_gather_object(everyone, (digests, pieces, error), group=self.group)
-        if errors := [error for *_, error in everyone if error]:
-            raise RunError("; ".join(errors))
+        dist.gather_object((digests, pieces, error), everyone if self.world.first else None, dst=0, group=self.group)
+        errors = [[error for *_, error in everyone if error]] if self.world.first else [[]]
+        dist.broadcast_object_list(errors, src=0, group=self.group)
+        if errors[0]:
+            raise RunError("; ".join(errors[0]))
         if self.world.first:
             index: dict[str, Any] = {kind: {} for kind in tensors}
             for _, theirs, _ in everyone:
@@ -408,7 +410,8 @@ class Checkpoints:
                     entry = index[kind].setdefault(name, {"shape": list(shape), "pieces": []})
                     entry["pieces"].append([file, start, rows])
             (folder / "index.json").write_text(json.dumps(index))
-        return {file: digest for theirs, *_ in everyone for file, digest in theirs.items()}
+            digests = {file: digest for theirs, *_ in everyone for file, digest in theirs.items()}
+        return digests
 
     def _prune(self) -> None:
         found = list_checkpoints(self.run)

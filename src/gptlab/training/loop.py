@@ -113,7 +113,8 @@ def _train(
     pruner = make_pruner(weights, optimizer, recipe)
     scaler = make_scaler(device, regime.loss_scaling, sharded)
     checkpoints = Checkpoints(run, recipe.checkpoint.keep_last, recipe.checkpoint.keep_best, world, sharded)
-    guard, lost = Guard(task.constant_loss(), recipe.schedule.warmup_steps), LostUpdates(weights)
+    constant = world.from_first(task.constant_loss() if world.first else None)
+    guard, lost = Guard(constant, recipe.schedule.warmup_steps), LostUpdates(weights)
     watched = Watched(weights, regime.weights is not torch.float32, world)
     # SPAM clips by itself, when it has looked at the norm
     max_norm = math.inf if recipe.optim.name == "adamw-spam" else recipe.optim.grad_clip or math.inf
@@ -133,7 +134,8 @@ def _train(
     step, measured, saved_step = state["step"], state["measured"], state["step"] if restored else -1
     run.write_recipe(recipe)
     run.write_json("tokenizer.json", tokenizer_of(datasets).spec())
-    run.write_json("environment.json", environment(recipe, datasets, model, optimizer, device, world))
+    if world.first:
+        run.write_json("environment.json", environment(recipe, datasets, model, optimizer, device, world))
     run.cut_metrics(step if restored else -1)
     run.remove("result.json")  # no result: it is running, or was killed
     if recipe.compile.enabled:
@@ -211,6 +213,9 @@ def _train(
                     if scores:
                         logs.evaluation({"step": step, unit: step * per_step, **scores})
                     measured, val_loss = [*measured, *what], scores.get("val_loss", val_loss)
+                    if val_loss is not None and not math.isfinite(val_loss):
+                        diverged = Divergence(step, "non_finite", f"the held-out loss is {val_loss} at step {step}")
+                        break
             if saves:
                 progress = {
                     "step": step, "scaler": scaler.state_dict(), "measured": measured, "val_loss": val_loss,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 
 from gptlab.config import Recipe
+from gptlab.parallel import Weights
 from gptlab.rundir import RunDir
 from gptlab.sparsity.pruner import Pruner
 
@@ -15,7 +15,7 @@ from gptlab.sparsity.pruner import Pruner
 ELEMENTWISE = ("adamw", "adamw-spam", "adamw-prune", "sgd")
 
 
-def make_pruner(model: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe) -> Pruner | None:
+def make_pruner(model: Weights, optimizer: torch.optim.Optimizer, recipe: Recipe) -> Pruner | None:
     """The pruner of a recipe with schedule.decay_steps resolved, or None where nothing is pruned."""
     if recipe.sparsity.method == "none":
         return None
@@ -29,7 +29,7 @@ def mask_facts(pruner: Pruner, run: RunDir, step: int, share: float) -> dict[str
     Args:
         share: of the step time that went into masks, since the last line.
     """
-    sparsity = pruner.sparsity()
+    sparsity = pruner.sparsity()  # counts, with all processes; what follows needs no other
     if run.read_json("sparsity.json").get("changed_at") != pruner.changed_at:
         facts: dict[str, Any] = {"step": step, "sparsity": sparsity, "mask_bytes": pruner.mask_bytes()}
         facts |= {"changed_at": pruner.changed_at, "changes": pruner.changes, "by_matrix": pruner.by_layer()}
@@ -38,6 +38,6 @@ def mask_facts(pruner: Pruner, run: RunDir, step: int, share: float) -> dict[str
 
 
 @torch.no_grad()
-def spike_gradients(model: nn.Module, factor: float) -> None:
+def spike_gradients(model: Weights, factor: float) -> None:
     """A gradient spike, as the `spikes` study injects it: every gradient times one number."""
     torch._foreach_mul_([p.grad for p in model.parameters() if p.grad is not None], factor)
