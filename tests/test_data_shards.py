@@ -274,3 +274,18 @@ def test_build_nanogpt_and_llmc_folders(tmp_path: Path) -> None:
     np.save(tmp_path / "npy" / "edufineweb_train_000003.npy", np.zeros(4, np.float32))
     with pytest.raises(DataError, match="holds float32 of shape"):
         Dataset(tmp_path / "npy")
+
+
+def test_without_a_look_the_manifest_is_taken_at_its_word(tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("to be or not to be " * 200)
+    for form in ("llmc", "nanogpt", "npy"):
+        folder = prepare("text", source=tmp_path / "in.txt", out=tmp_path / form, tokenizer="byte", format=form)
+        looked, trusted = Dataset(folder), Dataset(folder, look=False)
+        assert trusted.shards == looked.shards
+        np.testing.assert_array_equal(
+            trusted.train.gather(np.array([0, 5]), 9), looked.train.gather(np.array([0, 5]), 9)
+        )
+        looked.shards[0].path.unlink()
+        with pytest.raises(DataError, match="is missing"):
+            Dataset(folder)
+        assert len(Dataset(folder, look=False).train)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from gptlab.config import load_recipe as load_recipe
     from gptlab.config import load_study as load_study
     from gptlab.training.load import load_run as load_run
-    from gptlab.training.result import Result as Result
     from gptlab.training.loop import train as train
+    from gptlab.training.result import Result as Result
 
 # Importing torch takes over a second: names are loaded when they are first asked for.
 _HOMES = {

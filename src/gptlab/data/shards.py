@@ -298,6 +298,11 @@ class Dataset:
 
     Opening looks at headers and sizes only, so it is quick for any size.
 
+    Args:
+        path: the folder.
+        look: at each shard's header; without, gptlab's manifest is taken at its word, as the other processes of a run
+            do when the first one looks.
+
     Attributes:
         path: the folder.
         manifest: what manifest.json says; for other people's folders, the same fields as far as they are known.
@@ -311,13 +316,13 @@ class Dataset:
     train: Tokens
     val: Tokens
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, look: bool = True) -> None:
         self.path = Path(path)
         if not self.path.is_dir():
             raise DataError(f"no prepared dataset at {self.path}: make one with `gptlab prepare`")
         if (self.path / "manifest.json").is_file():
             self.manifest = read_manifest(self.path)
-            splits = {split: list(self._listed_shards(split)) for split in ("train", "val")}
+            splits = {split: list(self._listed_shards(split, look)) for split in ("train", "val")}
         else:
             splits = self._foreign_shards()
             self.manifest = _foreign_manifest(splits)
@@ -329,8 +334,13 @@ class Dataset:
     def shards(self) -> list[Shard]:
         return self.train.shards + self.val.shards
 
-    def _listed_shards(self, split: str) -> Iterator[Shard]:
+    def _listed_shards(self, split: str, look: bool) -> Iterator[Shard]:
         for entry in self.manifest["splits"][split]["shards"]:
+            if not look:
+                form, dtype = self.manifest["format"], np.dtype(self.manifest["dtype"])
+                file, offset = self.path / entry["file"], len(shard_header(form, dtype, entry["tokens"]))
+                yield Shard(file, form, dtype, offset, entry["tokens"], entry["max_token"], entry["sha256"])
+                continue
             shard = read_shard(self.path / entry["file"], self.manifest["format"])
             if shard.tokens != entry["tokens"]:
                 fault = "is truncated" if shard.tokens < entry["tokens"] else "is another file"

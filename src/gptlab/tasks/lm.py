@@ -18,7 +18,7 @@ from gptlab.evals.heldout import heldout_loss, scores
 from gptlab.evals.hellaswag import Encoded, evaluate_hellaswag, open_hellaswag, write_results
 from gptlab.model.generate import generate
 from gptlab.model.gpt import GPT, address, build_model
-from gptlab.parallel import ALONE, World, shard
+from gptlab.parallel import ALONE, World, environment, shard
 from gptlab.precision.regimes import Regime, apply_regime
 
 NOT_DRAWN = {"prompt", "every", "number"}  # settings of `sample` that are not about how an id is drawn
@@ -39,7 +39,8 @@ def open_datasets(recipe: Recipe) -> list[Dataset]:
                 f"no prepared dataset at {folder}: `gptlab prepare {recipe.data.corpus} --tokenizer "
                 f"{recipe.data.tokenizer} --out {folder}` makes it, --data.path names another"
             )
-    datasets = [Dataset(folder) for folder in folders]
+    look = environment().first  # at every shard: once is enough, and 1,000 processes are not kind to a file system
+    datasets = [Dataset(folder, look) for folder in folders]
     for dataset in datasets[1:]:
         if dataset.tokenizer.spec() != datasets[0].tokenizer.spec():
             raise DataError(
