@@ -101,7 +101,7 @@ def main() -> None:
                 })  # fmt: skip
                 shape = planner.Shape(recipe.model, recipe.precision, 0)
                 found = planner.memory(recipe, shape, micro_batch, kind)
-                said = found.peak - found.copies
+                said = found.peak
                 name = f"| {preset} | {regime} | {micro_batch} | {said / 1e9:.3f} "
                 if found.least > planner.at_hand(device).available:
                     print(f"{name}| does not fit | | |")

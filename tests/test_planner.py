@@ -463,7 +463,7 @@ def test_fsdp_spreads_weights_gradients_and_moments_by_rows() -> None:
     assert found.weights == found.gradients == 4 * (sum(rows) + 2 * 15) and found.optimizer == 2 * found.weights
     block = C * 4 * C + 4 * C + 2 * C * M + C + M
     rest = V * C + 64 * C + (3 * 4 + 2) * C
-    assert found.gathered == 4 * (rest + 2 * block) + 8 * block
+    assert found.gathered == 4 * (rest + 2 * block) + 8 * block + 4 * (rest + 3 * block)  # and whole gradients
     hybrid = recipe.replace({"distributed.shard_over": 2})
     two = planner.memory(hybrid, shape_of(recipe), 1, "cuda", processes=4)
     assert two == dataclasses.replace(two, **{k: getattr(planner.memory(recipe, shape_of(recipe), 1, "cuda", 2), k)

@@ -29,7 +29,7 @@ _HOMES = {
     "load_recipe": "gptlab.config",
     "load_study": "gptlab.config",
     "train": "gptlab.training.loop",
-    "Result": "gptlab.training.loop",
+    "Result": "gptlab.training.result",
     "load_run": "gptlab.training.load",
 }
 

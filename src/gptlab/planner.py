@@ -8,6 +8,7 @@ temporaries are counted as `model.loss` makes them, a chunk of tokens at a time.
     'needs about 29.5 GB of the 79.0 GB that a run can have of H100'
 
 All is of an eager run: a compiled one keeps fewer activations, and how many fewer is known when it is compiled.
+Under DDP and FSDP it is what one process of several has.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -102,7 +104,7 @@ class Device:
     gpu: Gpu | None = None
     """Its peaks, where they are known."""
     host: float = math.inf
-    """Bytes of host memory that a run on a GPU can have, where they are known."""
+    """Bytes of host memory that a process of a run on a GPU can have, PyTorch's own included, where they are known."""
 
 
 def named(name: str) -> Device:
@@ -115,14 +117,20 @@ def named(name: str) -> Device:
     return Device(key, "cuda", GPUS[key].memory - CONTEXT, GPUS[key])
 
 
-def at_hand(device: torch.device) -> Device:
-    """A device of this machine, with what is free of its memory now."""
+def at_hand(device: torch.device, processes: int = 1) -> Device:
+    """A device of this machine, with what is free of its memory now.
+
+    Args:
+        device: of this process.
+        processes: of the run. Those of this machine, which torchrun has counted, share its host memory.
+    """
+    free = psutil.virtual_memory().available / int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     if device.type != "cuda":
-        return Device(f"this machine ({device.type})", "cpu", psutil.virtual_memory().available)
+        return Device(f"this machine ({device.type})", "cpu", free)
     name = torch.cuda.get_device_name(device)
     gpu = next((gpu for gpu in GPUS.values() if re.search(gpu.reported, name)), None)
-    ours = torch.cuda.memory_reserved(device)
-    return Device(name, "cuda", torch.cuda.mem_get_info(device)[0] + ours, gpu, psutil.virtual_memory().available)
+    ours, here = torch.cuda.memory_reserved(device), psutil.Process().memory_info().rss
+    return Device(name, "cuda", torch.cuda.mem_get_info(device)[0] + ours, gpu, free + here)
 
 
 def peak_flops(gpu: Gpu | None, precision: Precision) -> float | None:
@@ -163,6 +171,15 @@ class Shape:
         with torch.device("meta"):
             model = Encoder(config, self.n_labels) if self.n_labels else GPT(config)
             apply_regime(model, self.regime)
+        return model
+
+    def lay_out_rows(self, over: int) -> GPT | Encoder:
+        """The model with the rows that the first of `over` processes holds of each parameter under FSDP."""
+        model = self.lay_out()
+        for module in model.modules():
+            for name, p in module._parameters.items():
+                if p is not None:
+                    module._parameters[name] = nn.Parameter(p.detach()[: math.ceil(len(p) / over)])
         return model
 
 
@@ -328,6 +345,23 @@ def activations(shape: Shape, gpu: bool) -> Activations:
     return Activations(found[1, 2] - 2 * a_sequence - a_layer - 2 * both, a_sequence, a_layer, both)
 
 
+def most_activations(shape: Shape, gpu: bool) -> Activations:
+    """A bound on `activations` from the widths alone, some 1.5 to 3 times as much, for a question asked in a hurry.
+
+    All is taken as float32: 20 numbers a channel and 5 a hidden unit of the MLP for every token, and what attention
+    with dropout keeps of its scores on a CPU.
+    """
+    m, T = shape.model, shape.model.block_size
+    matrices = 4 * m.n_embd**2 + 3 * m.n_embd * m.mlp_hidden
+    scores = 4 * m.n_head * T * T if m.dropout and not gpu else 0
+    return Activations(
+        fixed=4 * m.n_embd * shape.n_labels,
+        a_sequence=4 * (T * (6 * m.n_embd + 4) + T * T + 8 * shape.n_labels),
+        a_layer=4 * matrices,
+        a_layer_and_sequence=4 * (T * (20 * m.n_embd + 5 * m.mlp_hidden) + T * T + scores),
+    )
+
+
 # -- memory by kind -------------------------------------------------------------------------------------------------
 
 
@@ -430,30 +464,81 @@ class Memory:
     masks: float
     activations: float
     head: float
-    copies: float
-    """What a checkpoint is written from while training goes on; it is in host memory, which is a CPU run's own."""
+    gathered: float
+    """Under FSDP: other processes' weights for a while, and whole gradients until they are sent."""
     peak: float
     moment: str
-    """When that is: in the loss, in the backward pass, at its end, or in the optimizer's step."""
+    """When that is: in the loss, in the backward pass, at its end, in the optimizer's step or in an evaluation."""
     least: float
     """What the run needs in any case: the peak, or for a compiled run the peak with what no compiler leaves out."""
 
 
-def memory(recipe: Recipe, shape: Shape, sequences: int, kind: str) -> Memory:
-    """Memory of a run with `sequences` in a micro-batch, on a "cpu" or on a GPU ("cuda").
+def spread_over(recipe: Recipe, processes: int) -> int:
+    """Processes that share one copy of the weights; 1 is a copy for each.
 
-    Gradients are there while the loss is taken from the second micro-batch of a step on; with one, they come as
-    activations go.
+    Raises:
+        UserError: distributed.strategy and distributed.shard_over do not go with so many processes.
+    """
+    distributed = recipe.distributed
+    if processes > 1 and distributed.strategy == "none":
+        raise UserError(f"distributed.strategy = none: is for one process, and these are {processes}; ddp or fsdp")
+    if distributed.strategy != "fsdp":
+        return 1
+    over = min(distributed.shard_over, processes) or processes
+    if processes % over:
+        raise UserError(f"distributed.shard_over = {over}: does not divide the {processes} processes")
+    return over
+
+
+def share_of_step(recipe: Recipe, processes: int) -> int:
+    """Sequences of a step that one process has, the most of them."""
+    if recipe.sequences_per_step < processes:
+        raise UserError(
+            f"{processes} processes cannot share the {recipe.sequences_per_step} sequences of a step: "
+            f"batch.tokens_per_step must be more, or the processes fewer"
+        )
+    return math.ceil(recipe.sequences_per_step / processes)
+
+
+def bytes_of(tensors: Iterable[Tensor]) -> float:
+    return float(sum(t.numel() * size(t.dtype) for t in tensors))
+
+
+def memory(
+    recipe: Recipe, shape: Shape, sequences: int, kind: str, processes: int = 1, saved: Activations | None = None
+) -> Memory:
+    """Memory of a process of a run with `sequences` in a micro-batch, on a "cpu" or on a GPU ("cuda").
+
+    Gradients are there while the loss is taken from the second micro-batch of a step on, under FSDP whole ones; with
+    one micro-batch they come as activations go, save under DDP, which has a place for them from the start.
+
+    Args:
+        saved: default `activations` of the shape.
     """
     model, gpu = _laid_out(shape), kind == "cuda"
-    weights = float(sum(t.numel() * size(t.dtype) for t in (*model.parameters(), *model.buffers())))
-    gradients = float(sum(p.numel() * size(p.dtype) for p in model.parameters()))
-    kept, temporary = optimizer_bytes(model, recipe, gpu)
-    masks = mask_bytes(model, recipe)
-    layers, saved = shape.model.n_layer, activations(shape, gpu)
+    over = spread_over(recipe, processes)
+    rows = _laid_out(shape, over)
+    weights = bytes_of(rows.parameters()) + bytes_of(rows.buffers())
+    gradients = bytes_of(rows.parameters())
+    kept, temporary = optimizer_bytes(rows, recipe, gpu)
+    masks = mask_bytes(rows, recipe)
+    saved, layers = saved or activations(shape, gpu), shape.model.n_layer
     regime, config = shape.regime, shape.model
-    stream = size(regime.weights if regime.autocast is None else FP32)
+    stream, width = size(regime.weights if regime.autocast is None else FP32), size(regime.autocast or regime.weights)
     tokens = sequences * config.block_size
+    gathered = reduced = root = 0.0
+    if over > 1:
+        # the root's weights from the first layer to the last; of the blocks' matrices those that are used and those
+        # that come next; a block's gradients, and the float32 that they are summed in
+        block = sum(p.numel() for m in model.h[0].modules() if isinstance(m, nn.Linear) for p in m.parameters())
+        rest = model.parameter_count() - layers * block
+        low = size(regime.gathered or regime.weights)
+        gathered, reduced = rest * size(regime.weights) + 2 * block * low, block * (low + 4.0)
+        root = rest * (size(regime.weights) + 4.0)
+        if regime.gathered:  # in the dtype that autocast would cast them to
+            saved = dataclasses.replace(saved, a_layer=0)
+        if recipe.optim.name == "muon":
+            temporary = optimizer_bytes(model, recipe, gpu)[1]  # of whole matrices
     work = casts = 0.0  # of one layer that is computed again; of weights, which autocast keeps while it is on
     if recipe.train.activation_checkpointing:
         a = saved.of(sequences, 0) + layers * tokens * config.n_embd * stream  # the input of each layer
@@ -462,26 +547,29 @@ def memory(recipe: Recipe, shape: Shape, sequences: int, kind: str) -> Memory:
         work, casts = saved.layer(sequences), layers * saved.a_layer
     else:
         a = saved.of(sequences, layers)
-    head = embedding = 0.0
+    head = 0.0
     if isinstance(model, GPT):
         head = head_bytes(shape, model, sequences, kind)
         V, C = model.head_weight.shape
         work += 4 * V * C  # the gradient of its weight, which waits for the embedding's where they are one
     # gradients of a block's stream and of its branch, and inside the MLP one more than the activations that it frees
-    width = size(regime.autocast or regime.weights)
     work += tokens * (2 * stream * config.n_embd + width * config.mlp_hidden)
     wte = model.wte.weight
     embedding = wte.numel() * size(wte.dtype)  # its gradient is made dense before it is added
-    copies = 0.0 if gpu else weights + kept + masks
-    before = weights + kept + masks + copies
-    accumulates = sequences < recipe.sequences_per_step
-    held = gradients if accumulates else 0.0
+    before = weights + kept + masks
+    accumulates, copied = sequences < share_of_step(recipe, processes), processes > 1 and over == 1  # copied: DDP
+    held = gradients if accumulates or copied else 0.0
+    if over > 1 and accumulates:  # they are sent with those of the last micro-batch, and wait whole, in float32
+        held = 4.0 * model.parameter_count()
+    last = root if over > 1 else embedding * (2 if config.tied and held else 1)
     moments = {
-        "in the loss": before + held + a + casts + head,
-        "in the backward pass": before + held + a + work,
-        "at the end of the backward pass": before + gradients + embedding * (2 if config.tied and accumulates else 1),
+        "in the loss": before + gathered + held + a + casts + head,
+        "in the backward pass": before + gathered + reduced + held + a + work,
+        "at the end of the backward pass": before + gathered + gradients + last,
         "in the optimizer's step": before + gradients + temporary,
     }
+    if over > 1:  # a whole model is made for it
+        moments["in an evaluation"] = before + bytes_of(model.parameters()) + saved.layer(sequences) + head
     moment = max(moments, key=lambda name: moments[name])
     peak = least = moments[moment]
     if compiles(recipe, kind):
@@ -489,8 +577,9 @@ def memory(recipe: Recipe, shape: Shape, sequences: int, kind: str) -> Memory:
         # projection, the MLP's hidden and its output. All else may be.
         matrices = 2 if config.mlp == "swiglu" else 1
         floor = layers * tokens * width * (6 * config.n_embd + matrices * config.mlp_hidden)
-        least = max(before + held + min(a, floor), before + gradients)
-    return Memory(weights, gradients, kept, masks, a, head, copies, peak, moment, least)
+        least = max(before + gathered + held + min(a, floor), before + gradients)
+    gathered += reduced + (held if over > 1 else 0.0)
+    return Memory(weights, gradients, kept, masks, a, head, gathered, peak, moment, least)
 
 
 def compiles(recipe: Recipe, kind: str) -> bool:
@@ -498,19 +587,31 @@ def compiles(recipe: Recipe, kind: str) -> bool:
 
 
 @functools.lru_cache(maxsize=64)
-def _laid_out(shape: Shape) -> GPT | Encoder:
-    return shape.lay_out()
+def _laid_out(shape: Shape, over: int = 1) -> GPT | Encoder:
+    return shape.lay_out() if over == 1 else shape.lay_out_rows(over)
 
 
-def largest_micro_batch(recipe: Recipe, shape: Shape, device: Device) -> int:
-    """The most sequences, up to those of a step, whose run fits into `SLACK` of what is available; 0 is none."""
+def largest_micro_batch(
+    recipe: Recipe, shape: Shape, device: Device, processes: int = 1, most: float = math.inf
+) -> int:
+    """The most sequences whose run fits into `SLACK` of what is available; 0 is none.
 
-    def fit(sequences: int) -> bool:
-        return memory(recipe, shape, sequences, device.kind).peak <= SLACK * device.available
+    Args:
+        processes: that share a step; what one of them has of it is never exceeded.
+        most: nor is this.
+    """
 
-    if fit(recipe.sequences_per_step):  # in one piece, when no gradients wait, it may take less than in two
-        return recipe.sequences_per_step
-    low, high = 0, recipe.sequences_per_step - 1  # low fits
+    def fit(sequences: int, saved: Activations | None = None) -> bool:
+        return memory(recipe, shape, sequences, device.kind, processes, saved).peak <= SLACK * device.available
+
+    share = share_of_step(recipe, processes)
+    if share <= most:  # in one piece, when no gradients wait, it may take less than in two
+        if fit(share, most_activations(shape, device.kind == "cuda")) or fit(share):
+            return share
+        most = share - 1
+    if fit(int(most), most_activations(shape, device.kind == "cuda")):
+        return int(most)
+    low, high = 0, int(most)  # low fits
     while low < high:
         middle = (low + high + 1) // 2
         if fit(middle):
@@ -531,14 +632,20 @@ class Plan:
     device: str
     available: float
     """Bytes that the device has for it."""
+    processes: int
+    """Each has such a device."""
     parameters: int
     flops_per_token: int
     micro_batch: int
+    micro_batches: int
+    """Of a process in a step."""
     memory: Memory
+    """Of a process."""
     largest_micro_batch: int
-    """Up to the sequences of a step; 0 where not even one fits."""
+    """Up to the sequences of a step that a process has; 0 where not even one fits."""
     mfu: float
     tokens_per_second: float | None
+    """Of all processes."""
     steps: int | None
     tokens: int | None
     """Training tokens of the whole run."""
@@ -546,10 +653,11 @@ class Plan:
     """Of training and evaluating on the held-out loss."""
     cost: float | None
     host: float
-    """Bytes of host memory, PyTorch's own included."""
+    """Bytes of host memory that a process needs, PyTorch's own included."""
     copies: float
-    """What of them is tensors, on a GPU: the copies that a checkpoint is written from; 0 on a CPU, see `Memory`."""
+    """Bytes of host memory that a checkpoint is copied to, by all processes together, where so much is free."""
     host_available: float
+    """Bytes that a process can have."""
     data: float | None
     """Bytes of the dataset on disk; where it is not prepared, of as many tokens as the run reads."""
     checkpoint: float
@@ -569,45 +677,68 @@ class Plan:
         return self.available / GB
 
     @property
+    def device_hours(self) -> float | None:
+        """Hours of one device: those of all processes together."""
+        return None if self.hours is None else self.hours * self.processes
+
+    @property
     def refused(self) -> bool:
         """Whether it needs more than what is available by over 15%, on the device or the host: it is not to start."""
         over = 1 + TOO_MUCH
-        return self.memory.least > over * self.available or self.copies > over * self.host_available
+        return self.memory.least > over * self.available or self.host > over * self.host_available
 
     def to_json(self) -> dict[str, Any]:
         facts = dataclasses.asdict(self)
         facts["host_available"] = self.host_available if math.isfinite(self.host_available) else None
         return {
-            **facts, "needed_gb": self.needed_gb, "available_gb": self.available_gb, "refused": self.refused,
+            **facts, "device_hours": self.device_hours, "needed_gb": self.needed_gb,
+            "available_gb": self.available_gb, "refused": self.refused,
         }  # fmt: skip
 
 
-def fits(recipe: Recipe, device: torch.device) -> Plan:
-    """The plan of a run on a device of this machine, to be asked before it starts: `.refused`, `.sentence`."""
-    return plan(recipe, at_hand(device))
+def fits(recipe: Recipe, device: torch.device, processes: int = 1) -> Plan:
+    """The plan of a run on a device of this machine, to be asked before it starts: `.refused`, `.sentence`.
+
+    The activations are the bound of `most_activations` where even that is there, as then the answer is known.
+    """
+    there = at_hand(device, processes)
+    found = plan(recipe, there, processes=processes, bound=True)
+    return plan(recipe, there, processes=processes) if found.memory.peak > there.available else found
 
 
-def plan(recipe: Recipe, device: Device, mfu: float = 0.4, price: float = 0.0) -> Plan:
-    """What a run takes on a device.
+def plan(
+    recipe: Recipe, device: Device, mfu: float = 0.4, price: float = 0.0, processes: int = 1, bound: bool = False
+) -> Plan:
+    """What a run takes on a device, or on several that each have a process.
 
     Args:
         recipe: micro_batch = auto takes the largest that fits.
         device: of `named` or `at_hand`.
         mfu: share of the peak FLOP/s of the regime's matmul format, see `peak_flops`.
-        price: of an hour; 0 takes train.price_per_hour.
+        price: of an hour of one device; 0 takes train.price_per_hour, which is of the whole machine.
+        processes: devices that train together, as distributed.strategy says.
+        bound: take `most_activations` for the activations of a given micro-batch, and look for no larger one.
 
     Raises:
-        UserError: see `resolve`.
+        UserError: see `resolve`, `spread_over` and `share_of_step`.
     """
     if not 0 < mfu <= 1:
         raise UserError(f"--mfu {mfu}: must be above 0 and at most 1")
+    if processes < 1:
+        raise UserError(f"--gpus {processes}: must be at least 1")
     shape, epoch, notes = resolve(recipe)
     recipe = recipe.replace({"model": shape.model.model_dump()})
     model = _laid_out(shape)
-    largest = largest_micro_batch(recipe, shape, device)
-    given = recipe.batch.micro_batch
-    micro_batch = max(1, largest) if given == "auto" else given
-    need = memory(recipe, shape, micro_batch, device.kind)
+    share, given = share_of_step(recipe, processes), recipe.batch.micro_batch
+    if bound and given != "auto":
+        largest = micro_batch = min(given, share)
+        need = memory(
+            recipe, shape, micro_batch, device.kind, processes, most_activations(shape, device.kind == "cuda")
+        )
+    else:
+        largest = largest_micro_batch(recipe, shape, device, processes)
+        micro_batch = max(1, largest) if given == "auto" else min(given, share)
+        need = memory(recipe, shape, micro_batch, device.kind, processes)
     if compiles(recipe, device.kind):
         notes.append("activations are those of an eager run; a compiled one keeps fewer")
     if recipe.precision.regime.startswith("fp8"):
@@ -618,27 +749,32 @@ def plan(recipe: Recipe, device: Device, mfu: float = 0.4, price: float = 0.0) -
     steps = _steps(recipe, epoch)
     tokens = None if steps is None else steps * recipe.batch.tokens_per_step
     peak = peak_flops(device.gpu, recipe.precision)
-    rate = mfu * peak / model.flops_per_token() if peak else None
+    rate = processes * mfu * peak / model.flops_per_token() if peak else None
     hours = None
     if rate and tokens is not None and steps is not None:
         evaluations = 2 + (steps // recipe.train.eval_every if recipe.train.eval_every else 0)
         evaluated = evaluations * recipe.eval.tokens * (2 if recipe.eval.train else 1)
         hours = (tokens + evaluated / 3) / rate / 3600  # a forward pass is a third of the FLOPs
-    price = price or recipe.train.price_per_hour
+    an_hour = price * processes or recipe.train.price_per_hour
+    if processes > 1:
+        notes.append("what processes wait for one another, and exchange, is not in the hours")
 
-    checkpoint = need.weights + need.optimizer + need.masks
+    optimizer, _ = optimizer_bytes(model, recipe, device.kind == "cuda")
+    checkpoint = bytes_of(model.parameters()) + optimizer + mask_bytes(model, recipe)
     written = math.inf if steps is None else 1 + (steps // recipe.checkpoint.every if recipe.checkpoint.every else 0)
     there = min(recipe.checkpoint.keep_last + recipe.checkpoint.keep_best + 1, written)
-    copies = checkpoint if device.kind == "cuda" else 0.0
-    host = HOST[device.kind] + (copies + 4 * model.wte.weight.numel() if device.kind == "cuda" else need.peak)
+    # weights go to a GPU one at a time, from float32
+    host = HOST[device.kind] + (4 * model.wte.weight.numel() if device.kind == "cuda" else need.peak)
     read = epoch if epoch is not None else tokens
     return Plan(
         name=recipe.name,
         device=device.name,
         available=device.available,
+        processes=processes,
         parameters=model.parameter_count(),
         flops_per_token=model.flops_per_token(),
         micro_batch=micro_batch,
+        micro_batches=math.ceil(share / micro_batch),
         memory=need,
         largest_micro_batch=largest,
         mfu=mfu,
@@ -646,14 +782,14 @@ def plan(recipe: Recipe, device: Device, mfu: float = 0.4, price: float = 0.0) -
         steps=steps,
         tokens=tokens,
         hours=hours,
-        cost=hours * price if hours is not None and price else None,
+        cost=hours * an_hour if hours is not None and an_hour else None,
         host=host,
-        copies=copies,
+        copies=checkpoint,
         host_available=device.host,
         data=None if read is None else read * (2 if shape.model.vocab_size <= 2**16 else 4),
         checkpoint=checkpoint,
         checkpoints=there * checkpoint,
-        sentence=_sentence(recipe, shape, device, need, micro_batch, largest),
+        sentence=_sentence(recipe, shape, device, processes, need, host, largest),
         notes=notes,
     )
 
@@ -666,29 +802,35 @@ def _steps(recipe: Recipe, epoch: int | None) -> int | None:
     return recipe.step_limit(epoch or 0)
 
 
-def _sentence(recipe: Recipe, shape: Shape, device: Device, need: Memory, micro_batch: int, largest: int) -> str:
+def _sentence(
+    recipe: Recipe, shape: Shape, device: Device, processes: int, need: Memory, host: float, largest: int
+) -> str:
     have = f"the {device.available / GB:.1f} GB that a run can have of {device.name}"
-    copies = need.weights + need.optimizer + need.masks
-    if device.kind == "cuda" and copies > device.host:
+    if device.kind == "cuda" and host > device.host:
         return (
-            f"needs about {copies / GB:.1f} GB of host memory to write a checkpoint from, more than the "
-            f"{device.host / GB:.1f} GB that are free: --optim.name adamw_8bit, a smaller model or more memory"
+            f"needs about {host / GB:.1f} GB of host memory for PyTorch and one tensor on its way to the GPU, and a "
+            f"process can have {device.host / GB:.1f}: end other programs, or start fewer processes on this machine"
         )
     if need.peak <= device.available:
         return f"needs about {need.peak / GB:.3g} GB of {have}"
     says = f"needs about {need.peak / GB:.3g} GB {need.moment}, more than {have}"
     if largest:
         return f"{says}: --batch.micro-batch {largest} fits, with the same tokens in a step"
-    for way in (
+    ways: list[dict[str, Any]] = [
         {"train.activation_checkpointing": True},
         {"train.activation_checkpointing": True, "precision.regime": "bf16_pure"},
-    ):
+    ]
+    if processes > 1:
+        ways.insert(0, {"distributed.strategy": "fsdp", "distributed.shard_over": 0})
+        ways += [{**ways[0], **way} for way in ways[1:]]
+    for way in ways:
         try:
             other = recipe.replace(way)
         except ConfigError:
             continue
         flags = " ".join(f"--{key.replace('_', '-')} {str(value).lower()}" for key, value in way.items())
-        if most := largest_micro_batch(other, dataclasses.replace(shape, precision=other.precision), device):
+        other_shape = dataclasses.replace(shape, precision=other.precision)
+        if most := largest_micro_batch(other, other_shape, device, processes):
             return f"{says}: {flags} --batch.micro-batch {most} fits"
     return f"{says}, and so would a micro-batch of 1 in bf16 with activation checkpointing: a smaller model is needed"
 
@@ -710,6 +852,11 @@ class StudyPlan:
         return _sum(plan.hours for plan in self.arms.values() for _ in range(self.seeds))
 
     @property
+    def device_hours(self) -> float | None:
+        """Of one device: those of all processes together."""
+        return _sum(plan.device_hours for plan in self.arms.values() for _ in range(self.seeds))
+
+    @property
     def cost(self) -> float | None:
         return _sum(plan.cost for plan in self.arms.values() for _ in range(self.seeds))
 
@@ -721,8 +868,8 @@ class StudyPlan:
     def to_json(self) -> dict[str, Any]:
         arms = {name: plan.to_json() for name, plan in self.arms.items()}
         return {
-            "name": self.name, "seeds": self.seeds, "hours": self.hours, "cost": self.cost,
-            "checkpoints": self.checkpoints, "arms": arms,
+            "name": self.name, "seeds": self.seeds, "hours": self.hours, "device_hours": self.device_hours,
+            "cost": self.cost, "checkpoints": self.checkpoints, "arms": arms,
         }  # fmt: skip
 
 
@@ -731,9 +878,9 @@ def _sum(values: Iterator[float | None]) -> float | None:
     return None if None in known else sum(value for value in known if value is not None)
 
 
-def plan_study(study: Study, device: Device, mfu: float = 0.4, price: float = 0.0) -> StudyPlan:
-    """What every arm of a study takes, on one device, and all its runs one after the other."""
-    arms = {arm: plan(study.build(arm, study.seeds[0]), device, mfu, price) for arm in study.arms}
+def plan_study(study: Study, device: Device, mfu: float = 0.4, price: float = 0.0, processes: int = 1) -> StudyPlan:
+    """What every arm of a study takes, and all its runs one after the other; arguments as of `plan`."""
+    arms = {arm: plan(study.build(arm, study.seeds[0]), device, mfu, price, processes) for arm in study.arms}
     return StudyPlan(study.name, arms, len(study.seeds))
 
 
@@ -744,6 +891,7 @@ def sweep(
     micro_batches: Sequence[int] = (),
     mfu: float = 0.4,
     price: float = 0.0,
+    processes: int = 1,
 ) -> dict[str, Plan]:
     """Plans of a recipe in several sizes, micro-batches or both, by what differs.
 
@@ -759,7 +907,7 @@ def sweep(
             if micro_batch:
                 other["batch.micro_batch"] = micro_batch
             name = " x ".join(filter(None, (preset, str(micro_batch or ""))))
-            rows[name] = plan(build_recipe(*layers, other), device, mfu, price)
+            rows[name] = plan(build_recipe(*layers, other), device, mfu, price, processes)
     return rows
 
 
@@ -773,11 +921,14 @@ def render(plan: Plan) -> Group:
     from rich.text import Text
 
     m = plan.memory
+    several = plan.processes > 1
     title = f"{plan.name} on {plan.device}, micro-batch {plan.micro_batch}"
+    if several:
+        title = f"{plan.name} on {plan.processes} x {plan.device}, micro-batch {plan.micro_batch} on each"
     kinds = Table()
-    kinds.add_column("memory")
+    kinds.add_column("memory of each" if several else "memory")
     kinds.add_column("GB", justify="right")
-    for kind in ("weights", "gradients", "optimizer", "masks", "activations", "head", "copies"):
+    for kind in ("weights", "gradients", "optimizer", "masks", "activations", "head", "gathered"):
         if getattr(m, kind):
             kinds.add_row(kind, _gb(getattr(m, kind)))
     kinds.add_section()
@@ -791,12 +942,16 @@ def render(plan: Plan) -> Group:
         ("parameters", f"{plan.parameters:,}"),
         ("training FLOPs a token", f"{plan.flops_per_token:,}"),
         ("largest micro-batch that fits", f"{plan.largest_micro_batch:,} sequences"),
+        ("micro-batches in a step" + (", on each" if several else ""), f"{plan.micro_batches:,}"),
         ("steps", _known(plan.steps, ",.0f")),
         ("training tokens", _known(plan.tokens, ",.0f")),
         (f"tokens a second at MFU {plan.mfu:g}", _known(plan.tokens_per_second, ",.0f")),
         ("hours, held-out loss included", _known(plan.hours, ",.2f")),
+        *([("GPU hours", _known(plan.device_hours, ",.2f"))] if several else []),
         *([("cost", _known(plan.cost, ",.2f"))] if plan.cost is not None else []),
-        ("host memory", f"{_gb(plan.host)} GB"),
+        ("host memory" + (" of a process" if several else ""), f"{_gb(plan.host)} GB"),
+        *([("host memory of all", f"{_gb(plan.host * plan.processes)} GB")] if several else []),
+        ("and where it is free, copies of a checkpoint", f"{_gb(plan.copies)} GB"),
         ("disk, dataset", "unknown" if plan.data is None else f"{_gb(plan.data)} GB"),
         ("disk, a checkpoint", f"{_gb(plan.checkpoint)} GB"),
         ("disk, checkpoints", f"{_gb(plan.checkpoints)} GB"),
@@ -836,7 +991,9 @@ def render_study(plan: StudyPlan) -> Group:
     from rich.text import Text
 
     says = [f"{len(plan.arms)} arms x {plan.seeds} seeds"]
-    says.append(f"{plan.hours:,.1f} hours of one device" if plan.hours is not None else "hours unknown")
+    processes = next(iter(plan.arms.values())).processes
+    devices = "one device" if processes == 1 else f"{processes} devices ({_known(plan.device_hours, ',.1f')} GPU hours)"
+    says.append(f"{plan.hours:,.1f} hours of {devices}" if plan.hours is not None else "hours unknown")
     if plan.cost is not None:
         says.append(f"cost {plan.cost:,.2f}")
     says.append(f"checkpoints {_gb(plan.checkpoints)} GB")

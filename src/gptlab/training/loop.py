@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from gptlab import planner
 from gptlab.config import Recipe, UserError
 from gptlab.model.gpt import address
 from gptlab.optim.optimizers import make_optimizer, set_lr
@@ -25,7 +26,7 @@ from gptlab.parallel import Shards, World, joined, lost_another, make_scaler, re
 from gptlab.precision.regimes import NotApplicable, enter_regime
 from gptlab.rundir import RunDir, RunError
 from gptlab.tasks.data import Data, make_task, open_data, tokenizer_of, train_tokens
-from gptlab.training.checkpoint import Checkpoints
+from gptlab.training.checkpoint import Checkpoints, list_checkpoints
 from gptlab.training.guard import Divergence, Guard
 from gptlab.training.logs import Logs
 from gptlab.training.pruning import make_pruner, mask_facts, spike_gradients
@@ -103,6 +104,15 @@ def _train(
     world.meet()  # all have read what the first process is about to write
     if before.get("status") == "completed" and before["steps"] >= limit:
         return Result.from_json(before)
+    if not recipe.train.eval_only:
+        found = planner.fits(recipe, device, world.size)
+        if world.any(found.refused):
+            if list_checkpoints(run):
+                raise RunError(f"{run.path} cannot go on here: it {found.sentence}")
+            return Result(
+                "out_of_memory", failed_at_step=0, memory_asked_gb=found.needed_gb, memory_free_gb=found.available_gb,
+                reason=found.sentence,
+            )  # fmt: skip
 
     # the collaborators: data and loss, weights, optimizer, loss scaling, checkpoints, and who watches for divergence
     sharded = world.size > 1 and recipe.distributed.strategy == "fsdp"
@@ -256,7 +266,7 @@ def _train(
                 pruner.after_update(step + 1)
             watched.update(loss, largest, norms)
             scaler.update()
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=net is model)  # DDP's gradients stay in its buckets
             watch.step()
             step, measured, val_loss = step + 1, [], None
     finally:

@@ -7,20 +7,20 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import nn
 
 import gptlab
+from gptlab import planner
 from gptlab.config import Model, Recipe, UserError, settings
 from gptlab.data.labeled import LabeledDataset
 from gptlab.data.tokenizers import load_tokenizer
 from gptlab.model.encoder import read_encoder
-from gptlab.model.gpt import GPT, build_model
 from gptlab.model.hub import read_source
 from gptlab.optim.optimizers import describe
 from gptlab.parallel import ALONE, World
@@ -93,7 +93,9 @@ def resolve(
     if recipe.compile.enabled == "auto":
         settled["compile.enabled"] = stored.compile.enabled if stored else device.type == "cuda"
     if recipe.batch.micro_batch == "auto":  # a resumed run keeps its own: dropout and rounding depend on it
-        settled["batch.micro_batch"] = stored.batch.micro_batch if stored else largest_micro_batch(recipe, device)
+        settled["batch.micro_batch"] = (
+            stored.batch.micro_batch if stored else world.least(largest_micro_batch(recipe, device, world.size))
+        )
     if not recipe.schedule.decay_steps:
         limit = recipe.step_limit(train_tokens(recipe, datasets))
         settled["schedule.decay_steps"] = stored.schedule.decay_steps if stored else limit
@@ -140,37 +142,44 @@ def start_from(source: str, checkpoint: Path | None = None) -> tuple[Model, Call
     return run.read_recipe().model, fill
 
 
-def cropped(model: Model, block_size: int, fill: Callable[[GPT], None]) -> tuple[Model, Callable[[GPT], None]]:
+class _Longer:
+    """Stands for a model of a longer context while that is filled: of its learned positions the first are kept."""
+
+    def __init__(self, short: Any, config: Model) -> None:
+        self.short, self.config = short, config
+
+    def named_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, parameter in self.short.named_parameters():
+            if name != "wpe.weight":
+                yield name, parameter
+                continue
+            longer = parameter.new_empty(self.config.block_size, parameter.shape[1])
+            yield name, longer
+            parameter.copy_(longer[: len(parameter)])
+
+
+def cropped(model: Model, block_size: int, fill: Callable[[Any], None]) -> tuple[Model, Callable[[Any], None]]:
     """A model with a shorter context: learned positions past it are left out, all else is the same."""
 
     @torch.no_grad()
-    def crop(short: GPT) -> None:
-        full = build_model(model, "cpu", short.wte.weight.dtype, fill)
-        theirs = dict(full.named_parameters())
-        for name, parameter in short.named_parameters():
-            parameter.copy_(theirs[name][: len(parameter)])
+    def crop(short: Any) -> None:
+        fill(_Longer(short, model))
 
     return model.model_copy(update={"block_size": block_size}), crop
 
 
-def largest_micro_batch(recipe: Recipe, device: torch.device) -> int:
-    """The largest power of two of sequences whose activations, by estimate, fit beside the model.
+def largest_micro_batch(recipe: Recipe, device: torch.device, processes: int = 1) -> int:
+    """What batch.micro_batch = auto takes: a process's share of a step where it fits, else the largest power of two.
 
-    Counted are the tensors that a block keeps for its backward pass, about 16 n_embd + 4 mlp_width numbers a token and
-    layer, and the model's own 16 bytes a parameter; half of what is free is left alone on a CPU, a fifth on a GPU.
+    On a CPU half of what is free is left alone, and there are no more than 16,384 tokens: it gains nothing from more.
     """
-    m = recipe.model
-    free = (
-        torch.cuda.mem_get_info(device)[0] * 0.8 if device.type == "cuda" else psutil.virtual_memory().available * 0.5
-    )
-    with torch.device("meta"):
-        weights = 16 * GPT(m).parameter_count()
-    layers = 2 if recipe.train.activation_checkpointing else m.n_layer
-    numbers = layers * (16 * m.n_embd + 4 * m.mlp_hidden)
-    width = 4 if recipe.precision.regime in ("fp32", "tf32") else 2.5  # bytes: autocast keeps some float32 beside bf16
-    fits = max(1.0, (free - weights) / (numbers * width * m.block_size))
-    most = recipe.sequences_per_step if device.type != "cpu" else max(1, 16384 // m.block_size)  # a CPU gains no more
-    return min(recipe.sequences_per_step, 2 ** int(math.log2(min(fits, most))))
+    share, here = planner.share_of_step(recipe, processes), planner.at_hand(device, processes)
+    most = share
+    if device.type == "cpu":
+        here = replace(here, available=here.available / 2)
+        most = min(share, max(1, 16384 // recipe.model.block_size))
+    found = planner.largest_micro_batch(recipe, planner.resolve(recipe)[0], here, processes, most)
+    return found if found == share else 2 ** int(math.log2(max(1, found)))
 
 
 def environment(
