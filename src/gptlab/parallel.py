@@ -222,12 +222,17 @@ def norms(tensors: Sequence[Tensor], parameters: Sequence[Tensor], order: float 
         order: 2 or infinity.
     """
     wide = torch.promote_types(tensors[0].dtype, torch.float32)
-    here = torch.stack(torch._foreach_norm(list(tensors), order, dtype=wide))
-    if spread_of(parameters[0]) is None:
+    some = [t if t.numel() else t.new_zeros(1) for t in tensors]  # there may be no rows here
+    here = torch.stack(torch._foreach_norm(some, order, dtype=wide))
+    spread = spread_of(parameters[0])
+    if spread is None:
         return here
     if order == math.inf:
-        return over_shards(here, parameters, "max")
-    return over_shards(here.square(), parameters).sqrt()
+        return over_shards(here.nan_to_num(nan=math.inf), parameters, "max")  # a maximum may pass a NaN over
+    # summed here, in one order: copies side by side (hybrid) would else be clipped by factors that differ in a bit
+    parts = [torch.empty_like(here) for _ in range(spread.group.size())]
+    dist.all_gather(parts, here.square(), group=spread.group)
+    return torch.stack(parts).sum(0).sqrt()
 
 
 class Shards:

@@ -422,7 +422,7 @@ def mask_bytes(model: nn.Module, recipe: Recipe) -> float:
         return 0.0
     kept = 0.0
     for p in prunable(model, sparsity.head).values():
-        kept += math.ceil(p.numel() / 8)
+        kept += p.shape[0] * math.ceil(p.shape[1] / 8)
         if sparsity.method == "movement":  # scores and the dense weights, or the weights at the start
             kept += p.numel() * (4 + size(p.dtype) if sparsity.movement == "gradient" else 4)
     return kept

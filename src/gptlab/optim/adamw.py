@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gptlab.model.gpt import address
 from gptlab.optim.rounding import round_stochastically
+from gptlab.parallel import spread_of
 
 
 class AdamW(torch.optim.Optimizer):
@@ -74,7 +75,8 @@ class AdamW(torch.optim.Optimizer):
             update.addcdiv_(mean, root, value=-group["lr"] / (1 - beta1**step))
 
             if self.rounding == "stochastic" and p.dtype is torch.bfloat16:
-                p.copy_(round_stochastically(weight.add_(update), address(self.seed, "rounding", step, index)))
+                seed = address(self.seed, "rounding", step, index)
+                p.copy_(round_stochastically(weight.add_(update), seed, spread_of(p)))
             elif "compensation" in state:
                 update.add_(state["compensation"])
                 p.copy_(weight + update)

@@ -7,16 +7,17 @@ import sys
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gptlab.config import ConfigError, Optim
 from gptlab.optim.adamw import AdamW
 from gptlab.optim.muon import Muon
 from gptlab.optim.spam import AdamWSPAM
+from gptlab.parallel import Weights, spread_of, whole_shape
 from gptlab.precision.regimes import NotApplicable
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+def parameter_groups(model: Weights, weight_decay: float) -> list[dict[str, object]]:
     """Two groups: matrices and embeddings decay, biases and norm weights (one dimension) do not.
 
     Every parameter is in exactly one group.
@@ -29,7 +30,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     return [*groups, {"params": rest, "weight_decay": 0.0}] if rest else groups
 
 
-def muon_groups(model: nn.Module, optim: Optim) -> list[dict[str, Any]]:
+def muon_groups(model: Weights, optim: Optim) -> list[dict[str, Any]]:
     """Four groups: Muon's matrices, Muon's that are three in one (c_attn: q, k, v), and AdamW's two.
 
     Muon has every matrix inside the blocks, `h.*` of a GPT or an Encoder. AdamW has the embeddings and the head,
@@ -55,20 +56,21 @@ def muon_groups(model: nn.Module, optim: Optim) -> list[dict[str, Any]]:
     return groups
 
 
-def make_optimizer(model: nn.Module, optim: Optim, seed: int = 0) -> torch.optim.Optimizer:
+def make_optimizer(model: Weights, optim: Optim, seed: int = 0) -> torch.optim.Optimizer:
     """What `optim` says: AdamW (PyTorch's; gptlab's own for another rounding; with 8-bit moments or spike handling),
     Muon beside AdamW, or SGD, whose weight decay is added to the gradient.
 
     adamw-prune is PyTorch's AdamW; what prunes by its moments is `gptlab.sparsity`.
 
     Args:
-        model: on its device already; that decides the library for 8 bits.
+        model: on its device already; that decides the library for 8 bits. Under FSDP, the rows here.
         optim: name, kernel, rounding and the usual numbers; auto is resolved.
         seed: of the stochastic rounding, and of sparse momentum.
 
     Raises:
         ConfigError: settings that exclude one another.
-        NotApplicable: the library for 8-bit moments is not installed, or no weights that the rounding is for.
+        NotApplicable: the library for 8-bit moments is not installed, or FSDP cuts through what shares a scale in
+            them; or no weights that the rounding is for.
     """
     common: dict[str, Any] = {"lr": optim.lr, "betas": optim.betas, "eps": optim.eps}
     torchs = optim.name in ("adamw", "adamw-spam", "adamw-prune") and optim.rounding == "nearest"
@@ -83,7 +85,10 @@ def make_optimizer(model: nn.Module, optim: Optim, seed: int = 0) -> torch.optim
     if optim.name == "sgd":
         return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.betas[0], foreach=True)
     if optim.name == "adamw_8bit":
-        return _eight_bit(next(model.parameters()).device)(groups, **common)
+        device = next(model.parameters()).device
+        library = _eight_bit(device)
+        _refuse_other_blocks(model, whole_blocks=device.type == "cuda")
+        return library(groups, **common)
     if optim.rounding != "nearest":
         if all(p.dtype is not torch.bfloat16 for p in model.parameters()):
             raise NotApplicable(f"optim.rounding = {optim.rounding}: rounds bf16 weights, and this model has none")
@@ -128,6 +133,31 @@ def _eight_bit(device: torch.device) -> type[torch.optim.Optimizer]:
             f"optim.name = adamw_8bit: needs {library} on {device.type}: `pip install 'gptlab[precision]'`"
         ) from None
     return optimizer
+
+
+def _refuse_other_blocks(model: Weights, whole_blocks: bool) -> None:
+    """Refuse 8-bit moments where the rows of a process would be quantized otherwise than they are in the whole tensor.
+
+    Args:
+        whole_blocks: tensors that are no multiple of 256 numbers are kept in full: torchao's rule.
+
+    Raises:
+        NotApplicable: names the first such tensor.
+    """
+    for name, p in model.named_parameters():
+        spread = spread_of(p)
+        if spread is None:
+            continue
+        n, row = spread.shape.numel(), spread.shape[1:].numel()
+        each = -(-spread.shape[0] // spread.group.size()) * row
+        starts = range(0, each * spread.group.size(), each)
+        sizes = n, *(max(0, min(each, n - start)) for start in starts)
+        quantized = {size >= 4096 and not (whole_blocks and size % 256) for size in sizes}
+        if quantized != {False} and (quantized != {True} or any(start % 256 for start in starts)):
+            raise NotApplicable(
+                f"optim.name = adamw_8bit: distributed.strategy = fsdp cuts the {n:,} numbers of {name} into {each:,} "
+                "a process, to which other 8-bit scales would fall than on one; use ddp, or another number of processes"
+            )
 
 
 def plain_tensors(state: dict[str, Any]) -> dict[str, Tensor]:
@@ -179,9 +209,10 @@ def describe(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         "rounding": getattr(optimizer, "rounding", "nearest"),
         "eps": (eps := defaults.get("eps")),
         "eps_is_zero": eps is not None and any(not torch.tensor(eps, dtype=dtype) for dtype in dtypes),
-        "bytes_per_parameter": size / sum(p.numel() for p in parameters) if kept else None,
+        "bytes_per_parameter": size / max(1, sum(p.numel() for p in parameters)) if kept else None,
     }
     if isinstance(optimizer, Muon):
         matrices = [p for group in optimizer.param_groups if group["muon"] for p in group["params"]]
-        told["muon_share"] = sum(p.numel() for p in matrices) / sum(p.numel() for p in parameters)
+        of_muon, of_all = (sum(whole_shape(p).numel() for p in some) for some in (matrices, parameters))
+        told["muon_share"] = of_muon / of_all
     return told

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gptlab.model.gpt import address
+from gptlab.parallel import norms, rows_of, whole_shape
 
 Form = Literal["seed", "paper", "stable"]
 
@@ -73,7 +74,8 @@ class AdamWSPAM(torch.optim.AdamW):
       have a count of their own in their bias correction, as a reset leaves them alone.
 
     A GPU waits for nothing here: what depends on gradients is decided on it. Gradients are changed in place. Where
-    loss scaling skips a step, nothing counts it.
+    loss scaling skips a step, nothing counts it. Norms and largest entries are those of whole tensors, where processes
+    have rows of them, and what follows from them is the same on all.
 
     Args:
         params: parameters or groups of them; a step takes all to have a gradient.
@@ -160,23 +162,24 @@ class AdamWSPAM(torch.optim.AdamW):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update of every parameter."""
         parameters = [(group, p) for group in self.param_groups for p in group["params"]]
-        grads = [p.grad for _, p in parameters]
+        tensors = [p for _, p in parameters]
+        grads = [p.grad for p in tensors]
         assert all(g is not None for g in grads), "every parameter takes part in the loss"
         t = self.shared["updates"] = self.shared.get("updates", 0) + 1
         resets, since = divmod(t, self.interval) if self.reset else (0, t)
 
         if self.spike_clip and self.form == "stable":
-            self._adapt_clip(grads, t)
+            self._adapt_clip(grads, tensors, t)
         elif self.spike_clip and t > 1 and (self.form == "seed" or since >= CLIP_FROM):
             self._clip_spikes(parameters, t)
         if self.threshold or self.max_norm:
-            norm = torch.linalg.vector_norm(_norms(grads, 2.0))
+            norm = torch.linalg.vector_norm(norms(grads, tensors))
             if self.threshold:
                 self._damp(norm, t)
             if self.max_norm:  # as torch's clip_grad_norm_
                 _multiply(grads, (self.max_norm / (norm + 1e-6)).clamp(max=1.0))
         if self.spike_clip and self.form == "stable":
-            self._adapt_norms(grads, t)
+            self._adapt_norms(grads, tensors, t)
 
         if resets and not since:
             anew = ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq", "step") if self.form == "stable" else ()))
@@ -185,7 +188,7 @@ class AdamWSPAM(torch.optim.AdamW):
                     if kind in self.state[p]:  # with interval = 1 the first step resets before there is anything
                         self.state[p][kind].zero_()
         if self.density < 1:
-            self._mask(grads, resets)
+            self._mask(tensors, resets)
 
         rates = [group["lr"] for group in self.param_groups]
         factor = warmup_factor(self.form, since, self.warmup_steps) if resets and self.warmup else 1.0
@@ -210,9 +213,9 @@ class AdamWSPAM(torch.optim.AdamW):
 
     def _damp(self, norm: Tensor, t: int) -> None:
         """Let an outlier among the global norms weaken the moments."""
-        norms = self._keep("norms", norm, HISTORY)  # (100,), a ring
+        ring = self._keep("norms", norm, HISTORY)  # (100,)
         events = self._keep("events", norm)
-        seen = norms[: min(t - 1, HISTORY)]
+        seen = ring[: min(t - 1, HISTORY)]
         if len(seen) >= ACTIVE_FROM:
             mean, std = seen.mean(), seen.std(correction=0)
             event = norm - mean > self.threshold * torch.maximum(std, STD_FLOOR * mean)
@@ -220,22 +223,22 @@ class AdamWSPAM(torch.optim.AdamW):
             for kind, decay in (("exp_avg", EXP_AVG_DECAY), ("exp_avg_sq", EXP_AVG_SQ_DECAY)):
                 moments = [self.state[p][kind] for group in self.param_groups for p in group["params"]]
                 _multiply(moments, torch.where(event, torch.full_like(norm, decay), 1.0))
-        norms[(t - 1) % HISTORY] = norm
+        ring[(t - 1) % HISTORY] = norm
 
-    def _adapt_clip(self, grads: list[Tensor], t: int) -> None:
+    def _adapt_clip(self, grads: list[Tensor], tensors: list[Tensor], t: int) -> None:
         """AdaClip (arXiv 2502.17055): n tensors, each with a bound of its own."""
-        largest = _norms(grads, math.inf)  # (n,) of n tensors
+        largest = norms(grads, tensors, math.inf)  # (n,) of n tensors
         bounds = self._average("largest", largest, GAMMAS[2], t)
         for grad, bound, ratio in zip(grads, bounds.unbind(), (bounds / largest).unbind(), strict=True):
             grad.copy_(torch.where(grad.abs() > bound, grad * ratio, grad))
 
-    def _adapt_norms(self, grads: list[Tensor], t: int) -> None:
+    def _adapt_norms(self, grads: list[Tensor], tensors: list[Tensor], t: int) -> None:
         """AdaGN (arXiv 2502.17055), tensor by tensor."""
-        norms = _norms(grads, 2.0)  # (n,)
-        mean = self._average("norm_avg", norms, GAMMAS[0], t)
-        square = self._average("norm_avg_sq", norms.square(), GAMMAS[1], t)
+        found = norms(grads, tensors)  # (n,)
+        mean = self._average("norm_avg", found, GAMMAS[0], t)
+        square = self._average("norm_avg_sq", found.square(), GAMMAS[1], t)
         target = mean / (square.sqrt() + self.defaults["eps"])
-        for grad, scale in zip(grads, torch.where(norms > 0, target / norms, 1.0).unbind(), strict=True):
+        for grad, scale in zip(grads, torch.where(found > 0, target / found, 1.0).unbind(), strict=True):
             grad.mul_(scale)
 
     def _average(self, name: str, value: Tensor, gamma: float, t: int) -> Tensor:
@@ -249,18 +252,19 @@ class AdamWSPAM(torch.optim.AdamW):
         self.shared[name] = kept
         return kept
 
-    def _mask(self, grads: list[Tensor], resets: int) -> None:
+    def _mask(self, tensors: list[Tensor], resets: int) -> None:
         """Sparse momentum: where moments are zero and no gradient comes, nothing moves."""
         if self._masks[0] != resets:
             drawn: list[Tensor | None] = []
-            for index, grad in enumerate(grads):
-                draw = torch.Generator(grad.device).manual_seed(address(self.seed, "sparse momentum", resets, index))
-                share = torch.rand(grad.shape, generator=draw, device=grad.device) if grad.dim() == 2 else None
-                drawn.append(None if share is None else share < self.density)
+            for index, p in enumerate(tensors):
+                draw = torch.Generator(p.device).manual_seed(address(self.seed, "sparse momentum", resets, index))
+                share = torch.rand(whole_shape(p), generator=draw, device=p.device) if p.dim() == 2 else None
+                drawn.append(None if share is None else rows_of(share, p) < self.density)
             self._masks = resets, drawn
-        for grad, mask in zip(grads, self._masks[1], strict=True):
+        for p, mask in zip(tensors, self._masks[1], strict=True):
             if mask is not None:
-                grad.mul_(mask)
+                assert p.grad is not None
+                p.grad.mul_(mask)
 
 
 def warmup_factor(form: Form, since: int, steps: int) -> float:
@@ -276,12 +280,6 @@ def clip_spikes(grad: Tensor, exp_avg_sq: Tensor, theta: float, floor: float = 0
     """Bound |grad| by sqrt(theta exp_avg_sq + floor), in place, where exp_avg_sq is not 0; all of one shape."""
     bound = (exp_avg_sq * theta).add_(floor).sqrt_().masked_fill_(exp_avg_sq == 0, math.inf)
     grad.clamp_(-bound, bound)
-
-
-def _norms(tensors: list[Tensor], order: float) -> Tensor:
-    """(n,): the norm of each of n tensors, in float32 at least."""
-    wide = torch.promote_types(tensors[0].dtype, torch.float32)
-    return torch.stack(torch._foreach_norm(tensors, order, dtype=wide))
 
 
 def _multiply(tensors: list[Tensor], factor: Tensor) -> None:

@@ -10,16 +10,20 @@ from torch import Tensor
 
 
 def pack(mask: Tensor) -> Tensor:
-    """A bool mask of N entries as (ceil(N / 8),) uint8: entry i is bit i % 8, the lowest first, of byte i // 8."""
-    bits = torch.nn.functional.pad(mask.flatten().to(torch.uint8), (0, -mask.numel() % 8)).view(-1, 8)
-    return (bits << torch.arange(8, dtype=torch.uint8, device=mask.device)).sum(1, dtype=torch.uint8)
+    """A bool mask (..., n) as (..., ceil(n / 8)) uint8: entry i of a row is bit i % 8, lowest first, of byte i // 8.
+
+    Each row begins with a byte, so that rows of the packed mask are the mask's rows, packed.
+    """
+    n = mask.shape[-1]
+    bits = torch.nn.functional.pad(mask.to(torch.uint8), (0, -n % 8)).view(*mask.shape[:-1], -(-n // 8), 8)
+    return (bits << torch.arange(8, dtype=torch.uint8, device=mask.device)).sum(-1, dtype=torch.uint8)
 
 
 def unpack(packed: Tensor, shape: Sequence[int]) -> Tensor:
     """The bool mask of that shape that `pack` packed."""
-    n = torch.Size(shape).numel()
     # a row of the table is 8 bools seen as one int64: what is gathered has an eighth of the entries
-    return _table(packed.device).index_select(0, packed.int()).view(torch.bool)[:n].view(tuple(shape))
+    bits = _table(packed.device).index_select(0, packed.flatten().int()).view(torch.bool)
+    return bits.view(*shape[:-1], 8 * packed.shape[-1])[..., : shape[-1]].contiguous()
 
 
 @functools.cache

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from gptlab.config import Sparsity, UserError
-from gptlab.model.gpt import GPT, address
+from gptlab.model.gpt import address
+from gptlab.parallel import Weights, over_shards, rows_of, whole_shape
 from gptlab.sparsity import scores
 from gptlab.sparsity.masks import pack, unpack
 from gptlab.sparsity.schedule import is_change, ramp, rigl_fraction, sparsity_at
@@ -22,20 +23,25 @@ from gptlab.sparsity.selection import smallest, two_of_four
 LARGEST = torch.finfo(torch.float32).max
 
 
-def prunable(model: nn.Module, head: bool) -> dict[str, nn.Parameter]:
+def prunable(model: Weights, head: bool) -> dict[str, nn.Parameter]:
     """By name, the matrices that are pruned: those of the linear layers inside the blocks, and a GPT's output head.
 
     Args:
-        model: a GPT or an Encoder.
+        model: a GPT or an Encoder, or the rows of one that are here.
         head: whether the head is pruned too; where it is tied to the embedding, the two are one tensor.
 
     Raises:
-        UserError: the head of what is no GPT.
+        UserError: the head of a classifier.
     """
-    if head and not isinstance(model, GPT):
+    parameters = dict(model.named_parameters())
+    if head and "head.weight" in parameters:
         raise UserError("sparsity.head = true: is for task = lm, a classifier's head is a row for each label")
-    extra = model.head_weight if head and isinstance(model, GPT) else None
-    found = {name: p for name, p in model.named_parameters() if (name.startswith("h.") and p.dim() == 2) or p is extra}
+    extra = "lm_head.weight" if "lm_head.weight" in parameters else "wte.weight"
+    found = {
+        name: p
+        for name, p in parameters.items()
+        if (name.startswith("h.") and p.dim() == 2) or (head and name == extra)
+    }
     assert found and len({id(p) for p in found.values()}) == len(found), "there are matrices, each of them once"
     return found
 
@@ -66,6 +72,10 @@ class Pruner:
     Masks are one bit a weight (`masks.pack`) and are unpacked one matrix at a time. Scores are float32, whatever the
     weights are.
 
+    Where FSDP spreads the rows of matrices over processes, all this is of the rows here, but for what is counted and
+    drawn: shares, thresholds and first masks are of whole matrices, and so are the facts that are told. All processes
+    call each method.
+
     Args:
         model: with its starting weights, on its device. rigl, and 2:4 that begins at 0, set weights to zero here unless
             the optimizer has state already: that is a resumed run, whose masks come by `load_tensors`.
@@ -85,7 +95,7 @@ class Pruner:
     @torch.no_grad()
     def __init__(
         self,
-        model: nn.Module,
+        model: Weights,
         optimizer: torch.optim.Optimizer,
         sparsity: Sparsity,
         decay_steps: int,
@@ -98,13 +108,14 @@ class Pruner:
         self.begin, self.end = ramp(sparsity, decay_steps)
         self.device = next(iter(self.parameters.values())).device
         self._flipped = torch.zeros((), dtype=torch.int64, device=self.device)
+        self._counted: dict[str, int] | None = None  # masked weights of each matrix, once someone asked
         self._seconds = 0.0
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
         # all that is kept beside the model, by the names it is stored under
         self._kept: dict[str, Tensor] = {}
         for name, p in self.parameters.items():
-            self._kept[f"mask/{name}"] = torch.zeros(-(-p.numel() // 8), dtype=torch.uint8, device=p.device)
+            self._kept[f"mask/{name}"] = pack(torch.zeros_like(p, dtype=torch.bool))
             if sparsity.method == "movement" and sparsity.movement == "gradient":
                 self._kept[f"score/{name}"] = torch.zeros_like(p, dtype=torch.float32)
             elif sparsity.method == "movement":
@@ -168,7 +179,8 @@ class Pruner:
         """All that `load_tensors` needs, not copied.
 
         "mask/<name>" for each parameter, packed. Until the ramp ends, movement has "score/<name>" and, once something
-        is masked, "dense/<name>", or else "start/<name>". "changed" is (changed_at, changes).
+        is masked, "dense/<name>", or else "start/<name>". Each has the rows that the parameter has here. "changed" is
+        (changed_at, changes), on all processes the same.
         """
         return {**self._kept, "changed": torch.stack([torch.full_like(self._flipped, self.changed_at), self._flipped])}
 
@@ -182,8 +194,13 @@ class Pruner:
         changed = kept.pop("changed")
         names = {key.removeprefix("mask/") for key in kept if key.startswith("mask/")}
         assert names == self.parameters.keys(), "the masks are of this model"
+        for name, p in self.parameters.items():
+            mask, shape = kept[f"mask/{name}"], whole_shape(p)
+            if mask.dim() == 1:  # a whole one, as they were packed once: with no regard to rows
+                kept[f"mask/{name}"] = rows_of(pack(unpack(mask, (shape.numel(),)).view(shape)), p)
         self._kept, self.changed_at, self._flipped = kept, int(changed[0]), changed[1]
-        self._masked = any(bool(kept[f"mask/{name}"].any()) for name in names)
+        self._counted = None
+        self._masked = any(self._counts().values())
         if not self._soft:
             self._clear()
         elif self._masked:
@@ -194,15 +211,16 @@ class Pruner:
 
     def sparsity(self) -> float:
         """The share of the prunable weights that is masked, now."""
-        return sum(self._counts().values()) / sum(p.numel() for p in self.parameters.values())
+        return sum(self._counts().values()) / self._numbers
 
     def by_layer(self) -> dict[str, float]:
         """That share of each matrix, by its name."""
-        return {name: count / self.parameters[name].numel() for name, count in self._counts().items()}
+        return {name: count / whole_shape(self.parameters[name]).numel() for name, count in self._counts().items()}
 
     def mask_bytes(self) -> int:
-        """What the masks take on the device."""
-        return sum(self._kept[f"mask/{name}"].nbytes for name in self.parameters)
+        """What the masks take on the device, or on all that have rows of them."""
+        shapes = [whole_shape(p) for p in self.parameters.values()]
+        return sum(rows * -(-cols // 8) for rows, cols in shapes)
 
     @property
     def changes(self) -> int:
@@ -232,9 +250,16 @@ class Pruner:
     def _masks(self, name: str) -> Tensor:
         return unpack(self._kept[f"mask/{name}"], self.parameters[name].shape)
 
+    @property
+    def _numbers(self) -> int:
+        return sum(whole_shape(p).numel() for p in self.parameters.values())
+
     def _counts(self) -> dict[str, int]:
-        counts = torch.stack([self._masks(name).sum() for name in self.parameters])
-        return dict(zip(self.parameters, counts.tolist(), strict=True))
+        if self._counted is None:
+            counts = torch.stack([self._masks(name).sum() for name in self.parameters])
+            over_shards(counts, list(self.parameters.values()))
+            self._counted = dict(zip(self.parameters, counts.tolist(), strict=True))
+        return self._counted
 
     def _changes_after(self, step: int) -> bool:
         if self.settings.method == "2:4":
@@ -248,7 +273,8 @@ class Pruner:
             packed = pack(mask)
             self._flipped += unpack(packed ^ self._kept[f"mask/{name}"], p.shape).sum()
             self._kept[f"mask/{name}"] = packed
-        self._masked = True
+        over_shards(self._flipped, list(self.parameters.values()))
+        self._masked, self._counted = True, None
 
     def _clear(self) -> None:
         """Zero masked weights and what the optimizer keeps of them: moments, momentum, a compensation."""
@@ -281,28 +307,32 @@ class Pruner:
 
     def _selected(self, step: int) -> Iterator[Tensor]:
         share = sparsity_at(step, self.settings, self.decay_steps)
-        made = {name: functools.partial(self._score, name) for name in self.parameters}
+        parameters = self.parameters
+        made = {name: functools.partial(self._score, name) for name in parameters}
         if self.settings.method == "2:4":
-            yield from map(two_of_four, self.parameters.values())
+            yield from map(two_of_four, parameters.values())
         elif self.settings.scope == "global":
-            yield from smallest(list(made.values()), int(share * sum(p.numel() for p in self.parameters.values())))
+            yield from smallest(list(made.values()), int(share * self._numbers), list(parameters.values()))
         else:
             for name, score in made.items():
-                yield from smallest([score], int(share * self.parameters[name].numel()))
+                p = parameters[name]
+                yield from smallest([score], int(share * whole_shape(p).numel()), [p])
 
     def _drawn(self, name: str, seed: int) -> Tensor:
         p = self.parameters[name]
-        order = torch.randperm(p.numel(), generator=torch.Generator().manual_seed(address(seed, "rigl", name)))
-        mask = torch.zeros(p.numel(), dtype=torch.bool)
-        mask[order[: int(self.settings.target * p.numel())]] = True
-        return mask.view(p.shape).to(p.device)
+        n = whole_shape(p).numel()
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(address(seed, "rigl", name)))
+        mask = torch.zeros(n, dtype=torch.bool)
+        mask[order[: int(self.settings.target * n)]] = True
+        return rows_of(mask.view(whole_shape(p)), p).to(p.device)
 
     def _regrown(self, name: str, fraction: float) -> Tensor:
         p = self.parameters[name]
-        masked = int(self.settings.target * p.numel())
-        dropped = int(fraction * (p.numel() - masked))
-        (out,) = smallest([functools.partial(self._score, name)], masked + dropped)
-        (mask,) = smallest([lambda: _gradient(p).float().abs().add_(~out, alpha=LARGEST)], masked)
+        n = whole_shape(p).numel()
+        masked = int(self.settings.target * n)
+        dropped = int(fraction * (n - masked))
+        (out,) = smallest([functools.partial(self._score, name)], masked + dropped, [p])
+        (mask,) = smallest([lambda: _gradient(p).float().abs().add_(~out, alpha=LARGEST)], masked, [p])
         return mask
 
     # -- the rest
@@ -310,7 +340,8 @@ class Pruner:
     def _finite(self) -> Tensor:
         """(), bool: whether every gradient of the optimizer is finite, as loss scaling asks."""
         grads = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        return torch.nn.utils.get_total_norm(grads, math.inf).isfinite()
+        norm = torch.nn.utils.get_total_norm([g for g in grads if g.numel()], math.inf)  # there may be no rows here
+        return over_shards((~norm.isfinite()).int(), list(self.parameters.values())) == 0
 
     @contextlib.contextmanager
     def _timed(self) -> Iterator[None]:

@@ -8,21 +8,31 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from gptlab.parallel import over_shards, spread_of
+
 BINS = 2**16  # of each half of a float32's bits
 PART = 2**20  # scores that are counted at a time
 
 
-def smallest(scores: Sequence[Callable[[], Tensor]], k: int) -> Iterator[Tensor]:
+def smallest(scores: Sequence[Callable[[], Tensor]], k: int, parameters: Sequence[Tensor] = ()) -> Iterator[Tensor]:
     """Masks (bool), one a matrix, that are true at exactly the k smallest scores of all; of equal ones at the earlier.
 
     Nothing is sorted and the scores are never all there at once: the k-th smallest is found by counting their upper 16
-    bits, then, of those that share its upper 16, the lower 16. A GPU waits for nothing here.
+    bits, then, of those that share its upper 16, the lower 16. A GPU waits for nothing here. Of matrices whose rows are
+    spread over processes, each makes the masks of its rows, and counts are all that is sent.
 
     Args:
         scores: make the float32 scores of one matrix each, any shape, no NaN; called three times, one after another,
-            the last time right before its mask is yielded.
-        k: 0 to the number of scores.
+            the last time right before its mask is yielded; once more between where rows are spread.
+        k: 0 to the number of scores, everyone's.
+        parameters: what the scores are of, if they may be spread.
     """
+    spread = spread_of(parameters[0]) if parameters else None
+
+    def of_all(counts: Iterator[Tensor]) -> Tensor:
+        total = functools.reduce(torch.add, counts)
+        return over_shards(total, parameters) if spread else total
+
     if k == 0:
         for score in scores:
             yield torch.zeros_like(score(), dtype=torch.bool)
@@ -33,19 +43,29 @@ def smallest(scores: Sequence[Callable[[], Tensor]], k: int) -> Iterator[Tensor]
         return (keys & (BINS - 1)) | ((keys >> 16 != upper).int() << 16)
 
     counts = (_counts((keys >> 16) + BINS // 2, BINS) for score in scores for keys in _keys(score()))
-    upper, left = _find(functools.reduce(torch.add, counts), k)
+    upper, left = _find(of_all(counts), k)
     upper = upper - BINS // 2
     counts = (_counts(lower_half(keys), 2 * BINS)[:BINS] for score in scores for keys in _keys(score()))
-    lower, left = _find(functools.reduce(torch.add, counts), left)
+    lower, left = _find(of_all(counts), left)
     threshold = (upper << 16) + lower
 
-    for score in scores:
+    lefts: Tensor | None = None
+    if spread:  # the earlier: in a matrix before, or in one that lower processes have rows of
+        equals = left.new_zeros(len(scores), spread.group.size())
+        for i, score in enumerate(scores):
+            for keys in _keys(score()):
+                equals[i, spread.group.rank()] += (keys == threshold).sum()
+        over_shards(equals, parameters)
+        before = equals.flatten().cumsum(0).view_as(equals) - equals
+        lefts = left - before[:, spread.group.rank()]
+    for i, score in enumerate(scores):
         values, parts = score(), []
+        left = left if lefts is None else lefts[i]
         for keys in _keys(values):
             equal = keys == threshold
             seen = equal.cumsum(0, dtype=torch.int32)
             parts.append((keys < threshold) | (equal & (seen <= left)))
-            left = left - seen[-1]
+            left = left - seen[-1:].sum()  # there may be no rows here
         yield torch.cat(parts).view(values.shape)
 
 

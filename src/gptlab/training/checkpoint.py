@@ -479,7 +479,8 @@ def _read(saved: Saved, kind: str, name: str, parameters: dict[str, Any]) -> Ten
     parameter = parameters.get(of)
     spread = None if parameter is None else spread_of(parameter)
     part = what.rpartition(".")[2]
-    if spread is None or parameter is None or not shape or part in TABLES:
+    flat = what == "mask" and len(shape) == 1  # as masks were packed once; the pruner takes its rows
+    if spread is None or parameter is None or not shape or part in TABLES or flat:
         return saved.read(kind, name)
     if part in SCALES:
         row = spread.shape[1:].numel()
