@@ -30,7 +30,7 @@ import math
 import shutil
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +194,7 @@ def check(device: torch.device, names: list[str]) -> Row:
         for key, parameter in theirs.items():
             off = (ours[key].cpu().double() - parameter).detach()
             if key in masks:  # where float32 prunes another weight, that is a matter of the masks and counted there
-                off = off.flatten()[~different(*masks[key], off.numel())]
+                off = off[~different(*masks[key], off.shape)]
             distance += float(off.square().sum())
             moved += float((parameter - start[key]).detach().square().sum())
         row: Row = {"status": "completed", "error": math.sqrt(distance / moved), "problems": []}
@@ -204,7 +204,8 @@ def check(device: torch.device, names: list[str]) -> Row:
         if variant.pruner and reference.pruner:
             n = sum(p.numel() for p in variant.pruner.parameters.values())
             row["masked"], row["masked_float64"] = (round(v.pruner.sparsity() * n) for v in (variant, reference))
-            row["masks_differ"] = sum(int(different(*pair, 8 * len(pair[0])).sum()) for pair in masks.values()) / n
+            bits = [different(*pair, (len(pair[0]), 8 * pair[0].shape[1])) for pair in masks.values()]
+            row["masks_differ"] = sum(int(differs.sum()) for differs in bits) / n
             if row["masked"] != row["masked_float64"]:
                 row["problems"].append(f"{name}: {row['masked']} weights are masked, not {row['masked_float64']}")
             if row["masks_differ"] > ALLOWED_MASKS:
@@ -213,9 +214,9 @@ def check(device: torch.device, names: list[str]) -> Row:
     return found
 
 
-def different(a: Tensor, b: Tensor, n: int) -> Tensor:
-    """(n,) bool: where two packed masks differ."""
-    return unpack(a ^ b, (n,))
+def different(a: Tensor, b: Tensor, shape: Sequence[int]) -> Tensor:
+    """Bool, of that shape: where two packed masks differ."""
+    return unpack(a ^ b, shape)
 
 
 # -- steps ----------------------------------------------------------------------------------------------------------

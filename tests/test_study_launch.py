@@ -263,15 +263,18 @@ def test_what_is_wrong_is_said_before_anything_is_submitted(
     assert slurm() == []
     assert not Path("runs").exists()
 
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", "/nonexistent")
+        status, _, err = call(capsys, "launch", recipe_file, "--on", "slurm")
+        assert (status, "there is no sbatch" in err) == (2, True)
+        patch.setitem(sys.modules, "submitit", None)
+        status, _, err = call(capsys, "launch", recipe_file, "--on", "slurm")
+        assert (status, "pip install 'gptlab[cluster]'" in err) == (2, True)
+    assert not Path("runs").exists()
+
     slurm(full="full")
     status, _, err = call(capsys, "launch", recipe_file, "--on", "slurm")
     assert (status, err.count("\n"), "SLURM takes no job: sbatch: error: QOSMaxSubmitJob" in err) == (2, 1, True)
-    monkeypatch.setenv("PATH", "/nonexistent")
-    status, _, err = call(capsys, "launch", recipe_file, "--on", "slurm")
-    assert (status, "there is no sbatch" in err) == (2, True)
-    monkeypatch.setitem(sys.modules, "submitit", None)
-    status, _, err = call(capsys, "launch", recipe_file, "--on", "slurm")
-    assert (status, "pip install 'gptlab[cluster]'" in err) == (2, True)
     assert Launch.read(Path("runs/tiny_seed1337")) is None
 
 
@@ -490,7 +493,7 @@ def test_stop_of_a_studys_array_reaches_runs_and_cancels_the_rest(
     assert status == 0
     assert slurm()[-1] == "scancel 41_1 41_2 41_3 42_0 42_1 43"
     assert "6 jobs cancelled" in out
-    assert "1 interrupted, 5 waiting" in out
+    assert "1 interrupted, 5 waiting; `gptlab launch tiny.toml --on slurm --jobs 1` goes on" in out
 
 
 def test_stop_of_a_runner_stops_its_runs(
@@ -615,3 +618,13 @@ def test_two_processes_in_the_background(
     train(two, "alone", quiet=True)
     for one, other in zip(measured(tmp_path / "run"), measured(tmp_path / "alone"), strict=True):
         assert one == pytest.approx(other, rel=1e-4)
+
+
+@pytest.mark.parametrize(("status", "alone", "under"), [("interrupted", 4, 0), ("diverged", 3, 0), ("failed", 1, 1)])
+def test_torchrun_starts_nothing_again_that_ended_in_an_orderly_way(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, status: str, alone: int, under: int
+) -> None:
+    monkeypatch.setattr(loop, "train", lambda recipe, out, resume: Result(status))
+    assert call(capsys, "train", recipe_file)[0] == alone
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert call(capsys, "train", recipe_file)[0] == under

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from gptlab import __version__
 from gptlab.config import (
     ConfigError,
     Data,
+    Study,
     UserError,
     build_recipe,
     load_comparison,
@@ -34,11 +36,11 @@ EXIT = {"completed": 0, "failed": 1, "not_applicable": 2, "diverged": 3, "out_of
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command line and exit with its status."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    given = list(sys.argv[1:] if argv is None else argv)
     try:
-        arguments, overrides = lift_settings(arguments)
+        arguments, overrides = lift_settings(given)
         options = parser().parse_args(arguments)
-        options.overrides = overrides
+        options.overrides, options.command = overrides, shlex.join(["gptlab", *given])
         if overrides and not getattr(options, "takes_settings", False):
             raise ConfigError(f"`gptlab {options.verb}` takes no settings such as --{next(iter(overrides))}")
         sys.exit(options.run(options) or 0)
@@ -112,25 +114,37 @@ def train(options: argparse.Namespace) -> int:
     seed = {} if options.seed is None else {"seed": options.seed}
     recipe = build_recipe(layer, options.overrides, seed)
     out = Path(options.out or f"runs/{recipe.name}_seed{recipe.seed}")
+    from gptlab.parallel import environment
     from gptlab.training.loop import train
 
     result = train(recipe, out, resume=options.resume)
-    if result.status in ("completed", "diverged", "interrupted"):
-        from gptlab.report.card import write_card
-        from gptlab.report.plots import draw
-        from gptlab.rundir import RunDir
-
-        draw([RunDir(out)], out / "plots")
-        write_card(RunDir(out))
+    # torchrun takes any status but 0 for a failure, and would start a run again that has ended in an orderly way
+    status = 0 if "TORCHELASTIC_RUN_ID" in os.environ and result.status != "failed" else EXIT[result.status]
+    if not environment().first:  # of its processes one writes and prints
+        return status
+    draw_run(out)
     says = f"{result.status} after {result.steps} steps"
     if result.final_val_loss is not None:
         says += f", val_loss {result.final_val_loss:.4f}"
     if result.reason:
-        says += f": {result.reason}" + (f" at step {result.failed_at_step}" if result.failed_at_step else "")
+        at = f" at step {result.failed_at_step}" if result.failed_at_step and "at step" not in result.reason else ""
+        says += f": {result.reason}{at}"
     print(f"{says}\nrun: {out}")
     if result.status == "interrupted":
         print("the same command goes on from here")
-    return EXIT[result.status]
+    return status
+
+
+def draw_run(out: Path) -> None:
+    """Plots and card of a run that has measured something."""
+    from gptlab.report.card import write_card
+    from gptlab.report.plots import draw
+    from gptlab.rundir import RunDir
+
+    run = RunDir(out)
+    if run.read_json("result.json").get("status") in ("completed", "diverged", "interrupted"):
+        draw([run], run.plots)
+        write_card(run)
 
 
 def plan(options: argparse.Namespace) -> None:
@@ -138,8 +152,9 @@ def plan(options: argparse.Namespace) -> None:
     from gptlab.training.setup import pick_device
 
     layer = read_layer(options.name, "studies" if options.name in shipped("studies") else "recipes")
-    cost = {"mfu": options.mfu, "price": options.price}
-    device = planner.named(options.gpu) if options.gpu else planner.at_hand(pick_device("auto"))
+    cost: dict[str, Any] = {"mfu": options.mfu, "price": options.price, "processes": options.gpus}
+    here = pick_device("auto")
+    device = planner.named(options.gpu) if options.gpu else planner.at_hand(here, max(1, options.gpus))
     shown: Any
     facts: Any
     if "arms" in layer or "arms_of" in layer:
@@ -236,14 +251,22 @@ def import_(options: argparse.Namespace) -> None:
 
 
 def study_run(options: argparse.Namespace) -> int:
-    from gptlab.study.runner import find_study, first_seeds, run_study
+    from gptlab.study.runner import run_study
 
-    name, folder = find_study(options.study)
+    study, folder, seeds = _study_asked(options, options.study)
+    return run_study(study, folder, options.arm, seeds, options.jobs)
+
+
+def _study_asked(options: argparse.Namespace, name: str) -> tuple[Study, Path, list[int] | None]:
+    """The study that is named, its folder, and the seeds that are asked for; None is all of its own."""
+    from gptlab.study.runner import find_study, first_seeds
+
+    name, begun = find_study(name)
     study = load_study(name, options.overrides)
     seeds = None if options.seed is None else [options.seed]
     if options.seeds is not None:
         seeds = first_seeds(study, options.seeds)
-    return run_study(study, options.out or folder, options.arm, seeds, options.jobs)
+    return study, Path(options.out or begun or f"results/{study.name}"), seeds
 
 
 def study_status(options: argparse.Namespace) -> None:
@@ -321,6 +344,50 @@ def bench_inference(options: argparse.Namespace) -> None:
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def launch(options: argparse.Namespace) -> int | None:
+    from gptlab.study import launch as launching
+
+    if options.job is not None:
+        return launching.work(options.job, options.part, draw_run)
+    if options.status is not None:
+        _console(200).print(launching.render(launching.find_launches(options.status)))
+        return None
+    if options.name is None or options.on is None:
+        raise UserError("`gptlab launch RECIPE|STUDY --on slurm|local` launches; `gptlab launch --status` shows it")
+    flags = {key: getattr(options, key) for key in launching.FLAGS if getattr(options, key) is not None}
+    resources = launching.read_resources(options.profile, flags)
+    layer: dict[str, Any] = {"arms": {}}  # a folder is that of a study that was begun
+    if not Path(options.name).is_dir():
+        layer = read_layer(options.name, "studies" if options.name in shipped("studies") else "recipes")
+    if "arms" in layer or "arms_of" in layer:
+        study, folder, seeds = _study_asked(options, options.name)
+        started = launching.launch_study(
+            study, folder, options.arm, seeds, options.jobs, options.on, resources, options.command, options.print
+        )
+    else:
+        if options.arm or options.seeds is not None or options.jobs is not None:
+            raise UserError("--arm, --seeds and --jobs are for a study")
+        recipe = build_recipe(layer, options.overrides, {} if options.seed is None else {"seed": options.seed})
+        out = Path(options.out or f"runs/{recipe.name}_seed{recipe.seed}")
+        started = launching.launch_recipe(recipe, out, options.on, resources, options.command, options.print)
+    if options.print:
+        print("\n".join(launching.scripts(started)))
+        return None
+    for part in started.parts:
+        of = f" of {len(part.runs)} runs" if part.runs else ""
+        print(f"{part.name}: job {part.job}{of}")
+    print(
+        f"{started.folder}: logs are in {started.folder / launching.FILES}; `gptlab launch --status {started.folder}`"
+    )
+    return None
+
+
+def stop(options: argparse.Namespace) -> None:
+    from gptlab.study.launch import stop
+
+    stop(options.folder, not options.no_wait, print)
 
 
 def recipes(options: argparse.Namespace) -> None:
@@ -403,8 +470,9 @@ def parser() -> argparse.ArgumentParser:
     v = verb("plan", plan, "Say what a recipe or a study takes: memory, time, cost, host memory and disk.")
     v.add_argument("name", metavar="RECIPE|STUDY", help="a shipped name, or a path to a TOML file")
     v.add_argument("--gpu", metavar="NAME", help="H100, A100-80, L4, ... (default: the device at hand)")
+    v.add_argument("--gpus", type=int, default=1, metavar="N", help="of them, a process each (default: 1)")
     v.add_argument("--mfu", type=float, default=0.4, metavar="X", help="share of the regime's peak (default: 0.4)")
-    v.add_argument("--price", type=float, default=0.0, metavar="P", help="of an hour (default: train.price_per_hour)")
+    v.add_argument("--price", type=float, default=0.0, metavar="P", help="GPU hour (default: train.price_per_hour)")
     v.add_argument("--sizes", nargs="+", default=[], metavar="PRESET", help="a row for each model.preset")
     v.add_argument("--micro-batches", nargs="+", type=int, default=[], metavar="N", help="a row for each")
     v.add_argument("--json", type=Path, metavar="FILE", help="write the plan here too")
@@ -491,6 +559,45 @@ def parser() -> argparse.ArgumentParser:
     which.add_argument("--pilot", type=Path, metavar="DIR", help="a study's folder to take the noise from")
     which.add_argument("--noise", type=float, metavar="SD", help="of the difference of two arms, over seeds")
     v.set_defaults(run=study_power)
+
+    v = verb(
+        "launch", launch,
+        "Submit a recipe or a study to SLURM, or start it in the background here; a job that is near its time limit, "
+        "or preempted, saves, requeues itself and goes on.",
+    )  # fmt: skip
+    v.add_argument("name", nargs="?", metavar="RECIPE|STUDY", help="a shipped name, a TOML file, or a study's folder")
+    v.add_argument("--on", choices=["slurm", "local"])
+    v.add_argument("--print", action="store_true", help="show the batch script and submit nothing")
+    v.add_argument(
+        "--status", nargs="?", type=Path, const=Path(), metavar="DIR",
+        help="show what was launched for a run or a study, or for those in runs/ and results/",
+    )  # fmt: skip
+    v.add_argument("--profile", type=Path, metavar="FILE", help="TOML with the following flags as keys, and extra")
+    v.add_argument("--partition", metavar="NAME")
+    v.add_argument("--time", metavar="LIMIT", help="minutes, H:M:S or D-H:M:S")
+    v.add_argument("--gpus", type=int, metavar="N", help="GPUs a node")
+    v.add_argument("--nodes", type=int, metavar="N")
+    v.add_argument("--tasks", type=int, metavar="N", help="processes a node (default: one a GPU, or one)")
+    v.add_argument("--cpus", type=int, metavar="N", help="cores a process")
+    v.add_argument("--mem", metavar="SIZE", help="memory a node: 64G")
+    v.add_argument("--account", metavar="NAME")
+    v.add_argument("--qos", metavar="NAME")
+    v.add_argument(
+        "--signal-delay", type=int, metavar="S", help="seconds before the limit at which to save (default: 120)"
+    )
+    v.add_argument("--out", type=Path, metavar="DIR", help="of the run or the study")
+    which = v.add_mutually_exclusive_group()
+    which.add_argument("--seed", type=int, metavar="K", help="of the run; of a study, this one alone")
+    which.add_argument("--seeds", type=int, metavar="N", help="the first N seeds of a study")
+    v.add_argument("--arm", nargs="+", action="extend", metavar="NAME", help="only these arms of a study")
+    v.add_argument("--jobs", type=int, metavar="N", help="runs of a study at the same time (default: all that fit)")
+    v.add_argument("--job", type=Path, help=argparse.SUPPRESS)  # what a job calls
+    v.add_argument("--part", help=argparse.SUPPRESS)
+    v.set_defaults(takes_settings=True)
+
+    v = verb("stop", stop, "Ask whoever trains a run, or runs a study, to save a checkpoint and end.")
+    v.add_argument("folder", type=Path, metavar="RUN|STUDY")
+    v.add_argument("--no-wait", action="store_true", help="do not wait until it has ended")
 
     v = verb("bench", None, "Measure how fast a model is.")
     parts = v.add_subparsers(dest="part", required=True, metavar="inference", parser_class=_Parser)

@@ -36,7 +36,7 @@ from gptlab.training.signals import StopSignal
 # What may differ between two calls for the same study: it changes no loss, speed or memory of any run.
 MAY_DIFFER = (
     "name", "description", "seed", "data.path", "train.max_", "train.eval_every", "train.price_per_hour", "hellaswag.",
-    "checkpoint.", "sample.", "log.",
+    "checkpoint.", "distributed.", "sample.", "log.",
 )  # fmt: skip
 RESULTS = ("completed", "diverged", "out_of_memory")  # not trained again; failed and not_applicable are looked at again
 RETRIES = 2  # of a fault of the machine
@@ -314,9 +314,10 @@ def gate(study: Study, folder: Path, runs: Sequence[Run]) -> list[str]:
         summary = read_summary(folder, study, run.arm, run.seed)
         loss = summary.get("final_val_loss")
         finite = loss is not None and math.isfinite(loss)
-        if run.arm == study.baseline and not (summary.get("status") == "completed" and finite):
-            problems.append(f"{run}, the baseline, {summary.get('status')} and has no finite loss to compare with")
-        elif summary.get("status") == "completed":
+        status = summary.get("status", "unfinished")
+        if run.arm == study.baseline and not (status == "completed" and finite):
+            problems.append(f"{run}, the baseline, {status} and has no finite loss to compare with")
+        elif status == "completed":
             first = next((line["val_loss"] for line in run.dir.read_metrics() if "val_loss" in line), None)
             if first is not None and not (finite and loss < first):
                 problems.append(f"{run} ended with val_loss {loss}, no lower than the {first} it began with")
@@ -360,7 +361,7 @@ class Runner:
         extended = [run for run in todo if run not in core]
         if not self.quiet and self.console.is_terminal:
             self.live = Live(console=self.console, auto_refresh=False, vertical_overflow="crop")
-        with self.live or contextlib.nullcontext(), StopSignal() as stop:
+        with self.live or contextlib.nullcontext(), StopSignal(self.folder) as stop:
             try:
                 self.work(core, stop)
                 if extended and not self.interrupted:
