@@ -49,10 +49,10 @@ menuconfig run test-matrix: install
 	@$(KCONFIG) $@
 
 test: install
-	@$(BIN)/python -m pytest -n 2
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-all: install
-	@$(BIN)/python -m pytest -n 2 -m "slow or not slow"
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "slow or not slow"
 
 lint: install
 	$(BIN)/ruff check .

@@ -29,6 +29,7 @@ from gptlab.training.load import load_run
 from gptlab.training.loop import train
 
 STEPS = 50
+pytestmark = pytest.mark.xdist_group("parallel")  # they share processes that take seconds to start
 
 
 def hellaswag(folder: Path) -> Path:
@@ -152,8 +153,7 @@ CASES: dict[str, tuple[dict[str, object], float]] = {
 @pytest.mark.parametrize(
     "n, cases",
     [
-        (2, ["modern", "amp_bf16"]),
-        pytest.param(2, [name for name in CASES if name not in ("modern", "amp_bf16")], marks=pytest.mark.slow),
+        pytest.param(2, list(CASES), marks=pytest.mark.slow),
         pytest.param(4, ["modern", "muon", "rigl"], marks=pytest.mark.slow),
     ],
 )

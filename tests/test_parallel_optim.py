@@ -23,6 +23,8 @@ from gptlab.optim.rounding import LostUpdates
 from gptlab.parallel import Shards, Spread, Weights, World, joined, rows_of, shard, spread_of, whole_shape
 from gptlab.precision.regimes import NotApplicable
 
+pytestmark = pytest.mark.xdist_group("parallel_optim")  # they share processes that take seconds to start
+
 # of 4 processes one has no rows of a norm's 6, of c_proj's and of the 5 positions; c_attn is cut inside q, k and v
 SHAPE = Model(n_layer=1, n_head=2, n_embd=6, block_size=5, vocab_size=11, tied=False)
 LARGE = Model(n_layer=1, n_head=2, n_embd=128, block_size=8, vocab_size=96, bias=False)  # for blocks of 256
@@ -135,13 +137,13 @@ def assert_equal(one: dict[str, Any], several: list[dict[str, Any]], exact: bool
             assert found["told"]["bytes_per_parameter"] == pytest.approx(one["told"]["bytes_per_parameter"], rel=0.4)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def two() -> Iterator[list[dict[str, Any]]]:
     pytest.importorskip("bitsandbytes")
     yield together(2, of_shards, list(CASES))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def four() -> Iterator[list[dict[str, Any]]]:
     names = [name for name in CASES if name != "adamw_8bit"]  # it refuses these shapes
     yield together(4, of_shards, names, seconds=500)

@@ -24,6 +24,8 @@ from gptlab.sparsity.masks import pack, unpack
 from gptlab.sparsity.pruner import Pruner
 from gptlab.training.pruning import spike_gradients
 
+pytestmark = pytest.mark.xdist_group("parallel_sparsity")  # they share processes that take seconds to start
+
 # of 4 processes one has no rows of c_fc's 9 and of the head's 9; no row of a mask fills whole bytes
 SHAPE = Model(n_layer=2, n_head=2, n_embd=12, mlp_width=9, block_size=4, vocab_size=9)
 FOURS = SHAPE.model_copy(update={"mlp_width": 20})
@@ -145,16 +147,17 @@ def assert_equal(name: str, several: list[dict[str, Any]]) -> None:
     assert changed == {"rigl": {0, 4, 8}, "2:4": {0, 4}}.get(name, {0, 8, 12, 16})
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def two() -> Iterator[list[dict[str, Any]]]:
     yield together(2, of_shards, list(CASES))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def four() -> Iterator[list[dict[str, Any]]]:
     yield together(4, of_shards, list(CASES), seconds=500)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_mask_what_one_does(name: str, two: list[dict[str, Any]]) -> None:
     assert_equal(name, [found[name] for found in two])

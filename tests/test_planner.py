@@ -228,7 +228,7 @@ def test_the_bound_is_above_what_is_kept_and_not_far(changes: dict[str, Any], gp
     kept, bound = planner.activations(shape, gpu), planner.most_activations(shape, gpu)
     for sequences in (1, 64):
         for layers in (1, 48):
-            assert kept.of(sequences, layers) <= bound.of(sequences, layers) < 6 * kept.of(sequences, layers)
+            assert kept.of(sequences, layers) <= bound.of(sequences, layers) < 8 * kept.of(sequences, layers)
 
 
 CHUNKED: list[dict[str, Any]] = [

@@ -28,7 +28,7 @@ from gptlab.study.launch import Launch, job_states
 from gptlab.training.loop import train
 
 pytest.importorskip("submitit", reason="launching needs submitit: pip install 'gptlab[cluster]'")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]  # of one cluster
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "squeue", "scontrol")
 SETUP = Path(__file__).parent / "slurm"
