@@ -111,10 +111,15 @@ def test_several_processes_train_the_run_of_one(dataset: Path, alone: Path, tmp_
         [
             job(dataset, tmp_path / "ddp", **extra),
             job(dataset, tmp_path / "fsdp", distributed__strategy="fsdp", **extra),
+            *(
+                [job(dataset, tmp_path / "hybrid", distributed__strategy="fsdp", distributed__shard_over=2, **extra)]
+                if n == 4
+                else []
+            ),
         ],
     )
     whole = RunDir(alone / "run").read_json("result.json")
-    for strategy, result in zip(("ddp", "fsdp"), results, strict=True):
+    for strategy, result in zip(("ddp", "fsdp", "hybrid"), results, strict=n == 4):
         assert result["status"] == "completed"
         assert_same_curves(alone / "run", tmp_path / strategy)
         assert result["final_val_loss"] == pytest.approx(whole["final_val_loss"], rel=1e-4)
@@ -124,6 +129,10 @@ def test_several_processes_train_the_run_of_one(dataset: Path, alone: Path, tmp_
     one, other = load_run(alone / "run").model, load_run(tmp_path / "fsdp")  # from the files of n processes
     for (name, p), q in zip(one.named_parameters(), other.model.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-4, msg=name)
+    if n == 4:
+        assert len(list((tmp_path / "hybrid/checkpoints/step-00000050").glob("model-*"))) == 2  # of one copy
+        for p, q in zip(one.parameters(), load_run(tmp_path / "hybrid").model.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-4)
     export_hf(other.model, other.tokenizer, tmp_path / "hf")
     assert (tmp_path / "hf/model.safetensors").is_file()
 

@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ConfigError(f"`gptlab {options.verb}` takes no settings such as --{next(iter(overrides))}")
         sys.exit(options.run(options) or 0)
     except UserError as error:
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(2)  # if the first process says the same, torchrun ends this one meanwhile: it is said once
         print(f"gptlab: {error}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # `gptlab sample RUN | head`

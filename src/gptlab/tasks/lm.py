@@ -100,7 +100,11 @@ class LanguageModelling:
         self.hellaswag: Encoded | None = None
         if recipe.hellaswag.every and recipe.hellaswag.path:
             path, definition = recipe.hellaswag.path, recipe.hellaswag.definition
+            if not world.first:
+                world.meet()  # the first one may have to download it
             self.hellaswag = open_hellaswag(path, datasets[0].tokenizer, recipe.model.block_size, definition)
+            if world.first:
+                world.meet()
 
     def build(self, regime: Regime, fill: int | Callable[[GPT], None], sharded: bool = False) -> GPT:
         """The model, in the regime's dtypes, initialised from a seed or filled with weights; sharded is with FSDP."""

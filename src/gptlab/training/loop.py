@@ -65,6 +65,7 @@ def train(
         run.writes = world.first
         with run.lock(), StopSignal(run.path if world.first else None) as stop:
             while True:
+                less = False  # whether to try again with less at a time
                 try:
                     result = _train(recipe, run, datasets, device, world, stop, quiet)
                 except NotApplicable as error:
@@ -79,9 +80,10 @@ def train(
                     if result.status == "failed":
                         run.write_json("result.json", result.to_json())
                         raise
-                if not (result.status == "out_of_memory" and halve_micro_batch(recipe, run, quiet)):
+                    less = True
+                if not (less and halve_micro_batch(recipe, run, quiet)):
                     break
-            if not run.exists():
+            if not world.from_first(run.exists()):
                 run.write_recipe(resolve(recipe, run, datasets, device, world)[0])
             if result.to_json() != run.read_json("result.json"):
                 run.write_json("result.json", result.to_json())
