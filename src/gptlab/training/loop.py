@@ -10,6 +10,7 @@ import math
 import os
 import resource
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,8 @@ def train(
                     result = result_of(error, run, device, world)
                     if world.size > 1:  # the others wait for this process: whoever started them all ends them
                         say_end(result, run, world, lost_another(error))
+                        if lost_another(error):
+                            sys.exit(1)  # its traceback would be of this process, and the fault is the other's
                         raise
                     if result.status == "failed":
                         run.write_json("result.json", result.to_json())

@@ -112,7 +112,8 @@ def say_end(result: Result, run: RunDir, world: World, follows: bool) -> None:
     Args:
         follows: another one has ended: whoever started them all is to see that one first, and not this.
     """
-    print(f"process {world.rank} of {world.size} ends: {result.reason}", file=sys.stderr, flush=True)
+    who = "" if result.status == "failed" else f"process {world.rank} of {world.size}: "
+    print(f"{who}{result.reason}", file=sys.stderr, flush=True)
     if follows:
         time.sleep(LINGER)
     with contextlib.suppress(FileExistsError), open(run.path / "result.json", "x", encoding="utf-8") as file:
