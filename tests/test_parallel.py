@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -20,6 +21,7 @@ from processes import free_port, killed, together
 
 from gptlab.config import UserError, build_recipe
 from gptlab.data.labeled import prepare_labeled
+from gptlab.model.gpt import GPT
 from gptlab.model.hub import export_hf
 from gptlab.parallel import World
 from gptlab.rundir import RunDir
@@ -270,6 +272,53 @@ def test_rows_of_a_step_are_shared_without_gap_or_overlap() -> None:
     assert World().pieces(7, 7, 3) == [slice(0, 3), slice(3, 6), slice(6, 7)]
     assert list(World(1, 3).share("abcd")) == ["b", None]
     torch.testing.assert_close(World().sum(torch.ones(2)), torch.ones(2))
+
+
+@pytest.mark.slow
+def test_what_is_refused_is_refused_in_all_of_them_and_nothing_is_written(dataset: Path, tmp_path: Path) -> None:
+    with RunDir(tmp_path / "held").lock():
+        results = on(
+            2,
+            [
+                job(dataset, tmp_path / "held"),
+                job(dataset, tmp_path / "few", batch__tokens_per_step=96, batch__micro_batch=1),
+                job(dataset, tmp_path / "none", distributed__strategy="none"),
+                job(dataset, tmp_path / "third", distributed__strategy="fsdp", distributed__shard_over=3),
+            ],
+        )
+        assert not (tmp_path / "held/result.json").exists()
+    for result, says in zip(
+        results,
+        (
+            "is being trained by another process",
+            "3 sequences a step cannot be shared by 2 processes in micro-batches of 1",
+            "distributed.strategy = none: 2 processes were started",
+            "distributed.shard_over = 3: does not divide the 2 processes",
+        ),
+        strict=True,
+    ):
+        assert says in result["error"]
+    assert not any((tmp_path / name).exists() for name in ("few", "none", "third"))
+
+
+def whole_models(dataset: str, out: str, changes: dict[str, Any]) -> int:
+    """Train; the most models that are not spread over processes and are there while a step is taken."""
+    original, found = LanguageModelling.micro_batches, []
+
+    def micro_batches(self: Any, at: int, micro_batch: int) -> Any:
+        models = [thing for thing in gc.get_objects() if type(thing) is GPT]  # FSDP's have a class of their own
+        found.append(sum(model.device.type != "meta" for model in models))  # and the planner's have no memory
+        return original(self, at, micro_batch)
+
+    LanguageModelling.micro_batches = micro_batches  # type: ignore[method-assign]
+    train(tiny_recipe(Path(dataset), **changes), out, quiet=True)
+    return max(found)
+
+
+@pytest.mark.slow
+def test_fsdp_has_a_whole_copy_for_an_evaluation_only(dataset: Path, tmp_path: Path) -> None:
+    fsdp = job(dataset, tmp_path / "run", distributed__strategy="fsdp", train__max_steps=4, train__eval_every=2)
+    assert together(2, whole_models, *fsdp) == [0, 0]
 
 
 def torchrun(n: int, dataset: Path, out: Path, *flags: str) -> subprocess.Popen[str]:

@@ -105,9 +105,13 @@ class World:
 
     def from_first(self, value: T) -> T:
         """What the first process has."""
+        return self.of(value, 0)
+
+    def of(self, value: T, rank: int) -> T:
+        """What one of the processes has."""
         values: list[Any] = [value]
         if self.size > 1:
-            dist.broadcast_object_list(values, src=0)
+            dist.broadcast_object_list(values, src=rank)
         return values[0]
 
     def meet(self) -> None:
@@ -121,7 +125,7 @@ ALONE = World()
 
 def lost_another(error: BaseException) -> bool:
     """Whether an error says that the connection to another process broke."""
-    return isinstance(error, dist.DistError) or "onnection" in str(error)
+    return isinstance(error, dist.DistError) or (type(error) is RuntimeError and "onnection" in str(error))  # gloo's
 
 
 def environment() -> World:
@@ -147,7 +151,8 @@ def joined(strategy: str, device: torch.device) -> Iterator[World]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # gloo keeps sockets to every other process
+    with contextlib.suppress(ValueError, OSError):  # macOS calls its limit infinite, and takes no such number
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # gloo keeps sockets to every other process
     if not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     yield world
@@ -228,7 +233,8 @@ def norms(tensors: Sequence[Tensor], parameters: Sequence[Tensor], order: float 
     if spread is None:
         return here
     if order == math.inf:
-        return over_shards(here.nan_to_num(nan=math.inf), parameters, "max")  # a maximum may pass a NaN over
+        # a maximum may pass a NaN over
+        return over_shards(here.nan_to_num(nan=math.inf, posinf=math.inf), parameters, "max")
     # summed here, in one order: copies side by side (hybrid) would else be clipped by factors that differ in a bit
     parts = [torch.empty_like(here) for _ in range(spread.group.size())]
     dist.all_gather(parts, here.square(), group=spread.group)

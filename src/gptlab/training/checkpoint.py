@@ -304,7 +304,9 @@ class Checkpoints:
         progress: dict[str, Any],
         pruner: Pruner | None = None,
     ) -> None:
-        """Copy the state and write it in the background. An error of the last write is raised here or by `wait`.
+        """Copy the state and write it in the background, or write it now where there is no room for copies.
+
+        An error of the last write is raised here or by `wait`.
 
         Args:
             optimizer: None for a model that was trained elsewhere.
@@ -332,6 +334,8 @@ class Checkpoints:
             }
         arguments: Any = f"step-{progress['step']:08d}", extents, progress
         size = sum(t.nbytes for of in tensors.values() for t in of.values())
+        if self.group:  # the others of this machine copy at the same time
+            size *= int(os.environ.get("LOCAL_WORLD_SIZE", self.world.size))
         if size + ROOM > psutil.virtual_memory().available:
             self._write(tensors, *arguments)
             self.wait()
@@ -402,7 +406,7 @@ class Checkpoints:
         errors = [[error for *_, error in everyone if error]] if self.world.first else [[]]
         dist.broadcast_object_list(errors, src=0, group=self.group)
         if errors[0]:
-            raise RunError("; ".join(errors[0]))
+            raise OSError("; ".join(errors[0]))
         if self.world.first:
             index: dict[str, Any] = {kind: {} for kind in tensors}
             for _, theirs, _ in everyone:
@@ -470,11 +474,7 @@ class Checkpoints:
 
 
 def _read(saved: Saved, kind: str, name: str, parameters: dict[str, Any]) -> Tensor:
-    """The rows of a stored tensor that belong here.
-
-    Raises:
-        RunError: rows that begin inside a block of 8-bit moments.
-    """
+    """The rows of a stored tensor that belong here."""
     shape, (what, _, of) = saved.shape(kind, name), name.rpartition("/")
     parameter = parameters.get(of)
     spread = None if parameter is None else spread_of(parameter)
@@ -484,13 +484,7 @@ def _read(saved: Saved, kind: str, name: str, parameters: dict[str, Any]) -> Ten
         return saved.read(kind, name)
     if part in SCALES:
         row = spread.shape[1:].numel()
-        if spread.start * row % BLOCK or (
-            parameter.numel() % BLOCK and spread.start + len(parameter) < spread.shape[0]
-        ):
-            raise RunError(
-                f"checkpoint {saved.path}: the moments of {of} are in 8 bits, a scale for {BLOCK}, and cannot be cut "
-                f"where {spread.group.size()} processes would; go on with another number of them, or with ddp"
-            )
+        assert spread.start * row % BLOCK == 0, "make_optimizer has refused what cuts through a scale"
         return saved.read(kind, name, spread.start * row // BLOCK, -(-parameter.numel() // BLOCK))
     return saved.read(kind, name, spread.start, len(parameter))
 

@@ -37,7 +37,7 @@ class Logs:
         self.last_print = -math.inf
         self.tensorboard: Any = None
         self.wandb: Any = None
-        if recipe.log.tensorboard:
+        if recipe.log.tensorboard and run.writes:
             from torch.utils.tensorboard import SummaryWriter
 
             self.tensorboard = SummaryWriter(str(run.path / "tensorboard"))
@@ -46,9 +46,10 @@ class Logs:
                 import wandb
             except ImportError:
                 raise UserError("log.wandb = true: wandb is not installed; `pip install wandb` adds it") from None
-            self.wandb = wandb.init(
-                project="gptlab", name=run.path.name, dir=str(run.path), config=recipe.model_dump(), resume="allow"
-            )
+            if run.writes:  # all processes look for the package, so that all end where it is missing
+                self.wandb = wandb.init(
+                    project="gptlab", name=run.path.name, dir=str(run.path), config=recipe.model_dump(), resume="allow"
+                )
         if not quiet and self.console.is_terminal:
             self.bar = Progress(
                 TextColumn("[bold]{task.completed:.0f}/{task.total:.0f}"), BarColumn(),

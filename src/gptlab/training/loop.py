@@ -6,12 +6,14 @@ follow from the recipe and s, so a run that was killed and goes on from a checkp
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import resource
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,7 @@ def train(
 
     Raises:
         UserError: a setting, dataset, folder or source that cannot be used; nothing is overwritten then.
+        SystemExit: of several processes this one ran out of memory, or lost another one.
     """
     if seed is not None:
         recipe = recipe.replace({"seed": seed})
@@ -64,7 +67,8 @@ def train(
     device, datasets = pick_device(recipe.train.device), open_data(recipe)
     with joined(recipe.distributed.strategy, device) as world:
         run.writes = world.first
-        with run.lock(), StopSignal(run.path if world.first else None) as stop:
+        before = run.read_json("result.json")
+        with hold(run, world), StopSignal(run.path if world.first else None) as stop:
             while True:
                 less = False  # whether to try again with less at a time
                 try:
@@ -76,9 +80,11 @@ def train(
                 except Exception as error:
                     result = result_of(error, run, device, world)
                     if world.size > 1:  # the others wait for this process: whoever started them all ends them
-                        say_end(result, run, world, lost_another(error))
+                        say_end(result, run, world, lost_another(error), before)
                         if lost_another(error):
                             sys.exit(1)  # its traceback would be of this process, and the fault is the other's
+                        if result.status == "out_of_memory":
+                            sys.exit(3)
                         raise
                     if result.status == "failed":
                         run.write_json("result.json", result.to_json())
@@ -91,6 +97,20 @@ def train(
             if result.to_json() != run.read_json("result.json"):
                 run.write_json("result.json", result.to_json())
         return world.from_first(result)
+
+
+@contextlib.contextmanager
+def hold(run: RunDir, world: World) -> Iterator[None]:
+    """The run's lock, which the first process takes for all; where it is refused, that is said in all of them."""
+    with contextlib.ExitStack() as held:
+        refused: str | None = None
+        try:
+            held.enter_context(run.lock())
+        except RunError as error:
+            refused = str(error)
+        if refused := world.from_first(refused):
+            raise RunError(refused)
+        yield
 
 
 def _train(
@@ -110,14 +130,18 @@ def _train(
     if before.get("status") == "completed" and before["steps"] >= limit:
         return Result.from_json(before)
     if not recipe.train.eval_only:
+        n, most = recipe.sequences_per_step, recipe.batch.micro_batch
+        assert isinstance(most, int), "resolved"
+        world.pieces(n // world.size, n, most)  # says before anything is written that they cannot be shared
         found = planner.fits(recipe, device, world.size)
-        if world.any(found.refused):
+        if (refuses := world.most(world.rank if found.refused else -1)) >= 0:
+            facts = found.sentence, found.needed_gb, found.available_gb
+            sentence, asked, free = world.of(facts, refuses)
             if list_checkpoints(run):
-                raise RunError(f"{run.path} cannot go on here: it {found.sentence}")
+                raise RunError(f"{run.path} cannot go on here: it {sentence}")
             return Result(
-                "out_of_memory", failed_at_step=0, memory_asked_gb=found.needed_gb, memory_free_gb=found.available_gb,
-                reason=found.sentence,
-            )  # fmt: skip
+                "out_of_memory", failed_at_step=0, memory_asked_gb=asked, memory_free_gb=free, reason=sentence
+            )
 
     # the collaborators: data and loss, weights, optimizer, loss scaling, checkpoints, and who watches for divergence
     sharded = world.size > 1 and recipe.distributed.strategy == "fsdp"
@@ -221,6 +245,7 @@ def _train(
             if what := [name for name in task.due(step, ends) if name not in measured]:
                 whole = task.build(regime, weights.fill) if isinstance(weights, Shards) else model
                 scores = task.evaluate(what, whole, regime, micro_batch, stop)
+                del whole  # FSDP's copy is not to stay while training goes on
                 if scores is None:
                     stopping = saves = True  # asked to stop on the way; the resumed run evaluates here
                 else:
@@ -299,7 +324,9 @@ def _train(
         time_per_iter_p95_ms=1000 * percentile(times, 0.95) if times else None,
         timed_steps=len(times),
         peak_memory_gb=world.highest(peak_memory_gb(device)),
-        peak_memory_reserved_gb=torch.cuda.max_memory_reserved(device) / 1e9 if device.type == "cuda" else None,
+        peak_memory_reserved_gb=(
+            world.highest(torch.cuda.max_memory_reserved(device) / 1e9) if device.type == "cuda" else None
+        ),
         wall_seconds=sums["wall_seconds"],
         cpu_seconds=sums["cpu_seconds"],
         energy_joules=sums["energy_joules"] or None,

@@ -106,18 +106,22 @@ def result_of(error: Exception, run: RunDir, device: torch.device, world: World)
     return Result("failed", reason=says)
 
 
-def say_end(result: Result, run: RunDir, world: World, follows: bool) -> None:
+def say_end(result: Result, run: RunDir, world: World, follows: bool, before: dict[str, Any]) -> None:
     """Say why this process of several ends; the first one that does writes result.json.
 
     Args:
         follows: another one has ended: whoever started them all is to see that one first, and not this.
+        before: result.json as an earlier attempt left it.
     """
     who = "" if result.status == "failed" else f"process {world.rank} of {world.size}: "
     print(f"{who}{result.reason}", file=sys.stderr, flush=True)
     if follows:
         time.sleep(LINGER)
-    with contextlib.suppress(FileExistsError), open(run.path / "result.json", "x", encoding="utf-8") as file:
-        json.dump(result.to_json(), file, indent=2)
+    with contextlib.suppress(OSError):
+        if before and run.read_json("result.json") == before:
+            (run.path / "result.json").unlink()
+        with open(run.path / "result.json", "x", encoding="utf-8") as file:
+            json.dump(result.to_json(), file, indent=2)
 
 
 def halve_micro_batch(recipe: Recipe, run: RunDir, quiet: bool) -> bool:
@@ -140,6 +144,7 @@ def halve_micro_batch(recipe: Recipe, run: RunDir, quiet: bool) -> bool:
     gc.collect()  # what the failed attempt still holds
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()  # the result's peak is of the attempt that succeeds
     if not quiet:
         print(
             f"out of memory with micro-batches of {most} sequences: trying again with {most // 2}, and more of them a "

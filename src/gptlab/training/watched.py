@@ -35,7 +35,9 @@ def clip_gradients(model: Weights, max_norm: float) -> Tensor:
     each = norms(grads, parameters)  # (n,)
     total = torch.linalg.vector_norm(each)
     if math.isfinite(max_norm):
-        torch._foreach_mul_(grads, (max_norm / (total + 1e-6)).clamp(max=1.0))
+        factor = (max_norm / (total + 1e-6)).clamp(max=1.0)
+        one_dtype = all(grad.dtype is grads[0].dtype for grad in grads)  # then it is one kernel
+        torch._foreach_mul_(grads, factor.to(grads[0].dtype) if one_dtype else factor)
     return torch.cat((total[None], each)).float()
 
 
@@ -73,7 +75,7 @@ class Watched:
         rows = torch.stack([row for row, _ in self.waiting])
         if self.world.size > 1:
             rows[:, 0] = self.world.sum(rows[:, 0].contiguous())
-            rows[:, 1] = self.world.max(rows[:, 1].nan_to_num(nan=math.inf))
+            rows[:, 1] = self.world.max(rows[:, 1].nan_to_num(nan=math.inf, posinf=math.inf))
         self.rows = rows.tolist()
         broken = torch.stack([broken for _, broken in self.waiting])
         self.broken = self.broken[-1:] + self.world.max(broken).tolist()
