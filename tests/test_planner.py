@@ -540,9 +540,7 @@ def step_of_several(changes: dict[str, Any]) -> tuple[float, float]:
     "changes",
     [
         {},
-        {"precision__regime": "amp_bf16"},
         FSDP,
-        {**FSDP, "precision__regime": "amp_bf16"},
         {**FSDP, "precision__regime": "amp_bf16", "train__activation_checkpointing": True},
     ],
     ids=lambda c: " ".join(map(str, c.values())) or "ddp",
