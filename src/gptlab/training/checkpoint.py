@@ -19,7 +19,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -217,23 +217,34 @@ def optimizer_tensors(model: Weights, optimizer: torch.optim.Optimizer) -> dict[
     }
 
 
-def extent(name: str, tensor: Tensor, parameters: dict[str, Tensor]) -> Extent | None:
-    """Which rows of a whole tensor this one is; None where every process has the same, whole.
+def rows_here(name: str, parameters: Mapping[str, Tensor]) -> tuple[int, int, int] | None:
+    """Of a tensor with rows: how many the whole has, the first one here, and how many are here.
+
+    None where every process has the same, whole.
 
     Args:
         name: as the parameter's, or kind/name as `optimizer_tensors` and `Pruner.tensors` have it.
     """
     kind, _, of = name.rpartition("/")
-    parameter = parameters.get(of)
+    parameter, part = parameters.get(of), kind.rpartition(".")[2]
     spread = None if parameter is None else spread_of(parameter)
-    part = kind.rpartition(".")[2]
-    if spread is None or parameter is None or not tensor.dim() or part in TABLES:
+    if spread is None or parameter is None or part in TABLES:
         return None
     if part in SCALES:
-        row = spread.shape[1:].numel()
-        return Extent((-(-spread.shape.numel() // BLOCK),), spread.start * row // BLOCK)
-    assert len(tensor) == len(parameter), f"{name} has the rows of its parameter"
-    return Extent((spread.shape[0], *tensor.shape[1:]), spread.start)
+        first = spread.start * spread.shape[1:].numel()
+        assert first % BLOCK == 0, "make_optimizer has refused what cuts through a scale"
+        return -(-spread.shape.numel() // BLOCK), first // BLOCK, -(-parameter.numel() // BLOCK)
+    return spread.shape[0], spread.start, len(parameter)
+
+
+def extent(name: str, tensor: Tensor, parameters: Mapping[str, Tensor]) -> Extent | None:
+    """Which rows of a whole tensor this one is; None where every process has the same, whole."""
+    found = rows_here(name, parameters) if tensor.dim() else None
+    if found is None:
+        return None
+    whole, start, n = found
+    assert len(tensor) == n, f"{name} has the rows of its parameter"
+    return Extent((whole, *tensor.shape[1:]), start)
 
 
 def load_optimizer_tensors(
@@ -473,20 +484,13 @@ class Checkpoints:
         return None, damage
 
 
-def _read(saved: Saved, kind: str, name: str, parameters: dict[str, Any]) -> Tensor:
+def _read(saved: Saved, kind: str, name: str, parameters: Mapping[str, Tensor]) -> Tensor:
     """The rows of a stored tensor that belong here."""
-    shape, (what, _, of) = saved.shape(kind, name), name.rpartition("/")
-    parameter = parameters.get(of)
-    spread = None if parameter is None else spread_of(parameter)
-    part = what.rpartition(".")[2]
-    flat = what == "mask" and len(shape) == 1  # as masks were packed once; the pruner takes its rows
-    if spread is None or parameter is None or not shape or part in TABLES or flat:
+    shape, found = saved.shape(kind, name), rows_here(name, parameters)
+    flat = name.startswith("mask/") and len(shape) == 1  # as masks were packed once; the pruner takes its rows
+    if found is None or not shape or flat:
         return saved.read(kind, name)
-    if part in SCALES:
-        row = spread.shape[1:].numel()
-        assert spread.start * row % BLOCK == 0, "make_optimizer has refused what cuts through a scale"
-        return saved.read(kind, name, spread.start * row // BLOCK, -(-parameter.numel() // BLOCK))
-    return saved.read(kind, name, spread.start, len(parameter))
+    return saved.read(kind, name, *found[1:])
 
 
 def _differ(saved: Saved, parameters: dict[str, Any]) -> str:
