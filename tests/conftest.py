@@ -15,6 +15,18 @@ from gptlab.config import Recipe, build_recipe
 from gptlab.data.shards import write_shard
 from gptlab.data.tokenizers import make_tokenizer
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Shuffle the files, and the tests in each, where GPTLAB_TEST_ORDER holds a seed: none may need another before it.
+
+    The tests of a file stay together, as they share fixtures that take seconds to make.
+    """
+    if seed := os.environ.get("GPTLAB_TEST_ORDER"):
+        draw = random.Random(int(seed))
+        place = {path: draw.random() for path in dict.fromkeys(item.path for item in items)}
+        items.sort(key=lambda item: (place[item.path], draw.random()))
+
+
 SENTENCE = "the cat sat on a mat and saw that the dog had run to the house of an old man who sold red hats"
 WORDS = SENTENCE.split()
 

@@ -17,7 +17,8 @@ import psutil
 import pytest
 import torch
 from conftest import WORDS, tiny_recipe
-from processes import free_port, killed, together
+from processes import float64, free_port, killed, together
+from test_training_resume import measured
 
 from gptlab.config import UserError, build_recipe
 from gptlab.data.labeled import prepare_labeled
@@ -58,12 +59,13 @@ def job(dataset: Path, out: Path, **changes: object) -> tuple[str, str, dict[str
 
 
 def run_jobs(jobs: list[tuple[str, str, dict[str, Any]]], ports: list[int]) -> list[dict[str, Any]]:
-    """Train one after another, in this process of several (or alone)."""
+    """Train one after another, in this process of several (or alone), and in float64."""
     results = []
     for (dataset, out, changes), port in zip(jobs, ports, strict=True):
         os.environ["MASTER_PORT"] = str(port)
         try:
-            results.append(train(tiny_recipe(Path(dataset), **changes), out, quiet=True).to_json())
+            with float64():
+                results.append(train(tiny_recipe(Path(dataset), **changes), out, quiet=True).to_json())
         except UserError as error:
             results.append({"error": str(error)})
     return results
@@ -85,15 +87,17 @@ def curves(run: Path) -> dict[str, dict[int, float]]:
     return {kind: {line["step"]: line[kind] for line in lines if kind in line} for kind in kinds}
 
 
-def assert_same_curves(one: Path, other: Path, tolerance: float = 2e-5) -> None:
+LOGGED = 4 * torch.finfo(torch.float32).eps  # float64 runs agree to 1e-15, and norms and logits are logged in float32
+
+
+def assert_same_curves(one: Path, other: Path, tolerance: float = LOGGED) -> None:
     first, second = curves(one), curves(other)
     for kind, points in first.items():
         if kind == "hellaswag_acc_norm" and not second[kind]:
             continue  # a run without it
         assert points.keys() == second[kind].keys(), kind
         for step, value in points.items():
-            # rounding grows with the steps: gradients are taken of weights that differ in the last bits
-            assert second[kind][step] == pytest.approx(value, rel=tolerance * (1 + step)), (kind, step)
+            assert second[kind][step] == pytest.approx(value, rel=tolerance), (kind, step)
 
 
 @pytest.fixture(scope="module")
@@ -124,17 +128,20 @@ def test_several_processes_train_the_run_of_one(dataset: Path, alone: Path, tmp_
     for strategy, result in zip(("ddp", "fsdp", "hybrid"), results, strict=n == 4):
         assert result["status"] == "completed"
         assert_same_curves(alone / "run", tmp_path / strategy)
-        assert result["final_val_loss"] == pytest.approx(whole["final_val_loss"], rel=1e-4)
+        assert result["final_val_loss"] == pytest.approx(whole["final_val_loss"], rel=LOGGED)
         rows = (tmp_path / strategy / "hellaswag_results.jsonl").read_text().splitlines()
         assert len(rows) == 11
         assert RunDir(tmp_path / strategy).read_json("environment.json")["processes"] == n
-    one, other = load_run(alone / "run").model, load_run(tmp_path / "fsdp")  # from the files of n processes
-    for (name, p), q in zip(one.named_parameters(), other.model.parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-4, msg=name)
+    with float64():
+        one, other = load_run(alone / "run").model, load_run(tmp_path / "fsdp")  # from the files of n processes
+        models = [other.model, *([load_run(tmp_path / "hybrid").model] if n == 4 else [])]
+    for model in models:
+        for (name, p), q in zip(one.named_parameters(), model.parameters(), strict=True):
+            assert p.dtype is torch.float64
+            # a gradient off by 1e-15, over AdamW's eps of 1e-8, times 50 steps of 3e-3
+            torch.testing.assert_close(p, q, rtol=0, atol=1e-7, msg=name)
     if n == 4:
         assert len(list((tmp_path / "hybrid/checkpoints/step-00000050").glob("model-*"))) == 2  # of one copy
-        for p, q in zip(one.parameters(), load_run(tmp_path / "hybrid").model.parameters(), strict=True):
-            torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-4)
     export_hf(other.model, other.tokenizer, tmp_path / "hf")
     assert (tmp_path / "hf/model.safetensors").is_file()
 
@@ -144,20 +151,21 @@ MODERN = {
     "model__qk_norm": True, "model__tied": False, "model__document_attention": True,
 }  # fmt: skip
 SPARSE = {"sparsity__target": 0.5, "sparsity__every": 2, "sparsity__begin": 0.1, "sparsity__end": 0.6}
-# settings, and how far losses may be apart: rounding to 16 bits goes another way where sums differ in their last bit
+# Settings, and how far losses may be apart. Sums in another order round to 16 bits another way now and then: one such
+# step moves an activation by an epsilon, and a loss is the mean over 224 tokens of what that does to their logits.
 CASES: dict[str, tuple[dict[str, object], float]] = {
-    "modern": (MODERN, 2e-5),
-    "checkpointing": ({"train__activation_checkpointing": True}, 2e-5),
-    "amp_bf16": ({"precision__regime": "amp_bf16"}, 1e-3),
-    "amp_fp16": ({"precision__regime": "amp_fp16"}, 1e-3),
-    "bf16_pure": ({"precision__regime": "bf16_pure"}, 5e-3),
-    "no clipping": ({"optim__grad_clip": 0.0, "optim__name": "sgd", "optim__lr": 0.1}, 2e-5),
-    "muon": ({"optim__name": "muon"}, 1e-4),
-    "spam": ({"optim__name": "adamw-spam", "optim__spam_interval": 5, "faults__gradient_every": 4}, 1e-4),
-    "magnitude": ({"sparsity__method": "magnitude", **SPARSE}, 1e-4),
-    "state": ({"optim__name": "adamw-prune", "sparsity__method": "state", **SPARSE}, 1e-4),
-    "rigl": ({"sparsity__method": "rigl", "optim__name": "muon", **SPARSE}, 1e-4),
-    "bad batches": ({"faults__batch_every": 3}, 2e-5),
+    "modern": (MODERN, LOGGED),
+    "checkpointing": ({"train__activation_checkpointing": True}, LOGGED),
+    "amp_bf16": ({"precision__regime": "amp_bf16"}, 2**-7),
+    "amp_fp16": ({"precision__regime": "amp_fp16"}, 2**-7),
+    "bf16_pure": ({"precision__regime": "bf16_pure"}, 2**-5),
+    "no clipping": ({"optim__grad_clip": 0.0, "optim__name": "sgd", "optim__lr": 0.1}, LOGGED),
+    "muon": ({"optim__name": "muon"}, LOGGED),
+    "spam": ({"optim__name": "adamw-spam", "optim__spam_interval": 5, "faults__gradient_every": 4}, LOGGED),
+    "magnitude": ({"sparsity__method": "magnitude", **SPARSE}, LOGGED),
+    "state": ({"optim__name": "adamw-prune", "sparsity__method": "state", **SPARSE}, LOGGED),
+    "rigl": ({"sparsity__method": "rigl", "optim__name": "muon", **SPARSE}, LOGGED),
+    "bad batches": ({"faults__batch_every": 3}, LOGGED),
 }
 
 
@@ -194,7 +202,8 @@ def classify(n: int, data: str, out: str) -> list[dict[str, Any]]:
     results = []
     for strategy in ("ddp", "fsdp") if n > 1 else ("ddp",):
         recipe = build_recipe(base, {"distributed.strategy": strategy})
-        results.append(train(recipe, Path(out) / f"{strategy}{n}", quiet=True).to_json())
+        with float64():
+            results.append(train(recipe, Path(out) / f"{strategy}{n}", quiet=True).to_json())
         os.environ["MASTER_PORT"] = str(int(os.environ.get("MASTER_PORT", 0)) + 1)
     return results
 
@@ -224,7 +233,8 @@ def killed_at(step: int, dataset: str, out: str, changes: dict[str, Any]) -> Non
         return original(self, at, micro_batch)
 
     LanguageModelling.micro_batches = micro_batches  # type: ignore[method-assign]
-    train(tiny_recipe(Path(dataset), **changes), out, quiet=True)
+    with float64():
+        train(tiny_recipe(Path(dataset), **changes), out, quiet=True)
 
 
 @pytest.mark.slow
@@ -327,7 +337,7 @@ def torchrun(n: int, dataset: Path, out: Path, *flags: str) -> subprocess.Popen[
 
 
 @pytest.mark.slow
-def test_a_rank_that_is_killed_ends_the_job_and_the_run_goes_on(dataset: Path, alone: Path, tmp_path: Path) -> None:
+def test_a_rank_that_is_killed_ends_the_job_and_the_run_goes_on(dataset: Path, tmp_path: Path) -> None:
     out, flags = tmp_path / "run", ("--checkpoint.every", "5", "--distributed.strategy", "fsdp")
     began = torchrun(2, dataset, out, *flags)
     try:
@@ -353,7 +363,12 @@ def test_a_rank_that_is_killed_ends_the_job_and_the_run_goes_on(dataset: Path, a
     assert again.returncode == 0, said
     assert said.count("completed after 50 steps") == 1  # one process prints
     assert (out / "card.md").exists()
-    assert_same_curves(alone / "run", out)
+    unbroken = torchrun(2, dataset, tmp_path / "unbroken", *flags)
+    said, _ = unbroken.communicate(timeout=120)
+    assert unbroken.returncode == 0, said
+    assert measured(tmp_path / "unbroken") == measured(out)
+    for p, q in zip(*(load_run(run).model.parameters() for run in (tmp_path / "unbroken", out)), strict=True):
+        assert torch.equal(p, q)
 
 
 @pytest.mark.slow

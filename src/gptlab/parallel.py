@@ -344,7 +344,7 @@ def shard(model: nn.Module, world: World, over: int, device: torch.device, dtype
 
     A block's matrices are one group, gathered before they are used and let go after, in the autocast dtype, which is
     what autocast would make of them. All else, embeddings, norms and head, is gathered for the whole pass in its own
-    dtype. Gradients are summed, in float32.
+    dtype. Gradients are summed in float32, or in the weights' own dtype where that is wider.
 
     Args:
         model: a GPT or an Encoder on the meta device: it gets memory for its rows only.
@@ -361,11 +361,13 @@ def shard(model: nn.Module, world: World, over: int, device: torch.device, dtype
     over = over or world.size
     if world.size % over:
         raise UserError(f"distributed.shard_over = {over}: does not divide the {world.size} processes")
-    if len({p.dtype for p in model.parameters()}) > 1:
+    stored = {p.dtype for p in model.parameters()}
+    if len(stored) > 1:
         raise UserError(
             "distributed.strategy = fsdp: gathers a layer's weights in one dtype, and precision.head or "
             "precision.norms gives this model two: use ddp"
         )
+    wide = torch.promote_types(stored.pop(), torch.float32)
     hybrid = over < world.size
     mesh = init_device_mesh(
         device.type,
@@ -377,9 +379,9 @@ def shard(model: nn.Module, world: World, over: int, device: torch.device, dtype
     groups: list[Any] = [model]
     for block in model.h:  # type: ignore[union-attr]
         matrices: list[nn.Module] = [module for module in block.modules() if isinstance(module, nn.Linear)]
-        fully_shard(matrices, mesh=mesh, mp_policy=MixedPrecisionPolicy(dtype, torch.float32))
+        fully_shard(matrices, mesh=mesh, mp_policy=MixedPrecisionPolicy(dtype, wide))
         groups += matrices
-    fully_shard(model, mesh=mesh, mp_policy=MixedPrecisionPolicy(None, torch.float32, cast_forward_inputs=False))
+    fully_shard(model, mesh=mesh, mp_policy=MixedPrecisionPolicy(None, wide, cast_forward_inputs=False))
     for module in groups:
         module.set_gradient_divide_factor(1.0)  # sums, as `replicate` does ...
         module.set_force_sum_reduction_for_comms(True)  # ... also over gloo, which knows no other kind
