@@ -108,8 +108,9 @@ def test_logits_in_float64(pair):
     theirs, ours = (copy.deepcopy(model).double() for model in pair)
     with torch.no_grad():
         difference = (theirs(batch()).logits - ours(batch())).abs().max()
-    # The rotary tables are float32 on both sides; all else is exact.
-    assert difference < (1e-12 if ours.wpe is not None else 1e-6)
+    # The rotary tables are float32 on both sides, and their last bit may differ where sines are taken in vectors of
+    # another length; three layers make some tens of that. All else is exact.
+    assert difference < (1e-12 if ours.wpe is not None else 100 * torch.finfo(torch.float32).eps)
 
 
 def test_loss_and_every_gradient(pair):
@@ -131,21 +132,23 @@ def test_loss_and_every_gradient(pair):
 
 
 def test_ten_adamw_losses(pair):
-    theirs, ours = pair
+    theirs, ours = (copy.deepcopy(model).double() for model in pair)
     settings = {"lr": 3e-3, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
     reference = torch.optim.AdamW(theirs.parameters(), **settings, foreach=False, fused=False)
     optimizer = torch.optim.AdamW(ours.parameters(), **settings, fused=True)
     expected, got = [], []
     for step in range(10):
         tokens = batch(step % 2)  # two batches in turn: the loss must fall on them
-        losses = theirs(tokens, labels=tokens).loss, mean_loss(ours, tokens)
+        logits = theirs(tokens).logits  # its own loss rounds them to float32
+        reference_loss = F.cross_entropy(logits.flatten(0, 1), shifted(tokens).flatten(), ignore_index=-1)
+        losses = reference_loss, mean_loss(ours, tokens)
         for loss, optim, log in zip(losses, (reference, optimizer), (expected, got), strict=True):
             optim.zero_grad()
             loss.backward()
             optim.step()
             log.append(loss.item())
     assert expected[-1] < expected[0] - 0.3
-    assert got == pytest.approx(expected, abs=2e-5)
+    assert got == pytest.approx(expected, abs=1e-9 if ours.wpe is not None else 2e-5)  # rotary tables are float32
 
 
 @pytest.mark.parametrize("theta", [10000.0, 500000.0])

@@ -69,9 +69,10 @@ def test_to_nearest_it_is_the_fused_kernel() -> None:
             give_gradients(model, step, 1e-2)
             optimizer.step()
         for kind in ("exp_avg", "exp_avg_sq"):
-            assert (a.state[p][kind] == b.state[q][kind]).float().mean() > 0.999  # the last bit of float32 decides ties
+            # the last bits of float32 decide about the bf16 in 1 of 2^16 cases, a few operations a step, ten steps
+            assert (a.state[p][kind] == b.state[q][kind]).float().mean() > 0.995
         assert a.state[p]["step"].dtype == b.state[q]["step"].dtype
-        assert (p == q).float().mean() > 0.999
+        assert (p == q).float().mean() > 0.995
 
 
 @pytest.mark.parametrize("rounding", ["stochastic", "kahan"])
