@@ -1,6 +1,5 @@
 """Labelled documents: every form they come in, the label space, what is stored, and the batches that are read."""
 
-import fcntl
 import gzip
 import itertools
 import json
@@ -20,7 +19,7 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptlab import cli
+from gptlab import cli, locks
 from gptlab.data import constructs, labeled
 from gptlab.data.labeled import LabeledDataset, LabeledSplit, bucket_length, constant_loss, prepare_labeled
 from gptlab.data.prepare import prepare
@@ -617,8 +616,8 @@ def test_a_kill_leaves_nothing_half(source: Path, tmp_path: Path) -> None:
     """
     assert subprocess.run([sys.executable, "-c", textwrap.dedent(program)], timeout=60).returncode == -9
     assert sorted(path.name for path in tmp_path.iterdir()) == [".set.tmp", "source"]
-    assert (tmp_path / ".set.tmp/train.tokens.npy").is_file()
-    (tmp_path / ".set.tmp/validation.tokens.npy").touch()  # of another dataset that was killed
+    assert (tmp_path / ".set.tmp/set/train.tokens.npy").is_file()
+    (tmp_path / ".set.tmp/set/validation.tokens.npy").touch()  # of another dataset that was killed
     dataset = quietly(str(source), tmp_path / "set", label_field="tags")
     dataset.verify()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set", "source"]
@@ -636,12 +635,12 @@ def test_a_failure_leaves_nothing_at_all(source: Path, tmp_path: Path, monkeypat
 
 
 def test_two_at_once_are_one_too_many(source: Path, tmp_path: Path) -> None:
-    (tmp_path / ".set.tmp").mkdir()
-    with open(tmp_path / ".set.tmp/.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(DataError, match="is being prepared by another process"):
-            quietly(str(source), tmp_path / "set", label_field="tags")
-    assert (tmp_path / ".set.tmp/.lock").exists()  # the other's
+    with (
+        locks.hold(tmp_path / ".set.tmp", DataError("")),
+        pytest.raises(DataError, match="is being prepared by another process"),
+    ):
+        quietly(str(source), tmp_path / "set", label_field="tags")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
 # -- refusals

@@ -1,6 +1,5 @@
 """Studies: what is started, in which order, with what around it; what is not done twice; and every way to be killed."""
 
-import fcntl
 import io
 import json
 import math
@@ -21,7 +20,7 @@ from test_cli import call
 from test_training_resume import measured
 
 from gptlab.config import ConfigError, Study, load_study
-from gptlab.rundir import RunDir, RunError
+from gptlab.rundir import Locked, RunDir, RunError
 from gptlab.study import runner, worker
 from gptlab.study.runner import MACHINE, RETRIES, Run, first_seeds, plan, run_study, worker_environment
 from gptlab.study.table import RunState, progress, read_study, render, study_seconds_left
@@ -264,7 +263,7 @@ def test_a_folder_of_another_study_is_refused_and_names_what_differs(
 
 def test_two_runners_do_not_share_a_folder(study: Study, fakes: Fakes) -> None:
     folder = Path("results/tiny")
-    with runner.lock(folder), pytest.raises(RunError, match="is being run by another process; `gptlab study status"):
+    with runner.lock(folder), pytest.raises(Locked, match="is being run by another process; `gptlab study status"):
         run_study(study, quiet=True)
     assert fakes.started() == []
 
@@ -359,8 +358,7 @@ def test_the_table_of_a_study_in_every_state(study: Study, fakes: Fakes, capsys:
         run.write_recipe(study.build(name[:5].strip("_"), 1))
         lines = [{"step": 0, "val_loss": 4.0}, {"step": 6, "loss": 3.5, "tokens_per_second": 64.0}]
         run.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 7, "lo')
-    with open(folder / "plain_seed1/.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with RunDir(folder / "plain_seed1").lock():
         assert statuses(folder) == {
             "plain 0": "completed", "fast 0": "diverged", "plain 1": "running", "fast 1": "stopped", "late 0": "failed",
             "late 1": "waiting",
@@ -505,7 +503,7 @@ def test_a_worker_waits_for_the_orphan_that_holds_its_run(
     assert released
     thread.join()
     monkeypatch.setattr(worker, "LOCK_SECONDS", 0)
-    with RunDir(tmp_path).lock(), pytest.raises(RunError, match="is being trained by another process"):
+    with RunDir(tmp_path).lock(), pytest.raises(Locked, match="is being trained by another process"):
         worker._train(recipe, tmp_path)
 
 

@@ -11,7 +11,6 @@ import contextlib
 import itertools
 import math
 import os
-import resource
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -150,9 +149,12 @@ def joined(strategy: str, device: torch.device) -> Iterator[World]:
         raise UserError(f"distributed.strategy = none: {world.size} processes were started; ddp or fsdp share the work")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):  # macOS calls its limit infinite, and takes no such number
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # gloo keeps sockets to every other process
+    # gloo keeps a socket to every other process. Windows has no such limit; macOS calls its own infinite, and refuses it
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     yield world

@@ -9,7 +9,6 @@ A run directory is the only thing that passes from training to analysis.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import tomllib
@@ -17,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from gptlab import locks
 from gptlab.config import ConfigError, Recipe, Study, UserError, build_recipe, load_study
 
 STATUSES = ("completed", "diverged", "out_of_memory", "interrupted", "failed", "not_applicable")
@@ -24,6 +24,10 @@ STATUSES = ("completed", "diverged", "out_of_memory", "interrupted", "failed", "
 
 class RunError(UserError):
     """A folder that is no run, or a run that cannot do what was asked."""
+
+
+class Locked(RunError):
+    """Another process trains the run, or runs the study, that was asked for."""
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -130,22 +134,12 @@ class RunDir:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run for one process; the operating system lets go of it when the process ends, however it ends."""
+        """Hold the run for one process. Raises Locked where another one trains it."""
         if not self.writes:
             yield
             return
-        self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / ".lock", "a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise RunError(f"{self.path} is being trained by another process") from None
-            try:
-                yield
-            finally:
-                if [path.name for path in self.path.iterdir()] == [".lock"]:  # nothing came of it: leave nothing behind
-                    (self.path / ".lock").unlink()
-                    self.path.rmdir()
+        with locks.hold(self.path, Locked(f"{self.path} is being trained by another process")):
+            yield
 
 
 # -- a study's folder: study.toml, a run directory for each arm and seed, and each run's summary beside it as JSON

@@ -154,19 +154,18 @@ def prepare_labeled(
         return _documents(opened, max_documents, val_fraction, Counter() if left_out is None else left_out)
 
     made = _make_tokenizer(tokenizer, documents)
-    with disk_errors(folder):
-        temporary = folder.with_name(f".{folder.name}.tmp")
-        temporary.mkdir(parents=True, exist_ok=True)
-        with lock(temporary):
-            try:
-                for path in temporary.iterdir():
-                    if path.name != ".lock":  # what a kill has left
-                        path.unlink()
-                manifest = _write(temporary, folder, draft, made, documents)
-                (temporary / ".lock").unlink()
-                os.replace(temporary, folder)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)  # nothing is there any more unless something went wrong
+    workshop = folder.with_name(f".{folder.name}.tmp")
+    with disk_errors(folder), lock(workshop):
+        temporary = workshop / folder.name
+        shutil.rmtree(temporary, ignore_errors=True)  # what a kill has left
+        temporary.mkdir()
+        try:
+            manifest = _write(temporary, folder, draft, made, documents)
+            if folder.is_dir():
+                folder.rmdir()  # it is empty; Windows does not replace it
+            os.replace(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)  # nothing is there any more unless something went wrong
     print(f"{folder}: {_summary(manifest)}")
     return folder
 

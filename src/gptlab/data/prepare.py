@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import importlib.metadata
 import itertools
@@ -32,6 +31,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gptlab import locks
 from gptlab.config import Data
 from gptlab.data.corpora import NAMES, Corpus, Part, open_corpus
 from gptlab.data.shards import (
@@ -136,10 +136,8 @@ def prepare(
         refuse_another(folder, read_manifest(folder), draft)
         say(f"{folder}: already prepared, {_summary(Dataset(folder).manifest)}")
         return folder
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with lock(folder):
-            manifest = _prepare(folder, opened, draft, tokenizer, workers or os.cpu_count() or 1, progress)
+    with disk_errors(folder), lock(folder):
+        manifest = _prepare(folder, opened, draft, tokenizer, workers or os.cpu_count() or 1, progress)
     say(f"{folder}: {_summary(manifest)}")
     return folder
 
@@ -157,12 +155,8 @@ def _summary(manifest: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold the folder for one process; the operating system lets go of it when the process ends, however it ends."""
-    with open(folder / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise DataError(f"{folder} is being prepared by another process") from None
+    """Hold the folder of a dataset for one process. Raises DataError where another one prepares it."""
+    with locks.hold(folder, DataError(f"{folder} is being prepared by another process")):
         yield
 
 

@@ -32,10 +32,11 @@ from rich.table import Table
 from rich.text import Text
 
 from gptlab.config import ConfigError, Count, Positive, Recipe, Section, Study, UserError, load_recipe
-from gptlab.rundir import RunDir, RunError, open_study, run_name
+from gptlab.locks import is_held
+from gptlab.rundir import Locked, RunDir, RunError, open_study, run_name
 from gptlab.study import runner
 from gptlab.study.runner import Runner, gate, is_finished, keep_study, plan, run_study, visible_gpus, write_summary
-from gptlab.study.table import COLOURS, _is_locked, _tail, progress, read_state, read_study
+from gptlab.study.table import COLOURS, _tail, progress, read_state, read_study
 from gptlab.training.signals import STOP_FILE, WARNING, StopSignal
 
 RECORD = "launch.json"
@@ -231,8 +232,8 @@ def launch_recipe(recipe: Recipe, out: Path, on: str, resources: Resources, comm
     from gptlab.tasks.data import open_data, train_tokens
 
     limit, run = recipe.step_limit(train_tokens(recipe, open_data(recipe))), RunDir(out)
-    if _is_locked(out / ".lock"):
-        raise RunError(f"{out} is being trained by another process")
+    if is_held(out):
+        raise Locked(f"{out} is being trained by another process")
     before = run.read_json("result.json")
     if before.get("status") == "completed" and before["steps"] >= limit:
         raise RunError(f"{out} holds a finished run of {before['steps']} steps; --out names another folder")
@@ -612,7 +613,7 @@ def render(launches: Sequence[Launch]) -> Table:
 def _stands(run: RunDir) -> tuple[str, str]:
     """(status, step) of a run."""
     step = next((f"{line['step']:,}" for line in reversed(_tail(run.metrics_file))), "")
-    if _is_locked(run.path / ".lock"):
+    if is_held(run.path):
         return "running", step
     return run.read_json("result.json").get("status") or ("stopped" if step else "waiting"), step
 
@@ -630,13 +631,13 @@ def stop(folder: Path, wait: bool, say: Callable[[str], None]) -> None:
         RunError: there is no run or study in the folder, or nobody is at work on it; nothing is written then.
     """
     launch, is_study = Launch.read(folder), (folder / "study.toml").is_file()
-    if not (is_study or launch or RunDir(folder).exists() or _is_locked(folder / ".lock")):
+    if not (is_study or launch or RunDir(folder).exists() or is_held(folder)):
         raise RunError(f"{folder} is neither a run's folder nor a study's: it has no recipe.toml and no study.toml")
 
     # who holds a lock saves when it finds the file; a study's runner passes the wish on to its runs
-    at_work = [folder] if _is_locked(folder / ".lock") else []
+    at_work = [folder] if is_held(folder) else []
     if is_study and not at_work:  # the tasks of an array have no runner
-        at_work = sorted(file.parent for file in folder.glob("*/.lock") if _is_locked(file))
+        at_work = sorted(file.parent for file in folder.glob("*/.lock") if is_held(file.parent))
     # a job that holds none has not begun to train, or has saved: it can be cancelled, before others end and it starts
     cancelled = _cancel(launch, at_work) if launch is not None else 0
     if not at_work and not cancelled:
@@ -648,7 +649,7 @@ def stop(folder: Path, wait: bool, say: Callable[[str], None]) -> None:
     if not wait:
         say(f"{folder}: asked to save and end")
         return
-    while working := [path for path in at_work if _is_locked(path / ".lock")]:
+    while working := [path for path in at_work if is_held(path)]:
         for path in working:  # one that had only just begun took it for an old request
             (path / STOP_FILE).touch()
         time.sleep(POLL_SECONDS)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import fcntl
 import math
 import os
 import re
@@ -27,8 +26,9 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
+from gptlab import locks
 from gptlab.config import ConfigError, Recipe, Study, settings, shipped
-from gptlab.rundir import RunDir, RunError, open_study, run_name, write_atomically
+from gptlab.rundir import Locked, RunDir, RunError, open_study, run_name, write_atomically
 from gptlab.study.table import RunState, duration, progress, read_state, read_summary, render
 from gptlab.study.worker import RUNNER
 from gptlab.training.signals import StopSignal
@@ -216,15 +216,10 @@ def command(folder: Path, run: Run) -> list[str]:
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold a study's folder for one runner; the operating system lets go of it when the process ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(
-                f"{folder} is being run by another process; `gptlab study status {folder}` shows how far it is"
-            ) from None
+    """Hold a study's folder for one runner. Raises Locked where there is another one."""
+    with locks.hold(
+        folder, Locked(f"{folder} is being run by another process; `gptlab study status {folder}` shows how far it is")
+    ):
         yield
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 from collections import Counter
@@ -17,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gptlab.config import Study
+from gptlab.locks import is_held
 from gptlab.rundir import STATUSES, RunDir, open_study, run_name
 
 ENDED = tuple(status for status in STATUSES if status != "interrupted")
@@ -61,7 +61,7 @@ def read_state(folder: Path, study: Study, arm: str, seed: int, running: bool | 
     """
     run = RunDir(folder / run_name(arm, seed))
     result = run.read_json("result.json") or ({} if run.exists() else read_summary(folder, study, arm, seed))
-    if running or (running is None and _is_locked(run.path / ".lock")):
+    if running or (running is None and is_held(run.path)):
         status = "running"
     else:
         begun = run.metrics_file.exists() or run.checkpoints.exists()
@@ -104,17 +104,6 @@ def read_summary(folder: Path, study: Study, arm: str, seed: int) -> dict[str, A
     """The summary beside a run's folder, if it is this study's; else {}."""
     summary = RunDir(folder).read_json(f"{run_name(arm, seed)}.json")
     return summary if summary.get("study") == study.name else {}
-
-
-def _is_locked(file: Path) -> bool:
-    try:
-        with open(file) as handle:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go of as the file is closed
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
 
 
 def _tail(file: Path) -> list[dict[str, Any]]:

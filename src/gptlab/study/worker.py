@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptlab.config import Recipe, UserError
-from gptlab.rundir import RunError, open_study, run_name
+from gptlab.rundir import Locked, open_study, run_name
 
 if TYPE_CHECKING:
     from gptlab.training.result import Result
@@ -54,8 +54,8 @@ def _train(recipe: Recipe, out: Path) -> Result:
     while True:
         try:
             return train(recipe, out, resume="auto", quiet=True)
-        except RunError as error:
-            if "being trained by another process" not in str(error) or time.monotonic() > deadline:
+        except Locked:
+            if time.monotonic() > deadline:
                 raise
             time.sleep(0.5)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import resource
 import statistics
 import sys
 import time
@@ -27,7 +26,7 @@ from gptlab.optim.rounding import LostUpdates
 from gptlab.optim.schedule import learning_rate
 from gptlab.parallel import Shards, World, joined, lost_another, make_scaler, replicate, sending, with_last
 from gptlab.precision.regimes import NotApplicable, enter_regime
-from gptlab.rundir import RunDir, RunError
+from gptlab.rundir import Locked, RunDir, RunError
 from gptlab.tasks.data import Data, make_task, open_data, tokenizer_of, train_tokens
 from gptlab.training.checkpoint import Checkpoints, list_checkpoints
 from gptlab.training.guard import Divergence, Guard
@@ -103,20 +102,20 @@ def train(
 def hold(run: RunDir, world: World) -> Iterator[None]:
     """The run's lock, which the first process takes for all; where it is refused, that is said in all of them."""
     with contextlib.ExitStack() as held:
-        refused: str | None = None
+        refused: UserError | None = None
         try:
             held.enter_context(run.lock())
-        except RunError as error:
-            refused = str(error)
+        except UserError as error:
+            refused = error
         if refused := world.from_first(refused):
-            raise RunError(refused)
+            raise refused
         yield
 
 
 def _train(
     recipe: Recipe, run: RunDir, datasets: Data, device: torch.device, world: World, signal: StopSignal, quiet: bool
 ) -> Result:
-    began, cpu_began, energy = time.perf_counter(), _cpu_seconds(), Energy(device)
+    began, cpu_began, energy = time.perf_counter(), time.process_time(), Energy(device)
     regime = enter_regime(recipe.precision, device)
     if recipe.train.threads:
         torch.set_num_threads(recipe.train.threads)
@@ -194,7 +193,7 @@ def _train(
     def spent() -> dict[str, float]:
         return {
             "wall_seconds": state["wall_seconds"] + time.perf_counter() - began,
-            "cpu_seconds": state["cpu_seconds"] + world.total(_cpu_seconds() - cpu_began),
+            "cpu_seconds": state["cpu_seconds"] + world.total(time.process_time() - cpu_began),
             "energy_joules": state["energy_joules"] + world.total(energy.joules() or 0.0),
         }
 
@@ -354,8 +353,3 @@ def finite(value: float) -> float | None:
 
 def due(step: int, every: int) -> bool:
     return every > 0 and step > 0 and step % every == 0
-
-
-def _cpu_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import statistics
+import sys
 import time
 from typing import Any
 
+import psutil
 import torch
 
 # Dense bf16 peaks in FLOP/s, from NVIDIA's data sheets. A GPU that is not here has no MFU: it is never guessed.
@@ -102,8 +104,10 @@ def peak_memory_gb(device: torch.device) -> float:
     """The most memory this process has held, in GB (1e9 bytes): of the GPU, or of the host for a CPU run."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
-    import resource
-    import sys
-
+    try:
+        import resource
+    except ImportError:  # Windows keeps the peak itself
+        memory = psutil.Process().memory_info()
+        return getattr(memory, "peak_wset", memory.rss) / 1e9
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
