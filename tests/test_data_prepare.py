@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gptlab.config import Data
+from gptlab.config import Data, UserError
 from gptlab.data import corpora, shards
 from gptlab.data import prepare as module
 from gptlab.data.corpora import open_corpus
@@ -332,7 +332,7 @@ def test_a_full_disk(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_folder_that_cannot_be_written(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="file/set cannot be written: Not a directory"):
+    with pytest.raises(UserError, match="file/set cannot be written: Not a directory"):
         quietly("text", tmp_path / "file" / "set", source=folder)
 
 

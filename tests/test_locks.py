@@ -129,7 +129,7 @@ def test_a_disk_without_locks_is_said_once(
     monkeypatch.setattr(locks.fcntl, "flock", missing)
     with hold(tmp_path, BUSY):
         assert not is_held(tmp_path)
-    assert capsys.readouterr().err == f"{tmp_path}: the disk has no locks, so start no second process on this folder\n"
+    assert capsys.readouterr().err == f"{tmp_path}: the disk has no locks: start no second process on this folder\n"
 
 
 def test_a_child_does_not_keep_its_parents_lock(tmp_path: Path) -> None:

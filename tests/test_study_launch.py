@@ -2,7 +2,9 @@
 
 import json
 import os
+import pty
 import re
+import select
 import shlex
 import signal
 import sys
@@ -44,10 +46,10 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fakes:
 
 
 def test_a_warning_is_told_from_the_end_and_from_a_wish() -> None:
-    for number, name in ((signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "SIGINT"), (signal.SIGUSR2, "SIGUSR2")):
+    for name in ("SIGTERM", "SIGINT", "SIGUSR2", "SIGUSR1", "SIGHUP"):
         with StopSignal() as stop:
             assert (stop(), stop.reason) == (False, None)
-            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), getattr(signal, name))
             assert (stop(), stop.reason) == (True, name)
     with StopSignal() as stop:  # SLURM's preemption may send both
         os.kill(os.getpid(), signal.SIGUSR2)
@@ -55,6 +57,37 @@ def test_a_warning_is_told_from_the_end_and_from_a_wish() -> None:
         assert stop.reason == "SIGUSR2"
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_what_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignal() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.slow
+def test_a_closed_terminal_ends_a_run_with_a_checkpoint(dataset: Path, tmp_path: Path) -> None:
+    """Its progress bar would fail at every line, and so it must not write any more."""
+    recipe = tmp_path / "long.toml"
+    recipe.write_text(tiny_recipe(dataset, train__max_steps=1_000_000, train__eval_every=0).to_toml())
+    out = tmp_path / "run"
+    child, terminal = pty.fork()
+    if not child:
+        os.execv(sys.executable, [sys.executable, "-m", "gptlab", "train", str(recipe), "--out", str(out)])
+    while not list(out.glob("checkpoints/step-*/manifest.json")):
+        if select.select([terminal], [], [], 0.05)[0]:
+            os.read(terminal, 65536)
+    os.close(terminal)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 4
+    result = RunDir(out).read_json("result.json")
+    assert result["status"] == "interrupted"
+    assert (out / f"checkpoints/step-{result['steps']:08d}/manifest.json").is_file()
 
 
 def test_of_two_contexts_both_hear_a_signal() -> None:

@@ -83,7 +83,7 @@ def _acquire(folder: Path, busy: UserError) -> int:
         with contextlib.suppress(OSError):  # a holder who has ended may have removed the file since it was opened
             if locked is not False and os.path.samestat(os.fstat(descriptor), os.stat(file)):
                 if locked is None:
-                    print(f"{folder}: the disk has no locks, so start no second process on this folder", file=sys.stderr)
+                    print(f"{folder}: the disk has no locks: start no second process on this folder", file=sys.stderr)
                 return descriptor
         _close(descriptor)
         time.sleep(PAUSE_SECONDS)

@@ -149,7 +149,7 @@ def joined(strategy: str, device: torch.device) -> Iterator[World]:
         raise UserError(f"distributed.strategy = none: {world.size} processes were started; ddp or fsdp share the work")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # gloo keeps a socket to every other process. Windows has no such limit; macOS calls its own infinite, and refuses it
+    # gloo keeps a socket to every other process; Windows has no such limit, and macOS refuses what it calls infinite
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 

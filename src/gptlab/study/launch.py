@@ -453,7 +453,7 @@ def work(folder: Path, name: str, draw: Callable[[Path], None]) -> int:
         status = _work_run(folder, here, heard, draw) if name == "run" else _work_study(launch, part, runs)
         if here.global_rank > 0:
             return 0  # the first speaks for all, and requeues them
-        if status == 4 and heard.reason == WARNING.name:
+        if status == 4 and heard.reason == WARNING:
             limit, stuck = part.resources.seconds, _checkpoints(folders) == before
             if limit and stuck and time.monotonic() - began > limit / 2:
                 print("the time limit is too short for one step: the job is not requeued", file=sys.stderr)
@@ -478,7 +478,7 @@ def _work_run(folder: Path, here: Any, heard: StopSignal, draw: Callable[[Path],
     if here.global_rank == 0:
         reason = f": {result.reason}" if result.reason else ""
         print(f"{result.status} after {result.steps} steps{reason}", flush=True)
-        if result.status != "interrupted" or heard.reason != WARNING.name:  # else there may be seconds left only
+        if result.status != "interrupted" or heard.reason != WARNING:  # else there may be seconds left only
             draw(folder)
     return {"completed": 0, "failed": 1, "not_applicable": 2, "interrupted": 4}.get(result.status, 3)
 

@@ -26,7 +26,7 @@ from gptlab.optim.rounding import LostUpdates
 from gptlab.optim.schedule import learning_rate
 from gptlab.parallel import Shards, World, joined, lost_another, make_scaler, replicate, sending, with_last
 from gptlab.precision.regimes import NotApplicable, enter_regime
-from gptlab.rundir import Locked, RunDir, RunError
+from gptlab.rundir import RunDir, RunError
 from gptlab.tasks.data import Data, make_task, open_data, tokenizer_of, train_tokens
 from gptlab.training.checkpoint import Checkpoints, list_checkpoints
 from gptlab.training.guard import Divergence, Guard
