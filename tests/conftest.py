@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gptlab import machine
 from gptlab.config import Recipe, build_recipe
 from gptlab.data.shards import write_shard
 from gptlab.data.tokenizers import make_tokenizer
@@ -48,6 +49,12 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_shard(folder / f"{split}.bin", np.array(ids), "nanogpt")
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer.spec()))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_other_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else trains on the machine that the tests are on."""
+    monkeypatch.setattr(machine, "other_runs", lambda: 0)
 
 
 @pytest.fixture

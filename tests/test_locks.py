@@ -55,9 +55,7 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.usefixtures("system")
-def test_a_second_process_is_told_and_a_killed_one_holds_nothing(
-    holder: subprocess.Popen[str], tmp_path: Path
-) -> None:
+def test_a_second_process_is_told_and_a_killed_one_holds_nothing(holder: subprocess.Popen[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert is_held(run)
     with pytest.raises(UserError, match="somebody else is at it"), hold(run, BUSY):

@@ -19,6 +19,7 @@ from conftest import tiny_recipe
 from test_cli import call
 from test_training_resume import measured
 
+from gptlab import machine
 from gptlab.config import ConfigError, Study, load_study
 from gptlab.rundir import Locked, RunDir
 from gptlab.study import runner, worker
@@ -311,18 +312,32 @@ def test_the_folder_of_a_study_goes_on_with_it(
 def test_jobs_run_at_the_same_time_and_share_the_cores(
     study: Study, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "cores", lambda: 8)
+    monkeypatch.setattr(machine, "cores", lambda: 8)
     assert run_study(study, jobs=4, quiet=True) == 0
     assert {line.split()[1] for line in Path("order").read_text().splitlines()} == {"2"}
 
 
+def test_runs_outside_the_study_are_left_their_cores_and_it_is_said_once(
+    study: Study, fakes: Fakes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(machine, "cores", lambda: 8)
+    monkeypatch.setattr(machine, "other_runs", lambda: 3)
+    assert run_study(study, seeds=[0], arms=["plain", "fast"]) == 0
+    assert {line.split()[1] for line in Path("order").read_text().splitlines()} == {"2"}
+    assert (
+        capsys.readouterr().err.count("3 other runs of gptlab train on this machine: each run of the study takes 2")
+        == 1
+    )
+
+
 def test_the_environment_of_a_worker(dataset: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(runner, "cores", lambda: 8)
+    monkeypatch.setattr(machine, "cores", lambda: 8)
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5")
 
-    def seen(slot: int, jobs: int, gpus: list[str], **changes: Any) -> tuple[str | None, str | None]:
-        environment = worker_environment(tiny_recipe(dataset, **changes), slot, jobs, gpus)
+    def seen(slot: int, jobs: int, gpus: list[str], others: int = 0, **changes: Any) -> tuple[str | None, str | None]:
+        run = Run("plain", 0, "core", tiny_recipe(dataset, **changes), RunDir(tmp_path / "run"))
+        environment = worker_environment(run, slot, jobs, gpus, others)
         assert environment[worker.RUNNER] == str(os.getpid())
         return environment.get("OMP_NUM_THREADS"), environment.get("CUDA_VISIBLE_DEVICES")
 
@@ -333,6 +348,11 @@ def test_the_environment_of_a_worker(dataset: Path, monkeypatch: pytest.MonkeyPa
     assert seen(0, 3, [], train__threads=5)[0] == "5"
     assert [seen(slot, 3, gpus, **auto)[1] for slot in range(3)] == ["3", "GPU-5", "3"]
     assert seen(1, 2, gpus)[1] == "3,GPU-5"  # train.device = cpu
+    # other runs take their share too, and a run that goes on keeps its threads where it can
+    assert [seen(0, jobs, [], others=others)[0] for jobs, others in ((1, 1), (2, 2), (1, 9))] == ["4", "2", "1"]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/environment.json").write_text('{"threads": 3}')
+    assert [seen(0, jobs, [], others=others)[0] for jobs, others in ((1, 0), (1, 1), (4, 0))] == ["3", "3", "2"]
 
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     assert runner.visible_gpus() == gpus

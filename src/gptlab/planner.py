@@ -23,7 +23,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,6 +32,7 @@ from torch.overrides import TorchFunctionMode
 from gptlab.config import ConfigError, Model, Precision, Recipe, Study, UserError, build_recipe
 from gptlab.data.labeled import CLASSES, LabeledDataset
 from gptlab.data.shards import DataError
+from gptlab.machine import free_memory
 from gptlab.model.encoder import Encoder
 from gptlab.model.gpt import GPT
 from gptlab.model.loss import chunk_length
@@ -124,9 +124,11 @@ def at_hand(device: torch.device, processes: int = 1) -> Device:
         device: of this process.
         processes: of the run. Those of this machine, which torchrun has counted, share its host memory.
     """
-    free = psutil.virtual_memory().available / int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    free = free_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     if device.type != "cuda":
         return Device(f"this machine ({device.type})", "cpu", free)
+    import psutil
+
     name = torch.cuda.get_device_name(device)
     gpu = next((gpu for gpu in GPUS.values() if re.search(gpu.reported, name)), None)
     ours, here = torch.cuda.memory_reserved(device), psutil.Process().memory_info().rss

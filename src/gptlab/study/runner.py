@@ -26,12 +26,12 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
-from gptlab import locks
+from gptlab import locks, machine
 from gptlab.config import ConfigError, Recipe, Study, settings, shipped
 from gptlab.rundir import Locked, RunDir, RunError, open_study, run_name, write_atomically
 from gptlab.study.table import RunState, duration, progress, read_state, read_summary, render
 from gptlab.study.worker import RUNNER
-from gptlab.training.signals import StopSignal
+from gptlab.training.signals import STOP_FILE, StopSignal
 
 # What may differ between two calls for the same study: it changes no loss, speed or memory of any run.
 MAY_DIFFER = (
@@ -180,28 +180,30 @@ def visible_gpus() -> list[str]:
     return named.split(",")[:count] if named else [str(i) for i in range(count)]
 
 
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def default_jobs(runs: Sequence[Run], gpus: Sequence[str]) -> int:
     if gpus:
         return len(gpus)
     threads = [run.recipe.train.threads for run in runs]
-    return max(1, cores() // max(threads)) if all(threads) else 1
+    return max(1, machine.cores() // max(threads)) if all(threads) else 1
 
 
-def worker_environment(recipe: Recipe, slot: int, jobs: int, gpus: Sequence[str]) -> dict[str, str]:
+def worker_environment(run: Run, slot: int, jobs: int, gpus: Sequence[str], others: int = 0) -> dict[str, str]:
     """The environment of a worker: its share of the cores, and its GPU.
+
+    A run that goes on keeps the number of threads that it had, as far as its share allows: its sums are taken in the
+    same order then, and it repeats what it would have been without the interruption.
 
     Args:
         slot: which of the `jobs` places it takes; more places than GPUs share them in turn.
+        others: runs outside the study that train on the same cores.
     """
-    environment = {**os.environ, RUNNER: str(os.getpid())}
+    recipe, environment = run.recipe, {**os.environ, RUNNER: str(os.getpid())}
+    share = machine.share_of_cores(jobs + others)
+    had = run.dir.read_json("environment.json").get("threads")
     if recipe.train.threads:
         environment["OMP_NUM_THREADS"] = str(recipe.train.threads)
-    elif jobs > 1:
-        environment["OMP_NUM_THREADS"] = str(max(1, cores() // jobs))
+    elif had or jobs + others > 1:
+        environment["OMP_NUM_THREADS"] = str(min(share, had or share))
     if gpus and recipe.train.device in ("auto", "cuda"):
         environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
     return environment
@@ -330,6 +332,7 @@ class Runner:
     ) -> None:
         self.study, self.folder, self.runs, self.jobs, self.gpus = study, folder, runs, jobs, gpus
         self.quiet, self.gated = quiet, gated
+        self.others = 0  # runs outside the study that share its cores
         self.workers: dict[int, Worker] = {}  # by slot
         self.states: dict[str, RunState] = {}
         self.failed = self.interrupted = False
@@ -344,6 +347,7 @@ class Runner:
     def run(self) -> int:
         """Everything, to the end; see run_study for the status."""
         self.say_beaten()
+        self.look_around()
         todo = []
         for run in self.runs:
             if is_finished(self.study, self.folder, run):
@@ -386,6 +390,17 @@ class Runner:
         for key, arms in beaten.items():
             self.say(f"--{key} takes the place of what is set by {', '.join(arms)}")
 
+    def look_around(self) -> None:
+        """Leave other runs on this machine their cores. Once, so that the study's runs do not differ in threads."""
+        on_cpu = [run for run in self.runs if run.recipe.train.device == "cpu" or not self.gpus]
+        self.others = machine.other_runs() if on_cpu else 0
+        if self.others and not all(run.recipe.train.threads for run in on_cpu):
+            share = machine.share_of_cores(self.jobs + self.others)
+            self.say(
+                f"{machine.say_others(self.others)}: each run of the study takes {share} of {machine.cores()} cores, "
+                "since with more threads than cores all are slower"
+            )
+
     def work(self, queue: list[Run], stop: StopSignal) -> None:
         """Train runs, `jobs` at a time, until all have ended or `stop` says so."""
         asked = False
@@ -401,7 +416,10 @@ class Runner:
                 asked = True
                 self.say("stopping: each run saves a checkpoint and ends; Ctrl-C once more kills them")
                 for worker in self.workers.values():
-                    worker.process.terminate()
+                    if os.name == "nt":  # where terminating is killing
+                        (worker.run.dir.path / STOP_FILE).touch()
+                    else:
+                        worker.process.terminate()
             self.show()
             time.sleep(POLL_SECONDS)
         self.interrupted = self.interrupted or bool(queue)
@@ -420,7 +438,8 @@ class Runner:
             log_start = log.tell()
             process = subprocess.Popen(
                 line, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,  # Ctrl-C is ours alone
-                env=worker_environment(run.recipe, slot, self.jobs, self.gpus),
+                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # on Windows
+                env=worker_environment(run, slot, self.jobs, self.gpus, self.others),
             )  # fmt: skip
             self.workers[slot] = Worker(run, process, log_start)
         self.states[str(run)] = read_state(self.folder, self.study, run.arm, run.seed, running=True)
@@ -447,7 +466,7 @@ class Runner:
             else:
                 self.failed = True
                 times = ("", "", ", twice", ", three times")[run.attempts]
-                hint = "; the system log may say that memory ran out" if code == -signal.SIGKILL else ""
+                hint = "; the system log may say that memory ran out" if code == -9 else ""
                 result = {"status": "failed", "reason": f"{reason}{times}{hint}"}
                 if run.dir.read_json("result.json").get("status") != "completed":
                     run.dir.write_json("result.json", result)
@@ -476,7 +495,10 @@ class Runner:
         """Whatever still runs, and its own children, now."""
         for worker in self.workers.values():
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(worker.process.pid, signal.SIGKILL)
+                if hasattr(os, "killpg"):
+                    os.killpg(worker.process.pid, signal.SIGKILL)
+                else:
+                    worker.process.kill()
             worker.process.wait()
             run = worker.run
             self.states[str(run)] = read_state(self.folder, self.study, run.arm, run.seed)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptlab.config import Recipe, UserError
+from gptlab.machine import process_is_alive
 from gptlab.rundir import Locked, open_study, run_name
 
 if TYPE_CHECKING:
@@ -40,10 +41,11 @@ def main(arguments: list[str]) -> int:
 def _end_with_runner() -> None:
     """When the runner dies, whatever of, ask this process to save and end."""
     runner = int(os.environ.get(RUNNER, os.getppid()))
-    while os.getppid() == runner:
+    # on Windows a process keeps its parent's number for good, and a virtual environment's Python has another parent
+    while process_is_alive(runner) if os.name == "nt" else os.getppid() == runner:
         time.sleep(0.5)
     print("the study's runner has ended: this run stops too", file=sys.stderr, flush=True)
-    os.kill(os.getpid(), signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
 
 
 def _train(recipe: Recipe, out: Path) -> Result:

@@ -24,12 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor
 
+from gptlab.machine import free_memory
 from gptlab.optim.optimizers import plain_tensors
 from gptlab.parallel import ALONE, Weights, World, spread_of, whole_shape
 from gptlab.rundir import RunDir, RunError, write_atomically
@@ -347,7 +347,7 @@ class Checkpoints:
         size = sum(t.nbytes for of in tensors.values() for t in of.values())
         if self.group:  # the others of this machine copy at the same time
             size *= int(os.environ.get("LOCAL_WORLD_SIZE", self.world.size))
-        if size + ROOM > psutil.virtual_memory().available:
+        if size + ROOM > free_memory():
             self._write(tensors, *arguments)
             self.wait()
             return

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from gptlab import planner
+from gptlab import machine, planner
 from gptlab.config import Recipe, UserError
 from gptlab.model.gpt import address
 from gptlab.optim.optimizers import make_optimizer, set_lr
@@ -202,6 +202,10 @@ def _train(
 
     logs = Logs(run, recipe, limit, step, quiet or not world.first)
     logs.say(summary(recipe, model, device, limit, step, world))
+    if device.type == "mps":
+        logs.say("train.device = mps: gptlab is untested on Apple's GPUs; compare a short run with --train.device cpu")
+    if device.type == "cpu" and world.size == 1 and not quiet and (says := machine.crowded(torch.get_num_threads())):
+        logs.say(says)
     if recipe.hellaswag.every and not recipe.hellaswag.path:
         logs.say("HellaSwag is left out: --hellaswag.path FILE names hellaswag_val.jsonl")
     try:

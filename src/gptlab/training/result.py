@@ -11,7 +11,6 @@ import time
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-import psutil
 import torch
 
 from gptlab.config import Recipe
@@ -156,6 +155,8 @@ def halve_micro_batch(recipe: Recipe, run: RunDir, quiet: bool) -> bool:
 
 def out_of_memory(message: str, run: RunDir, device: torch.device) -> Result:
     """What was asked for, which PyTorch's message says, and what there is when the run has let go of nothing yet."""
+    import psutil
+
     free, total = psutil.virtual_memory().available, psutil.virtual_memory().total
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
-import sys
 import time
 from typing import Any
 
-import psutil
 import torch
+
+from gptlab.machine import peak_memory
 
 # Dense bf16 peaks in FLOP/s, from NVIDIA's data sheets. A GPU that is not here has no MFU: it is never guessed.
 PEAK_FLOPS = {"A100": 312e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12}
@@ -104,10 +104,4 @@ def peak_memory_gb(device: torch.device) -> float:
     """The most memory this process has held, in GB (1e9 bytes): of the GPU, or of the host for a CPU run."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
-    try:
-        import resource
-    except ImportError:  # Windows keeps the peak itself
-        memory = psutil.Process().memory_info()
-        return getattr(memory, "peak_wset", memory.rss) / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+    return peak_memory() / 1e9
