@@ -12,12 +12,12 @@ import pytest
 from conftest import tiny_recipe
 
 from gptlab import machine
-from gptlab.config import Study, load_study
+from gptlab.config import load_study
 from gptlab.rundir import RunDir
 from gptlab.study import runner
 from gptlab.training.loop import train
 
-# Takes away what Windows lacks, runs command lines one after another in this process, and prints how each of them ended.
+# Takes away what Windows lacks, runs command lines one after another in its process, and prints how each of them ended
 PROGRAM = """
 import sys
 GONE = ("fcntl", "resource", "termios", "pwd", "grp", "tty", "pty", "syslog")
@@ -88,7 +88,7 @@ def study(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_what_needs_no_torch_reads(study: Study, tmp_path: Path) -> None:
+def test_what_needs_no_torch_reads(study: Path, tmp_path: Path) -> None:
     run = study / "plain_seed0"
     ends = elsewhere(
         [
@@ -100,19 +100,25 @@ def test_what_needs_no_torch_reads(study: Study, tmp_path: Path) -> None:
             ["studies"],
             ["train", "--help"],
             ["stop", run],
+            ["launch", study / "study.toml", "--on", "local", "--seeds", "3", "--out", tmp_path / "launched"],
         ],
         tmp_path,
         torch=False,
     )
-    assert [status for status, _, _ in ends] == [0] * 7 + [2], ends
+    assert [status for status, _, _ in ends] == [0] * 7 + [2, 2], ends
     assert ends[0][1].splitlines()[-1] == "done 4 of 4: 4 completed"
     assert (tmp_path / "report/report.html").is_file() and len(list((tmp_path / "plots").iterdir())) >= 3
-    assert "runs" in ends[2][1] and "shakespeare-char-cpu" in ends[4][1] and "precision-lm" in ends[5][1]
+    assert (
+        "a paired difference has an sd of 0.01" in ends[2][1]
+        and "shakespeare-char-cpu" in ends[4][1]
+        and "precision-lm" in ends[5][1]
+    )
     assert "--optim.lr" in ends[6][1]
+    assert ends[8][2].startswith("gptlab: gptlab launch needs Linux or macOS; ")
     assert ends[7][2] == f"gptlab: nobody is at work on {run}: there is nothing to stop\n"
 
 
-def test_models_are_read_planned_and_trained(study: Study, dataset: Path, tmp_path: Path) -> None:
+def test_models_are_read_planned_and_trained(study: Path, dataset: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(study / "plain_seed0", run)
     recipe = RunDir(run).read_recipe()
@@ -141,7 +147,7 @@ def test_a_command_line_says_whether_a_process_trains() -> None:
     )  # fmt: skip
     others = (
         "", "python", "python -m", "python -c gptlab", "gptlab study run x", "gptlab eval train", "vim train gptlab",
-        "python /v/bin/torchrun --nproc-per-node 2 -m gptlab train x", "python -m torch.distributed.run -m gptlab train",
+        "python /v/bin/torchrun --nproc-per-node 2 -m gptlab train", "python -m torch.distributed.run -m gptlab train",
         "python -u -m gptlab launch --job f --part study", "grep gptlab train", "sh -c 'gptlab train x'",
     )  # fmt: skip
     assert [words for words in trains if not machine.trains(words.split())] == []
@@ -190,6 +196,15 @@ def test_other_runs_on_the_same_cores_are_counted_and_ones_own_are_not(monkeypat
     assert machine.crowded(2) is None
     assert "2 other runs of gptlab train on this machine" in str(machine.crowded(4))
     assert "OMP_NUM_THREADS=2 before each command, or --train.threads 2" in str(machine.crowded(4))
+
+
+def test_threads_spin_less_unless_the_user_says_how_they_wait(study: Path) -> None:
+    for given in ({"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "7"}):
+        before = dict(given)
+        machine.spin_less(given)
+        assert given == before
+    run = runner.plan(load_study(study / "study.toml"), study, None, None)[0]
+    assert runner.worker_environment(run, 0, 1, [])["GOMP_SPINCOUNT"] == "20000"
 
 
 def test_a_crowded_machine_is_said_once_unless_it_is_to_be_quiet(

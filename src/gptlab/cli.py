@@ -117,6 +117,9 @@ def train(options: argparse.Namespace) -> int:
     seed = {} if options.seed is None else {"seed": options.seed}
     recipe = build_recipe(layer, options.overrides, seed)
     out = Path(options.out or f"runs/{recipe.name}_seed{recipe.seed}")
+    from gptlab.machine import spin_less
+
+    spin_less(os.environ)  # before PyTorch is loaded
     from gptlab.parallel import environment
     from gptlab.training.loop import train
 

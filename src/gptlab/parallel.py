@@ -147,6 +147,10 @@ def joined(strategy: str, device: torch.device) -> Iterator[World]:
         return
     if strategy == "none":
         raise UserError(f"distributed.strategy = none: {world.size} processes were started; ddp or fsdp share the work")
+    if not dist.is_available():
+        raise UserError(
+            f"{world.size} processes were started, and this build of PyTorch cannot connect them: start one"
+        )
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # gloo keeps a socket to every other process; Windows has no such limit, and macOS refuses what it calls infinite

@@ -24,9 +24,8 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import psutil
 from pydantic import Field, ValidationError
 from rich.table import Table
 from rich.text import Text
@@ -38,6 +37,9 @@ from gptlab.study import runner
 from gptlab.study.runner import Runner, gate, is_finished, keep_study, plan, run_study, visible_gpus, write_summary
 from gptlab.study.table import COLOURS, _tail, progress, read_state, read_study
 from gptlab.training.signals import STOP_FILE, WARNING, StopSignal
+
+if TYPE_CHECKING:
+    import psutil
 
 RECORD = "launch.json"
 FILES = "launch"  # beside it: batch scripts, logs, the recipe
@@ -294,6 +296,7 @@ def _new(folder: Path, on: str, name: str, command: str, parts: list[Part]) -> L
 
 def _here(resources: Resources, several: bool) -> Resources:
     """The GPUs of this machine where none were asked for: all, or one."""
+    _submitit()  # says where there can be no jobs
     if resources.nodes > 1:
         raise ConfigError(f"nodes = {resources.nodes}: --on local has this machine alone")
     found = len(visible_gpus())
@@ -419,6 +422,8 @@ def _start_here(files: Path, part: Part) -> str:
 
 
 def _submitit() -> Any:
+    if not hasattr(signal, WARNING):
+        raise UserError("gptlab launch needs Linux or macOS; gptlab train and gptlab study run work on this system too")
     try:
         import submitit
     except ImportError:
@@ -580,6 +585,8 @@ def _alive(state: str) -> bool:
 
 def _controller(job: str) -> psutil.Process | None:
     """The process of a local job, if it still is that one."""
+    import psutil
+
     try:
         process = psutil.Process(int(job))
         return process if "submitit.local._local" in process.cmdline() else None

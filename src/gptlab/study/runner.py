@@ -198,6 +198,7 @@ def worker_environment(run: Run, slot: int, jobs: int, gpus: Sequence[str], othe
         others: runs outside the study that train on the same cores.
     """
     recipe, environment = run.recipe, {**os.environ, RUNNER: str(os.getpid())}
+    machine.spin_less(environment)
     share = machine.share_of_cores(jobs + others)
     had = run.dir.read_json("environment.json").get("threads")
     if recipe.train.threads:
