@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import tiny_recipe
 
 from gptlab import machine
-from gptlab.config import load_study
+from gptlab.config import UserError, load_study
+from gptlab.parallel import joined
 from gptlab.rundir import RunDir
 from gptlab.study import runner
 from gptlab.training.loop import train
@@ -54,11 +56,11 @@ print(json.dumps(ends))
 """
 
 
-def elsewhere(commands: list[list[Any]], folder: Path, torch: bool) -> list[tuple[int, str, str]]:
+def elsewhere(commands: list[list[Any]], folder: Path, with_torch: bool) -> list[tuple[int, str, str]]:
     """Run command lines in one process without Unix's modules. Returns status, stdout and stderr of each."""
     words = [[str(word) for word in command] for command in commands]
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(words), "torch" if torch else ""],
+        [sys.executable, "-c", PROGRAM, json.dumps(words), "torch" if with_torch else ""],
         capture_output=True, text=True, cwd=folder, env={**os.environ, "MPLCONFIGDIR": str(folder)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -103,7 +105,7 @@ def test_what_needs_no_torch_reads(study: Path, tmp_path: Path) -> None:
             ["launch", study / "study.toml", "--on", "local", "--seeds", "3", "--out", tmp_path / "launched"],
         ],
         tmp_path,
-        torch=False,
+        with_torch=False,
     )
     assert [status for status, _, _ in ends] == [0] * 7 + [2, 2], ends
     assert ends[0][1].splitlines()[-1] == "done 4 of 4: 4 completed"
@@ -129,7 +131,7 @@ def test_models_are_read_planned_and_trained(study: Path, dataset: Path, tmp_pat
         ["plan", tmp_path / "new.toml"],
         ["train", tmp_path / "new.toml", "--out", tmp_path / "again"],
     ]
-    ends = elsewhere(commands, tmp_path, torch=True)
+    ends = elsewhere(commands, tmp_path, with_torch=True)
     assert [status for status, _, _ in ends] == [0] * 4, ends
     assert json.loads(ends[0][1])["val_loss"] > 0
     assert ends[1][1].startswith("the")
@@ -152,6 +154,16 @@ def test_a_command_line_says_whether_a_process_trains() -> None:
     )  # fmt: skip
     assert [words for words in trains if not machine.trains(words.split())] == []
     assert [words for words in others if machine.trains(words.split())] == []
+
+
+def test_a_build_that_cannot_connect_processes_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("torch.distributed.is_available", lambda: False)
+    with (
+        pytest.raises(UserError, match="2 processes were started, and this build of PyTorch cannot connect them"),
+        joined("ddp", torch.device("cpu")),
+    ):
+        pass
 
 
 class Process:
@@ -213,8 +225,6 @@ def test_a_crowded_machine_is_said_once_unless_it_is_to_be_quiet(
     monkeypatch.setattr(machine, "other_runs", lambda: 1)
     monkeypatch.setattr(machine, "cores", lambda: 1)
     recipe = tiny_recipe(dataset, train__max_steps=2, train__threads=2)
-    import torch
-
     before = torch.get_num_threads()
     try:
         train(recipe, tmp_path / "a", quiet=True)
