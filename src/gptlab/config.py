@@ -278,7 +278,7 @@ class Train(Section):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto takes a GPU where there is one. ROCm GPUs are called cuda. mps is untested."""
     threads: Count = 0
-    """CPU threads of PyTorch; 0 takes OMP_NUM_THREADS, or all cores. A run repeats bit by bit at one number of threads."""
+    """CPU threads; 0 takes OMP_NUM_THREADS, or all cores. A run repeats bit by bit at one number of threads."""
     price_per_hour: float = Field(0.0, ge=0)
     """What an hour of the machine costs, in a currency of your choice; a run's result then has its cost."""
     deterministic: bool = False
