@@ -19,7 +19,7 @@ def free_memory() -> int:
         import psutil
     except ImportError:  # on Linux it needs `resource`
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return int(psutil.virtual_memory().available)
+    return psutil.virtual_memory().available
 
 
 def peak_memory() -> int:
@@ -120,7 +120,7 @@ def crowded(threads: int) -> str | None:
 def spin_less(environment: MutableMapping[str, str]) -> None:
     """Have OpenMP's threads give up their core after about a millisecond of waiting, and not 15.
 
-    Alone a run is as fast; beside others it is several times faster, and its sums are the same. Only for processes that
+    Alone a run loses a few percent at most; beside others it is several times faster. Its sums are the same. Only for processes that
     load PyTorch later, with the OpenMP of GCC, which PyTorch has on Linux. The user's own setting stays.
     """
     if not environment.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
