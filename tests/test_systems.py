@@ -200,7 +200,7 @@ def test_other_runs_on_the_same_cores_are_counted_and_ones_own_are_not(monkeypat
 
     monkeypatch.setattr(machine, "cores", lambda: 2)
     assert machine.crowded(1) is None
-    assert "another run of gptlab trains on this machine: with 2 threads for each of them on 2 cores" in str(
+    assert "another run of gptlab trains on this machine: 2 threads for each run are too many for 2 cores" in str(
         machine.crowded(2)
     )
     found.append(Process(40, "python -m gptlab.study.worker f plain 1"))

@@ -112,16 +112,17 @@ def crowded(threads: int) -> str | None:
     if not others or threads <= share:
         return None
     return (
-        f"{say_others(others)}: with {threads} threads for each of them on {cores()} cores all are slower; "
+        f"{say_others(others)}: {threads} threads for each run are too many for {cores()} cores, and all are slower; "
         f"OMP_NUM_THREADS={share} before each command, or --train.threads {share} for a new run, is faster"
     )
 
 
 def spin_less(environment: MutableMapping[str, str]) -> None:
-    """Have OpenMP's threads give up their core after about a millisecond of waiting, and not 15.
+    """Have OpenMP's waiting threads give up their core sooner: after 20,000 looks and not 300,000.
 
-    Alone a run loses a few percent at most; beside others it is several times faster. Its sums are the same. Only for processes that
-    load PyTorch later, with the OpenMP of GCC, which PyTorch has on Linux. The user's own setting stays.
+    A run that is alone loses a few percent, and runs that compete for cores are several times faster; the sums
+    are the same. It works in processes that load PyTorch later, with GCC's OpenMP, which PyTorch uses on Linux. A
+    setting of the user's stays.
     """
     if not environment.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
         environment["GOMP_SPINCOUNT"] = "20000"
