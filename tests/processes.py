@@ -10,6 +10,8 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
+HANGS = 600.0  # seconds after which a process is taken to hang, on any machine under any load
+
 
 @contextlib.contextmanager
 def float64() -> Iterator[None]:
@@ -59,7 +61,7 @@ def _start(n: int, work: Callable[..., Any], arguments: tuple[Any, ...]) -> tupl
     return results, children
 
 
-def killed(n: int, work: Callable[..., Any], *arguments: Any, seconds: float = 120) -> list[int | None]:
+def killed(n: int, work: Callable[..., Any], *arguments: Any, seconds: float = HANGS) -> list[int | None]:
     """Exit codes of n processes that do not live to return anything."""
     _, children = _start(n, work, arguments)
     for child in children:
@@ -70,7 +72,7 @@ def killed(n: int, work: Callable[..., Any], *arguments: Any, seconds: float = 1
     return codes
 
 
-def together(n: int, work: Callable[..., Any], *arguments: Any, seconds: float = 300) -> list[Any]:
+def together(n: int, work: Callable[..., Any], *arguments: Any, seconds: float = HANGS) -> list[Any]:
     """What `work(*arguments)`, a function of a module, returns in each of n processes, as torchrun would start them."""
     results, children = _start(n, work, arguments)
     try:

@@ -22,7 +22,7 @@ from gptlab.tasks.lm import LanguageModelling
 def write_documents(path: Path, count: int, words: int) -> Path:
     """A jsonl file of documents of some length, no two alike."""
     draw = random.Random(1)
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         for index in range(count):
             text = " ".join(draw.choices(WORDS, k=draw.randrange(words // 2, words)))
             file.write(json.dumps({"text": f"Document {index}. {text}"}) + "\n")

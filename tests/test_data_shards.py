@@ -84,7 +84,11 @@ def test_windows_cross_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, l
 
 def resident() -> int:
     """Bytes of this process in memory, file pages included."""
-    return next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").open() if line.startswith("VmRSS"))
+    return next(
+        int(line.split()[1]) * 1024
+        for line in Path("/proc/self/status").open(encoding="utf-8")
+        if line.startswith("VmRSS")
+    )
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")

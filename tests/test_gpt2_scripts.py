@@ -206,7 +206,7 @@ def test_a_wrong_call_ends_with_2(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 def test_prepares_local_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("text.txt").write_text("To be, or not to be, that is the question.\n" * 200)
+    Path("text.txt").write_text("To be, or not to be, that is the question.\n" * 200, encoding="utf-8")
     assert call(prepare_data, "--dataset shakespeare --from text.txt --tokenizer byte", monkeypatch) == 0
     assert Path("data/shakespeare-byte/manifest.json").exists()
 

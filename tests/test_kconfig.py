@@ -75,13 +75,13 @@ def test_what_is_shipped_comes_back_the_same(name: str, capsys: pytest.CaptureFi
     written = kconfig.CONFIG.read_text()
     loaded = by_kconfiglib(config)
     loaded.write_config("saved", header="")
-    assert Path("saved").read_text() == written
+    assert Path("saved").read_text(encoding="utf-8") == written
     assert kconfig.read(Path("saved")) == config
     # and the defaults of the Kconfig are what the .config began with
-    Path("empty").write_text("")
+    Path("empty").write_text("", encoding="utf-8")
     loaded.load_config("empty")
     loaded.write_config("defaults", header="")
-    assert Path("defaults").read_text() == written
+    assert Path("defaults").read_text(encoding="utf-8") == written
 
 
 def test_every_setting_is_one_symbol_and_every_symbol_a_setting() -> None:
@@ -140,7 +140,7 @@ def test_any_text_survives(prompt: str, description: str) -> None:
         {k: re.sub(r"\$(?!\()", "", v) for k, v in (("sample.prompt", prompt), ("description", description))}
     )
     loaded = by_kconfiglib(kconfig.Config("", "smoke-lm", recipe, recipe))
-    Path("empty").write_text("")
+    Path("empty").write_text("", encoding="utf-8")
     loaded.load_config("empty")
     loaded.write_config("saved", header="")
     assert kconfig.read(Path("saved")).recipe == recipe
@@ -340,7 +340,8 @@ def test_make_trains(dataset: Path) -> None:
 @needs_make
 def test_make_test_matrix(dataset: Path) -> None:
     Path("pair.toml").write_text(
-        'recipe = "smoke-lm"\nseeds = [1]\nbaseline = "adamw"\n[arms.adamw]\n[arms.muon]\noptim.name = "muon"\n'
+        'recipe = "smoke-lm"\nseeds = [1]\nbaseline = "adamw"\n[arms.adamw]\n[arms.muon]\noptim.name = "muon"\n',
+        encoding="utf-8",
     )
     kconfig.CONFIG.write_text(
         f'CONFIG_STUDY="pair.toml"\nCONFIG_TRAIN_MAX_STEPS=3\nCONFIG_DATA_PATH="{dataset}"\n'
@@ -377,7 +378,7 @@ def test_menuconfig_saves_what_is_chosen() -> None:
             if Path("status").exists():
                 break
             time.sleep(0.25)
-        assert Path("status").read_text().strip() == "0"
+        assert Path("status").read_text(encoding="utf-8").strip() == "0"
     finally:
         subprocess.run([*screen, "kill-server"], capture_output=True)
     assert kconfig.read().recipe == before.recipe.replace({"seed": 7})

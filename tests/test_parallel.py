@@ -17,7 +17,7 @@ import psutil
 import pytest
 import torch
 from conftest import WORDS, tiny_recipe
-from processes import float64, free_port, killed, together
+from processes import HANGS, float64, free_port, killed, together
 from test_training_resume import measured
 
 from gptlab.config import UserError, build_recipe
@@ -347,9 +347,7 @@ def test_a_rank_that_is_killed_ends_the_job_and_the_run_goes_on(dataset: Path, t
         [agent] = [psutil.Process(began.pid)]
         by_rank = {int(child.environ()["RANK"]): child for child in agent.children()}
         by_rank[1].send_signal(signal.SIGKILL)
-        at = time.monotonic()
-        said, _ = began.communicate(timeout=60)
-        assert time.monotonic() - at < 60
+        said, _ = began.communicate(timeout=HANGS)
     finally:
         if began.poll() is None:
             os.killpg(began.pid, signal.SIGKILL)
@@ -359,12 +357,12 @@ def test_a_rank_that_is_killed_ends_the_job_and_the_run_goes_on(dataset: Path, t
     assert "rank      : 1" in cause and "Signal 9" in cause
     assert RunDir(out).read_json("result.json")["status"] == "failed"
     again = torchrun(2, dataset, out, *flags)
-    said, _ = again.communicate(timeout=120)
+    said, _ = again.communicate(timeout=HANGS)
     assert again.returncode == 0, said
     assert said.count("completed after 50 steps") == 1  # one process prints
     assert (out / "card.md").exists()
     unbroken = torchrun(2, dataset, tmp_path / "unbroken", *flags)
-    said, _ = unbroken.communicate(timeout=120)
+    said, _ = unbroken.communicate(timeout=HANGS)
     assert unbroken.returncode == 0, said
     assert measured(tmp_path / "unbroken") == measured(out)
     for p, q in zip(*(load_run(run).model.parameters() for run in (tmp_path / "unbroken", out)), strict=True):
@@ -381,7 +379,7 @@ def test_asked_to_stop_one_process_they_stop_together(dataset: Path, tmp_path: P
             time.sleep(0.05)
         by_rank = {int(child.environ()["RANK"]): child for child in psutil.Process(began.pid).children()}
         by_rank[1].send_signal(signal.SIGUSR2)
-        said, _ = began.communicate(timeout=60)
+        said, _ = began.communicate(timeout=HANGS)
     finally:
         if began.poll() is None:
             os.killpg(began.pid, signal.SIGKILL)

@@ -32,7 +32,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]  # of one clus
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "squeue", "scontrol")
 SETUP = Path(__file__).parent / "slurm"
-PATIENCE = 150  # seconds for a job of a few on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +81,7 @@ def folder(slurm: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.chdir(tmp_path)
     yield tmp_path
     sh("scancel", "--user=root")
-    until(60, lambda: not sh("squeue", "-h"))
+    until(lambda: not sh("squeue", "-h"))
 
 
 @pytest.fixture
@@ -129,7 +128,7 @@ def endless(dataset: Path, **changes: Any) -> Recipe:
 
 def start_at_once(job: str) -> None:
     """A requeued job waits for two minutes by itself; at less than a second its node refuses it as one just killed."""
-    until(60, lambda: "PENDING" in sh("squeue", "-h", "-r", "-j", job, "-o", "%T"))
+    until(lambda: "PENDING" in sh("squeue", "-h", "-r", "-j", job, "-o", "%T"))
     excerpt("squeue", "-o", "%.8i %.9P %.12j %.10T %.6M %.6D %R")
     time.sleep(3)
     sh("scontrol", "update", f"JobId={job}", "StartTime=now")
@@ -142,7 +141,7 @@ def test_a_recipe_is_submitted_and_finishes(
     out = launched(recipe, "run", "--time", 10)
     excerpt("squeue", "-o", "%.8i %.9P %.12j %.10T %.6M %.6D %R")
     train(recipe, "alone", quiet=True)
-    until(PATIENCE, ended(out))
+    until(ended(out))
     assert set(states(out).values()) == {"COMPLETED"}, log_of(out)
     assert measured(out) == measured(Path("alone"))
     assert (out / "card.md").is_file()
@@ -156,8 +155,8 @@ def test_at_its_time_limit_it_saves_requeues_itself_and_goes_on(dataset: Path, l
     recipe = endless(dataset)
     out = launched(recipe, "run", "--time", 1, "--signal-delay", 40)
     (job,) = states(out)
-    saved = until(PATIENCE, lambda: RunDir(out).read_json("result.json"))["steps"]
-    until(60, lambda: states(out)[job].startswith("PENDING"))
+    saved = until(lambda: RunDir(out).read_json("result.json"))["steps"]
+    until(lambda: states(out)[job].startswith("PENDING"))
     assert f"interrupted after {saved} steps" in log_of(out)
     assert f"job {job} is requeued and goes on" in log_of(out)
     # a run's limit may change, and so may a job's: the second start is to end, however slow this machine is
@@ -166,7 +165,7 @@ def test_at_its_time_limit_it_saves_requeues_itself_and_goes_on(dataset: Path, l
     sh("scontrol", "update", f"JobId={job}", "TimeLimit=10")
     start_at_once(job)
     train(shorter, "alone", quiet=True)
-    until(PATIENCE, ended(out))
+    until(ended(out))
     print(log_of(out))
     assert states(out)[job] == "COMPLETED"
     assert RunDir(out).read_json("result.json")["status"] == "completed"
@@ -179,9 +178,9 @@ def test_a_preempted_task_of_a_studys_array_goes_on(dataset: Path, folder: Path,
     out = launched(file, "study", "--arm", "plain", "--seed", 0, "--time", 10, "--cpus", 2)
     job = next(iter(states(out)))
     run = RunDir(out / "plain_seed0")
-    until(PATIENCE, lambda: steps(run) > 5)
+    until(lambda: steps(run) > 5)
     sh("sbatch", "--partition=urgent", "--cpus-per-task=2", "--output=/dev/null", "--wrap=true")
-    until(60, lambda: states(out)[job].startswith("PENDING"))
+    until(lambda: states(out)[job].startswith("PENDING"))
     saved = run.read_json("result.json")["steps"]
     assert "requeued and goes on" in log_of(out), log_of(out)
     assert not (out / "plain_seed0.json").exists()
@@ -190,7 +189,7 @@ def test_a_preempted_task_of_a_studys_array_goes_on(dataset: Path, folder: Path,
     (out / "study.toml").write_text(text.replace("max_steps = 100000", f"max_steps = {saved + 20}"))
     start_at_once(job)
     train(load_study(out / "study.toml").build("plain", 0), "alone", quiet=True)
-    until(PATIENCE, ended(out))
+    until(ended(out))
     print(log_of(out))
     assert summary(out, "plain_seed0")["status"] == "completed"
     assert measured(run.path) == measured(Path("alone"))
@@ -222,19 +221,19 @@ def test_stop_and_cancel_leave_a_run_that_goes_on(
 ) -> None:
     recipe = endless(dataset)
     out = launched(recipe, "run", "--time", 10)
-    until(PATIENCE, lambda: steps(RunDir(out)) > 5)
+    until(lambda: steps(RunDir(out)) > 5)
     status, said, _ = call(capsys, "stop", out)
     print(said)
     assert status == 0
     found = re.search(r"saved at step (\d+); `", said)
     assert found
-    until(60, ended(out))
+    until(ended(out))
     assert "requeued" not in log_of(out)
 
     launched(recipe, "run", "--time", 10)  # the same command
-    until(PATIENCE, lambda: steps(RunDir(out)) > int(found[1]) + 5)
+    until(lambda: steps(RunDir(out)) > int(found[1]) + 5)
     sh("scancel", *states(out))
-    until(60, ended(out))
+    until(ended(out))
     assert set(states(out).values()) == {"CANCELLED"}
     saved = RunDir(out).read_json("result.json")
     assert saved["status"] == "interrupted"
@@ -250,12 +249,12 @@ def test_stop_of_a_study_keeps_its_other_jobs_from_starting(
 ) -> None:
     file = study_file(folder, dataset, train__max_steps=100_000, schedule__decay_steps=5000)
     out = launched(file, "study", "--time", 10, "--jobs", 1)
-    until(PATIENCE, lambda: steps(RunDir(out / "plain_seed0")) > 5)
+    until(lambda: steps(RunDir(out / "plain_seed0")) > 5)
     status, said, _ = call(capsys, "stop", out)
     print(said)
     assert status == 0
     assert "6 jobs cancelled" in said  # three more core runs, two extended ones, the report
-    until(60, ended(out))
+    until(ended(out))
     assert json.loads((out / "plain_seed0/result.json").read_text())["status"] == "interrupted"
     assert [path.name for path in out.glob("*_seed*")] == ["plain_seed0"]
 
@@ -264,7 +263,7 @@ def test_two_processes_share_a_run(dataset: Path, launched: Callable[..., Path])
     recipe = tiny_recipe(dataset, train__max_steps=6, model__dropout=0.0, distributed__strategy="ddp")
     out = launched(recipe, "run", "--time", 10, "--tasks", 2)
     train(recipe, "alone", quiet=True)
-    until(PATIENCE, ended(out))
+    until(ended(out))
     assert RunDir(out).read_json("result.json").get("status") == "completed", log_of(out)
     for one, other in zip(measured(out), measured(Path("alone")), strict=True):
         assert one == pytest.approx(other, rel=1e-4)

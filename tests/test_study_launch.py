@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from conftest import tiny_recipe
+from processes import HANGS
 from test_cli import call
 from test_study_runner import Fakes, statuses, study_file, summary
 from test_training_resume import measured
@@ -165,7 +166,7 @@ def test_print_shows_the_script_and_submits_nothing(
     recipe_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
-    Path("p.toml").write_text('account = "lab"\nextra = { constraint = "h100", exclusive = true }\n')
+    Path("p.toml").write_text('account = "lab"\nextra = { constraint = "h100", exclusive = true }\n', encoding="utf-8")
     status, out, _ = call(
         capsys, "launch", recipe_file, "--on", "slurm", "--print", "--profile", "p.toml", "--partition", "gpu",
         "--time", "12:00:00", "--gpus", 8, "--nodes", 2, "--cpus", 6, "--mem", "0", "--qos", "high", "--out", "my runs",
@@ -251,7 +252,7 @@ def test_what_is_submitted_is_what_was_printed(
     status, out, _ = call(capsys, *words)
     assert status == 0
     assert "run: job 41" in out
-    assert Path("slurm/1.sh").read_text().strip() == printed.strip()
+    assert Path("slurm/1.sh").read_text(encoding="utf-8").strip() == printed.strip()
     folder = Path("runs/tiny_seed3")
     asked = RunDir(folder / "launch").read_recipe()
     assert (asked.seed, asked.optim.lr) == (3, 2e-3)
@@ -485,7 +486,7 @@ def trainer() -> Iterator[Callable[[Path], threading.Thread]]:
 
     yield start
     for thread in threads:
-        thread.join(timeout=5)
+        thread.join(timeout=HANGS)
         assert not thread.is_alive()
 
 
@@ -553,8 +554,8 @@ def test_stop_of_a_runner_stops_its_runs(
 # -- on this machine, by the same path
 
 
-def until(seconds: float, condition: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + seconds
+def until(condition: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + HANGS
     while not (value := condition()):
         assert time.monotonic() < deadline, "in vain"
         time.sleep(0.1)
@@ -578,7 +579,7 @@ def test_a_recipe_in_the_background(
     status, _, err = call(capsys, "launch", recipe_file, "--on", "local", "--out", "run")
     assert (status, "launched already" in err) == (2, True)
     train(recipe, "alone", quiet=True)
-    until(120, lambda: job_ended(Path("run")))
+    until(lambda: job_ended(Path("run")))
     assert measured(tmp_path / "run") == measured(tmp_path / "alone"), log_of(Path("run"))
     assert (tmp_path / "run/card.md").is_file()
     assert not list(tmp_path.rglob("*.pkl"))  # nothing travels by pickle
@@ -592,13 +593,13 @@ def test_a_recipe_in_the_background_starts_again_at_its_limit(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     long = tiny_recipe(dataset, train__max_steps=100_000, schedule__decay_steps=5000, train__eval_every=0)
-    Path("long.toml").write_text(long.to_toml())
+    Path("long.toml").write_text(long.to_toml(), encoding="utf-8")
     run = RunDir("run")
     call(capsys, "launch", "long.toml", "--on", "local", "--out", "run", "--time", "2:05", "--signal-delay", 110)
-    steps = until(100, lambda: run.read_json("result.json").get("steps"))  # warned after 15 seconds
+    steps = until(lambda: run.read_json("result.json").get("steps"))  # warned after 15 seconds
     shorter = long.replace({"train.max_steps": steps + 10})  # the limit may change: the second start is to end soon
     RunDir("run/launch").write_recipe(shorter)
-    until(100, lambda: job_ended(Path("run")))
+    until(lambda: job_ended(Path("run")))
     assert "the job starts again and goes on" in log_of(Path("run"))
     train(shorter, "alone", quiet=True)
     assert measured(tmp_path / "run") == measured(tmp_path / "alone")
@@ -611,7 +612,7 @@ def test_a_study_in_the_background_ends_with_its_report(
     monkeypatch.chdir(tmp_path)
     study_file(tmp_path, dataset, train__max_steps=6)
     assert call(capsys, "launch", "tiny.toml", "--on", "local", "--seeds", 1)[0] == 0
-    until(200, lambda: job_ended(Path("results/tiny")))
+    until(lambda: job_ended(Path("results/tiny")))
     assert set(statuses(Path("results/tiny")).values()) == {"completed", "waiting"}  # one of its two seeds
     assert Path("results/tiny/report.html").is_file(), log_of(Path("results/tiny"))
 
@@ -622,14 +623,14 @@ def test_stop_ends_a_run_in_the_background_and_it_goes_on(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     long = tiny_recipe(dataset, train__max_steps=100_000, schedule__decay_steps=5000, train__eval_every=0)
-    Path("long.toml").write_text(long.to_toml())
+    Path("long.toml").write_text(long.to_toml(), encoding="utf-8")
     call(capsys, "launch", "long.toml", "--on", "local", "--out", "run")
-    until(100, lambda: any(line["step"] > 5 for line in RunDir("run").read_metrics()))
+    until(lambda: any(line["step"] > 5 for line in RunDir("run").read_metrics()))
     status, out, _ = call(capsys, "stop", "run")
     saved = re.search(r"saved at step (\d+); `", out)
     assert status == 0
     assert saved, out
-    until(60, lambda: job_ended(Path("run")))
+    until(lambda: job_ended(Path("run")))
     assert "starts again" not in log_of(Path("run"))
     shorter = long.replace({"train.max_steps": int(saved[1]) + 5})
     train(shorter, "run", quiet=True)
@@ -644,10 +645,10 @@ def test_two_processes_in_the_background(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     two = tiny_recipe(dataset, train__max_steps=6, model__dropout=0.0, distributed__strategy=strategy)
-    Path("two.toml").write_text(two.to_toml())
+    Path("two.toml").write_text(two.to_toml(), encoding="utf-8")
     assert call(capsys, "launch", "two.toml", "--on", "local", "--out", "run", "--tasks", 2)[0] == 0
-    until(200, lambda: job_ended(Path("run")))
-    assert json.loads(Path("run/result.json").read_text())["status"] == "completed", log_of(Path("run"))
+    until(lambda: job_ended(Path("run")))
+    assert json.loads(Path("run/result.json").read_text(encoding="utf-8"))["status"] == "completed", log_of(Path("run"))
     train(two, "alone", quiet=True)
     for one, other in zip(measured(tmp_path / "run"), measured(tmp_path / "alone"), strict=True):
         assert one == pytest.approx(other, rel=1e-4)
