@@ -26,11 +26,12 @@ from common import machine, say, write_json
 from torch import Tensor
 
 from gptlab.config import PRESETS, Model, Optim, Sparsity
+from gptlab.hardware import device_name
 from gptlab.model.gpt import GPT, build_model
 from gptlab.optim.optimizers import make_optimizer, plain_tensors
 from gptlab.precision.regimes import NotApplicable
 from gptlab.sparsity.pruner import Pruner
-from gptlab.training.setup import device_name, pick_device
+from gptlab.training.setup import pick_device
 
 SHAPES = {
     "small": Model(**PRESETS["mini"], block_size=128, vocab_size=512),

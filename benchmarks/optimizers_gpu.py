@@ -40,6 +40,7 @@ from torch import Tensor
 
 from gptlab.config import PRESETS, Model, Optim, Precision, Sparsity, build_recipe, read_layer
 from gptlab.evals.heldout import heldout_loss
+from gptlab.hardware import device_name
 from gptlab.model.gpt import GPT, build_model
 from gptlab.optim.optimizers import make_optimizer
 from gptlab.precision.regimes import NotApplicable, enter_regime
@@ -48,7 +49,7 @@ from gptlab.sparsity.masks import unpack
 from gptlab.sparsity.pruner import Pruner
 from gptlab.tasks import lm
 from gptlab.training.loop import train
-from gptlab.training.setup import device_name, pick_device
+from gptlab.training.setup import pick_device
 from gptlab.training.watched import clip_gradients
 
 EVERY = 50  # steps between changes of the masks

@@ -23,10 +23,11 @@ from common import machine, say, write_json
 
 from gptlab import planner
 from gptlab.config import Recipe, build_recipe
+from gptlab.hardware import device_name
 from gptlab.model.gpt import build_model
 from gptlab.optim.optimizers import make_optimizer
 from gptlab.precision.regimes import apply_regime, enter_regime
-from gptlab.training.setup import device_name, pick_device
+from gptlab.training.setup import pick_device
 
 MICRO_BATCHES_A_STEP = 2
 

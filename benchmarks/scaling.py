@@ -210,7 +210,7 @@ def plans() -> dict[str, Any]:
             {"model.preset": preset, "batch.micro_batch": 4, "batch.tokens_per_step": step, "train.max_steps": 0,
              "train.max_tokens": TOKENS, "train.max_epochs": 0, "eval.tokens": 655360, "train.eval_every": 1000},
         )  # fmt: skip
-        plan = planner.plan(recipe, planner.named("H100"))
+        plan = planner.plan(recipe, planner.Device.named("H100"))
         found[preset] = {
             "parameters": plan.parameters, "flops_per_token": plan.flops_per_token, "weights": plan.memory.weights,
             "peak": plan.memory.peak, "checkpoint": plan.checkpoint, "tokens_per_second": plan.tokens_per_second,

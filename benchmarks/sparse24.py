@@ -33,10 +33,11 @@ from torch import Tensor, nn
 
 from gptlab.bench.inference import generate_timed
 from gptlab.config import PRESETS, Model, Precision
+from gptlab.hardware import device_name
 from gptlab.model.gpt import GPT, build_model
 from gptlab.model.sparse24 import block_matrices, to_semi_structured
 from gptlab.precision.regimes import make_regime
-from gptlab.training.setup import device_name, pick_device
+from gptlab.training.setup import pick_device
 from gptlab.training.throughput import Stopwatch
 
 SIZES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")

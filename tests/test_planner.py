@@ -305,15 +305,15 @@ def test_a_driver_s_name_is_one_gpu_or_none(name: str, key: str | None) -> None:
 
 
 def test_a_gpu_is_named_loosely_and_not_guessed() -> None:
-    assert planner.named("a100-80gb").name == planner.named("A100_80").name == "A100-80"
-    assert planner.named("rtx 4090").gpu == planner.GPUS["RTX4090"]
+    assert planner.Device.named("a100-80gb").name == planner.Device.named("A100_80").name == "A100-80"
+    assert planner.Device.named("rtx 4090").gpu == planner.GPUS["RTX4090"]
     with pytest.raises(UserError, match="--gpu B300: must be one of H100, "):
-        planner.named("B300")
+        planner.Device.named("B300")
 
 
 def test_time_and_cost_follow_from_flops() -> None:
     recipe = load_recipe("gpt2-124m-openwebtext", {"compile.enabled": "false"})
-    found = planner.plan(recipe, planner.named("A100-80"), mfu=0.5, price=2.0)
+    found = planner.plan(recipe, planner.Device.named("A100-80"), mfu=0.5, price=2.0)
     n = 50304 * 768 + 1024 * 768 + 12 * (12 * 768**2 + 2 * 768) + 768  # no biases
     assert found.parameters == n
     assert found.flops_per_token == 6 * n + 12 * 12 * 768 * 1024
@@ -342,9 +342,9 @@ def test_a_regime_is_timed_at_its_own_peak() -> None:
 
 def test_a_study_is_the_sum_of_its_runs() -> None:
     study = load_study("bitter-lesson-smoke")
-    whole = planner.plan_study(study, planner.named("L4"), price=3.0)
+    whole = planner.plan_study(study, planner.Device.named("L4"), price=3.0)
     assert list(whole.arms) == list(study.arms)
-    arms = [planner.plan(study.build(arm, 0), planner.named("L4")) for arm in study.arms]
+    arms = [planner.plan(study.build(arm, 0), planner.Device.named("L4")) for arm in study.arms]
     hours = [arm.hours for arm in arms if arm.hours is not None]
     assert whole.hours == pytest.approx(sum(hours) * len(study.seeds))
     assert whole.cost == pytest.approx(3 * whole.hours)
@@ -357,7 +357,7 @@ def test_a_study_is_the_sum_of_its_runs() -> None:
 @pytest.mark.parametrize("preset", ["gpt2", "gpt2-large"])
 def test_the_largest_micro_batch_fits_and_one_more_does_not(preset: str, gpu: str) -> None:
     recipe = load_recipe("gpt2-124m-fineweb-edu", {"model.preset": preset, "precision.regime": "amp_fp16"})
-    device = planner.named(gpu)
+    device = planner.Device.named(gpu)
     shape, _, _ = planner.resolve(recipe)
     most = planner.largest_micro_batch(recipe, shape, device)
 
@@ -373,7 +373,7 @@ def test_the_largest_micro_batch_fits_and_one_more_does_not(preset: str, gpu: st
 
 def test_what_cannot_fit_is_refused_with_a_way_out_that_works() -> None:
     recipe = load_recipe("gpt2-124m-fineweb-edu", {"model.preset": "gpt2-large", "batch.micro_batch": 512})
-    device = planner.named("L4")
+    device = planner.Device.named("L4")
     found = planner.plan(recipe, device)
     assert found.refused and found.needed_gb > found.available_gb == 23
     way = re.search(r"--batch.micro-batch (\d+) fits", found.sentence)
@@ -400,12 +400,12 @@ def test_a_run_is_refused_from_15_percent_on_and_a_compiled_one_later() -> None:
 
 def test_a_host_needs_pytorch_and_one_tensor_and_no_copies() -> None:
     recipe = load_recipe("gpt2-124m-fineweb-edu", {"model.preset": "gpt2-xl", "batch.micro_batch": 1})
-    found = planner.plan(recipe, dataclasses.replace(planner.named("H100"), host=4 * GB))
+    found = planner.plan(recipe, dataclasses.replace(planner.Device.named("H100"), host=4 * GB))
     assert found.host == 3 * GB + 4 * 50304 * 1600 < 4 * GB
     assert found.copies == found.checkpoint > 18 * GB and not found.refused
-    short = planner.plan(recipe, dataclasses.replace(planner.named("H100"), host=2.8 * GB))
+    short = planner.plan(recipe, dataclasses.replace(planner.Device.named("H100"), host=2.8 * GB))
     assert short.refused and "needs about 3.3 GB of host memory" in short.sentence and " 2.8: " in short.sentence
-    assert planner.plan(recipe, planner.named("H100"), processes=8).host == found.host  # each
+    assert planner.plan(recipe, planner.Device.named("H100"), processes=8).host == found.host  # each
 
 
 def test_fits_asks_for_what_is_free_and_looks_closer_only_where_it_must(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -437,7 +437,7 @@ FSDP = {"distributed__strategy": "fsdp"}
 
 def test_processes_share_the_time_and_the_batch_and_not_the_cost() -> None:
     recipe = load_recipe("gpt2-124m-fineweb-edu", {"model.preset": "gpt2-large", "batch.micro_batch": "auto"})
-    device = planner.named("H100")
+    device = planner.Device.named("H100")
     one, eight = planner.plan(recipe, device, price=2.0), planner.plan(recipe, device, price=2.0, processes=8)
     assert one.hours and eight.hours and one.tokens_per_second and eight.tokens_per_second
     assert eight.tokens_per_second == pytest.approx(8 * one.tokens_per_second)
@@ -473,7 +473,7 @@ def test_fsdp_spreads_weights_gradients_and_moments_by_rows() -> None:
 
 
 def test_what_does_not_go_with_so_many_processes() -> None:
-    device = planner.named("L4")
+    device = planner.Device.named("L4")
     for changes, processes, says in (
         ({"distributed__strategy": "none"}, 2, "distributed.strategy = none"),
         ({**FSDP, "distributed__shard_over": 3}, 4, "distributed.shard_over = 3: does not divide the 4"),
@@ -486,13 +486,13 @@ def test_what_does_not_go_with_so_many_processes() -> None:
 
 def test_a_model_that_no_gpu_holds_is_told_of_fsdp() -> None:
     recipe = load_recipe("gpt2-124m-fineweb-edu", {"model.preset": "gpt2-xl", "batch.micro_batch": 8})
-    found = planner.plan(recipe, planner.named("L4"), processes=8)
+    found = planner.plan(recipe, planner.Device.named("L4"), processes=8)
     way = re.search(
         r"--distributed.strategy fsdp --distributed.shard-over 0 --batch.micro-batch (\d+) fits", found.sentence
     )
     assert found.refused and way
     other = recipe.replace({"distributed.strategy": "fsdp", "batch.micro_batch": int(way[1])})
-    assert not planner.plan(other, planner.named("L4"), processes=8).refused
+    assert not planner.plan(other, planner.Device.named("L4"), processes=8).refused
 
 
 def step_of_several(changes: dict[str, Any]) -> tuple[float, float]:
@@ -562,15 +562,15 @@ def test_a_vocabulary_that_is_known_without_data(tokenizer: str, ids: int, tmp_p
 def test_a_vocabulary_that_is_in_the_dataset(recipe: Recipe, tmp_path: Path) -> None:
     shape, epoch, notes = planner.resolve(recipe)
     assert shape.model.vocab_size == vocab_size_of(open_data(recipe)) and epoch and not notes
-    found = planner.plan(recipe, planner.named("L4"))
+    found = planner.plan(recipe, planner.Device.named("L4"))
     assert found.data == 2 * epoch
     with pytest.raises(UserError, match="data.tokenizer = char: how many ids"):
-        planner.plan(recipe.replace({"data.path": str(tmp_path / "none")}), planner.named("L4"))
+        planner.plan(recipe.replace({"data.path": str(tmp_path / "none")}), planner.Device.named("L4"))
     unended = recipe.replace({"train.max_steps": 0, "train.max_epochs": 2.0, "data.path": str(tmp_path / "none")})
     unended = unended.replace({"model.vocab_size": 30})
-    assert planner.plan(unended, planner.named("L4")).steps is None
+    assert planner.plan(unended, planner.Device.named("L4")).steps is None
     with pytest.raises(UserError, match="--mfu 40"):
-        planner.plan(recipe, planner.named("L4"), mfu=40)
+        planner.plan(recipe, planner.Device.named("L4"), mfu=40)
 
 
 def test_tables_name_what_they_show() -> None:
@@ -578,12 +578,12 @@ def test_tables_name_what_they_show() -> None:
 
     console = Console(width=200, record=True, file=io.StringIO())
     layers = [{"model.preset": "micro", "model.vocab_size": 300, "train.max_steps": 10}]
-    rows = planner.sweep(layers, planner.named("L4"), ["micro", "mini"], [32, 64])
+    rows = planner.sweep(layers, planner.Device.named("L4"), ["micro", "mini"], [32, 64])
     assert list(rows) == ["micro x 32", "micro x 64", "mini x 32", "mini x 64"]
     assert rows["mini x 64"].memory.activations > 1.9 * rows["mini x 32"].memory.activations
     console.print(planner.render_rows(rows, "size x micro-batch"))
     console.print(planner.render(dataclasses.replace(rows["mini x 64"], notes=["[a note]"])))
-    console.print(planner.render_study(planner.plan_study(load_study("sizes-smoke"), planner.named("L4"))))
+    console.print(planner.render_study(planner.plan_study(load_study("sizes-smoke"), planner.Device.named("L4"))))
     text = console.export_text()
     for word in (
         "size x micro-batch",

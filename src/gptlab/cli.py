@@ -155,12 +155,18 @@ def draw_run(out: Path) -> None:
 
 def plan(options: argparse.Namespace) -> None:
     from gptlab import planner
+    from gptlab.planner import Device
     from gptlab.training.setup import pick_device
 
     layer = read_layer(options.name, "studies" if options.name in shipped("studies") else "recipes")
     cost: dict[str, Any] = {"mfu": options.mfu, "price": options.price, "processes": options.gpus}
-    here = pick_device("auto")
-    device = planner.named(options.gpu) if options.gpu else planner.at_hand(here, max(1, options.gpus))
+    if options.gpu or options.memory is not None:
+        device = Device.named(options.gpu or "", options.memory)
+    else:
+        here = pick_device("auto")
+        device = planner.at_hand(here, max(1, options.gpus))
+        if here.type == "cpu" and options.gpus == 1:
+            cost["measure"] = planner.measure
     shown: Any
     facts: Any
     if "arms" in layer or "arms_of" in layer:
@@ -475,7 +481,8 @@ def parser() -> argparse.ArgumentParser:
 
     v = verb("plan", plan, "Say what a recipe or a study takes: memory, time, cost, host memory and disk.")
     v.add_argument("name", metavar="RECIPE|STUDY", help="a shipped name, or a path to a TOML file")
-    v.add_argument("--gpu", metavar="NAME", help="H100, A100-80, L4, ... (default: the device at hand)")
+    v.add_argument("--gpu", metavar="NAME", help="H100, A100-80, RTX4090, ... (default: the device at hand)")
+    v.add_argument("--memory", type=float, metavar="GB", help="of the GPU; without --gpu, of any GPU: no hours then")
     v.add_argument("--gpus", type=int, default=1, metavar="N", help="of them, a process each (default: 1)")
     v.add_argument("--mfu", type=float, default=0.4, metavar="X", help="share of the regime's peak (default: 0.4)")
     v.add_argument("--price", type=float, default=0.0, metavar="P", help="GPU hour (default: train.price_per_hour)")

@@ -4,7 +4,7 @@ Weights, gradients, moments and masks are counted. What autograd keeps is found 
 have shapes and no memory: of one and two layers, and of two and three sequences, as it is linear in both. The head's
 temporaries are counted as `model.loss` makes them, a chunk of tokens at a time.
 
-    >>> plan(load_recipe("gpt2-124m-fineweb-edu"), named("H100")).sentence
+    >>> plan(load_recipe("gpt2-124m-fineweb-edu"), Device.named("H100")).sentence
     'needs about 29.5 GB of the 79.0 GB that a run can have of H100'
 
 All is of an eager run: a compiled one keeps fewer activations, and how many fewer is known when it is compiled.
@@ -18,6 +18,7 @@ import functools
 import math
 import os
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -29,15 +30,17 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
+from gptlab import hardware
 from gptlab.config import ConfigError, Model, Precision, Recipe, Study, UserError, build_recipe
 from gptlab.data.labeled import CLASSES, LabeledDataset
 from gptlab.data.shards import DataError
+from gptlab.hardware import GB, Gpu
 from gptlab.machine import free_memory
-from gptlab.model.encoder import Encoder
-from gptlab.model.gpt import GPT
+from gptlab.model.encoder import Encoder, build_encoder
+from gptlab.model.gpt import GPT, build_model
 from gptlab.model.loss import chunk_length
 from gptlab.optim.muon import AT_ONCE
-from gptlab.precision.regimes import FP32, Regime, apply_regime, make_regime
+from gptlab.precision.regimes import FP32, NotApplicable, Regime, apply_regime, enter_regime, make_regime
 from gptlab.rundir import RunDir
 from gptlab.sparsity.pruner import prunable
 from gptlab.tasks.data import open_data, train_tokens, vocab_size_of
@@ -46,47 +49,9 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
-GB = 1e9
-
 # -- devices --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Gpu:
-    """What a data sheet says of a GPU: memory, and peaks of matrix multiplication without sparsity."""
-
-    memory: float
-    """Bytes."""
-    bf16: float | None
-    """FLOP/s with sums in float32; None where it has no such units."""
-    fp16: float
-    tf32: float | None
-    fp32: float
-    reported: str
-    """Regular expression of the name that the driver gives it."""
-
-
-TERA = 1e12
-# Where a sheet gives figures with sparsity, half of them stand here. A GPU that is not here is not guessed at.
-GPUS = {
-    # NVIDIA H100 Tensor Core GPU data sheet, SXM5 and PCIe
-    "H100": Gpu(80 * GB, 989 * TERA, 989 * TERA, 494 * TERA, 67 * TERA, r"H100\b(?!.*PCIe)"),
-    "H100-PCIe": Gpu(80 * GB, 756 * TERA, 756 * TERA, 378 * TERA, 51 * TERA, r"H100 PCIe"),
-    "H200": Gpu(141 * GB, 989 * TERA, 989 * TERA, 494 * TERA, 67 * TERA, r"\bH200\b"),  # NVIDIA H200 data sheet, SXM
-    # NVIDIA A100 Tensor Core GPU data sheet
-    "A100-40": Gpu(40 * GB, 312 * TERA, 312 * TERA, 156 * TERA, 19.5 * TERA, r"A100\b.*40GB"),
-    "A100-80": Gpu(80 * GB, 312 * TERA, 312 * TERA, 156 * TERA, 19.5 * TERA, r"A100\b.*80GB"),
-    "L4": Gpu(24 * GB, 121 * TERA, 121 * TERA, 60 * TERA, 30.3 * TERA, r"\bL4\b"),  # NVIDIA L4 data sheet
-    "T4": Gpu(
-        16 * GB, None, 65 * TERA, None, 8.1 * TERA, r"\bT4\b"
-    ),  # NVIDIA T4 data sheet: Turing has no bf16 and no TF32
-    # NVIDIA's white papers on the architectures Ada (appendix A) and RTX Blackwell, with sums in float32
-    "RTX4090": Gpu(24 * GB, 165.2 * TERA, 165.2 * TERA, 82.6 * TERA, 82.6 * TERA, r"RTX 4090\b(?! [DL])"),
-    "RTX5090": Gpu(32 * GB, 209.5 * TERA, 209.5 * TERA, 104.8 * TERA, 104.8 * TERA, r"RTX 5090\b(?! [DL])"),
-    # AMD's product pages of the Radeon PRO W7900 and the Instinct MI300X; RDNA 3 has no TF32
-    "W7900": Gpu(48 * GB, 122.6 * TERA, 122.6 * TERA, None, 61.3 * TERA, r"W7900"),
-    "MI300X": Gpu(192 * GB, 1307.4 * TERA, 1307.4 * TERA, 653.7 * TERA, 163.4 * TERA, r"MI300X"),
-}
 CONTEXT = 1 * GB  # of a GPU's memory that a CUDA context, libraries and their workspaces take; assumed, not measured
 HOST = {"cpu": 0.4 * GB, "cuda": 3 * GB}  # a process with PyTorch loaded: measured on a CPU, assumed with CUDA
 TOO_MUCH = 0.15  # a run that needs more than what is available by this share is not begun
@@ -106,15 +71,25 @@ class Device:
     host: float = math.inf
     """Bytes of host memory that a process of a run on a GPU can have, PyTorch's own included, where they are known."""
 
+    @classmethod
+    def named(cls, name: str = "", memory_gb: float | None = None) -> Device:
+        """A GPU that need not be at hand.
 
-def named(name: str) -> Device:
-    """A GPU of the table. Raises UserError for a name that is not in it."""
-    known = {re.sub(r"[\W_]", "", key).lower(): key for key in GPUS}
-    wanted = re.sub(r"[\W_]", "", name).lower().removesuffix("gb")
-    if wanted not in known:
-        raise UserError(f"--gpu {name}: must be one of {', '.join(GPUS)}")
-    key = known[wanted]
-    return Device(key, "cuda", GPUS[key].memory - CONTEXT, GPUS[key])
+        Args:
+            name: of `hardware.GPUS`; none is a GPU whose peaks are not known.
+            memory_gb: of the GPU, in place of the table's.
+
+        Raises:
+            UserError: the name is not in the table, or the memory is no more than the CUDA context takes.
+        """
+        gpu = hardware.named(name) if name else None
+        if memory_gb is None:
+            assert gpu is not None, "a name, a memory or both are given"
+            return cls(gpu.name, "cuda", gpu.memory - CONTEXT, gpu)
+        if not CONTEXT < memory_gb * GB < math.inf:
+            raise UserError(f"--memory {memory_gb:g}: must be above {CONTEXT / GB:g}, the GB that a CUDA context takes")
+        kind = f"{gpu.name} with" if gpu else "a GPU with"
+        return cls(f"{kind} {memory_gb:g} GB", "cuda", memory_gb * GB - CONTEXT, gpu)
 
 
 def at_hand(device: torch.device, processes: int = 1) -> Device:
@@ -129,26 +104,9 @@ def at_hand(device: torch.device, processes: int = 1) -> Device:
         return Device(f"this machine ({device.type})", "cpu", free)
     import psutil
 
-    name = torch.cuda.get_device_name(device)
-    gpu = next((gpu for gpu in GPUS.values() if re.search(gpu.reported, name)), None)
     ours, here = torch.cuda.memory_reserved(device), psutil.Process().memory_info().rss
-    return Device(name, "cuda", torch.cuda.mem_get_info(device)[0] + ours, gpu, free + here)
-
-
-def peak_flops(gpu: Gpu | None, precision: Precision) -> float | None:
-    """The peak FLOP/s of what a regime multiplies its matrices in; float8 counts as bf16. None where it is not known.
-
-    MFU is a share of this: a float32 run at 0.4 of float32's peak is slower than a bf16 run at 0.4 of bf16's.
-    """
-    if gpu is None:
-        return None
-    regime = make_regime(precision)
-    low = regime.autocast or regime.weights
-    if low is torch.float16:
-        return gpu.fp16
-    if low is torch.bfloat16:
-        return gpu.bf16
-    return gpu.tf32 if regime.tf32 else gpu.fp32
+    free_there = torch.cuda.mem_get_info(device)[0] + ours
+    return Device(hardware.device_name(device), "cuda", free_there, hardware.gpu_of(device), free + here)
 
 
 # -- the shape ------------------------------------------------------------------------------------------------------
@@ -623,6 +581,84 @@ def largest_micro_batch(
     return low
 
 
+# -- the speed of a CPU ---------------------------------------------------------------------------------------------
+
+SAMPLE = 2e10  # FLOPs of a micro-step up to which it is timed as it is
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast this machine trains a model."""
+
+    flops: float
+    """FLOP/s, as `flops_per_token` counts them."""
+    note: str
+    """What was timed."""
+
+
+def measure(
+    recipe: Recipe,
+    shape: Shape,
+    micro_batch: int,
+    seconds: float = 3.0,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Speed:
+    """Time forward and backward passes of the model on the CPU, after one that warms up.
+
+    Of a large model a part is timed, so that neither memory nor time grows with it: as few sequences as needed, then
+    two layers, then a shorter context. The optimizer's step is left out.
+
+    Raises:
+        NotApplicable: a CPU has no such regime.
+    """
+    whole = config = shape.model
+
+    def flops() -> int:  # of one sequence
+        return _laid_out(dataclasses.replace(shape, model=config)).flops_per_token() * config.block_size
+
+    sequences = max(1, min(micro_batch, int(SAMPLE // flops())))
+    if flops() > SAMPLE:
+        config = config.model_copy(update={"n_layer": min(2, config.n_layer)})
+    if flops() > SAMPLE:
+        block = max(128, int(config.block_size * SAMPLE / flops()))
+        config = config.model_copy(update={"block_size": min(block, config.block_size)})
+
+    cpu, threads, mode = torch.device("cpu"), torch.get_num_threads(), torch.get_float32_matmul_precision()
+    try:
+        torch.set_num_threads(recipe.train.threads or threads)
+        regime = enter_regime(recipe.precision, cpu)
+        tokens = torch.arange(sequences * config.block_size).view(sequences, -1) % config.vocab_size
+        factor = torch.tensor((2.0**16 if regime.loss_scaling else 1.0) / tokens.numel())
+        inputs: tuple[Tensor | None, ...]
+        model: GPT | Encoder
+        if shape.n_labels:
+            model = build_encoder(config, shape.n_labels, lay_out=lambda m: apply_regime(m, regime))
+            lengths, targets = torch.full((sequences,), config.block_size), torch.zeros(sequences, shape.n_labels)
+            inputs = tokens, lengths, targets, factor
+        else:
+            model = build_model(config, lay_out=lambda m: apply_regime(m, regime))
+            inputs = tokens, tokens, torch.zeros_like(tokens) if config.document_attention else None, factor
+        model.activation_checkpointing = recipe.train.activation_checkpointing
+
+        def micro_step() -> None:
+            with regime.context(cpu):
+                out = model(*inputs)
+            out.train.backward()
+
+        micro_step()
+        begin, passed, times = clock(), 0.0, 0
+        while not times or passed < seconds:
+            micro_step()
+            times, passed = times + 1, clock() - begin
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(mode)
+    note = f"tokens a second were measured for {passed:.1f} s on this CPU, without the optimizer's step"
+    if config != whole:
+        note += f"; they follow by FLOPs from {config.n_layer} of {whole.n_layer} layers and {tokens.numel()} tokens"
+    return Speed(times * sequences * flops() / passed, note)
+
+
 # -- the plan -------------------------------------------------------------------------------------------------------
 
 
@@ -646,6 +682,8 @@ class Plan:
     largest_micro_batch: int
     """Up to the sequences of a step that a process has; 0 where not even one fits."""
     mfu: float
+    measured: bool
+    """Whether tokens_per_second was measured here. If not, it follows from `mfu`."""
     tokens_per_second: float | None
     """Of all processes."""
     steps: int | None
@@ -709,23 +747,33 @@ def fits(recipe: Recipe, device: torch.device, processes: int = 1) -> Plan:
 
 
 def plan(
-    recipe: Recipe, device: Device, mfu: float = 0.4, price: float = 0.0, processes: int = 1, bound: bool = False
+    recipe: Recipe,
+    device: Device,
+    mfu: float = 0.4,
+    price: float = 0.0,
+    processes: int = 1,
+    bound: bool = False,
+    measure: Callable[[Recipe, Shape, int], Speed] | None = None,
 ) -> Plan:
     """What a run takes on a device, or on several that each have a process.
 
     Args:
         recipe: micro_batch = auto takes the largest that fits.
-        device: of `named` or `at_hand`.
-        mfu: share of the peak FLOP/s of the regime's matmul format, see `peak_flops`.
+        device: of `Device.named` or `at_hand`.
+        mfu: share of the peak FLOP/s of the regime's matmul format, see `hardware.mfu`.
         price: of an hour of one device; 0 takes train.price_per_hour, which is of the whole machine.
         processes: devices that train together, as distributed.strategy says.
         bound: take `most_activations` for the activations of a given micro-batch, and look for no larger one.
+        measure: how fast the device trains, as `measure` finds it for a CPU at hand, where no peak is known. It is not
+            asked where nothing fits.
 
     Raises:
         UserError: see `resolve`, `spread_over` and `share_of_step`.
     """
     if not 0 < mfu <= 1:
         raise UserError(f"--mfu {mfu}: must be above 0 and at most 1")
+    if not 0 <= price < math.inf:
+        raise UserError(f"--price {price:g}: must be 0 or more")
     if processes < 1:
         raise UserError(f"--gpus {processes}: must be at least 1")
     shape, epoch, notes = resolve(recipe)
@@ -743,15 +791,23 @@ def plan(
         need = memory(recipe, shape, micro_batch, device.kind, processes)
     if compiles(recipe, device.kind):
         notes.append("activations are those of an eager run; a compiled one keeps fewer")
-    if recipe.precision.regime.startswith("fp8"):
+    if recipe.precision.regime.startswith("fp8") and device.kind == "cuda":
         notes.append("FLOP/s are bf16's: float8 is faster in large matrices only")
     if recipe.task == "classify":
         notes.append("every document counts block_size tokens; shorter ones take less")
 
     steps = _steps(recipe, epoch)
     tokens = None if steps is None else steps * recipe.batch.tokens_per_step
-    peak = peak_flops(device.gpu, recipe.precision)
-    rate = processes * mfu * peak / model.flops_per_token() if peak else None
+    peak = device.gpu.peak(shape.regime.matmul_format) if device.gpu else None
+    rate, measured = processes * mfu * peak / model.flops_per_token() if peak else None, False
+    if measure is not None and largest:
+        try:
+            speed = measure(recipe, shape, min(micro_batch, largest))
+        except NotApplicable as error:
+            notes.append(str(error))
+        else:
+            rate, measured = speed.flops / model.flops_per_token(), True
+            notes.append(speed.note)
     hours = None
     if rate and tokens is not None and steps is not None:
         evaluations = 2 + (steps // recipe.train.eval_every if recipe.train.eval_every else 0)
@@ -780,6 +836,7 @@ def plan(
         memory=need,
         largest_micro_batch=largest,
         mfu=mfu,
+        measured=measured,
         tokens_per_second=rate,
         steps=steps,
         tokens=tokens,
@@ -880,10 +937,25 @@ def _sum(values: Iterator[float | None]) -> float | None:
     return None if None in known else sum(value for value in known if value is not None)
 
 
-def plan_study(study: Study, device: Device, mfu: float = 0.4, price: float = 0.0, processes: int = 1) -> StudyPlan:
+def plan_study(
+    study: Study,
+    device: Device,
+    mfu: float = 0.4,
+    price: float = 0.0,
+    processes: int = 1,
+    measure: Callable[..., Speed] | None = None,
+) -> StudyPlan:
     """What every arm of a study takes, and all its runs one after the other; arguments as of `plan`."""
-    arms = {arm: plan(study.build(arm, study.seeds[0]), device, mfu, price, processes) for arm in study.arms}
+    speed = _shared(measure, len(study.arms))
+    arms = {
+        arm: plan(study.build(arm, study.seeds[0]), device, mfu, price, processes, measure=speed) for arm in study.arms
+    }
     return StudyPlan(study.name, arms, len(study.seeds))
+
+
+def _shared(measure: Callable[..., Speed] | None, plans: int) -> Callable[..., Speed] | None:
+    """The measurement with its three seconds shared among several plans."""
+    return measure and functools.partial(measure, seconds=3.0 / plans)
 
 
 def sweep(
@@ -894,8 +966,9 @@ def sweep(
     mfu: float = 0.4,
     price: float = 0.0,
     processes: int = 1,
+    measure: Callable[..., Speed] | None = None,
 ) -> dict[str, Plan]:
-    """Plans of a recipe in several sizes, micro-batches or both, by what differs.
+    """Plans of a recipe in several sizes, micro-batches or both, by what differs; other arguments as of `plan`.
 
     Args:
         layers: of the recipe, as `build_recipe` takes them.
@@ -903,13 +976,14 @@ def sweep(
         micro_batches: sequences; none is the recipe's own.
     """
     rows = {}
+    speed = _shared(measure, len(presets or [""]) * len(micro_batches or [0]))
     for preset in presets or [""]:
         for micro_batch in micro_batches or [0]:
             other: dict[str, Any] = {"model.preset": preset} if preset else {}
             if micro_batch:
                 other["batch.micro_batch"] = micro_batch
             name = " x ".join(filter(None, (preset, str(micro_batch or ""))))
-            rows[name] = plan(build_recipe(*layers, other), device, mfu, price, processes)
+            rows[name] = plan(build_recipe(*layers, other), device, mfu, price, processes, measure=speed)
     return rows
 
 
@@ -947,7 +1021,10 @@ def render(plan: Plan) -> Group:
         ("micro-batches in a step" + (", on each" if several else ""), f"{plan.micro_batches:,}"),
         ("steps", _known(plan.steps, ",.0f")),
         ("training tokens", _known(plan.tokens, ",.0f")),
-        (f"tokens a second at MFU {plan.mfu:g}", _known(plan.tokens_per_second, ",.0f")),
+        (
+            "tokens a second, " + ("measured" if plan.measured else f"at MFU {plan.mfu:g}"),
+            _known(plan.tokens_per_second, ",.0f"),
+        ),
         ("hours, held-out loss included", _known(plan.hours, ",.2f")),
         *([("GPU hours", _known(plan.device_hours, ",.2f"))] if several else []),
         *([("cost", _known(plan.cost, ",.2f"))] if plan.cost is not None else []),

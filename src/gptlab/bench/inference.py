@@ -25,12 +25,13 @@ from torch import Tensor
 from gptlab.config import ConfigError, Recipe, UserError, build_recipe, read_layer
 from gptlab.data.shards import DataError
 from gptlab.data.tokenizers import make_tokenizer
+from gptlab.hardware import device_name
 from gptlab.model.gpt import GPT, KVCache, address, build_model
 from gptlab.precision.regimes import REGIMES, NotApplicable, Regime, apply_regime, enter_regime
 from gptlab.rundir import RunDir
 from gptlab.tasks.data import vocab_size_of
 from gptlab.tasks.lm import open_datasets
-from gptlab.training.setup import cropped, device_name, pick_device, start_from
+from gptlab.training.setup import cropped, pick_device, start_from
 from gptlab.training.throughput import Stopwatch, percentile
 
 DEFAULT_RECIPE = "gpt2-124m-openwebtext"

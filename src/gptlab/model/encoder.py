@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from gptlab.config import Model
-from gptlab.model.gpt import MLP, Attention, LayerNorm, address
+from gptlab.model.gpt import MLP, Attention, LayerNorm, address, linear_weights
 from gptlab.model.hub import (
     HubError,
     Stored,
@@ -151,11 +151,10 @@ class Encoder(nn.Module):
     def flops_per_token(self) -> int:
         """Training FLOPs a token of a document of block_size: 6 N + 12 n_layer n_embd block_size.
 
-        The formula is PaLM's (arXiv 2204.02311, appendix B), whose second term has every token look at all of them, as
-        here. N is the blocks' parameters alone: the embeddings are looked up, and the head sees one token a document.
+        The formula is that of `GPT.flops_per_token`. N is the weights of the blocks' linear layers: the embeddings are
+        looked up, and the head sees one token a document.
         """
-        blocks = sum(p.numel() for p in self.h.parameters())
-        return 6 * blocks + 12 * self.config.n_layer * self.config.n_embd * self.config.block_size
+        return 6 * linear_weights(self.h) + 12 * self.config.n_layer * self.config.n_embd * self.config.block_size
 
     # -- weights
 

@@ -166,6 +166,11 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
+def linear_weights(module: nn.Module) -> int:
+    """Number of weights of the linear layers, biases left out."""
+    return sum(layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear))
+
+
 class GPT(nn.Module):
     """The language model. Build it with `build_model`, which gives it weights.
 
@@ -279,9 +284,14 @@ class GPT(nn.Module):
     def flops_per_token(self) -> int:
         """Training FLOPs a token: 6 N + 12 n_layer n_embd block_size (PaLM, arXiv 2204.02311, appendix B).
 
-        N is every parameter, the position embedding too.
+        N is the number of weights in matrix multiplications: the linear layers and the head, which may be the
+        embedding. Embedding and positions that are only looked up are left out, so a tied and an untied model of one
+        shape have the same FLOPs. PaLM and nanoGPT also count norms and biases in N, less than 0.1% of GPT-2, and
+        nanoGPT leaves out the positions as well. The second term is of attention to the whole context, as if it were
+        not causal.
         """
-        return 6 * self.parameter_count() + 12 * self.config.n_layer * self.config.n_embd * self.config.block_size
+        weights = linear_weights(self) + (self.wte.weight.numel() if self.lm_head is None else 0)
+        return 6 * weights + 12 * self.config.n_layer * self.config.n_embd * self.config.block_size
 
     # -- weights
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from gptlab.config import Precision, UserError
+from gptlab.hardware import Format
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
@@ -44,6 +45,18 @@ class Regime:
     def gathered(self) -> torch.dtype | None:
         """What FSDP may gather the blocks' matrices in, as autocast rounds them to it anyway; None: as they are."""
         return self.autocast if self.float8 is None else None  # float8's scales are of the float32 weights
+
+    @property
+    def matmul_format(self) -> Format:
+        """Format that the matrices are multiplied in, whose peak FLOP/s MFU and the planner's time are shares of.
+
+        It is bf16 for the float8 regimes: head and attention are not in float8, and so their MFU compares with that of
+        amp_bf16. The head's own format (`precision.head`) does not count.
+        """
+        low = self.autocast or self.weights
+        if low is FP32:
+            return "tf32" if self.tf32 else "fp32"
+        return "bf16" if low is BF16 else "fp16"
 
     def context(self, device: torch.device) -> AbstractContextManager[object]:
         """Autocast, or nothing, around a forward pass."""

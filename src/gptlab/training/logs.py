@@ -67,10 +67,10 @@ class Logs:
     def training(self, line: dict[str, Any]) -> None:
         """A training line: step, tokens or samples, loss, lr, grad_norm, their number a second, what else there is."""
         self._write(line)
-        mfu = f"{100 * line['mfu']:.1f}%" if "mfu" in line else "unknown"
+        mfu = f"MFU {100 * line['mfu']:.1f}%  " if "mfu" in line else ""
         text = (
             f"loss {_number(line['loss'])}  lr {line['lr']:.2e}  {line[f'{self.unit}_per_second']:,.0f} {self.unit}/s  "
-            f"MFU {mfu}  {line['memory_gb']:.2f} GB"
+            f"{mfu}{line['memory_gb']:.2f} GB"
         )
         if self.bar is not None:
             self.bar.update(self.bar.task_ids[0], completed=line["step"], description=text)

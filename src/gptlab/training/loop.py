@@ -20,6 +20,7 @@ import torch
 
 from gptlab import machine, planner
 from gptlab.config import Recipe, UserError
+from gptlab.hardware import gpu_of, mfu
 from gptlab.model.gpt import address
 from gptlab.optim.optimizers import make_optimizer, set_lr
 from gptlab.optim.rounding import LostUpdates
@@ -35,7 +36,7 @@ from gptlab.training.pruning import make_pruner, mask_facts, spike_gradients
 from gptlab.training.result import Result, halve_micro_batch, result_of, say_end
 from gptlab.training.setup import environment, pick_device, resolve, summary
 from gptlab.training.signals import StopSignal
-from gptlab.training.throughput import Energy, Stopwatch, peak_flops, peak_memory_gb, percentile
+from gptlab.training.throughput import Energy, Stopwatch, peak_memory_gb, percentile
 from gptlab.training.watched import Watched, clip_gradients
 
 
@@ -180,7 +181,8 @@ def _train(
         model.compile(dynamic=False)
     net = replicate(model) if world.size > 1 and not sharded else model
 
-    watch, peak = Stopwatch(device), peak_flops(device)
+    watch, gpu = Stopwatch(device), gpu_of(device)
+    peak = gpu.peak(regime.matmul_format) if gpu else None
     lr, val_loss = 0.0, state.get("val_loss")  # val_loss and measured are of this step
     updates_lost: torch.Tensor | None = None
     mask_seconds = 0.0
@@ -233,7 +235,7 @@ def _train(
                     if updates_lost is not None and not (regime.loss_scaling and skipped):
                         line["updates_lost"] = float(updates_lost)
                     if peak and unit == "tokens":
-                        line["mfu"] = model.flops_per_token() * line["tokens_per_second"] / (world.size * peak)
+                        line["mfu"] = mfu(model.flops_per_token(), line["tokens_per_second"], world.size * peak)
                     if pruner:
                         line |= mask_facts(pruner, run, step, masking / (seconds * len(updates)))
                     if regime.loss_scaling:

@@ -20,6 +20,7 @@ from gptlab import planner
 from gptlab.config import Model, Recipe, UserError, settings
 from gptlab.data.labeled import LabeledDataset
 from gptlab.data.tokenizers import load_tokenizer
+from gptlab.hardware import device_name
 from gptlab.model.encoder import read_encoder
 from gptlab.model.hub import read_source
 from gptlab.optim.optimizers import describe
@@ -238,17 +239,6 @@ def summary(recipe: Recipe, model: Any, device: torch.device, limit: int, step: 
         f"{recipe.precision.regime}{compiled} on {where}; steps {step} to {limit} of {batch.tokens_per_step:,} "
         f"tokens, in micro-batches of {batch.micro_batch} x {block}"
     )
-
-
-def device_name(device: torch.device) -> str:
-    """What the GPU, or the processor, calls itself."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def _git_commit() -> str | None:

@@ -1,4 +1,4 @@
-"""How fast training goes: tokens a second of training alone, and the share of the GPU's peak that is."""
+"""How fast training goes: seconds of each step, energy and memory."""
 
 from __future__ import annotations
 
@@ -10,18 +10,6 @@ from typing import Any
 import torch
 
 from gptlab.machine import peak_memory
-
-# Dense bf16 peaks in FLOP/s, from NVIDIA's data sheets. A GPU that is not here has no MFU: it is never guessed.
-PEAK_FLOPS = {"A100": 312e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12}
-
-
-def peak_flops(device: torch.device) -> float | None:
-    """Dense bf16 FLOP/s of this device, or None where it is not known. The longest name that fits rules."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((PEAK_FLOPS[key] for key in sorted(PEAK_FLOPS, key=len, reverse=True) if key in name), None)
-
 
 UNTIMED = 10  # steps at the start of a process that compile, warm up and fill caches, and are left out
 
