@@ -78,12 +78,6 @@ def test_the_fast_shakespeare_recipe_has_half_the_parameters():
     assert fast.block_size == cpu.block_size  # no model sees more context than the other
 
 
-def test_flops_per_token():
-    with torch.device("meta"):
-        flops = GPT(Model(vocab_size=50257)).flops_per_token()
-    assert flops == 6 * 124_439_808 + 12 * 12 * 768 * 1024 == 859_885_056
-
-
 # -- initialisation -------------------------------------------------------------------------------------------------
 
 

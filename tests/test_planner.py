@@ -7,6 +7,7 @@ import gc
 import importlib.util
 import io
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 from gptlab import planner
 from gptlab.cli import main
 from gptlab.config import Recipe, UserError, build_recipe, load_recipe, load_study
+from gptlab.hardware import GPUS
 from gptlab.model import loss
 from gptlab.model.encoder import build_encoder
 from gptlab.model.gpt import build_model
@@ -290,33 +292,26 @@ def test_checkpointing_keeps_one_input_a_layer() -> None:
 # -- devices, time and money ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "key"),
-    [
-        ("NVIDIA H100 80GB HBM3", "H100"), ("NVIDIA H100 PCIe", "H100-PCIe"), ("NVIDIA H200", "H200"),
-        ("NVIDIA A100-SXM4-40GB", "A100-40"), ("NVIDIA A100 80GB PCIe", "A100-80"), ("NVIDIA L4", "L4"),
-        ("Tesla T4", "T4"), ("NVIDIA GeForce RTX 4090", "RTX4090"), ("NVIDIA GeForce RTX 5090", "RTX5090"),
-        ("AMD Radeon PRO W7900", "W7900"), ("AMD Instinct MI300X", "MI300X"), ("NVIDIA L40S", None),
-        ("NVIDIA GeForce RTX 5090 D", None), ("NVIDIA T400 4GB", None), ("NVIDIA GH200 480GB", None),
-    ],
-)  # fmt: skip
-def test_a_driver_s_name_is_one_gpu_or_none(name: str, key: str | None) -> None:
-    assert [k for k, gpu in planner.GPUS.items() if re.search(gpu.reported, name)] == ([key] if key else [])
-
-
-def test_a_gpu_is_named_loosely_and_not_guessed() -> None:
-    assert planner.Device.named("a100-80gb").name == planner.Device.named("A100_80").name == "A100-80"
-    assert planner.Device.named("rtx 4090").gpu == planner.GPUS["RTX4090"]
-    with pytest.raises(UserError, match="--gpu B300: must be one of H100, "):
-        planner.Device.named("B300")
+def test_memory_is_given_for_a_gpu_of_any_name_or_none() -> None:
+    recipe = load_recipe("gpt2-124m-fineweb-edu")
+    card, any_gpu = Device.named("RTX3060"), Device.named(memory_gb=12)
+    assert card.available == any_gpu.available == 11 * GB and card.kind == any_gpu.kind == "cuda"
+    both = Device.named("RTX4060Ti-8", 12)
+    assert (both.name, both.available, both.gpu) == ("RTX4060Ti-8 with 12 GB", 11 * GB, GPUS["RTX4060Ti-8"])
+    known, unknown = planner.plan(recipe, both), planner.plan(recipe, any_gpu)
+    assert known.memory == unknown.memory and known.hours and unknown.hours is unknown.tokens_per_second is None
+    for memory in (0, -12, 1, math.nan, math.inf):
+        with pytest.raises(UserError, match=f"^--memory {memory:g}: must be above 1, "):
+            Device.named(memory_gb=memory)
 
 
 def test_time_and_cost_follow_from_flops() -> None:
     recipe = load_recipe("gpt2-124m-openwebtext", {"compile.enabled": "false"})
-    found = planner.plan(recipe, planner.Device.named("A100-80"), mfu=0.5, price=2.0)
+    found = planner.plan(recipe, Device.named("A100-80"), mfu=0.5, price=2.0)
     n = 50304 * 768 + 1024 * 768 + 12 * (12 * 768**2 + 2 * 768) + 768  # no biases
     assert found.parameters == n
-    assert found.flops_per_token == 6 * n + 12 * 12 * 768 * 1024
+    multiplied = 50304 * 768 + 12 * 12 * 768**2
+    assert found.flops_per_token == 6 * multiplied + 12 * 12 * 768 * 1024
     rate = 0.5 * 312e12 / found.flops_per_token
     assert found.tokens_per_second == pytest.approx(rate)
     evaluated = 22 * 2 * 2457600  # at 0, every 500 of 10,000 steps and at the end, of both splits
@@ -329,22 +324,70 @@ def test_time_and_cost_follow_from_flops() -> None:
 
 
 def test_a_regime_is_timed_at_its_own_peak() -> None:
-    a100, t4 = planner.GPUS["A100-40"], planner.GPUS["T4"]
-    recipe = small()
-    for regime, peak, turing in (
-        ("fp32", 19.5e12, 8.1e12), ("tf32", 156e12, None), ("amp_bf16", 312e12, None), ("fp16_pure", 312e12, 65e12),
-        ("fp8_rowwise", 312e12, None),
-    ):  # fmt: skip
-        precision = recipe.replace({"precision.regime": regime}).precision
-        assert (planner.peak_flops(a100, precision), planner.peak_flops(t4, precision)) == (peak, turing)
-    assert planner.peak_flops(None, recipe.precision) is None
+    for regime, peak in (("fp32", 19.5e12), ("tf32", 156e12), ("amp_bf16", 312e12), ("fp8_rowwise", 312e12)):
+        found = planner.plan(small(precision__regime=regime), Device.named("A100-40"), mfu=0.5, bound=True)
+        assert found.tokens_per_second == pytest.approx(0.5 * peak / found.flops_per_token)
+    assert planner.plan(small(precision__regime="amp_bf16"), Device.named("T4")).hours is None
+
+
+class Clock:
+    """A clock that a second passes on at each look."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {}, {"precision__regime": "amp_fp16", "model__document_attention": True},
+        {"task": "classify", "model__mlp": "gelu_erf"},
+    ],
+    ids=["fp32", "amp_fp16", "classify"],
+)  # fmt: skip
+def test_a_cpu_is_measured_in_flops_of_the_micro_steps_it_did(changes: dict[str, Any]) -> None:
+    recipe = small(**changes)
+    shape = shape_of(recipe)
+    flops = real(recipe).flops_per_token() * 5 * 64
+    speed = planner.measure(recipe, shape, 5, seconds=4.0, clock=Clock())
+    assert speed.flops == pytest.approx(4 * flops / 4)  # one micro-step between two looks
+    assert speed.note == "tokens a second were measured for 4.0 s on this CPU, without the optimizer's step"
+    assert planner.measure(recipe, shape, 5, seconds=0.0, clock=Clock()).flops == pytest.approx(flops)  # one at least
+
+
+def test_of_a_large_model_a_part_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = []
+    monkeypatch.setattr(planner, "build_model", lambda config, **_: built.append(config) or build_model(config, **_))
+    monkeypatch.setattr(planner, "SAMPLE", 1e8)
+    recipe = small(model__n_layer=12, model__block_size=512, model__n_embd=128, batch__tokens_per_step=8 * 512)
+    speed = planner.measure(recipe, shape_of(recipe), 8, seconds=2.0, clock=Clock())
+    [part] = built
+    assert (part.n_layer, part.block_size, part.n_embd) == (2, 128, 128)
+    assert speed.flops == pytest.approx(build_model(part).flops_per_token() * 128)  # in each second, of one sequence
+    assert speed.note.endswith("; they follow by FLOPs from 2 of 12 layers and 128 tokens")
+    found = planner.plan(recipe, Device("a CPU", "cpu", 8 * GB), measure=lambda *_: speed)
+    assert found.measured and found.tokens_per_second == pytest.approx(speed.flops / found.flops_per_token)
+    assert found.hours and speed.note in found.notes
+
+
+def test_a_cpu_that_cannot_do_it_is_not_measured() -> None:
+    never = planner.plan(small(), Device("a small CPU", "cpu", 1e5), measure=lambda *_: pytest.fail("it cannot fit"))
+    assert never.hours is None and not never.measured
+    mode, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
+    found = planner.plan(small(precision__regime="tf32"), Device("a CPU", "cpu", 8 * GB), measure=planner.measure)
+    assert found.hours is None and any("TF32 needs an NVIDIA GPU" in note for note in found.notes)
+    assert (torch.get_float32_matmul_precision(), torch.get_num_threads()) == (mode, threads)
 
 
 def test_a_study_is_the_sum_of_its_runs() -> None:
     study = load_study("bitter-lesson-smoke")
-    whole = planner.plan_study(study, planner.Device.named("L4"), price=3.0)
+    whole = planner.plan_study(study, Device.named("L4"), price=3.0)
     assert list(whole.arms) == list(study.arms)
-    arms = [planner.plan(study.build(arm, 0), planner.Device.named("L4")) for arm in study.arms]
+    arms = [planner.plan(study.build(arm, 0), Device.named("L4")) for arm in study.arms]
     hours = [arm.hours for arm in arms if arm.hours is not None]
     assert whole.hours == pytest.approx(sum(hours) * len(study.seeds))
     assert whole.cost == pytest.approx(3 * whole.hours)
@@ -357,7 +400,7 @@ def test_a_study_is_the_sum_of_its_runs() -> None:
 @pytest.mark.parametrize("preset", ["gpt2", "gpt2-large"])
 def test_the_largest_micro_batch_fits_and_one_more_does_not(preset: str, gpu: str) -> None:
     recipe = load_recipe("gpt2-124m-fineweb-edu", {"model.preset": preset, "precision.regime": "amp_fp16"})
-    device = planner.Device.named(gpu)
+    device = Device.named(gpu)
     shape, _, _ = planner.resolve(recipe)
     most = planner.largest_micro_batch(recipe, shape, device)
 
@@ -373,7 +416,7 @@ def test_the_largest_micro_batch_fits_and_one_more_does_not(preset: str, gpu: st
 
 def test_what_cannot_fit_is_refused_with_a_way_out_that_works() -> None:
     recipe = load_recipe("gpt2-124m-fineweb-edu", {"model.preset": "gpt2-large", "batch.micro_batch": 512})
-    device = planner.Device.named("L4")
+    device = Device.named("L4")
     found = planner.plan(recipe, device)
     assert found.refused and found.needed_gb > found.available_gb == 23
     way = re.search(r"--batch.micro-batch (\d+) fits", found.sentence)
@@ -400,12 +443,12 @@ def test_a_run_is_refused_from_15_percent_on_and_a_compiled_one_later() -> None:
 
 def test_a_host_needs_pytorch_and_one_tensor_and_no_copies() -> None:
     recipe = load_recipe("gpt2-124m-fineweb-edu", {"model.preset": "gpt2-xl", "batch.micro_batch": 1})
-    found = planner.plan(recipe, dataclasses.replace(planner.Device.named("H100"), host=4 * GB))
+    found = planner.plan(recipe, dataclasses.replace(Device.named("H100"), host=4 * GB))
     assert found.host == 3 * GB + 4 * 50304 * 1600 < 4 * GB
     assert found.copies == found.checkpoint > 18 * GB and not found.refused
-    short = planner.plan(recipe, dataclasses.replace(planner.Device.named("H100"), host=2.8 * GB))
+    short = planner.plan(recipe, dataclasses.replace(Device.named("H100"), host=2.8 * GB))
     assert short.refused and "needs about 3.3 GB of host memory" in short.sentence and " 2.8: " in short.sentence
-    assert planner.plan(recipe, planner.Device.named("H100"), processes=8).host == found.host  # each
+    assert planner.plan(recipe, Device.named("H100"), processes=8).host == found.host  # each
 
 
 def test_fits_asks_for_what_is_free_and_looks_closer_only_where_it_must(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -437,7 +480,7 @@ FSDP = {"distributed__strategy": "fsdp"}
 
 def test_processes_share_the_time_and_the_batch_and_not_the_cost() -> None:
     recipe = load_recipe("gpt2-124m-fineweb-edu", {"model.preset": "gpt2-large", "batch.micro_batch": "auto"})
-    device = planner.Device.named("H100")
+    device = Device.named("H100")
     one, eight = planner.plan(recipe, device, price=2.0), planner.plan(recipe, device, price=2.0, processes=8)
     assert one.hours and eight.hours and one.tokens_per_second and eight.tokens_per_second
     assert eight.tokens_per_second == pytest.approx(8 * one.tokens_per_second)
@@ -473,7 +516,7 @@ def test_fsdp_spreads_weights_gradients_and_moments_by_rows() -> None:
 
 
 def test_what_does_not_go_with_so_many_processes() -> None:
-    device = planner.Device.named("L4")
+    device = Device.named("L4")
     for changes, processes, says in (
         ({"distributed__strategy": "none"}, 2, "distributed.strategy = none"),
         ({**FSDP, "distributed__shard_over": 3}, 4, "distributed.shard_over = 3: does not divide the 4"),
@@ -486,13 +529,13 @@ def test_what_does_not_go_with_so_many_processes() -> None:
 
 def test_a_model_that_no_gpu_holds_is_told_of_fsdp() -> None:
     recipe = load_recipe("gpt2-124m-fineweb-edu", {"model.preset": "gpt2-xl", "batch.micro_batch": 8})
-    found = planner.plan(recipe, planner.Device.named("L4"), processes=8)
+    found = planner.plan(recipe, Device.named("L4"), processes=8)
     way = re.search(
         r"--distributed.strategy fsdp --distributed.shard-over 0 --batch.micro-batch (\d+) fits", found.sentence
     )
     assert found.refused and way
     other = recipe.replace({"distributed.strategy": "fsdp", "batch.micro_batch": int(way[1])})
-    assert not planner.plan(other, planner.Device.named("L4"), processes=8).refused
+    assert not planner.plan(other, Device.named("L4"), processes=8).refused
 
 
 def step_of_several(changes: dict[str, Any]) -> tuple[float, float]:
@@ -562,15 +605,15 @@ def test_a_vocabulary_that_is_known_without_data(tokenizer: str, ids: int, tmp_p
 def test_a_vocabulary_that_is_in_the_dataset(recipe: Recipe, tmp_path: Path) -> None:
     shape, epoch, notes = planner.resolve(recipe)
     assert shape.model.vocab_size == vocab_size_of(open_data(recipe)) and epoch and not notes
-    found = planner.plan(recipe, planner.Device.named("L4"))
+    found = planner.plan(recipe, Device.named("L4"))
     assert found.data == 2 * epoch
     with pytest.raises(UserError, match="data.tokenizer = char: how many ids"):
-        planner.plan(recipe.replace({"data.path": str(tmp_path / "none")}), planner.Device.named("L4"))
+        planner.plan(recipe.replace({"data.path": str(tmp_path / "none")}), Device.named("L4"))
     unended = recipe.replace({"train.max_steps": 0, "train.max_epochs": 2.0, "data.path": str(tmp_path / "none")})
     unended = unended.replace({"model.vocab_size": 30})
-    assert planner.plan(unended, planner.Device.named("L4")).steps is None
+    assert planner.plan(unended, Device.named("L4")).steps is None
     with pytest.raises(UserError, match="--mfu 40"):
-        planner.plan(recipe, planner.Device.named("L4"), mfu=40)
+        planner.plan(recipe, Device.named("L4"), mfu=40)
 
 
 def test_tables_name_what_they_show() -> None:
@@ -578,12 +621,12 @@ def test_tables_name_what_they_show() -> None:
 
     console = Console(width=200, record=True, file=io.StringIO())
     layers = [{"model.preset": "micro", "model.vocab_size": 300, "train.max_steps": 10}]
-    rows = planner.sweep(layers, planner.Device.named("L4"), ["micro", "mini"], [32, 64])
+    rows = planner.sweep(layers, Device.named("L4"), ["micro", "mini"], [32, 64])
     assert list(rows) == ["micro x 32", "micro x 64", "mini x 32", "mini x 64"]
     assert rows["mini x 64"].memory.activations > 1.9 * rows["mini x 32"].memory.activations
     console.print(planner.render_rows(rows, "size x micro-batch"))
     console.print(planner.render(dataclasses.replace(rows["mini x 64"], notes=["[a note]"])))
-    console.print(planner.render_study(planner.plan_study(load_study("sizes-smoke"), planner.Device.named("L4"))))
+    console.print(planner.render_study(planner.plan_study(load_study("sizes-smoke"), Device.named("L4"))))
     text = console.export_text()
     for word in (
         "size x micro-batch",
@@ -607,12 +650,16 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     facts = json.loads((tmp_path / "a/plan.json").read_text())
     assert facts["parameters"] == 124_475_904 and "needs about" in capsys.readouterr().out
     assert cli("plan", "gpt2-124m-fineweb-edu", "--gpu", "L4", "--micro-batches", "4", "8") == 0
+    assert cli("plan", "gpt2-124m-fineweb-edu", "--gpu", "RTX3060", "--memory", "12") == 0
+    assert "the 11.0 GB that a run can have of RTX3060 with 12 GB" in capsys.readouterr().out
     assert cli("plan", "gpt2-124m-fineweb-edu", "--gpu", "h100", "--gpus", "8", "--json", str(tmp_path / "8.json")) == 0
     assert json.loads((tmp_path / "8.json").read_text())["processes"] == 8
     assert cli("plan", "sizes-smoke", "--gpu", "L4", "--data.tokenizer", "byte") == 0
     assert "3 arms x 3 seeds" in capsys.readouterr().out
     for words, says in (
         (["gpt2-124m-fineweb-edu", "--gpu", "H10"], "--gpu H10: must be one of"),
+        (["gpt2-124m-fineweb-edu", "--memory", "nan"], "--memory nan: must be above 1"),
+        (["gpt2-124m-fineweb-edu", "--gpu", "L4", "--price", "-1"], "--price -1: must be 0 or more"),
         (["sizes-smoke", "--sizes", "gpt2"], "--sizes and --micro-batches are for a recipe"),
         (["no-such-recipe"], "no recipe 'no-such-recipe'"),
         (["gpt2-124m-fineweb-edu", "--optim.lr", "-1"], "optim.lr = -1: must be greater than 0"),

@@ -25,7 +25,7 @@ from gptlab.precision.regimes import REGIMES
 from gptlab.rundir import RunDir
 from gptlab.training.load import evaluate_run, load_run
 from gptlab.training.setup import largest_micro_batch
-from gptlab.training.throughput import Stopwatch, peak_flops, percentile
+from gptlab.training.throughput import Stopwatch, percentile
 
 
 def lines(run: Path, key: str) -> list[float]:
@@ -363,13 +363,6 @@ def test_the_stopwatch_leaves_out_pauses_and_the_first_steps(monkeypatch: pytest
     assert watch.steady() == [5.0] + [3.0] * 12  # of more than twenty the first ten
     assert Stopwatch(torch.device("cpu")).steady() == []
     assert percentile([float(n) for n in range(1, 101)], 0.95) == 95.0 and percentile([7.0], 0.95) == 7.0
-
-
-def test_an_unknown_device_has_no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert peak_flops(torch.device("cpu")) is None
-    for name, peak in {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H100 PCIe": 756e12, "Other": None}.items():
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
-        assert peak_flops(torch.device("cuda")) == peak
 
 
 def test_auto_micro_batch_is_a_size_that_divides_work_and_fits(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
