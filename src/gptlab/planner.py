@@ -40,7 +40,8 @@ from gptlab.model.encoder import Encoder, build_encoder
 from gptlab.model.gpt import GPT, build_model
 from gptlab.model.loss import chunk_length
 from gptlab.optim.muon import AT_ONCE
-from gptlab.precision.regimes import FP32, NotApplicable, Regime, apply_regime, enter_regime, make_regime
+from gptlab.optim.optimizers import make_optimizer, set_lr
+from gptlab.precision.regimes import FP32, Regime, apply_regime, enter_regime, make_regime
 from gptlab.rundir import RunDir
 from gptlab.sparsity.pruner import prunable
 from gptlab.tasks.data import open_data, train_tokens, vocab_size_of
@@ -590,8 +591,8 @@ SAMPLE = 2e10  # FLOPs of a micro-step up to which it is timed as it is
 class Speed:
     """How fast this machine trains a model."""
 
-    flops: float
-    """FLOP/s, as `flops_per_token` counts them."""
+    tokens: float
+    """Training tokens a second."""
     note: str
     """What was timed."""
 
@@ -603,13 +604,13 @@ def measure(
     seconds: float = 3.0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Speed:
-    """Time forward and backward passes of the model on the CPU, after one that warms up.
+    """Time micro-steps and the optimizer's step on the CPU, one of each in turn, after one that warms up.
 
     Of a large model a part is timed, so that neither memory nor time grows with it: as few sequences as needed, then
-    two layers, then a shorter context. The optimizer's step is left out.
+    two layers, then a shorter context. Seconds of a token grow with its FLOPs, those of an update with the weights.
 
     Raises:
-        NotApplicable: a CPU has no such regime.
+        UserError: a CPU has no such regime, or a library is missing.
     """
     whole = config = shape.model
 
@@ -639,24 +640,34 @@ def measure(
             model = build_model(config, lay_out=lambda m: apply_regime(m, regime))
             inputs = tokens, tokens, torch.zeros_like(tokens) if config.document_attention else None, factor
         model.activation_checkpointing = recipe.train.activation_checkpointing
+        optimizer = make_optimizer(model, recipe.optim, recipe.seed)
+        set_lr(optimizer, 0.0)  # the weights stay as they are
 
-        def micro_step() -> None:
+        def step() -> tuple[float, float]:
+            """Seconds of a micro-step and of an update."""
+            begin = clock()
             with regime.context(cpu):
                 out = model(*inputs)
             out.train.backward()
+            middle = clock()
+            optimizer.step()
+            return middle - begin, clock() - middle
 
-        micro_step()
-        begin, passed, times = clock(), 0.0, 0
-        while not times or passed < seconds:
-            micro_step()
-            times, passed = times + 1, clock() - begin
+        step()
+        steps = [step()]
+        while (passed := sum(map(sum, steps))) < seconds:
+            steps.append(step())
     finally:
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(mode)
-    note = f"tokens a second were measured for {passed:.1f} s on this CPU, without the optimizer's step"
+    forth_and_back, update = (sum(each) / len(steps) for each in zip(*steps, strict=True))
+    full = _laid_out(shape)
+    a_token = forth_and_back / tokens.numel() * full.flops_per_token() / model.flops_per_token()
+    a_step = update * full.parameter_count() / model.parameter_count()
+    note = f"tokens a second were measured for {passed:.1f} s on this CPU"
     if config != whole:
-        note += f"; they follow by FLOPs from {config.n_layer} of {whole.n_layer} layers and {tokens.numel()} tokens"
-    return Speed(times * sequences * flops() / passed, note)
+        note += f" and are extrapolated from {config.n_layer} of {whole.n_layer} layers and {tokens.numel()} tokens"
+    return Speed(1 / (a_token + a_step / (recipe.sequences_per_step * whole.block_size)), note)
 
 
 # -- the plan -------------------------------------------------------------------------------------------------------
@@ -803,10 +814,10 @@ def plan(
     if measure is not None and largest:
         try:
             speed = measure(recipe, shape, min(micro_batch, largest))
-        except NotApplicable as error:
+        except UserError as error:
             notes.append(str(error))
         else:
-            rate, measured = speed.flops / model.flops_per_token(), True
+            rate, measured = speed.tokens, True
             notes.append(speed.note)
     hours = None
     if rate and tokens is not None and steps is not None:
