@@ -350,9 +350,9 @@ def test_the_speed_of_a_cpu_is_that_of_its_steps(changes: dict[str, Any]) -> Non
     step = 2 * 3.0 + 1.0  # two micro-steps of 5 sequences and an update
     speed = planner.measure(recipe, shape_of(recipe), 5, seconds=8.0, clock=clock())
     assert speed.tokens == pytest.approx(64 * 10 / step)
-    assert speed.note == "tokens a second were measured for 8.0 s on this CPU"
+    assert speed.note == "tokens a second were measured for about 8 s on this CPU"
     once = planner.measure(recipe, shape_of(recipe), 5, seconds=0.0, clock=clock())
-    assert once.tokens == pytest.approx(64 * 10 / step) and " 4.0 s " in once.note
+    assert once.tokens == pytest.approx(64 * 10 / step)
 
 
 def test_of_a_large_model_a_part_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -625,8 +625,13 @@ def test_tables_name_what_they_show() -> None:
     assert rows["mini x 64"].memory.activations > 1.9 * rows["mini x 32"].memory.activations
     console.print(planner.render_rows(rows, "size x micro-batch"))
     console.print(planner.render(dataclasses.replace(rows["mini x 64"], notes=["[a note]"])))
-    console.print(planner.render_study(planner.plan_study(load_study("sizes-smoke"), Device.named("L4"))))
+    study = planner.plan_study(load_study("sizes-smoke"), Device.named("L4"))
+    console.print(planner.render_study(study))
+    [name, *_] = study.arms
+    arms = {**study.arms, name: dataclasses.replace(study.arms[name], hours=None)}
+    console.print(planner.render_study(dataclasses.replace(study, arms=arms)))
     text = console.export_text()
+    assert f" hours of one machine without {name}, whose time is unknown" in text
     for word in (
         "size x micro-batch",
         "mini x 64",

@@ -655,7 +655,7 @@ def measure(
 
         step()
         steps = [step()]
-        while (passed := sum(map(sum, steps))) < seconds:
+        while sum(map(sum, steps)) < seconds:
             steps.append(step())
     finally:
         torch.set_num_threads(threads)
@@ -664,7 +664,7 @@ def measure(
     full = _laid_out(shape)
     a_token = forth_and_back / tokens.numel() * full.flops_per_token() / model.flops_per_token()
     a_step = update * full.parameter_count() / model.parameter_count()
-    note = f"tokens a second were measured for {passed:.1f} s on this CPU"
+    note = f"tokens a second were measured for about {seconds:.2g} s on this CPU"
     if config != whole:
         note += f" and are extrapolated from {config.n_layer} of {whole.n_layer} layers and {tokens.numel()} tokens"
     return Speed(1 / (a_token + a_step / (recipe.sequences_per_step * whole.block_size)), note)
@@ -1083,7 +1083,12 @@ def render_study(plan: StudyPlan) -> Group:
     says = [f"{len(plan.arms)} arms x {plan.seeds} seeds"]
     processes = next(iter(plan.arms.values())).processes
     devices = "one device" if processes == 1 else f"{processes} devices ({_known(plan.device_hours, ',.1f')} GPU hours)"
-    says.append(f"{plan.hours:,.1f} hours of {devices}" if plan.hours is not None else "hours unknown")
+    known = [p.hours * plan.seeds for p in plan.arms.values() if p.hours is not None]
+    unknown = [arm for arm, p in plan.arms.items() if p.hours is None]
+    if known and unknown:
+        says.append(f"{sum(known):,.1f} hours of one machine without {', '.join(unknown)}, whose time is unknown")
+    else:
+        says.append(f"{sum(known):,.1f} hours of {devices}" if known else "hours unknown")
     if plan.cost is not None:
         says.append(f"cost {plan.cost:,.2f}")
     says.append(f"checkpoints {_gb(plan.checkpoints)} GB")
