@@ -488,7 +488,7 @@ def test_a_study_of_real_runs(
     """A run that completes, one that TF32 keeps off a CPU, and one that diverges."""
     monkeypatch.chdir(tmp_path)
     arms = '[arms.tf32]\nprecision.regime = "tf32"\n[arms.hot]\noptim = { lr = 1e30, grad_clip = 0.0 }\n'
-    file = study_file(tmp_path, dataset, arms=arms, model__dropout=0.0, train__max_steps=8)
+    file = study_file(tmp_path, dataset, arms=arms, model__dropout=0.0, train__max_steps=8, train__threads=1)
     folder = tmp_path / "results/tiny"
     words = ["study", "run", file, "--seed", "0", "--arm", "plain"]
     status, _, err = call(capsys, *words)
