@@ -1,0 +1,145 @@
+"""HellaSwag rows a second, and generation: prefill and decoding.
+
+HellaSwag: gptlab's batches against a row of four padded endings at a time, as build-nanogpt scores them; both with the
+same model of GPT-2 124M's shape and random weights, in turn, and their losses must agree. Rows are those of
+--hellaswag, or made-up ones of like lengths, whose accuracy says nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+from common import in_turn, ratios, show, spread
+from hellaswag import one_row_at_a_time
+
+from gptlab.bench.inference import bench_inference
+from gptlab.config import Model, build_recipe
+from gptlab.data.tokenizers import load_tokenizer
+from gptlab.evals import hellaswag
+from gptlab.model.gpt import build_model
+from gptlab.rundir import RunDir
+from gpu_stages.stage import Row, Stage, pick, run
+
+SHAPE: dict[str, Any] = {"n_layer": 12, "n_embd": 768, "n_head": 12, "block_size": 1024, "vocab_size": 50304}
+TINY_SHAPE: dict[str, Any] = {"n_layer": 2, "n_embd": 32, "n_head": 2, "block_size": 256, "vocab_size": 512}
+WORDS = [
+    "the",
+    "a",
+    "cat",
+    "man",
+    "woman",
+    "dog",
+    "runs",
+    "walks",
+    "into",
+    "over",
+    "house",
+    "water",
+    "then",
+    "while",
+    "and",
+    "slowly",
+    "takes",
+    "ball",
+    "picks",
+    "up",
+    "shows",
+]
+# the summed losses of both may differ by so much: rounding of float32, and of bf16, whose epsilon is 2^-8
+AGREE = {"fp32": 1e-4, "bf16": 2e-2}
+
+
+def rows_of(stage: Stage, number: int) -> tuple[list[hellaswag.Row], bool]:
+    """Rows spread evenly over the file, or made-up ones; whether they are real."""
+    if stage.hellaswag:
+        every = hellaswag.load_rows(stage.hellaswag)
+        return every[:: max(1, len(every) // number)][:number], True
+    draw, shorter = random.Random(0), 4 if stage.tiny else 1  # bytes are several a word
+
+    def text(least: int, most: int) -> str:
+        return " ".join(draw.choices(WORDS, k=draw.randint(least // shorter, most // shorter)))
+
+    made = [hellaswag.Row(i, text(20, 70), tuple(text(8, 30) for _ in range(4)), 0) for i in range(number)]  # type: ignore[arg-type]
+    return made, False
+
+
+def score(stage: Stage, device: torch.device, dtype: str) -> Row:
+    config = Model(**(TINY_SHAPE if stage.tiny else SHAPE))
+    number, micro = (8, 4) if stage.tiny else (400, 32)
+    model = build_model(config, device, fill=1).eval()
+    rows, real = rows_of(stage, number)
+    kind = "byte" if stage.tiny else "gpt2"
+    try:
+        tokenizer = load_tokenizer({"kind": kind})
+    except Exception:
+        tokenizer = load_tokenizer({"kind": "byte"})
+        kind = "byte"
+    encoded = hellaswag.encode_rows(rows, tokenizer, config.block_size)
+    texts = [[row.ctx, *(" " + ending for ending in row.endings)] for row in rows]
+    pieces = [[torch.tensor(tokenizer.encode(text)) for text in row] for row in texts]
+
+    def context() -> AbstractContextManager[object]:
+        return torch.autocast(device.type, torch.bfloat16) if dtype == "bf16" else contextlib.nullcontext()
+
+    def one(how: str) -> tuple[float, Any]:
+        began = time.perf_counter()
+        if how == "a row at a time":
+            losses = one_row_at_a_time(model, pieces, device, context)
+        else:
+            result = hellaswag.evaluate_hellaswag(model, encoded, device, context, micro)
+            assert result is not None
+            losses = result.losses
+        return time.perf_counter() - began, losses
+
+    names = ["a row at a time", "gptlab"]
+    losses = {name: one(name)[1] for name in names}  # warms up
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for name in in_turn(names, 2 if stage.tiny else 3):
+        seconds[name].append(one(name)[0])
+    off = float(np.abs(losses["gptlab"] / losses["a row at a time"] - 1).max())
+    gain = ratios(seconds["a row at a time"], seconds["gptlab"])
+    speed = spread([len(rows) / s for s in seconds["gptlab"]])
+    if not off <= AGREE[dtype]:
+        raise RuntimeError(f"losses differ by {off:.1e} where {AGREE[dtype]:.0e} is rounding")
+    made = "" if real else " of made-up rows"
+    return {
+        "rows": len(rows), "real_rows": real, "tokenizer": kind, "micro_batch": micro, "seconds": seconds,
+        "rows_per_second": speed, "faster_by": gain, "losses_differ_by": off,
+        "says": f"{show(speed, ',.0f')} rows/s{made}, {show(gain, '.2f')} times a row at a time",
+    }  # fmt: skip
+
+
+def generation(stage: Stage, regime: str, batches: list[int]) -> Row:
+    shape = {f"model.{key}": value for key, value in (TINY_SHAPE if stage.tiny else SHAPE).items()}
+    run = RunDir(stage.work / "generation")
+    run.path.mkdir(parents=True, exist_ok=True)
+    recipe = build_recipe({"name": "generation", "train.max_steps": 1, "batch.tokens_per_step": 1024, **shape})
+    run.write_recipe(recipe)
+    lengths = (16, 8) if stage.tiny else (256, 64)
+    report = bench_inference(str(run.recipe_file), {}, [regime], batches, *lengths, repeats=2 if stage.tiny else 4)
+    told = [f"{row['batch_size']} x: decode {row['decode_tokens_per_second']:,.0f}, prefill "
+            f"{row['prefill_tokens_per_second']:,.0f}" if row["status"] == "completed" else row["reason"]
+            for row in report["rows"]]  # fmt: skip
+    return report | {"says": "tokens/s " + "; ".join(told)}
+
+
+def main(stage: Stage) -> None:
+    device = pick(stage)
+    batches = [1, 4] if stage.tiny else [1, 8, 64]
+    stage.all({
+        "hellaswag bf16": lambda: score(stage, device, "bf16"),
+        "generation bf16_pure": lambda: generation(stage, "bf16_pure", batches),
+        "hellaswag fp32": lambda: score(stage, device, "fp32"),
+        "generation fp32": lambda: generation(stage, "fp32", batches),
+        "generation amp_bf16": lambda: generation(stage, "amp_bf16", batches),
+    }, expects=5.0, most=45.0)  # fmt: skip
+
+
+if __name__ == "__main__":
+    run(main)

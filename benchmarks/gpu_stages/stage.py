@@ -1,0 +1,292 @@
+"""What the stages of `gpu.py` share: items that are measured one by one, and a file that holds all that is known so far.
+
+A stage names its items and measures them in turn. Its JSON file is written before and after each of them, so whatever
+ends the process, what was measured before stays. An item that raises is recorded, and the next one is measured. An item
+that hangs ends the process, with a traceback in the log; so does an error after which CUDA refuses all further work.
+`gpu.py` then starts the stage again for the items that were not tried yet.
+
+Nothing here imports torch before an item needs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import gc
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from common import spread
+
+Row = dict[str, Any]
+FINAL = ("done", "not_applicable")  # statuses of an item that is not measured again
+LEFT, BROKEN = 3, 70  # exit statuses: in order but not all done; no more work can be done in this process
+END = 2.0  # seconds before the limit at which the stage ends itself, so that its last lines are in the log
+
+
+class NotHere(Exception):
+    """An item that this machine cannot measure; its sentence says why."""
+
+
+def write(path: Path, content: Any) -> None:
+    """Write JSON so that a reader sees the old content or the new one, and nothing between."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+class Stage:
+    """The items of a stage and how much time is left for them.
+
+    Attributes:
+        tiny: whether to measure toy shapes, to try the stage on a CPU.
+        rows: what is known of each item; "status" is waiting, running, done, not_applicable, failed, out_of_memory, or
+            what `gpu.py` makes of an item that was running when the process ended: timeout or killed.
+    """
+
+    def __init__(self, argv: Sequence[str] | None = None) -> None:
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the stage's JSON file")
+        parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="where datasets and runs go")
+        parser.add_argument("--seconds", type=float, default=600.0, help="the stage's limit")
+        parser.add_argument("--data", type=Path, metavar="DIR", help="a dataset in GPT-2's tokens")
+        parser.add_argument("--hellaswag", type=Path, metavar="FILE", help="hellaswag_val.jsonl")
+        parser.add_argument("--retry", action="store_true", help="measure items again that failed before")
+        parser.add_argument("--tiny", action="store_true", help="toy shapes, on a CPU")
+        given = parser.parse_args(argv)
+        self.out, self.work, self.tiny, self.retry = given.out, given.work, given.tiny, given.retry
+        self.hellaswag: Path | None = given.hellaswag
+        self.data: Path = given.data or given.work / "data"
+        self.ends = time.monotonic() + given.seconds - END
+        self.rows: dict[str, Row] = json.loads(self.out.read_text()) if self.out.is_file() else {}
+        self.work.mkdir(parents=True, exist_ok=True)
+
+    def left(self) -> float:
+        """Seconds until the stage is to end."""
+        return self.ends - time.monotonic()
+
+    def save(self) -> None:
+        write(self.out, self.rows)
+
+    def todo(self, names: Sequence[str]) -> list[str]:
+        """Declare the items; returns those to measure, the ones that were never tried first."""
+        for name in names:
+            self.rows.setdefault(name, {"status": "waiting"})
+        self.save()
+        waiting = [name for name in names if self.rows[name]["status"] == "waiting"]
+        again = [name for name in names if self.rows[name]["status"] not in ("waiting", *FINAL)]
+        return waiting + (again if self.retry else [])
+
+    def begin(self, name: str, most: float) -> None:
+        """An item is measured from now on, for `most` seconds; then the process ends."""
+        most = max(1.0, min(most, self.left()))
+        self.rows[name] = {"status": "running", "since": time.time(), "most": most}
+        self.save()
+        faulthandler.dump_traceback_later(most, exit=True)
+
+    def note(self, name: str, **facts: Any) -> None:
+        """Keep what is known of a running item already."""
+        self.rows[name] |= facts
+        self.save()
+
+    def end(self, name: str, status: str, **facts: Any) -> None:
+        faulthandler.cancel_dump_traceback_later()
+        row = self.rows[name]
+        seconds = time.time() - row.pop("since")
+        row.pop("most")
+        self.rows[name] = {**row, "status": status, "seconds": round(seconds, 2), **facts}
+        self.save()
+        says = facts.get("says") or facts.get("error") or ""
+        print(f"{name}: {status}, {seconds:.1f} s. {says}", flush=True)
+
+    def measure(self, name: str, action: Callable[[], Row], most: float = 90.0) -> None:
+        """Measure an item, and record what came of it. `says` in its result is a sentence for the reader."""
+        self.begin(name, most)
+        broken = False
+        try:
+            self.end(name, "done", **action())
+        except (Exception, SystemExit) as error:
+            status = status_of(error)
+            if status == "failed":
+                traceback.print_exc()
+            tail = [] if status == "not_applicable" else traceback.format_exc().splitlines()[-12:]
+            self.end(name, status, error=f"{type(error).__name__}: {first_line(error)}", traceback=tail)
+            broken = type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)
+        if broken:
+            print(f"{name} broke the CUDA context: the rest needs a fresh process", flush=True)
+            os._exit(BROKEN)
+        let_go()
+
+    def all(self, items: dict[str, Callable[[], Row]], expects: float = 5.0, most: float = 90.0) -> None:
+        """Measure all items for which there is time.
+
+        Args:
+            expects: seconds that an item takes; it is not begun with less time left.
+            most: seconds after which it is taken to hang.
+        """
+        for name in self.todo(list(items)):
+            if self.left() < expects:
+                print(f"{name}: left for another call, {max(0.0, self.left()):.0f} s remain", flush=True)
+                return
+            self.measure(name, items[name], most)
+
+    def status(self) -> int:
+        """The exit status: 0 when all items are final."""
+        return 0 if all(row["status"] in FINAL for row in self.rows.values()) else LEFT
+
+
+def first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), "")
+
+
+def status_of(error: BaseException) -> str:
+    """What an exception makes of an item."""
+    name = type(error).__name__
+    if name in ("NotHere", "NotApplicable"):
+        return "not_applicable"
+    ran_out = name in ("OutOfMemoryError", "MemoryError") or "out of memory" in str(error)
+    return "out_of_memory" if ran_out else "failed"
+
+
+def let_go() -> None:
+    """Free what the last item held."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def run(main: Callable[[Stage], None]) -> None:
+    """The program of a stage."""
+    stage = Stage()
+    main(stage)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(stage.status())  # threads of a compiler or of NCCL are not waited for
+
+
+# -- what items are measured with; torch is here now ----------------------------------------------------------------
+
+
+def pick(stage: Stage) -> Any:
+    """The device: the GPU where there is one, except for toy shapes without one."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if not stage.tiny:
+        raise SystemExit("there is no GPU: --tiny tries the stages on a CPU")
+    return torch.device("cpu")
+
+
+def synchronize(device: Any) -> None:
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def milliseconds(action: Callable[[], object], device: Any, runs: int = 10, warmup: int = 3) -> list[float]:
+    """How long each of several calls takes, by events in the GPU's queue."""
+    import torch
+
+    for _ in range(warmup):
+        action()
+    synchronize(device)
+    times = []
+    for _ in range(runs):
+        if device.type == "cuda":
+            a, b = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            a.record()
+            action()
+            b.record()
+            times.append((a, b))
+        else:
+            began = time.perf_counter()
+            action()
+            times.append(1e3 * (time.perf_counter() - began))
+    synchronize(device)
+    return [pair if isinstance(pair, float) else pair[0].elapsed_time(pair[1]) for pair in times]
+
+
+def rate(times: Sequence[float], amount: float) -> dict[str, float]:
+    """Spread of amount / second for times in milliseconds, in units of 1e12."""
+    return spread([amount / (1e9 * t) for t in times])
+
+
+def gpu_facts(device: Any) -> Any:
+    """The GPU in gptlab's table of hardware, or None. The one place that knows where that table is."""
+    try:
+        from gptlab import hardware  # type: ignore[attr-defined]
+
+        return hardware.gpu_of(device)
+    except ImportError:
+        from gptlab import planner
+
+        return planner.at_hand(device).gpu
+
+
+def peak_of(device: Any, kind: str = "bf16") -> float | None:
+    """Peak FLOP/s of the device in bf16, fp16, tf32 or fp32, or None where it is not known."""
+    gpu = gpu_facts(device)
+    if gpu is None:
+        return None
+    return gpu.peak(kind) if hasattr(gpu, "peak") else getattr(gpu, kind)
+
+
+KERNELS = (  # classes of CUDA kernels by what their names hold; the first that fits rules
+    ("attention", ("sdpa", "flash", "fmha", "attention")),
+    ("optimizer", ("adam", "multi_tensor", "foreach", "sgd")),
+    ("gemm", ("gemm", "cutlass", "nvjet", "cublas", "sm80_x", "sm90_x", "splitk", "wgmma", "::mm", "addmm", "::bmm")),
+    ("cross-entropy", ("logsumexp", "scatter", "aminmax", "softmax", "nll")),
+    ("norm and elementwise", ("triton", "elementwise", "layer_norm", "rms_norm", "reduce", "embedding", "index")),
+    ("copies", ("memcpy", "memset", "copy", "cat")),
+)
+
+
+def kernel_class(name: str) -> str:
+    lower = name.lower()
+    if lower.startswith("mem"):
+        return "copies"
+    if lower.startswith("triton_tem"):
+        return "gemm"
+    if lower.startswith("triton"):  # Inductor's names list what a kernel fuses
+        words = ("logsumexp", "softmax", "nll", "scatter", "amax", "aminmax", "exp_", "gather")
+        loss = any(word in lower for word in words)
+        return "cross-entropy" if loss else "norm and elementwise"
+    return next((kind for kind, words in KERNELS if any(word in lower for word in words)), "other")
+
+
+def kernels_of(action: Callable[[], object], device: Any, times: int = 1, top: int = 25) -> Row:
+    """Milliseconds of an action by kernel class, and its longest kernels; on a CPU the operations stand for them."""
+    import torch
+
+    cuda = device.type == "cuda"
+    activity = torch.profiler.ProfilerActivity
+    synchronize(device)
+    with torch.profiler.profile(activities=[activity.CPU, activity.CUDA] if cuda else [activity.CPU]) as profiler:
+        for _ in range(times):
+            action()
+        synchronize(device)
+    found = []
+    for event in profiler.key_averages():
+        if event.device_type.name != ("CUDA" if cuda else "CPU") or getattr(event, "is_user_annotation", False):
+            continue
+        spent = (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1000 / times
+        found.append({"kernel": event.key[:160], "class": kernel_class(event.key), "calls": event.count / times,
+                      "ms": spent})  # fmt: skip
+    classes: dict[str, float] = {}
+    for kernel in found:
+        classes[kernel["class"]] = classes.get(kernel["class"], 0.0) + kernel["ms"]
+    return {
+        "ms": sum(classes.values()),
+        "by_class_ms": dict(sorted(classes.items(), key=lambda item: -item[1])),
+        "kernels": sorted(found, key=lambda kernel: -kernel["ms"])[:top],
+    }

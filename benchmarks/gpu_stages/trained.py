@@ -1,0 +1,140 @@
+"""A model, and one update of it after another, as the training loop makes them: for measuring several in turn.
+
+`gptlab.train` runs a whole run; here the same collaborators are put together in the same order, so that a stage can
+take a step of one arm, then of another. `training/loop.py` is what this follows.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gptlab import planner
+from gptlab.config import Recipe
+from gptlab.optim.optimizers import make_optimizer, set_lr
+from gptlab.optim.schedule import learning_rate
+from gptlab.parallel import make_scaler
+from gptlab.precision.regimes import enter_regime
+from gptlab.rundir import RunDir
+from gptlab.tasks.data import make_task, open_data
+from gptlab.training.setup import resolve
+from gptlab.training.watched import Watched, clip_gradients
+from gpu_stages.stage import Row, Stage, peak_of, synchronize
+
+TINY = {
+    "model.n_layer": 2, "model.n_head": 2, "model.n_embd": 32, "model.block_size": 64, "model.vocab_size": 512,
+    "batch.micro_batch": 4, "batch.tokens_per_step": 512, "schedule.warmup_steps": 2, "train.threads": 1,
+    "compile.enabled": False,
+}  # fmt: skip
+
+
+def settings_of(stage: Stage) -> Row:
+    """What the recipes of all stages have in common: this data, and next to nothing beside training."""
+    return {
+        "data.path": str(stage.data), "train.eval_every": 0, "eval.train": False, "hellaswag.every": 0,
+        "sample.every": 0, "checkpoint.every": 0, "checkpoint.keep_best": False,
+    } | (TINY if stage.tiny else {"compile.enabled": True})  # fmt: skip
+
+
+class Trained:
+    """The model of a recipe in training.
+
+    Attributes:
+        losses: of the updates so far, on the device.
+        step: updates so far.
+    """
+
+    def __init__(self, recipe: Recipe, device: torch.device, work: Path) -> None:
+        self.device = device
+        self.regime = enter_regime(recipe.precision, device)
+        data = open_data(recipe)
+        self.recipe, fill = resolve(recipe, RunDir(work / "no-run"), data, device)
+        self.task = make_task(self.recipe, data, device, work)
+        self.model = self.task.build(self.regime, fill)
+        self.optimizer = make_optimizer(self.model, self.recipe.optim, self.recipe.seed)
+        self.scaler = make_scaler(device, self.regime.loss_scaling, False)
+        self.watched = Watched(self.model, self.regime.weights is not torch.float32)
+        if self.recipe.compile.enabled:
+            self.model.compile(dynamic=False)
+        self.step = 0
+        self.losses: list[torch.Tensor] = []
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of an update."""
+        return self.recipe.batch.tokens_per_step
+
+    def micro_step(self, batch: Any, factor: torch.Tensor) -> Any:
+        with self.regime.context(self.device):
+            out = self.model(*batch, factor)  # a HeadLoss
+        out.train.backward()
+        return out
+
+    def update(self) -> None:
+        """One update, `Watched` included; nothing waits for the GPU."""
+        recipe, device, per_step = self.recipe, self.device, self.tokens
+        enter_regime(recipe.precision, device)  # TF32 or not holds for the whole process
+        set_lr(self.optimizer, learning_rate(self.step, recipe.optim.lr, recipe.schedule))
+        factor = self.scaler.scale(torch.full((), 1 / per_step, device=device))
+        loss, largest = torch.zeros((), device=device), torch.zeros((), device=device)
+        assert isinstance(recipe.batch.micro_batch, int)
+        for batch in self.task.micro_batches(self.step, recipe.batch.micro_batch):
+            _, value, logit = self.micro_step(batch, factor)
+            loss, largest = loss + value / per_step, torch.maximum(largest, logit)
+        self.scaler.unscale_(self.optimizer)
+        norms = clip_gradients(self.model, recipe.optim.grad_clip or math.inf)
+        self.scaler.step(self.optimizer)
+        self.watched.update(loss, largest, norms)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.losses.append(loss.detach())
+        self.step += 1
+        if self.step % 10 == 0:
+            self.watched.read(self.step)
+
+    def warm_up(self, updates: int) -> float:
+        """Make some updates; returns seconds of the first one, which compiles."""
+        synchronize(self.device)
+        began = time.perf_counter()
+        self.update()
+        synchronize(self.device)
+        first = time.perf_counter() - began
+        for _ in range(updates - 1):
+            self.update()
+        synchronize(self.device)
+        return first
+
+    def losses_so_far(self) -> list[float]:
+        return [float(loss) for loss in self.losses]
+
+    def mfu(self, tokens_per_second: float) -> float | None:
+        low = self.regime.autocast or self.regime.weights
+        kind = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(low, "tf32" if self.regime.tf32 else "fp32")
+        peak = peak_of(self.device, kind)
+        return self.model.flops_per_token() * tokens_per_second / peak if peak else None
+
+    def planned(self) -> float:
+        """Bytes that the planner says a step takes at its peak."""
+        shape = planner.Shape(self.recipe.model, self.recipe.precision, 0)
+        kind = "cuda" if self.device.type == "cuda" else "cpu"
+        assert isinstance(self.recipe.batch.micro_batch, int)
+        return planner.memory(self.recipe, shape, self.recipe.batch.micro_batch, kind).peak
+
+
+def seconds_of(action: Any, device: torch.device) -> float:
+    """How long an action takes until the GPU has done it."""
+    synchronize(device)
+    began = time.perf_counter()
+    action()
+    synchronize(device)
+    return time.perf_counter() - began
+
+
+def compile_many() -> None:
+    """Let one process hold compiled forms of many models: by default PyTorch gives up after eight."""
+    torch._dynamo.config.recompile_limit = 256
+    torch._dynamo.config.accumulated_recompile_limit = 1024
