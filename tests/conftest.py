@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from gptlab import machine
 from gptlab.config import Recipe, build_recipe
@@ -18,10 +19,15 @@ from gptlab.data.tokenizers import make_tokenizer
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Shuffle the files, and the tests in each, where GPTLAB_TEST_ORDER holds a seed: none may need another before it.
+    """Skip what needs a GPU where there is none, and shuffle the tests where GPTLAB_TEST_ORDER holds a seed.
 
-    The tests of a file stay together, as they share fixtures that take seconds to make.
+    GPTLAB_CUDA_TESTS=cpu runs the tests marked `cuda` on a CPU, to try them. Files are shuffled, and the tests in each:
+    no test may need another before it. The tests of a file stay together, as they share fixtures that take seconds.
     """
+    wanted = [item for item in items if item.get_closest_marker("cuda")]
+    if wanted and "GPTLAB_CUDA_TESTS" not in os.environ and not torch.cuda.is_available():
+        for item in wanted:
+            item.add_marker(pytest.mark.skip(reason="there is no GPU"))
     if seed := os.environ.get("GPTLAB_TEST_ORDER"):
         draw = random.Random(int(seed))
         place = {path: draw.random() for path in dict.fromkeys(item.path for item in items)}

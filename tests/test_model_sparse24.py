@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -268,22 +265,3 @@ def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
         (folder / "config.json").write_text(text)
         with pytest.raises(UserError, match="cannot be read"):
             load_sparse24(folder)
-
-
-# -- the benchmark --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow  # a process that times two models
-def test_the_benchmark_runs_without_a_gpu(tmp_path: Path) -> None:
-    script = Path(__file__).resolve().parents[1] / "benchmarks" / "sparse24.py"
-    command = [sys.executable, str(script), "--tiny", "--device", "cpu", "--rounds", "3", "--out", str(tmp_path / "a")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment, timeout=600)
-    assert "a gain of 1 within noise" in done.stdout
-    result = json.loads((tmp_path / "a").read_text())
-    (size,) = result["sizes"]
-    assert size["memory"]["dense"] == size["memory"]["masked"] and len(result["matrices"]) == 4
-    for measured in [*size["prefill"].values(), *size["decode"].values(), *result["matrices"][0]["tokens"].values()]:
-        assert set(measured) == {"dense", "masked"} and len(measured["dense"]["all_ms"]) == 3
-        pairs = zip(measured["masked"]["all_ms"], measured["dense"]["all_ms"], strict=True)
-        assert measured["dense"]["gain"]["max"] == max(a / b for a, b in pairs)

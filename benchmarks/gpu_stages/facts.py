@@ -118,7 +118,7 @@ def copies(stage: Stage, device: Any) -> Row:
 
 
 def attention(stage: Stage, device: Any, B: int, T: int, name: str, deterministic: bool = False) -> Row:
-    """Which kernels scaled_dot_product_attention picks for GPT-2's heads, how long they take, and whether all is finite.
+    """Which kernels scaled_dot_product_attention picks for GPT-2's heads, their time, and whether all is finite.
 
     FLOPs are of the causal half: 2 products forward and 5 backward, of 2 T T D / 2 each.
     """

@@ -66,8 +66,8 @@ class Arms:
             row["plan"] = PLAN.get(arm)
         gb = f" {peak:.2f} GB," if peak else ""
         end = "the loss is not finite" if not row["finite"] else f"loss {losses[0]:.3f} to {losses[-1]:.3f}"
-        return row | {"says": f"{show(row['tokens_per_second'], ',.0f')} tokens/s, {show(row['of_amp_bf16'], '.3f')} of "
-                              f"amp_bf16,{gb} {end}, first update {first:.0f} s"}  # fmt: skip
+        says = f"{show(row['tokens_per_second'], ',.0f')} tokens/s, {show(row['of_amp_bf16'], '.3f')} of amp_bf16,"
+        return row | {"says": f"{says}{gb} {end}, first update {first:.0f} s"}
 
     def kernels(self, arm: str) -> Row:
         """The kernels of an update."""

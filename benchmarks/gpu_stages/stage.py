@@ -1,4 +1,4 @@
-"""What the stages of `gpu.py` share: items that are measured one by one, and a file that holds all that is known so far.
+"""What the stages of `gpu.py` share: items that are measured one by one, and a file that holds what is known so far.
 
 A stage names its items and measures them in turn. Its JSON file is written before and after each of them, so whatever
 ends the process, what was measured before stays. An item that raises is recorded, and the next one is measured. An item
@@ -66,6 +66,7 @@ class Stage:
         self.ends = time.monotonic() + given.seconds - END
         self.rows: dict[str, Row] = json.loads(self.out.read_text()) if self.out.is_file() else {}
         self.work.mkdir(parents=True, exist_ok=True)
+        self.log = os.fdopen(os.dup(2), "w")  # pytest replaces sys.stderr
 
     def left(self) -> float:
         """Seconds until the stage is to end."""
@@ -88,7 +89,7 @@ class Stage:
         most = max(1.0, min(most, self.left()))
         self.rows[name] = {"status": "running", "since": time.time(), "most": most}
         self.save()
-        faulthandler.dump_traceback_later(most, exit=True)
+        faulthandler.dump_traceback_later(most, exit=True, file=self.log)
 
     def note(self, name: str, **facts: Any) -> None:
         """Keep what is known of a running item already."""
@@ -103,7 +104,7 @@ class Stage:
         self.rows[name] = {**row, "status": status, "seconds": round(seconds, 2), **facts}
         self.save()
         says = facts.get("says") or facts.get("error") or ""
-        print(f"{name}: {status}, {seconds:.1f} s. {says}", flush=True)
+        print(f"{name}: {status}, {seconds:.1f} s. {says}", file=self.log, flush=True)
 
     def measure(self, name: str, action: Callable[[], Row], most: float = 90.0) -> None:
         """Measure an item, and record what came of it. `says` in its result is a sentence for the reader."""
