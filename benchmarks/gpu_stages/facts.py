@@ -24,6 +24,15 @@ SHAPES = {  # (inputs, outputs) of the linear layers
 PACKAGES = ("torch", "triton", "numpy", "transformers", "torchao", "bitsandbytes", "safetensors", "tiktoken")
 
 
+def nvidia_smi() -> str:
+    fields = "driver_version,power.limit,clocks.sm,clocks.mem,temperature.gpu"
+    query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
+    try:
+        return subprocess.run(query, capture_output=True, text=True, timeout=15).stdout.strip()
+    except (OSError, subprocess.SubprocessError) as error:
+        return str(error)
+
+
 def versions(device: Any) -> Row:
     import torch
 
@@ -39,9 +48,7 @@ def versions(device: Any) -> Row:
         row |= {"device": gpu.name, "gpu_gb": gpu.total_memory / 1e9, "capability": [gpu.major, gpu.minor],
                 "multiprocessors": gpu.multi_processor_count, "nccl": str(torch.cuda.nccl.version()),
                 "free_gb": torch.cuda.mem_get_info()[0] / 1e9}  # fmt: skip
-        query = ["nvidia-smi", "--query-gpu=driver_version,power.limit,clocks.sm,clocks.mem,temperature.gpu",
-                 "--format=csv,noheader"]  # fmt: skip
-        row["nvidia_smi"] = subprocess.run(query, capture_output=True, text=True, timeout=20).stdout.strip()
+        row["nvidia_smi"] = nvidia_smi()
     row["peak_tflops"] = {
         kind: (peak_of(device, kind) or 0) / 1e12 or None for kind in ("bf16", "fp16", "tf32", "fp32")
     }
