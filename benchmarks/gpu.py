@@ -101,7 +101,7 @@ def launch(part: Part, words: list[str], log: Path, seconds: float, work: Path) 
 
 
 def read(file: Path) -> dict[str, Row]:
-    return json.loads(file.read_text()) if file.is_file() else {}
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def bury(rows: dict[str, Row], code: int | None) -> None:
@@ -151,7 +151,7 @@ def run_part(name: str, part: Part, rows: dict[str, Row], seconds: float, option
         if ended or not waiting or seconds - (time.monotonic() - began) < LEAST:
             break
         say(f"{name}: its process ended with {code}, again for the {waiting} items that were not tried")
-    tail = log.read_text(errors="replace").splitlines()[-TAIL:]
+    tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
     return {
         "status": status_of(rows, code, tail), "seconds": round(time.monotonic() - began, 1), "launches": launches,
         "exit": code, "tail": tail, "items": rows,
@@ -188,7 +188,9 @@ def main(argv: list[str] | None = None) -> Row:
     options.work.mkdir(parents=True, exist_ok=True)
     options.data = options.data.resolve() if options.data else None
     file, who = options.out / "results.json", identity(options.tiny)
-    results = json.loads(file.read_text()) if file.is_file() else {"identity": who, "calls": [], "stages": {}}
+    results = (
+        json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"identity": who, "calls": [], "stages": {}}
+    )
     if results["identity"] != who:
         parser.error(f"{file} holds results of {results['identity']}, and this is {who}: --out names another folder")
     results["calls"].append(machine() | {"budget": options.budget, "began": time.strftime("%Y-%m-%d %H:%M:%S")})

@@ -21,7 +21,7 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 CPU = torch.device("cpu")
 
 FAKES = {
-    "good": "stage.all({'a': lambda: {'n': 1, 'says': 'one'}, 'b': lambda: {'n': 2}}, expects=0)",
+    "good": "stage.all({'a': lambda: {'n': 1, 'says': 'one'}, 'b': lambda: {'n': (2, float('nan'))}}, expects=0)",
     "raises": """
         def broken():
             raise ValueError("a fault")
@@ -97,7 +97,7 @@ def test_a_stage_ends_in_any_way_and_the_next_one_starts(gpu: ModuleType, tmp_pa
     assert any("in wait" in line for line in stages["hangs"]["tail"]), "where it hung"
     assert statuses(stages["killed"]) == ["done", "killed", "done"] and stages["killed"]["launches"] == 2
     assert "a_module_that_is_not_there" in " ".join(stages["no_import"]["tail"])
-    assert stages["good"]["items"]["a"]["n"] == 1
+    assert stages["good"]["items"]["a"]["n"] == 1 and stages["good"]["items"]["b"]["n"] == [2, "nan"]
 
 
 def test_a_stage_at_its_limit_is_ended_with_all_that_it_started(gpu: ModuleType, tmp_path: Path) -> None:

@@ -139,15 +139,16 @@ def attention(stage: Stage, device: Any, B: int, T: int, name: str, deterministi
     dy = torch.randn(B, H, T, D, device=device, dtype=dtype)
     parts = [part.view(B, T, H, D).transpose(1, 2).detach().requires_grad_() for part in qkv.split(H * D, dim=2)]
 
-    def both() -> None:
-        F.scaled_dot_product_attention(*parts, is_causal=True).backward(dy)
+    def both() -> Any:
+        y = F.scaled_dot_product_attention(*parts, is_causal=True)
+        return torch.autograd.grad(y, parts, dy)
 
     row: Row = {"B": B, "T": T, "H": H, "D": D, "dtype": name, "deterministic": deterministic}
     torch.use_deterministic_algorithms(deterministic)
     try:
         seen = kernels_of(both, device, top=40)["kernels"]
         row["kernels"] = [k["kernel"] for k in seen if k["class"] == "attention"] or [k["kernel"] for k in seen[:4]]
-        row["not_finite"] = {key: int((~part.grad.isfinite()).sum()) for key, part in zip("qkv", parts, strict=True)}
+        row["not_finite"] = {key: int((~grad.isfinite()).sum()) for key, grad in zip("qkv", both(), strict=True)}
         backends = {"picked": None, "cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
         for key, backend in backends.items():
             if deterministic or (device.type != "cuda" and key == "cudnn"):

@@ -16,6 +16,7 @@ Without a GPU there is `dense` and `masked` only, in float32, and their ratio is
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -64,9 +65,9 @@ def mask24(weight: Tensor) -> Tensor:
     return (fours * kept).flatten(1)
 
 
-def make(config: Model, device: torch.device, dtype: torch.dtype, variant: str) -> tuple[GPT | None, str]:
-    """A variant of the same random model, or None and why it does not run here."""
-    model = build_model(config, device, dtype, fill=0).eval().requires_grad_(False)
+def make(dense: GPT, variant: str) -> tuple[GPT | None, str]:
+    """A variant of a random model, or None and why it does not run here."""
+    model = dense if variant == "dense" else copy.deepcopy(dense)
     if variant != "dense":
         for layer in block_matrices(model).values():
             layer.weight.copy_(mask24(layer.weight))
@@ -122,9 +123,10 @@ def size_up(size: str, config: Model, args: Shapes, device: torch.device, dtype:
     row: dict[str, Any] = {"size": size, "model": config.model_dump(), "not_applicable": {}, "memory": {}}
     models: dict[str, GPT] = {}
     variants = ("dense", "masked", *(BACKENDS if device.type == "cuda" else ()))
+    dense = build_model(config, device, dtype, fill=0).eval().requires_grad_(False)
     for variant in variants:
         before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
-        model, reason = make(config, device, dtype, variant)
+        model, reason = make(dense, variant)
         if model is None:
             row["not_applicable"][variant] = reason
             continue

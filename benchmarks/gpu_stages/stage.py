@@ -14,6 +14,7 @@ import argparse
 import faulthandler
 import gc
 import json
+import math
 import os
 import sys
 import time
@@ -34,10 +35,19 @@ class NotHere(Exception):
     """An item that this machine cannot measure; its sentence says why."""
 
 
+def plain(content: Any) -> Any:
+    """The same with numbers that JSON does not know, NaN and infinities, as words."""
+    if isinstance(content, dict):
+        return {key: plain(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [plain(value) for value in content]
+    return str(content) if isinstance(content, float) and not math.isfinite(content) else content
+
+
 def write(path: Path, content: Any) -> None:
     """Write JSON so that a reader sees the old content or the new one, and nothing between."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.write_text(json.dumps(plain(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(temporary, path)
 
 
@@ -64,7 +74,7 @@ class Stage:
         self.hellaswag: Path | None = given.hellaswag
         self.data: Path = given.data or given.work / "data"
         self.ends = time.monotonic() + given.seconds - END
-        self.rows: dict[str, Row] = json.loads(self.out.read_text()) if self.out.is_file() else {}
+        self.rows: dict[str, Row] = json.loads(self.out.read_text(encoding="utf-8")) if self.out.is_file() else {}
         self.work.mkdir(parents=True, exist_ok=True)
         self.log = os.fdopen(os.dup(2), "w")  # pytest replaces sys.stderr
 
