@@ -232,24 +232,12 @@ def rate(times: Sequence[float], amount: float) -> dict[str, float]:
     return spread([amount / (1e9 * t) for t in times])
 
 
-def gpu_facts(device: Any) -> Any:
-    """The GPU in gptlab's table of hardware, or None. The one place that knows where that table is."""
-    try:
-        from gptlab import hardware  # type: ignore[attr-defined]
+def peak_of(device: Any, kind: Any = "bf16") -> float | None:
+    """Peak FLOP/s of the device in a format, or None where it is not known."""
+    from gptlab.hardware import gpu_of  # `gpu.py`, which imports this file, does without gptlab
 
-        return hardware.gpu_of(device)
-    except ImportError:
-        from gptlab import planner
-
-        return planner.at_hand(device).gpu
-
-
-def peak_of(device: Any, kind: str = "bf16") -> float | None:
-    """Peak FLOP/s of the device in bf16, fp16, tf32 or fp32, or None where it is not known."""
-    gpu = gpu_facts(device)
-    if gpu is None:
-        return None
-    return gpu.peak(kind) if hasattr(gpu, "peak") else getattr(gpu, kind)
+    gpu = gpu_of(device)
+    return gpu.peak(kind) if gpu else None
 
 
 KERNELS = (  # classes of CUDA kernels by what their names hold; the first that fits rules

@@ -15,6 +15,7 @@ import torch
 
 from gptlab import planner
 from gptlab.config import Recipe
+from gptlab.hardware import mfu
 from gptlab.optim.optimizers import make_optimizer, set_lr
 from gptlab.optim.schedule import learning_rate
 from gptlab.parallel import make_scaler
@@ -112,10 +113,8 @@ class Trained:
         return [float(loss) for loss in self.losses]
 
     def mfu(self, tokens_per_second: float) -> float | None:
-        low = self.regime.autocast or self.regime.weights
-        kind = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(low, "tf32" if self.regime.tf32 else "fp32")
-        peak = peak_of(self.device, kind)
-        return self.model.flops_per_token() * tokens_per_second / peak if peak else None
+        peak = peak_of(self.device, self.regime.matmul_format)
+        return mfu(self.model.flops_per_token(), tokens_per_second, peak) if peak else None
 
     def planned(self) -> float:
         """Bytes that the planner says a step takes at its peak."""
