@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from typing import Any
 
@@ -14,7 +13,7 @@ from gptlab.optim.adamw import AdamW
 from gptlab.optim.muon import Muon
 from gptlab.optim.spam import AdamWSPAM
 from gptlab.parallel import Weights, spread_of, whole_shape
-from gptlab.precision.regimes import NotApplicable
+from gptlab.precision.libraries import NotApplicable, load_library
 
 
 def parameter_groups(model: Weights, weight_decay: float) -> list[dict[str, object]]:
@@ -69,8 +68,8 @@ def make_optimizer(model: Weights, optim: Optim, seed: int = 0) -> torch.optim.O
 
     Raises:
         ConfigError: settings that exclude one another.
-        NotApplicable: the library for 8-bit moments is not installed, or FSDP cuts through what shares a scale in
-            them; or no weights that the rounding is for.
+        NotApplicable: the library for 8-bit moments is not installed or does not work; FSDP cuts through what shares a
+            scale in them; no weights that the rounding is for.
     """
     common: dict[str, Any] = {"lr": optim.lr, "betas": optim.betas, "eps": optim.eps}
     torchs = optim.name in ("adamw", "adamw-spam", "adamw-prune") and optim.rounding == "nearest"
@@ -126,12 +125,8 @@ def _eight_bit(device: torch.device) -> type[torch.optim.Optimizer]:
     tensors of fewer than 4,096 numbers in full.
     """
     library = "torchao" if device.type == "cuda" else "bitsandbytes"
-    try:
-        optimizer: type[torch.optim.Optimizer] = importlib.import_module(f"{library}.optim").AdamW8bit
-    except ImportError:
-        raise NotApplicable(
-            f"optim.name = adamw_8bit: needs {library} on {device.type}: `pip install 'gptlab[precision]'`"
-        ) from None
+    module = load_library(f"{library}.optim", "optim.name = adamw_8bit", "AdamW8bit")
+    optimizer: type[torch.optim.Optimizer] = module.AdamW8bit
     return optimizer
 
 

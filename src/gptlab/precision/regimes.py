@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,14 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from gptlab.config import Precision, UserError
+from gptlab.config import Precision
 from gptlab.hardware import Format
+from gptlab.precision.libraries import NotApplicable as NotApplicable
+from gptlab.precision.libraries import load_library
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
-
-
-class NotApplicable(UserError):
-    """This machine cannot do what the regime says; it is never quietly run in another precision."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +31,8 @@ class Regime:
     """Multiply the loss so that small float16 gradients are not lost; steps with an overflow are skipped."""
     float8: str | None = None
     """torchao's recipe for the blocks' linear layers; the rest is as `autocast` has it."""
+    emulated: bool = False
+    """Round to float8 and multiply in float32: what a device without float8 matmuls does."""
     head: torch.dtype | None = None
     """Head matmul and the head's weight; None: as the rest of the model."""
     norms: torch.dtype | None = None
@@ -78,9 +77,15 @@ REGIMES = {
 }
 
 
-def make_regime(precision: Precision) -> Regime:
-    """The regime that a recipe's `precision` section says."""
+def make_regime(precision: Precision, device: torch.device | None = None) -> Regime:
+    """The regime of a recipe's `precision` section.
+
+    Args:
+        device: where it runs, if not on a GPU: float8 is emulated elsewhere.
+    """
     regime = REGIMES[precision.regime]
+    if regime.float8 and device is not None and device.type != "cuda":
+        regime = replace(regime, emulated=True)
     if precision.head == "fp32":  # TF32 would take from the head's matmul what is asked for
         regime = replace(regime, head=FP32, tf32=regime.name == "tf32")
     if precision.norms == "fp32":
@@ -94,20 +99,17 @@ def enter_regime(precision: Precision, device: torch.device) -> Regime:
     """The regime of a `precision` section, with the process's float32 matmul mode set for it.
 
     Raises:
-        NotApplicable: TF32 without a CUDA GPU of compute capability 8.0 or more; float8 without torchao, or on a GPU
-            below 8.9 (9.0 for scales a row). On a CPU float8 is computed exactly, and slowly.
+        NotApplicable: TF32 without a CUDA GPU of compute capability 8.0 or more; float8 without a torchao that works,
+            or on a GPU below 8.9 (9.0 for scales a row). On a CPU float8 is emulated.
     """
-    regime = make_regime(precision)
+    regime = make_regime(precision, device)
     cuda = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     if regime.name == "tf32" and (cuda is None or cuda < (8, 0)):
         raise NotApplicable(
             f"precision.regime = tf32: TF32 needs an NVIDIA GPU from Ampere on, and this is {device.type}"
         )
     if regime.float8:
-        if importlib.util.find_spec("torchao") is None:
-            raise NotApplicable(
-                f"precision.regime = {regime.name}: float8 needs torchao, which `pip install 'gptlab[precision]'` adds"
-            )
+        _torchao(regime)
         least = (9, 0) if regime.float8 == "rowwise" else (8, 9)
         if (cuda is None and device.type != "cpu") or (cuda is not None and cuda < least):
             raise NotApplicable(
@@ -138,12 +140,22 @@ def apply_regime(model: nn.Module, regime: Regime) -> None:
     parts.stream_dtype = regime.weights if regime.autocast is None else None
     parts.head_dtype, parts.loss_dtype = regime.head, regime.loss
     if regime.float8:
-        _to_float8(model, regime.float8)
+        _to_float8(model, regime)
 
 
-def _to_float8(model: nn.Module, recipe: str) -> None:
-    """Train the blocks' linear layers in float8 (Micikevicius et al. 2022, arXiv 2209.05433), in place, by torchao."""
-    from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+def _torchao(regime: Regime) -> Any:
+    wanted_by = f"precision.regime = {regime.name}"
+    return load_library("torchao.float8", wanted_by, "Float8LinearConfig", "convert_to_float8_training")
+
+
+def _to_float8(model: nn.Module, regime: Regime) -> None:
+    """Train the blocks' linear layers in float8 (Micikevicius et al. 2022, arXiv 2209.05433), in place, by torchao.
+
+    Emulated, an operand is rounded to float8 with the same scale, divided by it in float32, and multiplied there. On a
+    CPU `torch._scaled_mm` may give the same products to oneDNN's reference code (on processors with AMX, 800 times
+    slower than float32), or find no code for them.
+    """
+    torchao = _torchao(regime)
 
     def wanted(module: nn.Module, name: str) -> bool:
         return (
@@ -153,4 +165,5 @@ def _to_float8(model: nn.Module, recipe: str) -> None:
             and module.out_features % 16 == 0
         )
 
-    convert_to_float8_training(model, config=Float8LinearConfig.from_recipe_name(recipe), module_filter_fn=wanted)
+    config = replace(torchao.Float8LinearConfig.from_recipe_name(regime.float8), emulate=regime.emulated)
+    torchao.convert_to_float8_training(model, config=config, module_filter_fn=wanted)

@@ -140,6 +140,11 @@ def read_study_folder(folder: str | Path) -> ReadStudy:
     seeds = list(dict.fromkeys([*study.seeds, *sorted({seed for _, seed in found})]))
     order = [(arm, seed) for arm in study.arms for seed in seeds if (arm, seed) in found]
     warnings += _unequal(study, [found[key] for key in order])
+    if emulated := list(dict.fromkeys(arm for arm, seed in order if "float8" in found[arm, seed].environment)):
+        warnings.append(
+            f"{study.name}: float8 was emulated in float32 in {', '.join(emulated)}, so their speed says nothing of "
+            "hardware that multiplies float8"
+        )
     return ReadStudy(study, folder, {key: found[key] for key in order}, warnings)
 
 

@@ -32,6 +32,7 @@ from torch import Tensor
 from gptlab.machine import free_memory
 from gptlab.optim.optimizers import plain_tensors
 from gptlab.parallel import ALONE, Weights, World, spread_of, whole_shape
+from gptlab.precision.libraries import load_library
 from gptlab.rundir import RunDir, RunError, write_atomically
 from gptlab.sparsity.pruner import Pruner
 
@@ -279,10 +280,9 @@ def load_optimizer_tensors(
         else:
             state[kind] = value.to(p.device)
     for (name, kind), parts in quantized.items():
-        from torchao.optim.subclass_8bit import OptimState8bit
-
+        subclass = load_library("torchao.optim.subclass_8bit", "optim.name = adamw_8bit", "OptimState8bit")
         p, signed = parameters[name], bool(parts["qmap"].min() < 0)
-        optimizer.state[p][kind] = OptimState8bit(**parts, signed=signed, dtype=p.dtype)
+        optimizer.state[p][kind] = subclass.OptimState8bit(**parts, signed=signed, dtype=p.dtype)
 
 
 class Checkpoints:

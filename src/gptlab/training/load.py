@@ -73,7 +73,7 @@ def load_run(path: str | Path, checkpoint: str = "last", device: str = "auto") -
     where = pick_device(device)
     chosen = find_checkpoint(run, checkpoint)
     _, fill = start_from(str(path), chosen)
-    regime = make_regime(recipe.precision)
+    regime = make_regime(recipe.precision, where)
     model: GPT | Encoder
     if recipe.task == "classify":
         n_labels = Saved(chosen).shape("model", "head.weight")[0]

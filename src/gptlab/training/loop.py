@@ -26,7 +26,8 @@ from gptlab.optim.optimizers import make_optimizer, set_lr
 from gptlab.optim.rounding import LostUpdates
 from gptlab.optim.schedule import learning_rate
 from gptlab.parallel import Shards, World, joined, lost_another, make_scaler, replicate, sending, with_last
-from gptlab.precision.regimes import NotApplicable, enter_regime
+from gptlab.precision.libraries import NotApplicable
+from gptlab.precision.regimes import enter_regime
 from gptlab.rundir import RunDir, RunError
 from gptlab.tasks.data import Data, make_task, open_data, tokenizer_of, train_tokens
 from gptlab.training.checkpoint import Checkpoints, list_checkpoints

@@ -26,6 +26,7 @@ from gptlab.model.hub import read_source
 from gptlab.optim.optimizers import describe
 from gptlab.parallel import ALONE, World
 from gptlab.parallel import environment as started
+from gptlab.precision.regimes import make_regime
 from gptlab.rundir import RunDir, RunError
 from gptlab.tasks.data import Data, corpus_of, fingerprint, paths, tokenizer_of, train_tokens, vocab_size_of
 from gptlab.training.checkpoint import Saved, find_checkpoint, list_checkpoints
@@ -192,6 +193,7 @@ def environment(
     world: World,
 ) -> dict[str, Any]:
     """Versions, hardware, commit and command: what environment.json records."""
+    emulated = make_regime(recipe.precision, device).emulated
     return {
         "gptlab": gptlab.__version__,
         "python": platform.python_version(),
@@ -203,6 +205,7 @@ def environment(
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "processes": world.size,
+        **({"float8": "emulated in float32"} if emulated else {}),
         "git_commit": _git_commit(),
         "command": sys.argv,
         "parameters": sum(p.numel() for p in model.parameters()),

@@ -1,0 +1,68 @@
+"""Optional libraries that compute in few bits: torchao and bitsandbytes."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import io
+import logging
+import warnings
+from typing import Any
+
+import torch
+
+from gptlab.config import UserError
+
+
+class NotApplicable(UserError):
+    """This machine cannot do what the recipe says; the run is never quietly made in another way."""
+
+
+def load_library(module: str, wanted_by: str, *names: str) -> Any:
+    """Import a module of an optional library.
+
+    What the library prints, logs and warns of meanwhile is dropped: extensions that do not fit this machine, other
+    libraries' deprecations. Either is common, and of no use to who trains with the parts that do work.
+
+    Args:
+        module: such as "torchao.float8".
+        wanted_by: the setting that needs the library, such as "optim.name = adamw_8bit".
+        names: attributes that the module must have.
+
+    Raises:
+        NotApplicable: the library is not installed, or it does not work with this PyTorch.
+    """
+    library = module.partition(".")[0]
+    logging_was = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            found = importlib.import_module(module)
+            for name in names:
+                getattr(found, name)
+    except Exception as error:  # a library that lags behind PyTorch fails in any way
+        if isinstance(error, ModuleNotFoundError) and error.name == library:
+            raise NotApplicable(
+                f"{wanted_by}: needs {library}, which `pip install 'gptlab[precision]'` installs"
+            ) from None
+        says = " ".join(str(error).split()) or "no reason given"
+        raise NotApplicable(
+            f"{wanted_by}: {library} {_version(library)} does not work with PyTorch {torch.__version__} "
+            f"({type(error).__name__}: {says}); `pip install --upgrade {library}` installs its newest release"
+        ) from None
+    finally:
+        logging.disable(logging_was)
+    return found
+
+
+def _version(library: str) -> str:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return "(of unknown version)"
