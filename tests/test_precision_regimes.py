@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptlab.config import Model, Optim, Precision
@@ -157,6 +161,90 @@ def test_a_gpu_without_float8_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     with pytest.raises(NotApplicable, match=r"capability 8\.9"):
         enter_regime(Precision(regime="fp8_tensorwise"), torch.device("cuda"))
+
+
+def through(linear: nn.Linear, x: Tensor, upstream: Tensor, regime: Regime | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Output and the gradients of input and weight of one linear layer, in a regime or as it is."""
+    model, weight = nn.Module(), linear.weight.detach().clone().requires_grad_()
+    model.h = nn.ModuleList([nn.Linear(linear.in_features, linear.out_features, bias=False)])
+    model.h[0].weight = nn.Parameter(weight)
+    if regime is not None:
+        apply_regime(model, regime)
+    x = x.clone().requires_grad_()
+    with torch.autocast("cpu", BF16):
+        out = model.h[0](x)
+    out.backward(upstream)
+    assert x.grad is not None and model.h[0].weight.grad is not None
+    return out.detach().float(), x.grad, model.h[0].weight.grad
+
+
+@pytest.mark.parametrize("recipe", ["tensorwise", "rowwise"])
+def test_emulated_float8_is_torchs(recipe: str) -> None:
+    """`torch._scaled_mm` and float32 multiply the same float8 numbers; they differ in rounding alone.
+
+    A sum of n products: each operand is divided by its scale (one rounding, of 2^-24 relative to it, on either side at
+    most), multiplied and added: n + 3 roundings of float32, each relative to the sum of the products' magnitudes at
+    most. A number rounds to at most twice itself (half of the least subnormal number rounds up), so those magnitudes
+    are at most 4 |a| |b|. Then either side rounds to bf16, by 2^-9 of the result.
+    """
+    pytest.importorskip("torchao")
+    emulated = enter_regime(Precision.model_validate({"regime": f"fp8_{recipe}"}), CPU)
+    real = make_regime(Precision.model_validate({"regime": f"fp8_{recipe}"}))
+    assert emulated.emulated and not real.emulated
+    generator = torch.Generator().manual_seed(0)
+    linear = nn.Linear(48, 32, bias=False)
+    with torch.no_grad():
+        linear.weight.copy_(torch.randn(32, 48, generator=generator) / 7)
+    x = torch.randn(2, 8, 48, generator=generator) * torch.logspace(-3, 1, 48)
+    upstream = (torch.randn(2, 8, 32, generator=generator) * 1e-3).to(BF16)
+    try:
+        reference = through(linear, x, upstream, real)
+    except RuntimeError as error:  # oneDNN, where a limit is set below what the processor has
+        pytest.skip(f"torch._scaled_mm does not run here: {error}")
+    got, plain = through(linear, x, upstream, emulated), through(linear, x, upstream, None)
+    a, w, g = (
+        x.abs().double().flatten(0, 1),
+        linear.weight.detach().abs().double(),
+        upstream.abs().double().flatten(0, 1),
+    )
+    magnitudes = (a @ w.T).view(2, 8, 32), (g @ w).view(2, 8, 48), g.T @ a
+    for ours, theirs, rounded_not, sums, n in zip(got, reference, plain, magnitudes, (48, 32, 16), strict=True):
+        bound = 2 * (n + 3) * 2**-24 * 4 * sums + 2**-8 * 1.01 * torch.maximum(ours.abs(), theirs.abs())
+        assert ((ours.double() - theirs.double()).abs() <= bound).all()
+        assert ((rounded_not.double() - theirs.double()).abs() > bound).any()  # the bound tells float8 from bf16
+
+
+LIMITED = """
+import torch
+from gptlab.config import Model, Precision
+from gptlab.model.gpt import build_model
+from gptlab.precision.regimes import apply_regime, enter_regime
+for name in ("fp8_tensorwise", "fp8_rowwise"):
+    regime = enter_regime(Precision.model_validate({"regime": name}), torch.device("cpu"))
+    config = Model(n_layer=1, n_head=2, n_embd=32, block_size=16, vocab_size=48)
+    model = build_model(config, lay_out=lambda m: apply_regime(m, regime))
+    tokens = torch.arange(32).view(2, 16)
+    with regime.context(torch.device("cpu")):
+        loss = model(tokens, tokens, None, torch.tensor(1 / 32)).train
+    loss.backward()
+    print(f"{loss.item():.3f}")
+"""
+
+
+@pytest.mark.slow
+def test_float8_is_emulated_on_any_processor() -> None:
+    """With the instructions of older processors the losses are the same (on others than x86 the variables do nothing)."""
+    pytest.importorskip("torchao")
+    seen = set()
+    for aten, onednn in (("", ""), ("", "SSE41"), ("", "AVX2"), ("avx2", "AVX2"), ("default", "SSE41")):
+        limits = {"ATEN_CPU_CAPABILITY": aten, "ONEDNN_MAX_CPU_ISA": onednn}
+        environment = {**os.environ, **{key: value for key, value in limits.items() if value}}
+        done = subprocess.run([sys.executable, "-c", LIMITED], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == "", "an optional library's load warnings reach the terminal"
+        seen.add(done.stdout)
+    losses = [[float(loss) for loss in out.split()] for out in seen]
+    assert all(loss == pytest.approx(losses[0], rel=0.01) and len(loss) == 2 for loss in losses)
 
 
 def test_initial_weights_are_the_same_numbers_in_every_regime() -> None:

@@ -394,6 +394,11 @@ def test_a_folder_is_read_in_whatever_state_it_is(tmp_path: Path) -> None:
     write_study(folder, make_study(["base", "x", "y"]))
     whole = read_study_folder(folder)
     assert len(whole.runs) == 9 and whole.warnings == []
+    environment = folder / "x_seed2" / "environment.json"
+    kept = environment.read_text()
+    environment.write_text(json.dumps(json.loads(kept) | {"float8": "emulated in float32"}))
+    assert [w for w in read_study_folder(folder).warnings if "float8 was emulated in float32 in x, so" in w]
+    environment.write_text(kept)
     # unfinished: no summary yet; damaged; foreign; another study's; another machine; another length
     (folder / "x_seed0.json").unlink()
     (folder / "x_seed0" / "result.json").unlink()

@@ -75,6 +75,7 @@ def test_the_facts_are_those_of_the_files(tmp_path):
         ("result", "micro_f1", 0.8125, r"| micro\_f1 | 0.8125 |"),
         ("result", "val_perplexity", None, "| validation perplexity | not finite |"),
         ("environment", "torch", "9.9", "9.9"),
+        ("environment", "float8", "emulated in float32", "| float8 | emulated in float32 |"),
         ("environment", "parameters", 77_000, "77,000 (77K)"),
     ],
 )

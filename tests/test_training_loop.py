@@ -97,6 +97,17 @@ def test_a_run_learns_what_there_is_to_learn(dataset: Path, tmp_path: Path) -> N
     assert result.val_perplexity == pytest.approx(math.exp(result.final_val_loss))
 
 
+def test_emulated_float8_is_said(dataset: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torchao")
+    small = {"model__n_layer": 1, "model__n_embd": 16, "model__block_size": 16, "train__max_steps": 2}
+    for name in ("fp8_rowwise", "amp_bf16"):
+        gptlab.train(tiny_recipe(dataset, precision__regime=name, **small), tmp_path / name, quiet=True)
+        said = RunDir(tmp_path / name).read_json("environment.json").get("float8")
+        assert said == ("emulated in float32" if name == "fp8_rowwise" else None)
+    layer = load_run(tmp_path / "fp8_rowwise", device="cpu").model.h[0].mlp.c_fc
+    assert layer.config.emulate  # what is loaded multiplies as what was trained
+
+
 @pytest.mark.parametrize("name", ["amp_bf16", "amp_fp16", "bf16_pure"])
 def test_a_regime_stores_and_multiplies_in_its_formats(dataset: Path, tmp_path: Path, name: str) -> None:
     small = {"model__n_layer": 1, "model__n_embd": 16, "model__block_size": 16, "model__dropout": 0.0}

@@ -125,7 +125,7 @@ def _eight_bit(device: torch.device) -> type[torch.optim.Optimizer]:
     tensors of fewer than 4,096 numbers in full.
     """
     library = "torchao" if device.type == "cuda" else "bitsandbytes"
-    module = load_library(f"{library}.optim", "optim.name = adamw_8bit", "AdamW8bit")
+    module = load_library(f"{library}.optim", f"optim.name = adamw_8bit on {device.type}", "AdamW8bit")
     optimizer: type[torch.optim.Optimizer] = module.AdamW8bit
     return optimizer
 

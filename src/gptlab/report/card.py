@@ -33,8 +33,8 @@ ESSENTIAL = (
 IDENTITY = ("name", "description")  # what a run is called is no setting of it
 
 HARDWARE = {
-    "device_name": "device", "device": "device type", "cpu_count": "CPU cores", "threads": "threads", "float8": "float8",
-    "processes": "processes", "platform": "platform", "gptlab": "gptlab", "python": "Python", "torch": "PyTorch",
+    "device_name": "device", "device": "device type", "cpu_count": "CPU cores", "threads": "threads",
+    "float8": "float8", "processes": "processes", "platform": "platform", "gptlab": "gptlab", "python": "Python", "torch": "PyTorch",
     "git_commit": "git commit",
 }  # fmt: skip
 RESULTS = {
