@@ -233,7 +233,7 @@ for name in ("fp8_tensorwise", "fp8_rowwise"):
 
 @pytest.mark.slow
 def test_float8_is_emulated_on_any_processor() -> None:
-    """With the instructions of older processors the losses are the same (on others than x86 the variables do nothing)."""
+    """With the instructions of older processors the losses are the same; the variables concern x86 alone."""
     pytest.importorskip("torchao")
     seen = set()
     for aten, onednn in (("", ""), ("", "SSE41"), ("", "AVX2"), ("avx2", "AVX2"), ("default", "SSE41")):

@@ -34,8 +34,8 @@ IDENTITY = ("name", "description")  # what a run is called is no setting of it
 
 HARDWARE = {
     "device_name": "device", "device": "device type", "cpu_count": "CPU cores", "threads": "threads",
-    "float8": "float8", "processes": "processes", "platform": "platform", "gptlab": "gptlab", "python": "Python", "torch": "PyTorch",
-    "git_commit": "git commit",
+    "processes": "processes", "platform": "platform", "gptlab": "gptlab", "python": "Python", "torch": "PyTorch",
+    "git_commit": "git commit", "float8": "float8",
 }  # fmt: skip
 RESULTS = {
     "final_train_loss": "final training loss (nats per token)",
