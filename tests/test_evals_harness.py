@@ -382,6 +382,8 @@ def verdicts(pair: tuple[Run, Any], tasks: dict[str, Path]) -> Any:
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
+    import gptlab.evals.harness  # noqa: F401  # which has lm-eval bootstrap without a pool of processes
+
     chosen = [str(file) for file in tasks.values()]
     return simple_evaluate(
         pair[1], tasks=chosen, task_manager=TaskManager(include_defaults=False), bootstrap_iters=1000

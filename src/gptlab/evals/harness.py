@@ -6,6 +6,7 @@ Imported only where it is used: lm-eval is an optional dependency (`pip install 
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -20,6 +21,10 @@ from gptlab.data.tokenizers import END_OF_TEXT, Tokenizer
 from gptlab.evals.likelihood import Ids, Likelihood, encode_pairs, end_of_text, lay_out, likelihoods, rolling_pairs
 from gptlab.model.generate import pick_token
 from gptlab.model.gpt import GPT, KVCache, address
+
+# lm-eval bootstraps standard errors in a pool of forked processes for each core, and ending such a pool can hang for ever
+# (a worker that is ended may hold the semaphore that another one waits for). 1,000 draws need no pool.
+os.environ.setdefault("DISABLE_MULTIPROC", "1")
 
 
 class HarnessError(UserError):
