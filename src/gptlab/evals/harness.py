@@ -22,8 +22,8 @@ from gptlab.evals.likelihood import Ids, Likelihood, encode_pairs, end_of_text, 
 from gptlab.model.generate import pick_token
 from gptlab.model.gpt import GPT, KVCache, address
 
-# lm-eval bootstraps standard errors in a pool of forked processes for each core, and ending such a pool can hang for ever
-# (a worker that is ended may hold the semaphore that another one waits for). 1,000 draws need no pool.
+# lm-eval bootstraps standard errors in a pool of forked processes, and the end of such a pool can hang: a worker
+# that is terminated may hold the semaphore that another worker waits for. 1,000 draws need no pool.
 os.environ.setdefault("DISABLE_MULTIPROC", "1")
 
 
