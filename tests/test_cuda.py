@@ -408,6 +408,8 @@ def test_compiled_equals_eager(regime: str, dataset: Path, tmp_path: Path) -> No
 
 def test_a_compiled_step_is_compiled_once(dataset: Path, tmp_path: Path) -> None:
     """A ragged last micro-batch and evaluation have shapes of their own; from the second step on nothing is new."""
+    if not CUDA:
+        pytest.skip("compiling for a CPU takes minutes")
     torch._dynamo.utils.counters.clear()
     recipe = small(dataset, train__max_steps=3, compile__enabled=True, precision__regime="amp_bf16",
                    model__n_layer=1)  # fmt: skip

@@ -265,7 +265,7 @@ def start(recipe_file: Path, out: Path) -> subprocess.Popen[bytes]:
         ({}, 14),
         # on a CPU float16 multiplies slowly, so this one is small; its scaler grows and backs off on the way
         ({"precision__regime": "amp_fp16", "model__n_layer": 1, "model__n_embd": 16, "model__block_size": 16}, 6),
-        ({"compile__enabled": True, "train__deterministic": True}, 4),
+        ({"compile__enabled": True, "train__deterministic": True}, 3),
     ],
 )
 def test_killed_at_random_moments(dataset: Path, tmp_path: Path, changes: dict[str, Any], kills: int) -> None:
@@ -294,7 +294,7 @@ def test_killed_at_random_moments(dataset: Path, tmp_path: Path, changes: dict[s
             break
     last = start(recipe_file, tmp_path / "pieces")
     assert last.wait() == 0, last.stderr.read()
-    assert done >= min(kills, 4)
+    assert done >= min(kills, 3)
     assert_same_run(tmp_path / "whole", tmp_path / "pieces")
     for path in list_checkpoints(RunDir(tmp_path / "pieces")):
         verify(path)
