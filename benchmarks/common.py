@@ -18,7 +18,7 @@ from typing import Any
 def machine() -> dict[str, Any]:
     """The processor, what it multiplies in, how many cores, and how busy it was when this was called."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     except OSError:
         facts = {}
@@ -65,7 +65,7 @@ def say(text: str) -> None:
 def write_json(path: Path | None, measured: dict[str, Any]) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(measured, indent=2) + "\n")
+        path.write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
 
 
 def in_turn(names: Sequence[str], rounds: int) -> Iterator[str]:

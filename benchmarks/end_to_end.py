@@ -42,7 +42,7 @@ def timed(command: list[str], log: Path) -> dict[str, float]:
         wall = time.perf_counter() - began
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        sys.exit(f"{' '.join(command)} ended with {process.returncode}:\n{log.read_text()[-2000:]}")
+        sys.exit(f"{' '.join(command)} ended with {process.returncode}:\n{log.read_text(encoding='utf-8')[-2000:]}")
     return {"wall": wall, "cpu": usage.ru_utime + usage.ru_stime}
 
 
@@ -65,7 +65,7 @@ def main() -> None:
         if args.text:
             prepare = ["prepare", "shakespeare", "--from", str(args.text), "--tokenizer", "char", "--format", "nanogpt"]
             subprocess.run([*GPTLAB, *prepare, "--out", str(data)], check=True, stdout=sys.stderr)
-        vocab_size = json.loads((data / "manifest.json").read_text())["tokenizer"]["vocab_size"]
+        vocab_size = json.loads((data / "manifest.json").read_text(encoding="utf-8"))["tokenizer"]["vocab_size"]
         overrides = {"model.mlp": {"tanh": "gelu", "erf": "gelu_erf"}[args.gelu]} if args.gelu else {}
         mlp = load_recipe("shakespeare-char-cpu", overrides).model.mlp
         gelu = {"gelu": "tanh", "gelu_erf": "erf"}[mlp]
@@ -95,9 +95,9 @@ def main() -> None:
             [*GPTLAB, "eval", str(run), "--data.path", str(data), "--out", str(scores_file)],
             check=True, stdout=subprocess.DEVNULL,
         )  # fmt: skip
-        scores = json.loads(scores_file.read_text())
-        result = json.loads((run / "result.json").read_text())
-        plain = json.loads((work / f"plain{pair}.json").read_text())
+        scores = json.loads(scores_file.read_text(encoding="utf-8"))
+        result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+        plain = json.loads((work / f"plain{pair}.json").read_text(encoding="utf-8"))
 
     columns = {
         name: {kind: [one[kind] for one in measured] for kind in ("wall", "cpu")} for name, measured in seconds.items()

@@ -31,7 +31,9 @@ KINDS = ("loss", "grad_norm", "val_loss")
 def run(recipe: Any, out: Path, processes: int, strategy: str, threads: int) -> dict[str, Any]:
     """Train in processes of their own; result.json."""
     file = out.with_suffix(".toml")
-    file.write_text(recipe.replace({"train.threads": threads, "distributed.strategy": strategy}).to_toml())
+    file.write_text(
+        recipe.replace({"train.threads": threads, "distributed.strategy": strategy}).to_toml(), encoding="utf-8"
+    )
     words = ["-m", "gptlab", "train", str(file), "--out", str(out)]
     if processes > 1:
         words = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *words]

@@ -153,7 +153,7 @@ def main(args):
     print(f"{1000 * median:.2f} ms a step (median), {time.perf_counter() - began:.2f} s after the imports")
     if args.json:
         measured = {"step_ms": 1000 * median, "evaluations": evaluations, "threads": torch.get_num_threads()}
-        args.json.write_text(json.dumps(measured, indent=2) + "\n")
+        args.json.write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
 
 
 def arguments():

@@ -137,7 +137,7 @@ def make_shards(folder: Path, count: int) -> None:
         "format": "llmc", "version": 1, "corpus": "text", "dtype": "uint16", "splits": splits,
         "tokenizer": {"name": "gpt2", "vocab_size": 50257, "eot": 50256},
     }  # fmt: skip
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2))
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
 
 
 # Each of these runs in a process of its own. Its peak is VmHWM: `ru_maxrss` of a new process begins at its parent's.
@@ -501,7 +501,7 @@ def metrics(folder: Path, steps: int = TOKENS // 2**22) -> tuple[dict[str, Any],
         run = RunDir(folder / f"metrics-{number}")
         run.write_recipe(load_recipe("gpt2-124m-fineweb-edu", {"train.max_steps": number}))
         lines = metric_lines(number, 10, 1000, seed=0)
-        run.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        run.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         del lines
         size = run.metrics_file.stat().st_size
         done = subprocess.run(
@@ -560,27 +560,27 @@ def make_study(folder: Path, arms: int, seeds: int, steps: int = 10_000) -> None
     ]  # fmt: skip
     for arm in range(arms):
         text.append(f"[arms.arm-{arm:03d}]\noptim.lr = {6e-3 * (1 + arm / 100):.6g}")
-    source.write_text("\n".join(text) + "\n")
+    source.write_text("\n".join(text) + "\n", encoding="utf-8")
     study = load_study(source)
     source.unlink()
-    (folder / "study.toml").write_text(study.to_toml())
+    (folder / "study.toml").write_text(study.to_toml(), encoding="utf-8")
     facts = {"device_name": "H100", "torch": "2.13.0", "gptlab": "0", "threads": 1, "data": {"fingerprint": "0" * 16}}
     for index, arm in enumerate(study.arms):
         for seed in study.seeds:
             run = RunDir(folder / run_name(arm, seed))
             run.path.mkdir()
-            run.recipe_file.write_text(study.build(arm, seed).to_toml())
-            (run.path / "environment.json").write_text(json.dumps(facts))
+            run.recipe_file.write_text(study.build(arm, seed).to_toml(), encoding="utf-8")
+            (run.path / "environment.json").write_text(json.dumps(facts), encoding="utf-8")
             lines = metric_lines(steps, 10, 250, seed, rate=1 + index / 500)
-            run.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            run.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
             last = next(line for line in reversed(lines) if "val_loss" in line)
             result = {
                 "status": "completed", "steps": steps, "tokens": steps * 4194304, "final_val_loss": last["val_loss"],
                 "tokens_per_second": 4.6e8, "peak_memory_gb": 8.1, "wall_seconds": 1000.0 + seed,
             }  # fmt: skip
-            (run.path / "result.json").write_text(json.dumps(result))
+            (run.path / "result.json").write_text(json.dumps(result), encoding="utf-8")
             summary = {"study": study.name, "arm": arm, "group": "core", "seed": seed, **result}
-            (folder / f"{run_name(arm, seed)}.json").write_text(json.dumps(summary))
+            (folder / f"{run_name(arm, seed)}.json").write_text(json.dumps(summary), encoding="utf-8")
 
 
 CALL = """

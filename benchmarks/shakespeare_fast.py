@@ -43,7 +43,8 @@ def measured(recipe: str, seed: int, data: Path, run: Path) -> dict[str, Any]:
     process = gptlab("train", recipe, "--seed", seed, "--data.path", data, "--out", run)
     gptlab("eval", run, "--out", run / "scores.json")
     result, scores, environment = (
-        json.loads((run / name).read_text()) for name in ("result.json", "scores.json", "environment.json")
+        json.loads((run / name).read_text(encoding="utf-8"))
+        for name in ("result.json", "scores.json", "environment.json")
     )
     return {
         "seed": seed,

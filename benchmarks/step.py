@@ -39,12 +39,12 @@ COMPARISONS = (  # of step times: above 1, the second is faster
 
 def peak_mb() -> float:
     """The most memory this process held since its start, or since `forget_peak`, in MB (1e6 bytes)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e6
 
 
 def forget_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM to what is resident now
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # proc(5): resets VmHWM to what is resident now
 
 
 def make_step(variant: str, args: argparse.Namespace) -> Any:

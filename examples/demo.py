@@ -37,7 +37,7 @@ def main() -> None:
     tokenizer = Dataset(dataset).tokenizer
     ids = val.gather(np.array([0]), len(val))[0]
     text = tokenizer.decode(ids[ids != tokenizer.eot].tolist()).encode()
-    model = json.loads((run / "eval.json").read_text())["val_bits_per_byte"]
+    model = json.loads((run / "eval.json").read_text(encoding="utf-8"))["val_bits_per_byte"]
     rows = {
         "gzip -9": 8 * len(gzip.compress(text, 9)) / len(text),
         "xz": 8 * len(lzma.compress(text)) / len(text),

@@ -53,7 +53,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split, part in (("train", documents[:100]), ("val", documents[100:])):
         ids = [i for document in part for i in [tokenizer.eot, *tokenizer.encode(document)]]
         write_shard(folder / f"{split}.bin", np.array(ids), "nanogpt")
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer.spec()))
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer.spec()), encoding="utf-8")
     return folder
 
 

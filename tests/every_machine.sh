@@ -36,7 +36,7 @@ failed=0 seed=0
 for setting in "${settings[@]}"; do
     name=${setting%:*} threads=${setting#*:} seed=$((seed + 1))
     limits=(OMP_NUM_THREADS="$threads" GPTLAB_TEST_ORDER="$seed")
-    where=$repo busy=()
+    workers=$((threads > 1 ? 1 : 2)) where=$repo busy=()  # with more threads than cores all would be slow
     case $name in
         as-it-is) ;;
         default) limits+=(ATEN_CPU_CAPABILITY=default) ;;
@@ -54,7 +54,7 @@ for setting in "${settings[@]}"; do
     esac
     began=$SECONDS
     (cd "$where" && env "${limits[@]}" "$repo/.venv/bin/python" -m pytest -c "$repo/pyproject.toml" --rootdir "$repo" \
-        -n 2 --dist loadgroup -q -m "$marks" "$repo/tests") >"$logs/$setting.log" 2>&1 || failed=1
+        -n "$workers" --dist loadgroup -q -m "$marks" "$repo/tests") >"$logs/$setting.log" 2>&1 || failed=1
     [ ${#busy[@]} -gt 0 ] && kill "${busy[@]}"
     printf '%-14s %5d s  %s\n' "$setting" $((SECONDS - began)) "$(tail -n 1 "$logs/$setting.log")"
     grep -E '^(FAILED|ERROR)' "$logs/$setting.log"

@@ -45,7 +45,7 @@ threads = 1
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A recipe's file; it has no prepared data."""
     file = tmp_path_factory.mktemp("recipes") / "tiny.toml"
-    file.write_text(TINY)
+    file.write_text(TINY, encoding="utf-8")
     return str(file)
 
 
@@ -196,7 +196,7 @@ def test_what_the_machine_cannot_do_is_a_line_and_the_others_go_on(
             "--prompt-tokens", "5", "--new-tokens", "3", "--repeats", "1", "--json", str(file), "--model.n-layer", "3",
         ])  # fmt: skip
     assert not exit.value.code
-    report = json.loads(file.read_text())
+    report = json.loads(file.read_text(encoding="utf-8"))
     assert (report["device"], report["torch"], report["recipe"]) == ("cpu", torch.__version__, "tiny")
     assert (report["prompt_tokens"], report["new_tokens"], report["vocab_size"]) == (5, 3, 257)
     assert report["parameters"] == GPT(open_model(tiny, {"model.n_layer": 3})[0].model).parameter_count()
@@ -263,7 +263,8 @@ def test_the_number_of_token_ids_needs_no_dataset_where_the_name_says_it(
     monkeypatch.chdir(tmp_path)
     if tokenizer == "file":
         (tmp_path / "t.json").write_text(
-            json.dumps({"kind": "char", "characters": "abcdefghijklmnopqrstuvwxyz", "end_of_text": True})
+            json.dumps({"kind": "char", "characters": "abcdefghijklmnopqrstuvwxyz", "end_of_text": True}),
+            encoding="utf-8",
         )
         tokenizer = "t.json"
     if number is not None:
@@ -275,7 +276,7 @@ def test_the_number_of_token_ids_needs_no_dataset_where_the_name_says_it(
 
 
 def test_the_characters_of_a_prepared_dataset_are_counted(tiny: str, dataset: Path) -> None:
-    characters = json.loads((dataset / "tokenizer.json").read_text())["characters"]
+    characters = json.loads((dataset / "tokenizer.json").read_text(encoding="utf-8"))["characters"]
     recipe, _ = open_model(tiny, {"data.tokenizer": "char", "data.path": str(dataset)})
     assert recipe.model.vocab_size == len(characters) + 1  # and end-of-text
 

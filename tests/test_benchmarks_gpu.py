@@ -69,7 +69,7 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     for name, body in FAKES.items():
         head = "import os, signal, subprocess, time\nfrom gpu_stages.stage import run\n\ndef main(stage):\n"
         body = textwrap.indent(textwrap.dedent(body).strip(), "    ")
-        (tmp_path / f"fake_{name}.py").write_text(f"{head}{body}\n\nrun(main)\n")
+        (tmp_path / f"fake_{name}.py").write_text(f"{head}{body}\n\nrun(main)\n", encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(script, "PARTS", {name: script.Part(f"fake_{name}", 300) for name in FAKES})
     monkeypatch.setattr(script, "identity", lambda tiny: {"device": "a device", "tiny": tiny})
@@ -79,7 +79,7 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def call(gpu: ModuleType, tmp_path: Path, stages: str, *more: str) -> dict[str, Any]:
     gpu.main(["--out", str(tmp_path / "out"), "--stages", stages, *more])
-    results: dict[str, Any] = json.loads((tmp_path / "out" / "results.json").read_text())
+    results: dict[str, Any] = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     return results
 
 
@@ -135,7 +135,9 @@ def test_a_stage_at_its_limit_is_ended_with_all_that_it_started(
 def test_the_same_call_goes_on_and_does_nothing_twice(gpu: ModuleType, tmp_path: Path) -> None:
     first = call(gpu, tmp_path, "raises,good")
     file = tmp_path / "fake_raises.py"
-    file.write_text(file.read_text().replace('raise ValueError("a fault")', "return {'n': 7}"))
+    file.write_text(
+        file.read_text(encoding="utf-8").replace('raise ValueError("a fault")', "return {'n': 7}"), encoding="utf-8"
+    )
     again = call(gpu, tmp_path, "raises,good")
     assert again["stages"]["good"] == first["stages"]["good"]
     assert again["stages"]["raises"]["status"] == "done" and again["stages"]["raises"]["items"]["a"]["n"] == 7
@@ -234,7 +236,7 @@ def test_all_stages_run_on_a_cpu(tmp_path: Path) -> None:
 
     def results() -> dict[str, Any]:
         subprocess.run(command, check=True, env={**environment, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
-        content: dict[str, Any] = json.loads((tmp_path / "results.json").read_text())
+        content: dict[str, Any] = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
         return content
 
     content = results()

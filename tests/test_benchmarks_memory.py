@@ -44,4 +44,4 @@ def test_every_row_is_measured_as_predicted(
             assert said[part] <= got[part] <= said[part] + 5000, (row["name"], part)
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 2 + len(rows) + 4 and len({line.count("|") for line in printed}) == 1
-    assert json.loads(out.read_text())["rows"] == rows
+    assert json.loads(out.read_text(encoding="utf-8"))["rows"] == rows

@@ -156,7 +156,7 @@ def test_parts_print_tables_and_write_json(
     file = tmp_path / "found.json"
     arguments = ["failures", "shards", "--failures", "50", "--mtbf-hours", "10", "--shards", "2", "--json", str(file)]
     found = script.main(arguments)
-    assert json.loads(file.read_text())["shards"].keys() == {"1", "2"}
+    assert json.loads(file.read_text(encoding="utf-8"))["shards"].keys() == {"1", "2"}
     assert found["failures"]["given, one rank writes 18.7 GB"]["mtbf_s"] == 10 * HOUR
     assert "failures" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="2"):

@@ -34,7 +34,9 @@ def test_train_leaves_a_whole_run_directory(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "my.toml").write_text(tiny_recipe(dataset).to_toml().replace('name = "tiny"', 'name = "mine"'))
+    (tmp_path / "my.toml").write_text(
+        tiny_recipe(dataset).to_toml().replace('name = "tiny"', 'name = "mine"'), encoding="utf-8"
+    )
     status, out, _ = call(capsys, "train", "my.toml", "--train.max-steps", "8", "--optim.lr=2e-3", "--seed", "3")
     assert status == 0
     assert "runs/mine_seed3" in out
@@ -48,7 +50,7 @@ def test_train_leaves_a_whole_run_directory(
     }  # fmt: skip
     recipe = RunDir(folder).read_recipe()
     assert (recipe.seed, recipe.train.max_steps, recipe.optim.lr) == (3, 8, 2e-3)
-    result = json.loads((folder / "result.json").read_text())
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     assert (result["status"], result["steps"], result["tokens"]) == ("completed", 8, 8 * 256)
     lines = RunDir(folder).read_metrics()
     evaluations = [line for line in lines if "val_loss" in line]
@@ -107,27 +109,28 @@ def test_a_divergence_is_a_result_with_its_step(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "r.toml").write_text(
-        tiny_recipe(dataset, optim__lr=1e18, schedule__warmup_steps=0, model__norm_eps=1e-30, log__every=50).to_toml()
+        tiny_recipe(dataset, optim__lr=1e18, schedule__warmup_steps=0, model__norm_eps=1e-30, log__every=50).to_toml(),
+        encoding="utf-8",
     )
     status, out, _ = call(capsys, "train", tmp_path / "r.toml", "--out", tmp_path / "run", "--checkpoint.every", "50")
     assert status == 3
-    result = json.loads((tmp_path / "run/result.json").read_text())
+    result = json.loads((tmp_path / "run/result.json").read_text(encoding="utf-8"))
     assert result["status"] == "diverged"
     assert result["failed_at_step"] >= 2  # the loss of the first batch is that of fresh weights
     assert "loss is" in result["reason"]  # of training, or of an evaluation that came first
     assert "diverged" in out
     assert not list((tmp_path / "run/checkpoints").glob("step-*"))  # nothing broken is saved
-    assert "NaN" not in (tmp_path / "run/metrics.jsonl").read_text()
+    assert "NaN" not in (tmp_path / "run/metrics.jsonl").read_text(encoding="utf-8")
 
 
 def test_what_this_machine_cannot_do_is_not_applicable(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "r.toml").write_text(tiny_recipe(dataset, precision__regime="tf32").to_toml())
+    (tmp_path / "r.toml").write_text(tiny_recipe(dataset, precision__regime="tf32").to_toml(), encoding="utf-8")
     status, out, _ = call(capsys, "train", tmp_path / "r.toml", "--out", tmp_path / "run")
     assert status == 2
     assert "TF32 needs an NVIDIA GPU" in out
-    assert json.loads((tmp_path / "run/result.json").read_text())["status"] == "not_applicable"
+    assert json.loads((tmp_path / "run/result.json").read_text(encoding="utf-8"))["status"] == "not_applicable"
 
 
 def test_eval_covers_the_whole_split_and_writes_its_scores(
@@ -135,7 +138,7 @@ def test_eval_covers_the_whole_split_and_writes_its_scores(
 ) -> None:
     status, _, _ = call(capsys, "eval", run, "--on", "loss", "--out", tmp_path / "scores.json")
     assert status == 0
-    scores = json.loads((tmp_path / "scores.json").read_text())
+    scores = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
     opened = gptlab.load_run(run, device="cpu")
     from gptlab.data.shards import Dataset
 

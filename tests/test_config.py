@@ -119,7 +119,7 @@ def test_no_recipe_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no recipe 'shakespeare-chr'.*did you mean 'shakespeare-char'"):
         read_layer("shakespeare-chr")
     broken = tmp_path / "broken.toml"
-    broken.write_text("model = [")
+    broken.write_text("model = [", encoding="utf-8")
     with pytest.raises(ConfigError, match="is not a TOML file"):
         read_layer(broken)
 

@@ -178,11 +178,11 @@ def test_eurlex_forms(form: str, tmp_path: Path) -> None:
         if form == "json":  # the original release, a file an act
             for act in rows:
                 (root / "dataset" / split).mkdir(parents=True, exist_ok=True)
-                (root / "dataset" / split / f"{act['celex_id']}.json").write_text(json.dumps(act))
-            (root / "EURLEX57K.json").write_text(json.dumps({"2": {"label": "two", "parents": []}}))
+                (root / "dataset" / split / f"{act['celex_id']}.json").write_text(json.dumps(act), encoding="utf-8")
+            (root / "EURLEX57K.json").write_text(json.dumps({"2": {"label": "two", "parents": []}}), encoding="utf-8")
         elif form == "jsonl.gz":
             write_jsonl(root / f"{split}.jsonl.gz", rows)
-            (root / "eurovoc_labels.json").write_text("{}")
+            (root / "eurovoc_labels.json").write_text("{}", encoding="utf-8")
         elif form == "parquet":
             rows = [{**row, "attachments": "".join(row["attachments"])} for row in rows]  # a column has one type
             write_parquet(root / f"{split}-00000-of-00001.parquet", rows)
@@ -242,7 +242,7 @@ def test_the_classic_layout_of_imdb(inside: str, tmp_path: Path) -> None:
         for label in ("pos", "neg", "unsup"):
             (root / part / label).mkdir(parents=True)
             for number in range(12):
-                (root / part / label / f"{number}_9.txt").write_text(f"{part} {label} {number}")
+                (root / part / label / f"{number}_9.txt").write_text(f"{part} {label} {number}", encoding="utf-8")
     dataset = quietly("imdb", tmp_path / "set", source=tmp_path / "in")
     assert dataset.labels == ["neg", "pos"]
     assert [len(split) for split in dataset.splits.values()] == [23, 1, 24]
@@ -255,7 +255,7 @@ def test_imdb_as_two_folders_has_no_test_split(tmp_path: Path) -> None:
     for label in ("pos", "neg"):
         (tmp_path / "in" / label).mkdir(parents=True)
         for number in range(3):
-            (tmp_path / "in" / label / f"{number}.txt").write_text(f"{label} {number}")
+            (tmp_path / "in" / label / f"{number}.txt").write_text(f"{label} {number}", encoding="utf-8")
     dataset = quietly("imdb", tmp_path / "set", source=tmp_path / "in")
     assert {split: len(part) for split, part in dataset.splits.items()} == {"train": 5, "val": 1}
 
@@ -271,7 +271,7 @@ def test_imdb_tables_leave_unsupervised_reviews_alone(tmp_path: Path) -> None:
 
 def test_one_file_with_other_fields(tmp_path: Path) -> None:
     rows = [{"body": f"b{number}", "kind": "xy"[number % 2]} for number in range(40)]
-    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
     dataset = quietly(str(tmp_path / "rows.json"), tmp_path / "set", text_field="body", label_field="kind")
     assert {split: len(part) for split, part in dataset.splits.items()} == {"train": 38, "val": 2}
     assert dataset.labels == ["x", "y"]
@@ -513,8 +513,8 @@ def test_no_tokenizer_and_no_network(source: Path, tmp_path: Path, monkeypatch: 
         quietly(str(source), tmp_path / "set", label_field="tags", tokenizer="made/tokenizer.json")
     with pytest.raises(DataError, match=r"has no tokenizer: neither a tokenizer.json nor vocab.json and merges.txt"):
         quietly(str(source), tmp_path / "set", label_field="tags", tokenizer=str(source))
-    (source / "vocab.json").write_text("{}")
-    (source / "merges.txt").write_text("a b\n")
+    (source / "vocab.json").write_text("{}", encoding="utf-8")
+    (source / "merges.txt").write_text("a b\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"merges.txt are not a vocabulary of byte-level BPE"):
         quietly(str(source), tmp_path / "set", label_field="tags", tokenizer=str(source))
 
@@ -721,7 +721,7 @@ def test_classes_out_of_range_and_a_second_validation_split(source: Path, tmp_pa
         quietly("agnews", tmp_path / "set", source=tmp_path / "news")
     with pytest.raises(DataError, match="val_fraction = 0.1: the corpus text has a validation split of its own"):
         quietly(str(source), tmp_path / "set", label_field="tags", val_fraction=0.1)
-    (tmp_path / "notes.txt").write_text("text")
+    (tmp_path / "notes.txt").write_text("text", encoding="utf-8")
     with pytest.raises(DataError, match="notes.txt has no fields: a labelled file is .json, .jsonl or .parquet"):
         quietly(str(tmp_path / "notes.txt"), tmp_path / "set", label_field="y")
 
@@ -730,7 +730,7 @@ def test_folders_that_hold_something_else(dataset: LabeledDataset, source: Path,
     with pytest.raises(DataError, match=r"source holds other files \(dev.jsonl, test.jsonl, train.jsonl\): name"):
         quietly(str(source), source, label_field="tags")
     (tmp_path / "notes").mkdir()
-    (tmp_path / "notes/a.txt").write_text("some text, and more of it" * 9)
+    (tmp_path / "notes/a.txt").write_text("some text, and more of it" * 9, encoding="utf-8")
     lm = prepare("text", source=tmp_path / "notes", out=tmp_path / "lm", tokenizer="byte", progress=False)
     for folder, sentence in (
         (tmp_path / "nowhere", "no prepared dataset at .*: make one with `gptlab prepare CORPUS --out .*nowhere`"),
@@ -755,11 +755,19 @@ def test_a_damaged_dataset_says_which_file(dataset: LabeledDataset) -> None:
     reading(Path.unlink, "val.offsets.npy", "val.offsets.npy is missing")
     reading(lambda file: file.write_bytes(file.read_bytes()[:-2]), "train.tokens.npy", "train.tokens.npy is truncated")
     reading(lambda file: np.save(file, np.zeros(3)), "test.labels.npy", r"another file: it holds \(3,\), the manifest")
-    reading(lambda file: file.write_text("{"), "manifest.json", "manifest.json is damaged")
+    reading(lambda file: file.write_text("{", encoding="utf-8"), "manifest.json", "manifest.json is damaged")
     without = {key: value for key, value in dataset.manifest.items() if key != "labels"}
-    reading(lambda file: file.write_text(json.dumps(without)), "manifest.json", "is damaged .KeyError..labels")
+    reading(
+        lambda file: file.write_text(json.dumps(without), encoding="utf-8"),
+        "manifest.json",
+        "is damaged .KeyError..labels",
+    )
     later = {**dataset.manifest, "version": 99}
-    reading(lambda file: file.write_text(json.dumps(later)), "manifest.json", "has version 99, which this gptlab")
+    reading(
+        lambda file: file.write_text(json.dumps(later), encoding="utf-8"),
+        "manifest.json",
+        "has version 99, which this gptlab",
+    )
 
 
 # -- the command line

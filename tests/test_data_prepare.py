@@ -292,13 +292,13 @@ def test_changed_text_is_refused_and_a_moved_copy_is_not(folder: Path, tmp_path:
     quietly("text", tmp_path / "set", source=folder)
     folder.rename(tmp_path / "moved")
     quietly("text", tmp_path / "set", source=tmp_path / "moved")
-    (tmp_path / "moved" / "100.txt").write_text("one more")
+    (tmp_path / "moved" / "100.txt").write_text("one more", encoding="utf-8")
     with pytest.raises(DataError, match=r"source.files = 100 \(now 101\)"):
         quietly("text", tmp_path / "set", source=tmp_path / "moved")
 
 
 def test_a_start_that_came_to_nothing_does_not_block_the_folder(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "bad.jsonl").write_text('{"body": "text"}\n')
+    (tmp_path / "bad.jsonl").write_text('{"body": "text"}\n', encoding="utf-8")
     with pytest.raises(DataError, match="no text in a field 'text'; it has body"):
         quietly("text", tmp_path / "set", source=tmp_path / "bad.jsonl")
     quietly("text", tmp_path / "set", source=folder, tokenizer="char")
@@ -307,10 +307,10 @@ def test_a_start_that_came_to_nothing_does_not_block_the_folder(folder: Path, tm
 
 def test_other_files_are_never_overwritten(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
-    (tmp_path / "set" / "train-000000.bin").write_text("mine")
+    (tmp_path / "set" / "train-000000.bin").write_text("mine", encoding="utf-8")
     with pytest.raises(DataError, match=r"holds other files \(train-000000.bin\): name another --out"):
         quietly("text", tmp_path / "set", source=folder)
-    assert (tmp_path / "set" / "train-000000.bin").read_text() == "mine"
+    assert (tmp_path / "set" / "train-000000.bin").read_text(encoding="utf-8") == "mine"
 
 
 def test_one_process_at_a_time(folder: Path, tmp_path: Path) -> None:
@@ -331,7 +331,7 @@ def test_a_full_disk(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_folder_that_cannot_be_written(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(UserError, match="file/set cannot be written: Not a directory"):
         quietly("text", tmp_path / "file" / "set", source=folder)
 
@@ -415,9 +415,9 @@ def test_the_share_that_was_read(tmp_path: Path, kind: str) -> None:
         if kind == "parquet":
             parquet.write_table(pa.table({"text": documents(3000)}), path)
         elif kind == "json":
-            path.write_text(json.dumps(documents(3000)))
+            path.write_text(json.dumps(documents(3000)), encoding="utf-8")
         elif kind == "txt":
-            path.write_text(lines)
+            path.write_text(lines, encoding="utf-8")
         else:
             path.write_bytes(gzip.compress(lines.encode()) if kind == "jsonl.gz" else lines.encode())
     corpus = open_corpus("text", tmp_path / "docs")
@@ -439,7 +439,9 @@ def files(tmp_path: Path) -> Path:
     (tmp_path / "files").mkdir()
     for index in range(9):
         texts = documents(360)[40 * index : 40 * index + 40]
-        (tmp_path / "files" / f"{index}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        (tmp_path / "files" / f"{index}.jsonl").write_text(
+            "".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8"
+        )
     return tmp_path / "files"
 
 
@@ -506,7 +508,7 @@ def test_a_merge_that_was_stopped_goes_on(files: Path, tmp_path: Path, monkeypat
     assert {path.stat().st_ino for path in (tmp_path / "set").glob("*.bin")} == inodes  # moved, not copied
     assert Dataset(tmp_path / "set").fingerprint() == whole.fingerprint()
     (tmp_path / "set" / "part-0002-of-0003").mkdir()
-    (tmp_path / "set" / "part-0002-of-0003" / "train-000000.bin").write_text("something else")
+    (tmp_path / "set" / "part-0002-of-0003" / "train-000000.bin").write_text("something else", encoding="utf-8")
     with pytest.raises(DataError, match="set holds a finished dataset beside the parts"):
         module.merge(tmp_path / "set")
     shutil.rmtree(tmp_path / "set" / "part-0002-of-0003")
@@ -533,7 +535,7 @@ def test_parts_that_do_not_fit_are_refused(files: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"parts = None \(now 3\)"):
         quietly("text", tmp_path / "c", source=files, part="1/3")
     (tmp_path / "d").mkdir()
-    (tmp_path / "d" / "train-000000.bin").write_text("mine")
+    (tmp_path / "d" / "train-000000.bin").write_text("mine", encoding="utf-8")
     with pytest.raises(DataError, match=r"d holds other files \(train-000000.bin\)"):
         quietly("text", tmp_path / "d", source=files, part="1/3")
 
@@ -608,7 +610,7 @@ def test_the_first_tokens_are_held_out_exactly(folder: Path, tmp_path: Path, mon
 def test_few_documents_give_one_to_validation(tmp_path: Path) -> None:
     for count in (2, 3, 19):
         lines = "".join(json.dumps({"text": text}) + "\n" for text in documents(count))
-        (tmp_path / f"{count}.jsonl").write_text(lines)
+        (tmp_path / f"{count}.jsonl").write_text(lines, encoding="utf-8")
         dataset = Dataset(quietly("text", tmp_path / f"set{count}", source=tmp_path / f"{count}.jsonl"))
         assert dataset.manifest["splits"]["val"]["documents"] == 1
         assert dataset.manifest["splits"]["train"]["documents"] == count - 1
@@ -616,7 +618,7 @@ def test_few_documents_give_one_to_validation(tmp_path: Path) -> None:
 
 def test_one_document_is_cut_by_position(tmp_path: Path) -> None:
     text = "".join(chr(ord("a") + index % 26) for index in range(1115))
-    (tmp_path / "one.txt").write_text(text)
+    (tmp_path / "one.txt").write_text(text, encoding="utf-8")
     dataset = Dataset(quietly("text", tmp_path / "set", source=tmp_path / "one.txt", tokenizer="char"))
     assert (len(dataset.train), len(dataset.val)) == (1003, 112)  # int(0.9 * 1115), as nanoGPT
     assert dataset.tokenizer.eot is None
@@ -638,15 +640,15 @@ def test_every_kind_of_local_file(tmp_path: Path) -> None:
     root = tmp_path / "mixed"
     (root / "sub").mkdir(parents=True)
     lines = '{"text": "jsonl 1", "id": 1}\n\n{"text": "jsonl \\ud800"}\n{"text": ""}\n'
-    (root / "a.jsonl").write_text(lines)
+    (root / "a.jsonl").write_text(lines, encoding="utf-8")
     (root / "b.jsonl.gz").write_bytes(gzip.compress(b'{"text": "zipped"}\n'))
-    (root / "c.json").write_text('[{"text": "json 1"}, "json 2"]')
+    (root / "c.json").write_text('[{"text": "json 1"}, "json 2"]', encoding="utf-8")
     (root / "d.md").write_bytes(b"\xef\xbb\xbfwith a mark\r\n")
-    (root / "sub" / "e.txt").write_text("text")
+    (root / "sub" / "e.txt").write_text("text", encoding="utf-8")
     (root / "sub" / "f.txt.gz").write_bytes(gzip.compress(b"text, zipped"))
     parquet.write_table(pa.table({"n": [1, 2, 3], "text": ["row 1", None, "row 3"]}), root / "g.parquet")
-    (root / "ignored.csv").write_text("x")
-    (root / ".hidden.txt").write_text("x")
+    (root / "ignored.csv").write_text("x", encoding="utf-8")
+    (root / ".hidden.txt").write_text("x", encoding="utf-8")
     found = [text for _, text in open_corpus("text", root).documents() if text]
     assert found == [
         "jsonl 1", "jsonl \ufffd", "zipped", "json 1", "json 2", "with a mark\n", "row 1", "row 3", "text",
@@ -775,7 +777,8 @@ def test_hub_corpora_from_local_copies(tmp_path: Path) -> None:
     parquet.write_table(table.slice(0, 50), repository / "sample" / "10BT" / "000.parquet")
     parquet.write_table(table.slice(50), repository / "sample" / "10BT" / "001.parquet")
     (repository / "README.md").write_text(
-        "---\nconfigs:\n- config_name: sample-10BT\n  data_files:\n  - split: train\n    path: sample/10BT/*\n---\n"
+        "---\nconfigs:\n- config_name: sample-10BT\n  data_files:\n  - split: train\n    path: sample/10BT/*\n---\n",
+        encoding="utf-8",
     )
     (tmp_path / "plain").mkdir()
     parquet.write_table(table, tmp_path / "plain" / "train-00000.parquet")
@@ -805,7 +808,8 @@ def test_the_hub_is_streamed_whole_and_in_parts(tmp_path: Path, monkeypatch: pyt
     for index in range(4):
         parquet.write_table(table.slice(30 * index, 30), repository / "sample" / "10BT" / f"{index:03d}_00000.parquet")
     (repository / "README.md").write_text(
-        "---\nconfigs:\n- config_name: sample-10BT\n  data_files:\n  - split: train\n    path: sample/10BT/*\n---\n"
+        "---\nconfigs:\n- config_name: sample-10BT\n  data_files:\n  - split: train\n    path: sample/10BT/*\n---\n",
+        encoding="utf-8",
     )
     monkeypatch.setitem(corpora.HUB, "fineweb-edu", (str(repository), "sample-10BT", 120))
     whole = Dataset(quietly("fineweb-edu", tmp_path / "whole", val_tokens=500))

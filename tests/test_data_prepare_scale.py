@@ -90,7 +90,7 @@ def test_two_epochs_of_training_across_shards_and_resumed_between(tmp_path: Path
         write_shard(tmp_path / f"train-{index:06d}.bin", np.arange(first, first + size))
         first += size
     write_shard(tmp_path / "val-000000.bin", np.arange(100))
-    (tmp_path / "tokenizer.json").write_text('{"kind": "byte"}')
+    (tmp_path / "tokenizer.json").write_text('{"kind": "byte"}', encoding="utf-8")
     recipe = tiny_recipe(tmp_path, model__vocab_size=4096, model__block_size=32)  # 8 sequences a step: 3 + 3 + 2
 
     def batches(begin: int, end: int) -> torch.Tensor:

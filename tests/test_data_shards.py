@@ -20,7 +20,7 @@ def prepared(tmp_path: Path) -> Path:
     source = tmp_path / "docs"
     source.mkdir()
     for index in range(40):
-        (source / f"{index:02d}.txt").write_text(f"document {index} " * (index + 3))
+        (source / f"{index:02d}.txt").write_text(f"document {index} " * (index + 3), encoding="utf-8")
     return prepare(
         "text", source=source, out=tmp_path / "set", tokenizer="byte", shard_tokens=3000, workers=1, progress=False
     )
@@ -191,9 +191,9 @@ def test_a_changed_shard_is_found_by_verify(prepared: Path) -> None:
     ],
 )
 def test_a_manifest_we_cannot_trust_is_refused(prepared: Path, change: object, sentence: str) -> None:
-    manifest = json.loads((prepared / "manifest.json").read_text())
+    manifest = json.loads((prepared / "manifest.json").read_text(encoding="utf-8"))
     change(manifest)  # type: ignore[operator]
-    (prepared / "manifest.json").write_text(json.dumps(manifest))
+    (prepared / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.raises(DataError, match=sentence):
         Dataset(prepared)
 
@@ -206,7 +206,7 @@ def test_folders_without_a_dataset(tmp_path: Path) -> None:
     write_shard(tmp_path / "train.bin", np.zeros(5), "nanogpt")
     with pytest.raises(DataError, match=r"no manifest.json and no val shard"):
         Dataset(tmp_path)
-    (tmp_path / "progress.json").write_text("{}")
+    (tmp_path / "progress.json").write_text("{}", encoding="utf-8")
     with pytest.raises(DataError, match="not finished: run the same `gptlab prepare` again"):
         Dataset(tmp_path)
 
@@ -281,7 +281,7 @@ def test_build_nanogpt_and_llmc_folders(tmp_path: Path) -> None:
 
 
 def test_without_a_look_the_manifest_is_taken_at_its_word(tmp_path: Path) -> None:
-    (tmp_path / "in.txt").write_text("to be or not to be " * 200)
+    (tmp_path / "in.txt").write_text("to be or not to be " * 200, encoding="utf-8")
     for form in ("llmc", "nanogpt", "npy"):
         folder = prepare("text", source=tmp_path / "in.txt", out=tmp_path / form, tokenizer="byte", format=form)
         looked, trusted = Dataset(folder), Dataset(folder, look=False)

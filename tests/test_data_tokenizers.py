@@ -64,7 +64,7 @@ def test_what_every_tokenizer_does(tokenizer: Tokenizer) -> None:
 
 
 def test_a_spec_is_enough(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer.spec()))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer.spec()), encoding="utf-8")
     for again in (load_tokenizer(tmp_path / "tokenizer.json"), load_tokenizer(tokenizer.spec())):
         assert (again.name, again.vocab_size, again.eot) == (tokenizer.name, tokenizer.vocab_size, tokenizer.eot)
         assert [again.encode(text) for text in TEXTS] == [tokenizer.encode(text) for text in TEXTS]
@@ -147,7 +147,7 @@ def test_merges_do_not_depend_on_threads(monkeypatch: pytest.MonkeyPatch) -> Non
 def written(folder: Path, change: Callable[[dict[str, Any]], object], name: str = "custom.json") -> Path:
     content = make_tokenizer("bpe-300", texts).hf_json()
     change(content)
-    (folder / name).write_text(json.dumps(content))
+    (folder / name).write_text(json.dumps(content), encoding="utf-8")
     return folder / name
 
 
@@ -197,7 +197,7 @@ def test_sentencepiece_style_bytes(tmp_path: Path) -> None:
                             **{f"<0x{byte:02X}>": 4 + byte for byte in range(256)}},
                   "merges": [["\u2581", "a"]]},
     }  # fmt: skip
-    (tmp_path / "t.json").write_text(json.dumps(content))
+    (tmp_path / "t.json").write_text(json.dumps(content), encoding="utf-8")
     tokenizer = load_tokenizer(tmp_path / "t.json")
     text = "a a \u00e9a"
     ids = tokenizer.encode(text)
@@ -217,7 +217,7 @@ def test_sentencepiece_style_bytes(tmp_path: Path) -> None:
     ],
 )
 def test_files_that_are_no_tokenizer(tmp_path: Path, content: str, sentence: str) -> None:
-    (tmp_path / "t.json").write_text(content)
+    (tmp_path / "t.json").write_text(content, encoding="utf-8")
     with pytest.raises(DataError, match=sentence):
         load_tokenizer(tmp_path / "t.json")
 

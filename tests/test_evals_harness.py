@@ -148,7 +148,7 @@ def test_wikitext_against_a_loop(tmp_path):
 
 
 def test_detokenized_text(tmp_path):
-    (tmp_path / "wiki.test.tokens").write_text(ARTICLES)
+    (tmp_path / "wiki.test.tokens").write_text(ARTICLES, encoding="utf-8")
     first, second = load_wikitext(str(tmp_path / "wiki.test.tokens"))
     assert detokenize(first).split("\n") == [
         " = Robert <unk> =", "",
@@ -161,7 +161,7 @@ def test_detokenized_text(tmp_path):
 def test_lambada_against_a_loop(tmp_path):
     texts = [f"{text(12, seed)} word{seed}" for seed in range(9)] + [text(30, 3) + " café"]
     file = tmp_path / "lambada.jsonl"
-    file.write_text("\n".join(json.dumps({"text": t}) for t in texts) + "\n\n")
+    file.write_text("\n".join(json.dumps({"text": t}) for t in texts) + "\n\n", encoding="utf-8")
     assert load_lambada(str(file)) == texts
     model, losses, right = make(257), [], []
     scores = lambada_perplexity(model, BYTES, texts, *HOW)
@@ -206,7 +206,7 @@ def test_lambada_counts_a_word_that_is_greedy_throughout():
 )
 def test_files_that_are_not_lambada(tmp_path, content, says):
     file = tmp_path / "lambada.jsonl"
-    file.write_text(content)
+    file.write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=says) as caught:
         load_lambada(str(file))
     assert str(caught.value).startswith(str(file))
@@ -348,12 +348,12 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder, shipped = tmp_path_factory.mktemp("tasks"), Path(lm_eval.tasks.__file__).parent
 
     def data(name: str, rows: list[dict[str, Any]]) -> None:
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
     rows = original_rows(200)
     data("hellaswag", [row for row in rows if len(row["ctx"]) < 1000])
     data("lambada", [{"text": f"{text(12, seed)} {WORDS[seed]}"} for seed in range(12)])
-    (folder / "wiki.test.raw").write_text(ARTICLES)
+    (folder / "wiki.test.raw").write_text(ARTICLES, encoding="utf-8")
     data("wikitext", [{"page": page} for page in load_wikitext(str(folder / "wiki.test.raw"))])
     data("writing", [{"question": text(n, n), "answer": "the"} for n in range(3, 9)])
     local = "dataset_path: json\ndataset_name: null\ntraining_split: null\n"
@@ -365,13 +365,15 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         (folder / f"{name}.yaml").write_text(
             f"include: {shipped / task}\ntask: local_{name}\n{local}"
             + ("validation_split: null\n" if split == "test" else "")
-            + source.format(split=split, file=folder / f"{name}.jsonl")
+            + source.format(split=split, file=folder / f"{name}.jsonl"),
+            encoding="utf-8",
         )
     (folder / "writing.yaml").write_text(
         f"task: local_writing\n{local}test_split: test\noutput_type: generate_until\ndoc_to_text: '{{{{question}}}}'\n"
         "doc_to_target: '{{answer}}'\ngeneration_kwargs: {until: ['.'], max_gen_toks: 6}\n"
         "metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]\n"
-        + source.format(split="test", file=folder / "writing.jsonl")
+        + source.format(split="test", file=folder / "writing.jsonl"),
+        encoding="utf-8",
     )
     return {name: folder / f"{name}.yaml" for name in ("hellaswag", "lambada", "wikitext", "writing")}
 
@@ -470,7 +472,8 @@ def test_wrong_calls(pair, tmp_path):
         evaluate_run(run, ["wikitext"], {}, ["hellaswag"])
     (tmp_path / "task.yaml").write_text(
         "task: gone\ndataset_path: json\noutput_type: loglikelihood_rolling\ntest_split: test\ndoc_to_text: ''\n"
-        f"dataset_kwargs: {{data_files: {{test: {tmp_path}/gone.jsonl}}}}\ndoc_to_target: '{{{{page}}}}'\n"
+        f"dataset_kwargs: {{data_files: {{test: {tmp_path}/gone.jsonl}}}}\ndoc_to_target: '{{{{page}}}}'\n",
+        encoding="utf-8",
     )
     with pytest.raises(UserError, match=r"lm-eval cannot run .*task.yaml: FileNotFoundError, .*gone.jsonl"):
         evaluate_run(run, ["harness"], {}, [str(tmp_path / "task.yaml")])

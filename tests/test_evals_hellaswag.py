@@ -265,7 +265,7 @@ def test_a_broken_model_scores_nothing(tmp_path):
     result = evaluate(fixed("a", math.nan), [Row(i, "c", ("a", "b", "c", "d"), 0) for i in range(3)])
     assert (result.acc, result.acc_norm) == (0.0, 0.0)
     write_results(tmp_path / "results.jsonl", result)
-    line = json.loads((tmp_path / "results.jsonl").read_text().splitlines()[0])
+    line = json.loads((tmp_path / "results.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert line["pick"] is line["pick_norm"] is None
     assert line["losses"] == [None] * 4
 
@@ -489,7 +489,7 @@ def test_the_download_is_checked_and_kept(tmp_path, monkeypatch, original):
     kept = tmp_path / "gptlab/hellaswag_val.jsonl"
     assert kept.read_bytes() == original.read_bytes()
 
-    kept.write_text("damaged")
+    kept.write_text("damaged", encoding="utf-8")
 
     def offline(url: str, timeout: float) -> io.BytesIO:
         raise urllib.error.URLError("no route")
@@ -556,9 +556,9 @@ def test_files_that_cannot_be_read(tmp_path):
 
     refuses(tmp_path / "missing.jsonl", "there is no HellaSwag file")
     refuses(tmp_path, "cannot be read")
-    (tmp_path / "empty.jsonl").write_text("\n\n")
+    (tmp_path / "empty.jsonl").write_text("\n\n", encoding="utf-8")
     refuses(tmp_path / "empty.jsonl", "has no rows")
-    (tmp_path / "plain.gz").write_text(json.dumps(GOOD))
+    (tmp_path / "plain.gz").write_text(json.dumps(GOOD), encoding="utf-8")
     refuses(tmp_path / "plain.gz", "cannot be read")
     packed = gzip.compress(random.Random(0).randbytes(1000).hex().encode())
     (tmp_path / "half.gz").write_bytes(packed[: len(packed) // 2])
@@ -571,9 +571,9 @@ def test_results_are_written_a_line_per_row(tmp_path):
         np.array([[8.0, 4.0, 9.0, 5.0], [1.0, 2.0, 3.0, 4.0]]), np.array([[8, 2, 3, 5], [1, 1, 1, 8]]),
     )  # fmt: skip
     file = tmp_path / "hellaswag_results.jsonl"
-    file.write_text("of the evaluation before\n")
+    file.write_text("of the evaluation before\n", encoding="utf-8")
     write_results(file, result)
-    assert [json.loads(line) for line in file.read_text().splitlines()] == [
+    assert [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] == [
         {"ind": 7, "label": 1, "losses": [8.0, 4.0, 9.0, 5.0], "lengths": [8, 2, 3, 5], "pick": 1, "pick_norm": 0},
         {"ind": 9, "label": 3, "losses": [1.0, 2.0, 3.0, 4.0], "lengths": [1, 1, 1, 8], "pick": 0, "pick_norm": 3},
     ]

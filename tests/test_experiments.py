@@ -60,7 +60,7 @@ def test_which_runs_a_call_starts_and_where_their_results_are(
     run = f"experiments/{kind}/run.py"
 
     def result(name: str) -> str:
-        return json.loads((out / f"{name}.json").read_text())["study"]
+        return json.loads((out / f"{name}.json").read_text(encoding="utf-8"))["study"]
 
     assert call(monkeypatch, f"{run} --config fast --max_iters 100", "--study", file) == 0
     assert result("fast_seed0") == "tiny-quick-100"
@@ -85,12 +85,12 @@ def test_a_quick_test_does_not_become_the_full_run(dataset: Path, tmp_path: Path
     quick = script(tmp_path, "experiments/lm/run.py --config amp_bf16 --max_iters 3", *tiny)
     assert quick.returncode == 0, quick.stderr
     file = tmp_path / "results/lm/amp_bf16_seed0.json"
-    first = json.loads(file.read_text())
+    first = json.loads(file.read_text(encoding="utf-8"))
     assert (first["study"], first["status"], first["steps"]) == ("precision-lm-quick-3", "completed", 3)
 
     full = script(tmp_path, "experiments/lm/run.py --config amp_bf16 --seed 0", *tiny)
     assert full.returncode == 0, full.stderr
-    second = json.loads(file.read_text())
+    second = json.loads(file.read_text(encoding="utf-8"))
     assert (second["study"], second["steps"], second["seed"]) == ("precision-lm", 8, 0)
     run = RunDir(tmp_path / "results/lm/amp_bf16_seed0")
     assert run.read_recipe().schedule.decay_steps == 8
@@ -98,7 +98,7 @@ def test_a_quick_test_does_not_become_the_full_run(dataset: Path, tmp_path: Path
 
     again = script(tmp_path, "experiments/lm/run.py --config amp_bf16 --max_iters 3", *tiny)
     assert again.returncode == 0, again.stderr
-    assert json.loads(file.read_text()) == second  # a full result stays
+    assert json.loads(file.read_text(encoding="utf-8")) == second  # a full result stays
     other = script(tmp_path, "experiments/lm/run.py --config amp_bf16 --seed 0", *settings(dataset, train__max_steps=9))
     assert other.returncode == 2
     assert "run.py: results/lm holds another study: schedule.decay_steps (8 then, 9 now)" in other.stderr
@@ -121,17 +121,20 @@ def test_every_configuration_of_the_language_model(dataset: Path, tmp_path: Path
     done = script(tmp_path, "experiments/lm/run.py --config all --seeds 1", "--jobs", "2", *tiny)
     assert done.returncode == 0, done.stderr
     for arm in load_study("precision-lm").arms:
-        result = json.loads((tmp_path / f"results/lm/{arm}_seed0.json").read_text())
+        result = json.loads((tmp_path / f"results/lm/{arm}_seed0.json").read_text(encoding="utf-8"))
         assert (result["arm"], result["seed"]) == (arm, 0)
         assert result["status"] in ("completed", "diverged", "not_applicable"), result
-    assert json.loads((tmp_path / "results/lm/fp32_tf32_matmul_seed0.json").read_text())["status"] == "not_applicable"
+    assert (
+        json.loads((tmp_path / "results/lm/fp32_tf32_matmul_seed0.json").read_text(encoding="utf-8"))["status"]
+        == "not_applicable"
+    )
 
 
 def test_data_is_prepared_where_the_recipes_look_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = tmp_path / "documents.jsonl"
-    text.write_text("".join(json.dumps({"text": f"document {i} " * 20}) + "\n" for i in range(40)))
+    text.write_text("".join(json.dumps({"text": f"document {i} " * 20}) + "\n" for i in range(40)), encoding="utf-8")
     done = script(tmp_path, "experiments/lm/prepare_data.py --tokenizer byte --val-fraction 0.2 --from", str(text))
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "data/openwebtext-byte/manifest.json").is_file()  # further arguments are passed on

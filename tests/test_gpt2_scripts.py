@@ -172,7 +172,7 @@ def call(script: ModuleType, line: str, monkeypatch: pytest.MonkeyPatch) -> int:
 def trained(line: str, dataset: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The result of a tiny run of train.py."""
     assert call(train, f"{TINY} --data.path {dataset} --out {out} {line}", monkeypatch) == 0
-    return json.loads((out / "result.json").read_text())
+    return json.loads((out / "result.json").read_text(encoding="utf-8"))
 
 
 def test_trains_from_within_its_folder(

@@ -49,7 +49,7 @@ def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str
 
 def by_kconfiglib(config: kconfig.Config) -> kconfiglib.Kconfig:
     """Kconfig's own reading of the Kconfig and .config that are written of this."""
-    kconfig.CONFIG.write_text(config.to_text())
+    kconfig.CONFIG.write_text(config.to_text(), encoding="utf-8")
     loaded = kconfiglib.Kconfig(str(kconfig.write_kconfig(config)), suppress_traceback=True)
     loaded.load_config(str(kconfig.CONFIG))
     assert loaded.warnings == [] and loaded.missing_syms == []
@@ -72,7 +72,7 @@ def test_what_is_shipped_comes_back_the_same(name: str, capsys: pytest.CaptureFi
         assert config.command() == ["study", "run", name]
 
     # Kconfig's tools read it without a warning and write it as it was, to the byte
-    written = kconfig.CONFIG.read_text()
+    written = kconfig.CONFIG.read_text(encoding="utf-8")
     loaded = by_kconfiglib(config)
     loaded.write_config("saved", header="")
     assert Path("saved").read_text(encoding="utf-8") == written
@@ -179,7 +179,9 @@ def test_any_value_survives(values: dict) -> None:
 
 
 def test_the_published_lines_are_read_and_written() -> None:
-    kconfig.CONFIG.write_text('CONFIG_RECIPE="smoke-lm"\nCONFIG_OPTIM_NAME_ADAMW_SPAM=y\n' + LINES_OF_SPAM)
+    kconfig.CONFIG.write_text(
+        'CONFIG_RECIPE="smoke-lm"\nCONFIG_OPTIM_NAME_ADAMW_SPAM=y\n' + LINES_OF_SPAM, encoding="utf-8"
+    )
     config = kconfig.read()
     spam = {"name": "adamw-spam", "spam_spike_threshold": 2.0, "spam_theta": 50.0, "spam_interval": 1000}
     spam["spam_warmup_steps"] = 100
@@ -201,7 +203,8 @@ def test_what_is_left_out_is_the_recipes_and_the_last_word_counts() -> None:
     kconfig.CONFIG.write_text(
         "# by hand\nCONFIG_RECIPE=smoke-lm\nCONFIG_OPTIM_LR=3e-3\n# CONFIG_MODEL_TIED is not set\n\n"
         "CONFIG_MODEL_BIAS=n\nCONFIG_OPTIM_NAME_SGD=y\nCONFIG_OPTIM_NAME_MUON=y\n# CONFIG_OPTIM_NAME_SGD is not set\n"
-        "CONFIG_SEED=1\nCONFIG_SEED=3\n"
+        "CONFIG_SEED=1\nCONFIG_SEED=3\n",
+        encoding="utf-8",
     )
     changes = {"optim.lr": 3e-3, "model.tied": False, "model.bias": False, "optim.name": "muon", "seed": 3}
     assert kconfig.read().recipe == load_recipe("smoke-lm", changes)
@@ -228,7 +231,7 @@ def test_what_is_left_out_is_the_recipes_and_the_last_word_counts() -> None:
     ],
 )
 def test_what_is_wrong_is_said(lines: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
-    kconfig.CONFIG.write_text(f'CONFIG_RECIPE="smoke-lm"\n{lines}\n')
+    kconfig.CONFIG.write_text(f'CONFIG_RECIPE="smoke-lm"\n{lines}\n', encoding="utf-8")
     for verb in ("run", "test-matrix", "menuconfig", "write"):
         status, _, err = call(capsys, verb)
         assert status == 2
@@ -266,7 +269,9 @@ def test_published_names(alias: str) -> None:
 
 
 def test_a_study_takes_what_differs_as_flags() -> None:
-    kconfig.CONFIG.write_text(kconfig.start("architecture-smoke").to_text() + "CONFIG_TRAIN_MAX_STEPS=7\n")
+    kconfig.CONFIG.write_text(
+        kconfig.start("architecture-smoke").to_text() + "CONFIG_TRAIN_MAX_STEPS=7\n", encoding="utf-8"
+    )
     command = kconfig.read().command()
     assert command == ["study", "run", "architecture-smoke", "--train.max_steps=7"]
     study = load_study(command[2], lift_settings(command)[1])
@@ -326,12 +331,14 @@ def test_make_alone_is_help_until_there_is_a_config() -> None:
 @needs_make
 def test_make_trains(dataset: Path) -> None:
     tiny = tiny_recipe(dataset, train__max_steps=3)
-    kconfig.CONFIG.write_text(kconfig.Config("", "smoke-lm", load_recipe("smoke-lm"), tiny).to_text())
+    kconfig.CONFIG.write_text(kconfig.Config("", "smoke-lm", load_recipe("smoke-lm"), tiny).to_text(), encoding="utf-8")
     done = make()
     assert done.returncode == 0, done.stderr
     assert "completed after 3 steps" in done.stdout and "run: runs/tiny_seed1337" in done.stdout
     assert RunDir(Path("runs/tiny_seed1337")).read_recipe().optim == tiny.optim
-    kconfig.CONFIG.write_text(kconfig.CONFIG.read_text() + "CONFIG_OPTIM_LR=1\n")  # another one in the same folder
+    kconfig.CONFIG.write_text(
+        kconfig.CONFIG.read_text(encoding="utf-8") + "CONFIG_OPTIM_LR=1\n", encoding="utf-8"
+    )  # another one in the same folder
     wrong = make()
     assert wrong.returncode == 2 and "optim.lr" in wrong.stderr
 
@@ -345,18 +352,23 @@ def test_make_test_matrix(dataset: Path) -> None:
     )
     kconfig.CONFIG.write_text(
         f'CONFIG_STUDY="pair.toml"\nCONFIG_TRAIN_MAX_STEPS=3\nCONFIG_DATA_PATH="{dataset}"\n'
-        f'CONFIG_DATA_TOKENIZER="char"\n'
+        f'CONFIG_DATA_TOKENIZER="char"\n',
+        encoding="utf-8",
     )
     done = make("test-matrix")
     assert done.returncode == 0, done.stderr + done.stdout
-    summaries = {path.stem: json.loads(path.read_text()) for path in Path("results/pair").glob("*_seed1.json")}
+    summaries = {
+        path.stem: json.loads(path.read_text(encoding="utf-8")) for path in Path("results/pair").glob("*_seed1.json")
+    }
     assert {name: summary["steps"] for name, summary in summaries.items()} == {"adamw_seed1": 3, "muon_seed1": 3}
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux, for a terminal")
 def test_menuconfig_saves_what_is_chosen() -> None:
-    kconfig.CONFIG.write_text(f'CONFIG_RECIPE="smoke-lm"\nCONFIG_OPTIM_NAME_ADAMW_SPAM=y\n{LINES_OF_SPAM}')
+    kconfig.CONFIG.write_text(
+        f'CONFIG_RECIPE="smoke-lm"\nCONFIG_OPTIM_NAME_ADAMW_SPAM=y\n{LINES_OF_SPAM}', encoding="utf-8"
+    )
     before = kconfig.read()
     screen = ["tmux", "-L", f"gptlab-{os.getpid()}"]
     menu = f"{sys.executable} -m gptlab.kconfig menuconfig; echo $? > status"

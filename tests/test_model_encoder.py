@@ -400,7 +400,7 @@ def test_a_model_is_laid_out_before_it_has_memory():
 
 def edit_config(folder: Path, **changes: Any) -> None:
     file = folder / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changes), encoding="utf-8")
 
 
 def rewrite(folder: Path, name: str, tensors: dict[str, Tensor]) -> None:

@@ -50,8 +50,8 @@ def same_logits(left: torch.nn.Module, right: torch.nn.Module) -> None:
 
 def edit_config(folder: Path, **changes: object) -> None:
     file = folder / "config.json"
-    settings = json.loads(file.read_text()) | changes
-    file.write_text(json.dumps({key: value for key, value in settings.items() if value != "absent"}))
+    settings = json.loads(file.read_text(encoding="utf-8")) | changes
+    file.write_text(json.dumps({key: value for key, value in settings.items() if value != "absent"}), encoding="utf-8")
 
 
 def imported(source: str | Path) -> GPT:
@@ -117,7 +117,7 @@ def test_bf16_is_kept_in_export_and_becomes_float32_in_import(config, tmp_path, 
 
 def test_rope_theta_stands_where_transformers_4_and_5_look(tmp_path):
     export_hf(make(MODERN, rope_theta=500.0), None, tmp_path / "out")
-    settings = json.loads((tmp_path / "out/config.json").read_text())
+    settings = json.loads((tmp_path / "out/config.json").read_text(encoding="utf-8"))
     assert settings["rope_theta"] == settings["rope_parameters"]["rope_theta"] == 500.0
     edit_config(tmp_path / "out", rope_parameters="absent")  # as transformers 4 writes it
     assert hf_config(tmp_path / "out").rope_theta == 500.0
@@ -154,7 +154,9 @@ def test_other_files_of_weights(kind, tmp_path):
         weight_map = {tensor: names[i % 2] for i, tensor in enumerate(tensors)}
         for name in names:
             save_file({tensor: tensors[tensor] for tensor in tensors if weight_map[tensor] == name}, folder / name)
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+        (folder / "model.safetensors.index.json").write_text(
+            json.dumps({"metadata": {}, "weight_map": weight_map}), encoding="utf-8"
+        )
     same_logits(imported(folder), ours)
     if kind == "shards":
         (folder / names[1]).unlink()
@@ -190,7 +192,7 @@ def test_export_names_the_settings_without_a_form(config, changes, named, tmp_pa
 
 def test_export_is_whole_or_not_there(tmp_path, monkeypatch):
     (tmp_path / "full").mkdir()
-    (tmp_path / "full/notes.txt").write_text("mine")
+    (tmp_path / "full/notes.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(HubError, match="not empty"):
         export_hf(make(CLASSIC), None, tmp_path / "full")
     assert [file.name for file in (tmp_path / "full").iterdir()] == ["notes.txt"]
@@ -328,14 +330,14 @@ def test_tokenizer_goes_with_the_model(exported):
     assert theirs.eos_token_id == theirs.bos_token_id == ours.eot == back.eot
     assert theirs.model_max_length == 64
     for file in ("config.json", "generation_config.json"):
-        settings = json.loads((folder / file).read_text())
+        settings = json.loads((folder / file).read_text(encoding="utf-8"))
         assert (settings["bos_token_id"], settings["eos_token_id"]) == (ours.eot, ours.eot)
     assert tokenizer_spec(folder)["kind"] == ("gpt2" if ours.name == "gpt2" else "hf")
 
 
 @pytest.mark.parametrize("exported", ["gpt2"], indirect=True)
 def test_gpt2s_tokenizer_is_told_by_its_vocabulary_and_its_way_of_cutting_words(exported):
-    described = json.loads((exported[1] / "tokenizer.json").read_text())
+    described = json.loads((exported[1] / "tokenizer.json").read_text(encoding="utf-8"))
     assert hub._is_gpt2(described)
     assert not hub._is_gpt2(described | {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}})
     assert not hub._is_gpt2(described | {"normalizer": {"type": "Lowercase"}})

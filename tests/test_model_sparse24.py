@@ -222,7 +222,7 @@ def test_what_is_not_24_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_an_export_overwrites_nothing_and_appears_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "mine.txt").write_text("mine")
+    (tmp_path / "full" / "mine.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(UserError, match="not empty"):
         export_sparse24(sparse_model(), None, tmp_path / "full")
     assert [file.name for file in (tmp_path / "full").iterdir()] == ["mine.txt"]
@@ -239,7 +239,7 @@ def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no config.json"):
         load_sparse24(tmp_path)
     export_sparse24(sparse_model(), None, folder)
-    config, file = (folder / "config.json").read_text(), folder / "model.safetensors"
+    config, file = (folder / "config.json").read_text(encoding="utf-8"), folder / "model.safetensors"
     whole = load_file(file)
 
     def refused(changed: dict[str, Tensor | None], match: str) -> None:
@@ -258,10 +258,10 @@ def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         load_sparse24(folder)
     for key, value in (("format", "other"), ("version", 2)):
-        (folder / "config.json").write_text(json.dumps(json.loads(config) | {key: value}))
+        (folder / "config.json").write_text(json.dumps(json.loads(config) | {key: value}), encoding="utf-8")
         with pytest.raises(UserError, match="is not of format gptlab-sparse24, version 1"):
             load_sparse24(folder)
     for text in ("[]", "{", config.replace("bfloat16", "int4"), config.replace('"n_head": 2', '"n_head": 3')):
-        (folder / "config.json").write_text(text)
+        (folder / "config.json").write_text(text, encoding="utf-8")
         with pytest.raises(UserError, match="cannot be read"):
             load_sparse24(folder)

@@ -251,16 +251,16 @@ def test_resumes_bit_for_bit_under_autocast(dataset: Path, tmp_path: Path) -> No
     assert whole.status == "completed"
     train(tiny_recipe(dataset, **changes, train__max_steps=10), tmp_path / "pieces", quiet=True)
     assert train(recipe, tmp_path / "pieces", quiet=True).final_val_loss == whole.final_val_loss
-    lines = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
     assert losses[-1] < losses[0] - 0.3
-    told = json.loads((tmp_path / "pieces/environment.json").read_text())["optimizer"]  # as it went on
+    told = json.loads((tmp_path / "pieces/environment.json").read_text(encoding="utf-8"))["optimizer"]  # as it went on
     assert told["optimizer"].startswith("gptlab.optim.muon.Muon")
     assert 4 < told["bytes_per_parameter"] < 8 and told["muon_share"] == pytest.approx(
         2 - told["bytes_per_parameter"] / 4
     )
     # another limit on the way adds an evaluation: compared are the losses
-    pieces = [json.loads(line) for line in (tmp_path / "pieces/metrics.jsonl").read_text().splitlines()]
+    pieces = [json.loads(line) for line in (tmp_path / "pieces/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert losses == [line["loss"] for line in pieces if "loss" in line]
 
 

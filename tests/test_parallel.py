@@ -45,7 +45,7 @@ def hellaswag(folder: Path) -> Path:
         for i in range(11)
     ]  # fmt: skip
     path = folder / "hellaswag.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return path
 
 
@@ -129,7 +129,7 @@ def test_several_processes_train_the_run_of_one(dataset: Path, alone: Path, tmp_
         assert result["status"] == "completed"
         assert_same_curves(alone / "run", tmp_path / strategy)
         assert result["final_val_loss"] == pytest.approx(whole["final_val_loss"], rel=LOGGED)
-        rows = (tmp_path / strategy / "hellaswag_results.jsonl").read_text().splitlines()
+        rows = (tmp_path / strategy / "hellaswag_results.jsonl").read_text(encoding="utf-8").splitlines()
         assert len(rows) == 11
         assert RunDir(tmp_path / strategy).read_json("environment.json")["processes"] == n
     with float64():
@@ -213,7 +213,7 @@ def test_a_classifier_too(tmp_path: Path) -> None:
     draw = random.Random(0)
     lines = [json.dumps({"text": " ".join(draw.choices(WORDS, k=draw.randint(2, 12)))}) for _ in range(120)]
     lines = [line[:-1] + f', "labels": {json.dumps(sorted(set(draw.choices("abc", k=2))))}}}' for line in lines]
-    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    (tmp_path / "train.jsonl").write_text("\n".join(lines), encoding="utf-8")
     data = prepare_labeled(str(tmp_path / "train.jsonl"), out=tmp_path / "data", tokenizer="byte", label_field="labels")
     [one] = classify(1, str(data), str(tmp_path))
     results, _ = together(2, classify, 2, str(data), str(tmp_path))
@@ -327,7 +327,7 @@ def torchrun(n: int, dataset: Path, out: Path, *flags: str) -> subprocess.Popen[
     """`torchrun ... -m gptlab train` of the run that `job` describes, as a user starts it."""
     recipe = out.parent / "recipe.toml"
     _, _, changes = job(dataset, out)
-    recipe.write_text(tiny_recipe(dataset, **changes).to_toml())
+    recipe.write_text(tiny_recipe(dataset, **changes).to_toml(), encoding="utf-8")
     environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     return subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={n}", f"--master-port={free_port()}",

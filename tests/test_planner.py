@@ -651,13 +651,13 @@ def cli(*words: str) -> int:
 
 def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli("plan", "gpt2-124m-fineweb-edu", "--gpu", "h100", "--json", str(tmp_path / "a/plan.json")) == 0
-    facts = json.loads((tmp_path / "a/plan.json").read_text())
+    facts = json.loads((tmp_path / "a/plan.json").read_text(encoding="utf-8"))
     assert facts["parameters"] == 124_475_904 and "needs about" in capsys.readouterr().out
     assert cli("plan", "gpt2-124m-fineweb-edu", "--gpu", "L4", "--micro-batches", "4", "8") == 0
     assert cli("plan", "gpt2-124m-fineweb-edu", "--gpu", "RTX3060", "--memory", "12") == 0
     assert "the 11.0 GB that a run can have of RTX3060 with 12 GB" in capsys.readouterr().out
     assert cli("plan", "gpt2-124m-fineweb-edu", "--gpu", "h100", "--gpus", "8", "--json", str(tmp_path / "8.json")) == 0
-    assert json.loads((tmp_path / "8.json").read_text())["processes"] == 8
+    assert json.loads((tmp_path / "8.json").read_text(encoding="utf-8"))["processes"] == 8
     assert cli("plan", "sizes-smoke", "--gpu", "L4", "--data.tokenizer", "byte") == 0
     assert "3 arms x 3 seeds" in capsys.readouterr().out
     for words, says in (

@@ -41,7 +41,7 @@ def test_a_run_that_cannot_fit_is_refused_at_step_0_with_the_way_out(
     asked = peak_of(recipe)
     free(0.5 * asked, monkeypatch)
     file, out = tmp_path / "wide.toml", tmp_path / "run"
-    file.write_text(recipe.to_toml())
+    file.write_text(recipe.to_toml(), encoding="utf-8")
     with pytest.raises(SystemExit) as end:
         main(["train", str(file), "--out", str(out)])
     assert end.value.code == 3

@@ -21,9 +21,9 @@ CPU = torch.device("cpu")
 def stand_in(name: str, code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A package of this name and code that is found before the real one."""
     (folder / name).mkdir()
-    (folder / name / "__init__.py").write_text(code)
-    (folder / name / "float8.py").write_text("")
-    (folder / name / "optim.py").write_text("")
+    (folder / name / "__init__.py").write_text(code, encoding="utf-8")
+    (folder / name / "float8.py").write_text("", encoding="utf-8")
+    (folder / name / "optim.py").write_text("", encoding="utf-8")
     for module in [module for module in sys.modules if module.partition(".")[0] == name]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.syspath_prepend(folder)

@@ -225,7 +225,9 @@ def test_hellaswag_is_compared_row_by_row_within_a_seed(tmp_path: Path) -> None:
     right = {"base": rng.random(400) < 0.3, "x": rng.random(400) < 0.6}  # y was not asked
     for arm, answers in right.items():
         rows = [{"ind": i, "label": 2, "pick": 0, "pick_norm": 2 if yes else None} for i, yes in enumerate(answers)]
-        (folder / f"{arm}_seed0/hellaswag_results.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+        (folder / f"{arm}_seed0/hellaswag_results.jsonl").write_text(
+            "\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8"
+        )
     (told,) = analyse([read_study_folder(folder)])["studies"][0]["within"]
     assert (told["arm"], told["seed"], told["rows"]) == ("x", 0, 400)
     assert told["mean"] == pytest.approx(right["x"].mean() - right["base"].mean())
@@ -343,7 +345,7 @@ def test_a_comparison_says_what_is_wrong_with_it(tmp_path: Path) -> None:
         (f'{asks}confirmed_if = "better in a"',
          r"question Q: contrast = \[\]: must name two arms"),
     ):  # fmt: skip
-        (tmp_path / "c.toml").write_text(change)
+        (tmp_path / "c.toml").write_text(change, encoding="utf-8")
         with pytest.raises(ConfigError, match=sentence):
             load_comparison(tmp_path / "c.toml")
     with pytest.raises(ConfigError, match="no comparison 'precisoin': did you mean 'precision'?"):
@@ -366,27 +368,27 @@ def test_every_shipped_comparison_is_of_shipped_studies(name: str) -> None:
 def write_study(folder: Path, study: Study, most: int = 20, commit: str = "abc") -> None:
     """Runs of `most` logged steps, beyond the first ten runs of 1,000 at most."""
     folder.mkdir(parents=True)
-    (folder / "study.toml").write_text(study.to_toml())
+    (folder / "study.toml").write_text(study.to_toml(), encoding="utf-8")
     rng = np.random.default_rng(0)
     for a, arm in enumerate(study.arms):
         for seed in study.seeds:
             run, lines = folder / f"{arm}_seed{seed}", most if a < 2 else min(most, 1000)
             run.mkdir()
-            (run / "recipe.toml").write_text(study.build(arm, seed).to_toml())
+            (run / "recipe.toml").write_text(study.build(arm, seed).to_toml(), encoding="utf-8")
             environment = {"device_name": "a machine", "torch": "2.13.0", "git_commit": commit, "data": {}}
-            (run / "environment.json").write_text(json.dumps(environment))
+            (run / "environment.json").write_text(json.dumps(environment), encoding="utf-8")
             losses = 5 - np.linspace(0, 2, lines) + 0.1 * rng.standard_normal(lines)
             losses[lines // 2] = 50.0  # a spike
             text = [json.dumps({"step": i + 1, "loss": x, "tokens_per_second": 1e3}) for i, x in enumerate(losses)]
-            (run / "metrics.jsonl").write_text("\n".join(text) + "\n")
+            (run / "metrics.jsonl").write_text("\n".join(text) + "\n", encoding="utf-8")
             result = {
                 "status": "completed",
                 "steps": lines,
                 "final_val_loss": 3 + 0.1 * a + 0.01 * rng.standard_normal(),
             }
-            (run / "result.json").write_text(json.dumps(result))
+            (run / "result.json").write_text(json.dumps(result), encoding="utf-8")
             summary = {"study": study.name, "arm": arm, "group": "core", "seed": seed, **result}
-            (folder / f"{arm}_seed{seed}.json").write_text(json.dumps(summary))
+            (folder / f"{arm}_seed{seed}.json").write_text(json.dumps(summary), encoding="utf-8")
 
 
 def test_a_folder_is_read_in_whatever_state_it_is(tmp_path: Path) -> None:
@@ -395,22 +397,24 @@ def test_a_folder_is_read_in_whatever_state_it_is(tmp_path: Path) -> None:
     whole = read_study_folder(folder)
     assert len(whole.runs) == 9 and whole.warnings == []
     environment = folder / "x_seed2" / "environment.json"
-    kept = environment.read_text()
-    environment.write_text(json.dumps(json.loads(kept) | {"float8": "emulated in float32"}))
+    kept = environment.read_text(encoding="utf-8")
+    environment.write_text(json.dumps(json.loads(kept) | {"float8": "emulated in float32"}), encoding="utf-8")
     assert [w for w in read_study_folder(folder).warnings if "float8 was emulated in float32 in x, so" in w]
-    environment.write_text(kept)
+    environment.write_text(kept, encoding="utf-8")
     # unfinished: no summary yet; damaged; foreign; another study's; another machine; another length
     (folder / "x_seed0.json").unlink()
     (folder / "x_seed0" / "result.json").unlink()
-    (folder / "x_seed1.json").write_text("{")
+    (folder / "x_seed1.json").write_text("{", encoding="utf-8")
     (folder / "ghost_seed0").mkdir()
     (folder / "holiday-photos").mkdir()
-    (folder / "notes.json").write_text("[1]")
-    summary = json.loads((folder / "y_seed0.json").read_text())
-    (folder / "y_seed0.json").write_text(json.dumps({**summary, "study": "other"}))
-    (folder / "y_seed1" / "environment.json").write_text('{"device_name": "another", "torch": "2.13.0"}')
-    short = json.loads((folder / "base_seed1.json").read_text()) | {"steps": 7}
-    (folder / "base_seed1.json").write_text(json.dumps(short))
+    (folder / "notes.json").write_text("[1]", encoding="utf-8")
+    summary = json.loads((folder / "y_seed0.json").read_text(encoding="utf-8"))
+    (folder / "y_seed0.json").write_text(json.dumps({**summary, "study": "other"}), encoding="utf-8")
+    (folder / "y_seed1" / "environment.json").write_text(
+        '{"device_name": "another", "torch": "2.13.0"}', encoding="utf-8"
+    )
+    short = json.loads((folder / "base_seed1.json").read_text(encoding="utf-8")) | {"steps": 7}
+    (folder / "base_seed1.json").write_text(json.dumps(short), encoding="utf-8")
     read = read_study_folder(folder)
     assert set(whole.runs) - set(read.runs) == {("x", 1)}
     assert "study" not in read.runs["y", 0].result  # its own, as what lies beside it is another study's
@@ -433,8 +437,10 @@ def test_a_folder_is_read_in_whatever_state_it_is(tmp_path: Path) -> None:
 def test_a_run_that_is_not_what_the_study_says_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "made"
     write_study(folder, make_study(["base", "x"]))
-    recipe = (folder / "x_seed1/recipe.toml").read_text()
-    (folder / "x_seed1/recipe.toml").write_text(recipe.replace("lr = 0.0006", "lr = 0.5").replace('"auto"', "4", 1))
+    recipe = (folder / "x_seed1/recipe.toml").read_text(encoding="utf-8")
+    (folder / "x_seed1/recipe.toml").write_text(
+        recipe.replace("lr = 0.0006", "lr = 0.5").replace('"auto"', "4", 1), encoding="utf-8"
+    )
     (warning,) = read_study_folder(folder).warnings
     assert warning.endswith("with other settings than the study's: optim.lr = 0.5 (x seed 1)")
     shutil.copy(folder / "base_seed0.json", folder / "x_seed1.json")
@@ -461,8 +467,8 @@ def test_no_damage_ends_in_a_traceback(
     folder = tmp_path / "made"
     write_study(folder, make_study(["base", "x"]))
     if isinstance(content, dict) and "/" not in file:
-        content = json.loads((folder / file).read_text()) | content
-    (folder / file).write_text(content if isinstance(content, str) else json.dumps(content))
+        content = json.loads((folder / file).read_text(encoding="utf-8")) | content
+    (folder / file).write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
     payload = analyse([read_study_folder(folder)])
     assert json.loads(json.dumps(payload, allow_nan=False)) == payload
     print_report(payload, Console(width=160))
@@ -495,7 +501,7 @@ def test_report_and_power_on_the_command_line(
     out = capsys.readouterr().out
     assert end.value.code == 0, out
     assert "worse" in out and "confirmed" in out and "for language modelling on a machine: base rather than x" in out
-    page = (tmp_path / "results/made/report.html").read_text()
+    page = (tmp_path / "results/made/report.html").read_text(encoding="utf-8")
     assert "base rather than x" in page and not re.search(r"https?://(?!www\.w3\.org)", page)
     assert (tmp_path / "results/made/made-arms.csv").is_file()
     assert list((tmp_path / "results/made/plots").glob("*.png"))

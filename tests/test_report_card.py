@@ -46,7 +46,7 @@ def cells(text, section):
 def test_the_facts_are_those_of_the_files(tmp_path):
     run = make_run(tmp_path / "tiny_seed7", seed=7, optim__lr=0.002, model__norm="rmsnorm")
     assert write_card(run) == run.path / "card.md"
-    text = (run.path / "card.md").read_text()
+    text = (run.path / "card.md").read_text(encoding="utf-8")
     assert text == card(run)
     assert text.startswith("# Run tiny\\_seed7\n") and "seed 7." in text
     assert "**completed** after 300 steps and 3M tokens." in text
@@ -149,7 +149,7 @@ def test_a_command_cannot_close_its_fence(tmp_path):
 
 def test_a_damaged_result_is_one_sentence(tmp_path):
     run = make_run(tmp_path / "a")
-    (run.path / "result.json").write_text("{")
+    (run.path / "result.json").write_text("{", encoding="utf-8")
     with pytest.raises(RunError, match=r"result\.json is damaged"):
         write_card(run)
 

@@ -139,7 +139,7 @@ def test_equal_costs_are_not_told_again(tmp_path: Path) -> None:
     study = analyse_study(made)
     payload = {"studies": [study], "across": None, "warnings": []}
     assert any(file.name == "made-equal.csv" for file in write_csv(payload, tmp_path))
-    rows = (tmp_path / "made-equal.csv").read_text().splitlines()
+    rows = (tmp_path / "made-equal.csv").read_text(encoding="utf-8").splitlines()
     assert len(rows) == 3 and rows[2].startswith("seconds,2.0,slow,2,3.5,0.0,")
     console = Console(record=True, width=140)
     print_report(payload, console)

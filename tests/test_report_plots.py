@@ -226,8 +226,8 @@ def test_what_is_missing_is_skipped(tmp_path):
     start = make_run(tmp_path / "start", evaluations([0], [6.0]))
     assert texts_of(plots.figures([start])["validation_loss"], "best") == ["last and best 6.0000 at step 0"]
     damaged = make_run(tmp_path / "damaged", [*training([1, 2], [5.0, 4.0]), '{"step": 3, "lo'])
-    (damaged.path / "result.json").write_text("{")
-    (damaged.path / "recipe.toml").write_text("= no")
+    (damaged.path / "result.json").write_text("{", encoding="utf-8")
+    (damaged.path / "recipe.toml").write_text("= no", encoding="utf-8")
     figure = plots.figures([damaged])["training_loss"]
     assert lines_of(figure, "raw")[0].get_xdata().tolist() == [1, 2]
 

@@ -92,7 +92,7 @@ def launched(folder: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., 
         file = content
         if isinstance(content, Recipe):
             file = Path("recipe.toml")
-            file.write_text(content.to_toml())
+            file.write_text(content.to_toml(), encoding="utf-8")
         status, said, err = call(capsys, "launch", file, "--on", "slurm", "--out", out, *words)
         assert status == 0, err
         print(said)
@@ -185,8 +185,8 @@ def test_a_preempted_task_of_a_studys_array_goes_on(dataset: Path, folder: Path,
     assert "requeued and goes on" in log_of(out), log_of(out)
     assert not (out / "plain_seed0.json").exists()
     # the study's folder says what the second start trains: less, to end soon
-    text = (out / "study.toml").read_text()
-    (out / "study.toml").write_text(text.replace("max_steps = 100000", f"max_steps = {saved + 20}"))
+    text = (out / "study.toml").read_text(encoding="utf-8")
+    (out / "study.toml").write_text(text.replace("max_steps = 100000", f"max_steps = {saved + 20}"), encoding="utf-8")
     start_at_once(job)
     train(load_study(out / "study.toml").build("plain", 0), "alone", quiet=True)
     until(ended(out))
@@ -255,7 +255,7 @@ def test_stop_of_a_study_keeps_its_other_jobs_from_starting(
     assert status == 0
     assert "6 jobs cancelled" in said  # three more core runs, two extended ones, the report
     until(ended(out))
-    assert json.loads((out / "plain_seed0/result.json").read_text())["status"] == "interrupted"
+    assert json.loads((out / "plain_seed0/result.json").read_text(encoding="utf-8"))["status"] == "interrupted"
     assert [path.name for path in out.glob("*_seed*")] == ["plain_seed0"]
 
 

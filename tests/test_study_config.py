@@ -11,7 +11,7 @@ TWO = BASE + '[arms.plain]\n[arms.fast]\ngroup = "extended"\nnote = "hot"\noptim
 
 
 def write(folder: Path, text: str, name: str = "mine.toml") -> Path:
-    (folder / name).write_text(text)
+    (folder / name).write_text(text, encoding="utf-8")
     return folder / name
 
 

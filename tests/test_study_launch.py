@@ -75,7 +75,7 @@ def test_what_nohup_ignores_stays_ignored() -> None:
 def test_a_closed_terminal_ends_a_run_with_a_checkpoint(dataset: Path, tmp_path: Path) -> None:
     """Its progress bar would fail at every line, and so it must not write any more."""
     recipe = tmp_path / "long.toml"
-    recipe.write_text(tiny_recipe(dataset, train__max_steps=1_000_000, train__eval_every=0).to_toml())
+    recipe.write_text(tiny_recipe(dataset, train__max_steps=1_000_000, train__eval_every=0).to_toml(), encoding="utf-8")
     out = tmp_path / "run"
     child, terminal = pty.fork()
     if not child:
@@ -130,7 +130,9 @@ def test_limits_are_read_as_sbatch_reads_them(text: str, seconds: int) -> None:
 
 def test_a_profile_and_flags_which_beat_it(tmp_path: Path) -> None:
     file = tmp_path / "profile.toml"
-    file.write_text('partition = "gpu"\ntime = 600\ngpus = 8\nmem = "64G"\nextra = { constraint = "h100" }\n')
+    file.write_text(
+        'partition = "gpu"\ntime = 600\ngpus = 8\nmem = "64G"\nextra = { constraint = "h100" }\n', encoding="utf-8"
+    )
     both = read_resources(file, {"gpus": 4, "nodes": 2})
     assert (both.partition, both.seconds, both.gpus, both.nodes, both.tasks_per_node) == ("gpu", 36000, 4, 2, 4)
     assert both.extra == {"constraint": "h100"}
@@ -142,7 +144,7 @@ def test_a_profile_and_flags_which_beat_it(tmp_path: Path) -> None:
         ('time = "2"', "must be longer than signal_delay, 120 s"),
         ("time =", "is not a TOML file"),
     ):
-        file.write_text(content)
+        file.write_text(content, encoding="utf-8")
         with pytest.raises(ConfigError, match=re.escape(says)):
             read_resources(file, {})
     with pytest.raises(ConfigError, match="cannot be read"):
@@ -158,7 +160,7 @@ def options(script: str) -> dict[str, str]:
 @pytest.fixture
 def recipe_file(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "tiny.toml").write_text(recipe.to_toml())
+    (tmp_path / "tiny.toml").write_text(recipe.to_toml(), encoding="utf-8")
     return tmp_path / "tiny.toml"
 
 
@@ -229,17 +231,19 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
     }
     for name in ("sbatch", "squeue", "scancel", "scontrol", "srun", "sacct"):
         file = folder / name
-        file.write_text(f'#!/bin/sh\ncd {folder}\necho {name} "$@" >> calls\n{programs.get(name, "")}\n')
+        file.write_text(
+            f'#!/bin/sh\ncd {folder}\necho {name} "$@" >> calls\n{programs.get(name, "")}\n', encoding="utf-8"
+        )
         file.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
 
     def called(queue: str | None = None, full: str | None = None) -> list[str]:
         if queue is not None:
-            (folder / "queue").write_text(queue)
+            (folder / "queue").write_text(queue, encoding="utf-8")
         if full is not None:
             (folder / full).touch()
         file = folder / "calls"
-        return file.read_text().splitlines() if file.exists() else []
+        return file.read_text(encoding="utf-8").splitlines() if file.exists() else []
 
     return called
 
@@ -569,7 +573,7 @@ def job_ended(folder: Path) -> bool:
 
 
 def log_of(folder: Path) -> str:
-    return "".join(file.read_text() for file in sorted((folder / "launch").glob("*_log.out")))
+    return "".join(file.read_text(encoding="utf-8") for file in sorted((folder / "launch").glob("*_log.out")))
 
 
 def test_a_recipe_in_the_background(

@@ -70,7 +70,10 @@ def study_file(folder: Path, dataset: Path, arms: str = "", **changes: Any) -> P
     recipe = tiny_recipe(dataset, **changes).model_dump()
     text = f'name = "tiny"\nseeds = [0, 1]\nbaseline = "plain"\n{arms}\n[arms.plain]\n[arms.fast]\noptim.lr = 2e-2\n'
     file = folder / "tiny.toml"
-    file.write_text(text + '[arms.late]\ngroup = "extended"\noptim.lr = 5e-3\n' + tomli_w.dumps({"recipe": recipe}))
+    file.write_text(
+        text + '[arms.late]\ngroup = "extended"\noptim.lr = 5e-3\n' + tomli_w.dumps({"recipe": recipe}),
+        encoding="utf-8",
+    )
     return file
 
 
@@ -85,7 +88,7 @@ class Fakes:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.ends: dict[str, list[str]] = {}
-        (folder / "fake.py").write_text(FAKE)
+        (folder / "fake.py").write_text(FAKE, encoding="utf-8")
 
     def command(self, folder: Path, run: Run) -> list[str]:
         if not run.dir.exists():
@@ -96,7 +99,7 @@ class Fakes:
 
     def started(self) -> list[str]:
         file = self.folder / "order"
-        return [line.split()[0] for line in file.read_text().splitlines()] if file.exists() else []
+        return [line.split()[0] for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
 
 
 @pytest.fixture
@@ -109,7 +112,7 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fakes:
 
 
 def summary(folder: Path, name: str) -> dict[str, Any]:
-    return json.loads((folder / f"{name}.json").read_text())
+    return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def statuses(folder: Path) -> dict[str, str]:
@@ -127,7 +130,7 @@ def test_core_arms_come_first_seed_by_seed_and_nothing_runs_twice(study: Study, 
     assert {key: card[key] for key in ("study", "arm", "group", "seed", "status", "final_val_loss")} == {
         "study": "tiny", "arm": "late", "group": "extended", "seed": 1, "status": "completed", "final_val_loss": 3.0,
     }  # fmt: skip
-    assert card.items() >= json.loads((folder / "late_seed1/result.json").read_text()).items()
+    assert card.items() >= json.loads((folder / "late_seed1/result.json").read_text(encoding="utf-8")).items()
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     assert run_study(study, quiet=True) == 0
     assert before == {path: path.stat().st_mtime_ns for path in before}
@@ -209,11 +212,14 @@ def test_a_fault_of_the_machine_is_tried_again_and_any_other_is_not(
     }  # fmt: skip
     reason = "the process was killed by signal 9, three times; the system log may say that memory ran out"
     assert (summary(folder, "fast_seed0")["status"], summary(folder, "fast_seed0")["reason"]) == ("failed", reason)
-    assert json.loads((folder / "fast_seed0/result.json").read_text()) == {"status": "failed", "reason": reason}
+    assert json.loads((folder / "fast_seed0/result.json").read_text(encoding="utf-8")) == {
+        "status": "failed",
+        "reason": reason,
+    }
     assert summary(folder, "late_seed0")["reason"] == "TypeError: one two"
     assert summary(folder, "fast_seed1")["reason"] == "/x was trained on other data"
     assert "fast seed 1: failed: /x was trained on other data" in " ".join(capsys.readouterr().err.split())
-    log = (folder / "plain_seed0/worker.log").read_text()
+    log = (folder / "plain_seed0/worker.log").read_text(encoding="utf-8")
     assert [f"start {n}: " in log for n in (1, 2, 3, 4)] == [True, True, True, False]
 
     fakes.ends = {}  # what had failed is looked at again
@@ -240,7 +246,7 @@ def test_a_folder_of_another_study_is_refused_and_names_what_differs(
 ) -> None:
     folder, file = Path("results/tiny"), tmp_path / "tiny.toml"
     run_study(study, arms=["plain"], quiet=True)
-    before = (folder / "study.toml").read_text()
+    before = (folder / "study.toml").read_text(encoding="utf-8")
     status, _, err = call(capsys, "study", "run", file, "--optim.weight-decay", "0.2")
     assert (status, "optim.weight_decay (0.1 then, 0.2 now); --out names another folder" in err) == (2, True)
     status, _, err = call(capsys, "study", "run", file, "--optim.lr", "0.02")
@@ -253,7 +259,7 @@ def test_a_folder_of_another_study_is_refused_and_names_what_differs(
     study_file(tmp_path, dataset, arms="[arms.new]")
     status, _, err = call(capsys, "study", "run", file)
     assert (status, "holds another study: there was no arm new" in err) == (2, True)
-    assert (folder / "study.toml").read_text() == before
+    assert (folder / "study.toml").read_text(encoding="utf-8") == before
     assert len(fakes.started()) == 2
     # words, cadences and, where the decay is given, limits make no other study
     study_file(tmp_path, dataset)
@@ -352,7 +358,7 @@ def test_the_environment_of_a_worker(dataset: Path, monkeypatch: pytest.MonkeyPa
     # other runs take their share too, and a run that goes on keeps its threads where it can
     assert [seen(0, jobs, [], others=others)[0] for jobs, others in ((1, 1), (2, 2), (1, 9))] == ["4", "2", "1"]
     (tmp_path / "run").mkdir()
-    (tmp_path / "run/environment.json").write_text('{"threads": 3}')
+    (tmp_path / "run/environment.json").write_text('{"threads": 3}', encoding="utf-8")
     assert [seen(0, jobs, [], others=others)[0] for jobs, others in ((1, 0), (1, 1), (4, 0))] == ["3", "3", "2"]
 
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
@@ -378,7 +384,9 @@ def test_the_table_of_a_study_in_every_state(study: Study, fakes: Fakes, capsys:
         run = RunDir(folder / name)
         run.write_recipe(study.build(name[:5].strip("_"), 1))
         lines = [{"step": 0, "val_loss": 4.0}, {"step": 6, "loss": 3.5, "tokens_per_second": 64.0}]
-        run.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 7, "lo')
+        run.metrics_file.write_text(
+            "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 7, "lo', encoding="utf-8"
+        )
     with RunDir(folder / "plain_seed1").lock():
         assert statuses(folder) == {
             "plain 0": "completed", "fast 0": "diverged", "plain 1": "running", "fast 1": "stopped", "late 0": "failed",
@@ -462,7 +470,8 @@ def test_a_signal_stops_the_workers_and_the_same_call_goes_on(
 def test_a_second_ctrl_c_kills(study: Study, fakes: Fakes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "fake.py").write_text(
         "import signal, time, pathlib\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-        "pathlib.Path('order').write_text('x 1')\ntime.sleep(600)\n"
+        "pathlib.Path('order').write_text('x 1')\ntime.sleep(600)\n",
+        encoding="utf-8",
     )
     threading.Thread(target=lambda: _interrupt_twice(tmp_path)).start()
     began = time.monotonic()
@@ -534,7 +543,7 @@ def test_a_worker_waits_for_the_orphan_that_holds_its_run(
 
 
 def test_a_worker_ends_when_its_runner_does(study: Study, tmp_path: Path) -> None:
-    (tmp_path / "study.toml").write_text(study.to_toml())
+    (tmp_path / "study.toml").write_text(study.to_toml(), encoding="utf-8")
     runner = subprocess.Popen(["true"])
     runner.wait()
     command = [sys.executable, "-m", "gptlab.study.worker", str(tmp_path), "plain", "0"]

@@ -79,7 +79,8 @@ def study(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = tiny_recipe(dataset, **changes).model_dump()
     (root / "tiny.toml").write_text(
         'name = "tiny"\nseeds = [0, 1]\nbaseline = "plain"\n[arms.plain]\n[arms.fast]\noptim.lr = 2e-2\n'
-        + tomli_w.dumps({"recipe": recipe})
+        + tomli_w.dumps({"recipe": recipe}),
+        encoding="utf-8",
     )
     folder, made = root / "tiny", load_study(root / "tiny.toml")
     folder.mkdir()
@@ -124,7 +125,7 @@ def test_models_are_read_planned_and_trained(study: Path, dataset: Path, tmp_pat
     run = tmp_path / "run"
     shutil.copytree(study / "plain_seed0", run)
     recipe = RunDir(run).read_recipe()
-    (tmp_path / "new.toml").write_text(recipe.to_toml())
+    (tmp_path / "new.toml").write_text(recipe.to_toml(), encoding="utf-8")
     commands = [
         ["eval", run, "--on", "loss"],
         ["sample", run, "--prompt", "the", "--max-tokens", "5"],

@@ -30,8 +30,8 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         words = rng.choice(WORDS, size=int(rng.integers(3, 14))).tolist()
         labels = sorted(set(words) & set(WORDS[:4])) or ["none"]
         lines.append(f'{{"text": "{" ".join(words)}", "labels": {labels}}}'.replace("'", '"'))
-    (folder / "train.jsonl").write_text("\n".join(lines[:400]))
-    (folder / "test.jsonl").write_text("\n".join(lines[400:]))
+    (folder / "train.jsonl").write_text("\n".join(lines[:400]), encoding="utf-8")
+    (folder / "test.jsonl").write_text("\n".join(lines[400:]), encoding="utf-8")
     return prepare_labeled(str(folder), out=folder / "data", tokenizer="byte", label_field="labels")
 
 
@@ -116,9 +116,9 @@ def test_what_does_not_fit_is_said(labelled: Path, dataset: Path, tmp_path: Path
     with pytest.raises(SystemExit, match="2"):
         main(["export", str(tmp_path / "c"), "--to", "hf", str(tmp_path / "hf")])
     other = shutil.copytree(labelled, tmp_path / "other")
-    manifest = json.loads((other / "manifest.json").read_text())
+    manifest = json.loads((other / "manifest.json").read_text(encoding="utf-8"))
     manifest["labels"][0] = "renamed"
-    (other / "manifest.json").write_text(json.dumps(manifest))
+    (other / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.raises(RunError, match="is not the dataset that .* was trained on"):
         evaluate_run(run, ["loss"], {"data.path": str(other)})
 

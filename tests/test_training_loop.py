@@ -148,7 +148,9 @@ def test_a_scaled_step_that_overflows_is_skipped_and_training_goes_on(dataset: P
     assert result.status == "completed"
     scales = lines(tmp_path, "loss_scale")
     assert scales[0] == 2.0**39
-    assert "null" in (tmp_path / "metrics.jsonl").read_text().splitlines()[1]  # a gradient norm that is no number
+    assert (
+        "null" in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[1]
+    )  # a gradient norm that is no number
     assert len(set(lines(tmp_path, "loss"))) == 6
 
 
@@ -198,7 +200,7 @@ def test_a_mixture_takes_its_shares(dataset: Path, tmp_path: Path) -> None:
         gptlab.train(
             recipe.replace({"data.mixture": {str(other): 1.0, f"{other}/.": 1.0}}), tmp_path / "no", quiet=True
         )
-    (other / "tokenizer.json").write_text('{"kind": "byte"}')
+    (other / "tokenizer.json").write_text('{"kind": "byte"}', encoding="utf-8")
     with pytest.raises(DataError, match="was made with another tokenizer"):
         gptlab.train(recipe, tmp_path / "no", quiet=True)
     with pytest.raises(UserError, match="has another tokenizer than"):
@@ -302,13 +304,13 @@ def test_tensorboard_gets_the_curves_and_wandb_is_asked_for_by_name(
 
 def test_the_environment_is_written_down(dataset: Path, tmp_path: Path) -> None:
     gptlab.train(tiny_recipe(dataset, train__max_steps=1), tmp_path, quiet=True)
-    environment = json.loads((tmp_path / "environment.json").read_text())
+    environment = json.loads((tmp_path / "environment.json").read_text(encoding="utf-8"))
     model = load_run(tmp_path, device="cpu").model
     assert environment["parameters"] == sum(p.numel() for p in model.parameters())
     assert environment["torch"] == torch.__version__
     assert environment["threads"] == torch.get_num_threads()
     assert environment["data"]["train_tokens"] == len(Dataset(dataset).train)
-    result = json.loads((tmp_path / "result.json").read_text())
+    result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
     assert result["cpu_seconds"] > 0
     assert result["wall_seconds"] > 0
 
@@ -399,7 +401,7 @@ def test_hellaswag_is_measured_on_the_way_and_disturbs_nothing(
         for i in range(12)
     ]
     file = tmp_path / "rows.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     changes = {"model__block_size": 64, "hellaswag__every": 4}
     gptlab.train(tiny_recipe(dataset, **changes, hellaswag__path=str(file)), tmp_path / "with", quiet=True)
     gptlab.train(tiny_recipe(dataset, **changes), tmp_path / "without")
@@ -409,7 +411,10 @@ def test_hellaswag_is_measured_on_the_way_and_disturbs_nothing(
     assert ["val_loss" in line for line in measured] == [True, False, False, True, False, False, True]
     assert {line["hellaswag_acc"] for line in measured} == {0.25}  # one context, and each ending is right as often
     assert lines(tmp_path / "with", "loss") == lines(tmp_path / "without", "loss")
-    results = [json.loads(line) for line in (tmp_path / "with/hellaswag_results.jsonl").read_text().splitlines()]
+    results = [
+        json.loads(line)
+        for line in (tmp_path / "with/hellaswag_results.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert [row["label"] for row in results] == [0, 1, 2, 3] * 3
     run = load_run(tmp_path / "with", device="cpu")
     scores = evaluate_run(run, ["hellaswag"], {})
@@ -434,7 +439,7 @@ def test_samples_while_training_disturb_nothing(dataset: Path, tmp_path: Path) -
     assert losses[0] == losses[1]
     files = sorted((tmp_path / "sampled/samples").iterdir())
     assert [file.name for file in files] == ["step-00000000.txt", "step-00000006.txt", "step-00000012.txt"]
-    texts = [file.read_text().removesuffix("\n").split("\n---\n") for file in files]
+    texts = [file.read_text(encoding="utf-8").removesuffix("\n").split("\n---\n") for file in files]
     assert all(len(both) == 2 and both[0] != both[1] and both[0].startswith("the cat") for both in texts)
     assert not (tmp_path / "plain/samples").exists()
     run = load_run(tmp_path / "sampled")

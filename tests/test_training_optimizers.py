@@ -73,13 +73,13 @@ def test_what_a_pruned_run_says(arm: str, dataset: Path, tmp_path: Path) -> None
     assert [line["step"] for line in lines] == list(range(1, 25))
     assert shares == sorted(shares) and shares[5] == 0 < shares[7] < shares[17] == shares[-1] == result.sparsity
     assert all(line["mask_overhead_percent"] > 0 for line in lines)
-    told = json.loads((tmp_path / "sparsity.json").read_text())
+    told = json.loads((tmp_path / "sparsity.json").read_text(encoding="utf-8"))
     weights = load_file(list_checkpoints(RunDir(tmp_path))[-1] / "model.safetensors")
     assert told["changed_at"] == 18 and told["changes"] > 0 and told["sparsity"] == result.sparsity
     assert told["by_matrix"].keys() == {key for key in weights if key.startswith("h.") and weights[key].dim() == 2}
     for name, share in told["by_matrix"].items():
         assert float((weights[name] == 0).double().mean()) == pytest.approx(share, abs=1e-12)
-    assert json.loads((tmp_path / "result.json").read_text())["sparsity"] == result.sparsity
+    assert json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))["sparsity"] == result.sparsity
 
 
 def test_bitter1_is_magnitude(dataset: Path, tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_bitter1_is_magnitude(dataset: Path, tmp_path: Path) -> None:
 
 def test_a_dense_run_says_nothing_of_sparsity(dataset: Path, tmp_path: Path) -> None:
     train(tiny_recipe(dataset, train__max_steps=2), tmp_path, quiet=True)
-    result = json.loads((tmp_path / "result.json").read_text())
+    result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
     assert not {"sparsity", "mask_bytes", "mask_overhead_percent"} & result.keys()
     assert not (tmp_path / "sparsity.json").exists()
     assert all("sparsity" not in line for line in RunDir(tmp_path).read_metrics())

@@ -67,7 +67,7 @@ def test_interrupted_and_resumed_is_the_uninterrupted_run(
             stop_at(patch, step)
             result = train(recipe, tmp_path / "pieces", quiet=True)
         assert (result.status, result.steps) == ("interrupted", step + 1)
-        assert json.loads((tmp_path / "pieces/result.json").read_text())["status"] == "interrupted"
+        assert json.loads((tmp_path / "pieces/result.json").read_text(encoding="utf-8"))["status"] == "interrupted"
     assert train(recipe, tmp_path / "pieces", quiet=True).status == "completed"
     assert_same_run(tmp_path / "whole", tmp_path / "pieces")
 
@@ -173,7 +173,7 @@ def test_a_resumed_run_keeps_the_micro_batch_that_auto_found(
 def test_the_last_step_is_evaluated_where_only_hellaswag_was_due(dataset: Path, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     row = {"ind": 0, "ctx": "the cat", "endings": ["sat", "ran", "saw", "had"], "label": 0}
-    rows.write_text(json.dumps(row) + "\n")
+    rows.write_text(json.dumps(row) + "\n", encoding="utf-8")
     changes = {"train__eval_every": 0, "hellaswag__every": 4, "hellaswag__path": str(rows), "schedule__decay_steps": 24}
     direct = train(tiny_recipe(dataset, train__max_steps=4, **changes), tmp_path / "direct", quiet=True)
     train(tiny_recipe(dataset, train__max_steps=6, **changes), tmp_path / "run", quiet=True)
@@ -205,7 +205,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(dataset: Path, t
     assert train(recipe.replace({"schedule.decay_steps": 24}), run.path, quiet=True).status == "completed"
     assert_same_run(tmp_path / "whole", run.path)
     for path in list_checkpoints(run):
-        (path / "training.json").write_text("{}")
+        (path / "training.json").write_text("{}", encoding="utf-8")
     with pytest.raises(RunError, match="damaged"):
         train(recipe.replace({"schedule.decay_steps": 24, "train.max_steps": 30}), run.path, quiet=True)
 
@@ -237,7 +237,7 @@ def test_a_checkpoint_is_a_copy_of_the_moment_it_was_asked_for(tmp_path: Path) -
 
 def test_a_checkpoint_that_cannot_be_written_is_an_error_and_not_a_silence(tmp_path: Path) -> None:
     model = torch.nn.Linear(3, 3)
-    (tmp_path / "checkpoints").write_text("a file where the folder should be")
+    (tmp_path / "checkpoints").write_text("a file where the folder should be", encoding="utf-8")
     checkpoints = Checkpoints(RunDir(tmp_path), keep_last=1, keep_best=False)
     checkpoints.save(model, None, {"step": 1})
     with pytest.raises(OSError):
@@ -272,7 +272,7 @@ def test_killed_at_random_moments(dataset: Path, tmp_path: Path, changes: dict[s
     """SIGKILL again and again, while saving too: a checkpoint is written every second step."""
     recipe = tiny_recipe(dataset, train__max_steps=400, checkpoint__every=2, train__eval_every=50, **changes)
     recipe_file = tmp_path / "recipe.toml"
-    recipe_file.write_text(recipe.to_toml())
+    recipe_file.write_text(recipe.to_toml(), encoding="utf-8")
     whole = start(recipe_file, tmp_path / "whole")
     began = time.monotonic()
     assert whole.wait() == 0, whole.stderr.read()
@@ -303,7 +303,7 @@ def test_killed_at_random_moments(dataset: Path, tmp_path: Path, changes: dict[s
 
 def test_sigterm_and_ctrl_c_save_and_end_as_interrupted(dataset: Path, tmp_path: Path) -> None:
     recipe_file = tmp_path / "recipe.toml"
-    recipe_file.write_text(tiny_recipe(dataset, train__max_steps=100_000).to_toml())
+    recipe_file.write_text(tiny_recipe(dataset, train__max_steps=100_000).to_toml(), encoding="utf-8")
     for number in (signal.SIGTERM, signal.SIGINT):
         process = start(recipe_file, tmp_path / "run")
         metrics = tmp_path / "run/metrics.jsonl"

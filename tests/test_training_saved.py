@@ -40,7 +40,9 @@ def spread_over(folder: Path, whole: torch.Tensor, cuts: list[int]) -> Saved:
     for k, (start, stop) in enumerate(itertools.pairwise(cuts), 1):
         write_safetensors(folder / f"model-{k}.safetensors", {"w": whole[start:stop]})
         pieces.append([f"model-{k}.safetensors", start, stop - start])
-    (folder / "index.json").write_text(json.dumps({"model": {"w": {"shape": list(whole.shape), "pieces": pieces}}}))
+    (folder / "index.json").write_text(
+        json.dumps({"model": {"w": {"shape": list(whole.shape), "pieces": pieces}}}), encoding="utf-8"
+    )
     return Saved(folder)
 
 
@@ -60,9 +62,9 @@ def test_any_rows_of_any_cut(tmp_path_factory: pytest.TempPathFactory, rows: int
 def test_gaps_and_other_rows_than_the_index_says_are_refused(tmp_path: Path) -> None:
     whole = torch.arange(12.0).reshape(6, 2)
     spread_over(tmp_path, whole, [0, 2, 4, 6])
-    index = json.loads((tmp_path / "index.json").read_text())
+    index = json.loads((tmp_path / "index.json").read_text(encoding="utf-8"))
     del index["model"]["w"]["pieces"][1]
-    (tmp_path / "index.json").write_text(json.dumps(index))
+    (tmp_path / "index.json").write_text(json.dumps(index), encoding="utf-8")
     with pytest.raises(RunError, match="no file has row 2 of w"):
         Saved(tmp_path).read("model", "w")
     assert torch.equal(Saved(tmp_path).read("model", "w", 4, 2), whole[4:])
@@ -70,7 +72,7 @@ def test_gaps_and_other_rows_than_the_index_says_are_refused(tmp_path: Path) -> 
     write_safetensors(tmp_path / "model-2.safetensors", {"w": whole[2:5]})
     with pytest.raises(RunError, match=r"model-2.safetensors has another w than its index says"):
         saved.read("model", "w")
-    (tmp_path / "index.json").write_text("{")
+    (tmp_path / "index.json").write_text("{", encoding="utf-8")
     with pytest.raises(RunError, match="is damaged"):
         Saved(tmp_path)
 

@@ -34,8 +34,8 @@ def dataset(stage: Stage) -> Row:
         except RuntimeError as error:
             row["not_gpt2"] = first_line(error)
             prepare(stage, "stdlib", "--tokenizer", "byte")
-    manifest = json.loads((stage.data / "manifest.json").read_text())
-    tokenizer = json.loads((stage.data / "tokenizer.json").read_text())["kind"]
+    manifest = json.loads((stage.data / "manifest.json").read_text(encoding="utf-8"))
+    tokenizer = json.loads((stage.data / "tokenizer.json").read_text(encoding="utf-8"))["kind"]
     tokens = {split: facts["tokens"] for split, facts in manifest["splits"].items()}
     return row | {
         "path": str(stage.data), "tokenizer": tokenizer, "corpus": manifest["corpus"], "tokens": tokens,

@@ -184,7 +184,7 @@ def plan(options: argparse.Namespace) -> None:
     _console(200).print(shown)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(facts, indent=2) + "\n")
+        options.json.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -196,7 +196,7 @@ def evaluate(options: argparse.Namespace) -> None:
     print(text)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text + "\n")
+        options.out.write_text(text + "\n", encoding="utf-8")
 
 
 def sample(options: argparse.Namespace) -> None:
@@ -355,7 +355,7 @@ def bench_inference(options: argparse.Namespace) -> None:
     console.print(render(report))
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def launch(options: argparse.Namespace) -> int | None:

@@ -53,7 +53,7 @@ def checkpoint_step(path: Path) -> int:
 def verify(path: Path) -> None:
     """Raise RunError where a file of a checkpoint is missing or is not the one that was written."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         for name, digest in manifest["sha256"].items():
             with open(path / name, "rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != digest:
@@ -86,7 +86,7 @@ def find_checkpoint(run: RunDir, which: str = "last") -> Path:
 
 def best_checkpoint(paths: list[Path]) -> Path | None:
     """The one with the lowest val_loss among those that were evaluated at their step."""
-    losses = {p: json.loads((p / "training.json").read_text()).get("val_loss") for p in paths}
+    losses = {p: json.loads((p / "training.json").read_text(encoding="utf-8")).get("val_loss") for p in paths}
     scored = [p for p in paths if losses[p] is not None]
     return min(scored, key=lambda p: losses[p]) if scored else None
 
@@ -155,7 +155,7 @@ class Saved:
         self.index: dict[str, Any] = {}
         if (path / "index.json").is_file():
             try:
-                self.index = json.loads((path / "index.json").read_text())
+                self.index = json.loads((path / "index.json").read_text(encoding="utf-8"))
             except json.JSONDecodeError as error:
                 raise RunError(f"checkpoint {path} is damaged: {error}") from None
         self._files: dict[str, Any] = {}
@@ -380,7 +380,7 @@ class Checkpoints:
             digests = self._write_tensors(temporary, tensors, extents)
             if not self.world.first:
                 return
-            (temporary / "training.json").write_text(json.dumps(progress, indent=2))
+            (temporary / "training.json").write_text(json.dumps(progress, indent=2), encoding="utf-8")
             for path in temporary.glob("*.json"):
                 with open(path, "rb+") as file:
                     digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
@@ -424,7 +424,7 @@ class Checkpoints:
                 for kind, name, shape, file, start, rows in theirs:
                     entry = index[kind].setdefault(name, {"shape": list(shape), "pieces": []})
                     entry["pieces"].append([file, start, rows])
-            (folder / "index.json").write_text(json.dumps(index))
+            (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
             digests = {file: digest for theirs, *_ in everyone for file, digest in theirs.items()}
         return digests
 
@@ -468,7 +468,7 @@ class Checkpoints:
         if pruner:
             names = saved.names("sparsity")
             pruner.load_tensors({name: _read(saved, "sparsity", name, parameters) for name in names})
-        state: dict[str, Any] = json.loads((path / "training.json").read_text())
+        state: dict[str, Any] = json.loads((path / "training.json").read_text(encoding="utf-8"))
         return state
 
     def _newest(self) -> tuple[Path | None, str | None]:
