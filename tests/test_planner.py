@@ -661,7 +661,7 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli("plan", "sizes-smoke", "--gpu", "L4", "--data.tokenizer", "byte") == 0
     assert "3 arms x 3 seeds" in capsys.readouterr().out
     for words, says in (
-        (["gpt2-124m-fineweb-edu", "--gpu", "H10"], "--gpu H10: must be one of"),
+        (["gpt2-124m-fineweb-edu", "--gpu", "H10"], "--gpu H10: did you mean H100"),
         (["gpt2-124m-fineweb-edu", "--memory", "nan"], "--memory nan: must be above 1"),
         (["gpt2-124m-fineweb-edu", "--gpu", "L4", "--price", "-1"], "--price -1: must be 0 or more"),
         (["sizes-smoke", "--sizes", "gpt2"], "--sizes and --micro-batches are for a recipe"),

@@ -185,8 +185,9 @@ def named(name: str) -> Gpu:
     if found is None:
         close = [key for key in known if wanted and key.startswith(wanted)]
         close = close or difflib.get_close_matches(wanted, known, n=3)
-        says = f"; the closest are {', '.join(known[key].name for key in close)}" if close else ""
-        raise UserError(f"--gpu {name}: must be one of {', '.join(GPUS)}, or --memory GB for any other{says}")
+        says = f"did you mean {' or '.join(known[key].name for key in close)}?" if close else ""
+        says = says or f"must be one of {', '.join(GPUS)};"
+        raise UserError(f"--gpu {name}: {says} --memory GB plans for any other GPU")
     return found
 
 
