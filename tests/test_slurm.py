@@ -122,6 +122,7 @@ def endless(dataset: Path, **changes: Any) -> Recipe:
         schedule__decay_steps=5000,
         train__eval_every=0,
         checkpoint__every=100,
+        train__threads=1,
         **changes,
     )
 
@@ -173,7 +174,8 @@ def test_at_its_time_limit_it_saves_requeues_itself_and_goes_on(dataset: Path, l
 
 
 def test_a_preempted_task_of_a_studys_array_goes_on(dataset: Path, folder: Path, launched: Callable[..., Path]) -> None:
-    endless_settings = {"train__max_steps": 100_000, "schedule__decay_steps": 5000, "train__eval_every": 0}
+    endless_settings = {"train__max_steps": 100_000, "schedule__decay_steps": 5000, "train__eval_every": 0,
+                        "train__threads": 1}  # fmt: skip
     file = study_file(folder, dataset, **endless_settings)
     out = launched(file, "study", "--arm", "plain", "--seed", 0, "--time", 10, "--cpus", 2)
     job = next(iter(states(out)))
@@ -260,7 +262,7 @@ def test_stop_of_a_study_keeps_its_other_jobs_from_starting(
 
 
 def test_two_processes_share_a_run(dataset: Path, launched: Callable[..., Path]) -> None:
-    recipe = tiny_recipe(dataset, train__max_steps=6, model__dropout=0.0, distributed__strategy="ddp")
+    recipe = tiny_recipe(dataset, train__max_steps=6, model__dropout=0.0, distributed__strategy="ddp", train__threads=1)
     out = launched(recipe, "run", "--time", 10, "--tasks", 2)
     train(recipe, "alone", quiet=True)
     until(ended(out))

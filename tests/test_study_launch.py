@@ -158,6 +158,12 @@ def options(script: str) -> dict[str, str]:
 
 
 @pytest.fixture
+def recipe(dataset: Path) -> Recipe:
+    """On one thread, as runs of several processes are compared bit for bit: each may find another number of cores."""
+    return tiny_recipe(dataset, train__threads=1)
+
+
+@pytest.fixture
 def recipe_file(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.toml").write_text(recipe.to_toml(), encoding="utf-8")
@@ -596,7 +602,9 @@ def test_a_recipe_in_the_background_starts_again_at_its_limit(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    long = tiny_recipe(dataset, train__max_steps=100_000, schedule__decay_steps=5000, train__eval_every=0)
+    long = tiny_recipe(
+        dataset, train__max_steps=100_000, schedule__decay_steps=5000, train__eval_every=0, train__threads=1
+    )
     Path("long.toml").write_text(long.to_toml(), encoding="utf-8")
     run = RunDir("run")
     call(capsys, "launch", "long.toml", "--on", "local", "--out", "run", "--time", "2:05", "--signal-delay", 110)
@@ -626,7 +634,9 @@ def test_stop_ends_a_run_in_the_background_and_it_goes_on(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    long = tiny_recipe(dataset, train__max_steps=100_000, schedule__decay_steps=5000, train__eval_every=0)
+    long = tiny_recipe(
+        dataset, train__max_steps=100_000, schedule__decay_steps=5000, train__eval_every=0, train__threads=1
+    )
     Path("long.toml").write_text(long.to_toml(), encoding="utf-8")
     call(capsys, "launch", "long.toml", "--on", "local", "--out", "run")
     until(lambda: any(line["step"] > 5 for line in RunDir("run").read_metrics()))
@@ -648,7 +658,7 @@ def test_two_processes_in_the_background(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], strategy: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    two = tiny_recipe(dataset, train__max_steps=6, model__dropout=0.0, distributed__strategy=strategy)
+    two = tiny_recipe(dataset, train__max_steps=6, model__dropout=0.0, distributed__strategy=strategy, train__threads=1)
     Path("two.toml").write_text(two.to_toml(), encoding="utf-8")
     assert call(capsys, "launch", "two.toml", "--on", "local", "--out", "run", "--tasks", 2)[0] == 0
     until(lambda: job_ended(Path("run")))

@@ -75,7 +75,13 @@ def study(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     import tomli_w
 
     root = tmp_path_factory.mktemp("systems")
-    changes = {"train__max_steps": 2, "train__eval_every": 2, "eval__tokens": 64, "checkpoint__every": 2}
+    changes = {
+        "train__max_steps": 2,
+        "train__eval_every": 2,
+        "eval__tokens": 64,
+        "checkpoint__every": 2,
+        "train__threads": 1,
+    }
     recipe = tiny_recipe(dataset, **changes).model_dump()
     (root / "tiny.toml").write_text(
         'name = "tiny"\nseeds = [0, 1]\nbaseline = "plain"\n[arms.plain]\n[arms.fast]\noptim.lr = 2e-2\n'

@@ -87,6 +87,13 @@ def test_the_pieces_of_a_batch_do_not_matter(dataset: Path, tmp_path: Path) -> N
     assert curves[1] == pytest.approx(curves[8], rel=logged)
 
 
+def test_a_run_leaves_the_number_of_threads_as_it_was(dataset: Path, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    gptlab.train(tiny_recipe(dataset, train__max_steps=1, train__threads=before + 1), tmp_path, quiet=True)
+    assert RunDir(tmp_path).read_json("environment.json")["threads"] == before + 1
+    assert torch.get_num_threads() == before
+
+
 def test_a_run_learns_what_there_is_to_learn(dataset: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(dataset, train__max_steps=150, model__dropout=0.0, train__eval_every=0)
     result = gptlab.train(recipe, tmp_path, quiet=True)

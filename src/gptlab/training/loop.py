@@ -69,7 +69,8 @@ def train(
     with joined(recipe.distributed.strategy, device) as world:
         run.writes = world.first
         before = run.read_json("result.json")
-        with hold(run, world), StopSignal(run.path if world.first else None) as stop:
+        signal = StopSignal(run.path if world.first else None)
+        with hold(run, world), signal as stop, cpu_threads(recipe.train.threads):
             while True:
                 less = False  # whether to try again with less at a time
                 try:
@@ -114,13 +115,24 @@ def hold(run: RunDir, world: World) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def cpu_threads(number: int) -> Iterator[None]:
+    """Set PyTorch's number of CPU threads, and set it back for the next run in this process. 0 leaves it as it is."""
+    before = torch.get_num_threads()
+    if number:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        if number:
+            torch.set_num_threads(before)
+
+
 def _train(
     recipe: Recipe, run: RunDir, datasets: Data, device: torch.device, world: World, signal: StopSignal, quiet: bool
 ) -> Result:
     began, cpu_began, energy = time.perf_counter(), time.process_time(), Energy(device)
     regime = enter_regime(recipe.precision, device)
-    if recipe.train.threads:
-        torch.set_num_threads(recipe.train.threads)
     if recipe.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses, or does not repeat
     torch.use_deterministic_algorithms(recipe.train.deterministic)
