@@ -35,7 +35,8 @@ settings+=(environment:1 load:1)
 failed=0 seed=0
 for setting in "${settings[@]}"; do
     name=${setting%:*} threads=${setting#*:} seed=$((seed + 1))
-    limits=(OMP_NUM_THREADS="$threads" GPTLAB_TEST_ORDER="$seed")
+    # Inductor keeps what it compiled for one instruction set, and would give it to the next
+    limits=(OMP_NUM_THREADS="$threads" GPTLAB_TEST_ORDER="$seed" TORCHINDUCTOR_CACHE_DIR="$logs/inductor-$name")
     workers=$((threads > 1 ? 1 : 2)) where=$repo busy=()  # with more threads than cores all would be slow
     case $name in
         as-it-is) ;;
