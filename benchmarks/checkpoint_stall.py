@@ -111,20 +111,29 @@ def main() -> None:
     ratio = ratios(seconds["save"], seconds["copy"])
     beside = seconds["step_while_writing"]
     slowed = spread(beside)["median"] / spread(seconds["step"])["median"] if beside else None
-    write_json(args.json, {
-        "machine": before, "threads": torch.get_num_threads(), "megabytes": megabytes, "seconds": seconds,
-        "save / copy": ratio, "step while writing / step": slowed,
-    })  # fmt: skip
+    write_json(
+        args.json,
+        {
+            "machine": before,
+            "threads": torch.get_num_threads(),
+            "megabytes": megabytes,
+            "seconds": seconds,
+            "save / copy": ratio,
+            "step while writing / step": slowed,
+        },
+    )
     milli = {name: [1000 * s for s in taken] for name, taken in seconds.items()}
-    table([
-        (f"{megabytes:.0f} MB", "ms"),
-        ("copy of the tensors", show(spread(milli["copy"]), ".1f")),
-        ("stall: Checkpoints.save", show(spread(milli["save"]), ".1f")),
-        ("save / copy", show(ratio)),
-        ("writing, in the background", show(spread(milli["write"]), ".0f")),
-        ("step", show(spread(milli["step"]), ".1f")),
-        ("step while writing", show(spread(milli["step_while_writing"]), ".1f") if beside else "none fitted in"),
-    ])  # fmt: skip
+    table(
+        [
+            (f"{megabytes:.0f} MB", "ms"),
+            ("copy of the tensors", show(spread(milli["copy"]), ".1f")),
+            ("stall: Checkpoints.save", show(spread(milli["save"]), ".1f")),
+            ("save / copy", show(ratio)),
+            ("writing, in the background", show(spread(milli["write"]), ".0f")),
+            ("step", show(spread(milli["step"]), ".1f")),
+            ("step while writing", show(spread(milli["step_while_writing"]), ".1f") if beside else "none fitted in"),
+        ]
+    )
 
 
 if __name__ == "__main__":

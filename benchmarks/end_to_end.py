@@ -76,16 +76,38 @@ def main() -> None:
             run = work / f"run{pair}"
             commands = {
                 "gptlab": [
-                    *GPTLAB, "train", "shakespeare-char-cpu", "--out", str(run), "--data.path", str(data),
-                    "--train.max-steps", str(args.steps), "--model.mlp", mlp, "--seed", str(1337 + pair),
+                    *GPTLAB,
+                    "train",
+                    "shakespeare-char-cpu",
+                    "--out",
+                    str(run),
+                    "--data.path",
+                    str(data),
+                    "--train.max-steps",
+                    str(args.steps),
+                    "--model.mlp",
+                    mlp,
+                    "--seed",
+                    str(1337 + pair),
                 ],
                 "plain": [
-                    sys.executable, str(HERE / "plain_loop.py"), "--data", str(data), "--vocab-size", str(vocab_size),
-                    "--steps", str(args.steps), "--gelu", gelu, "--seed", str(1337 + pair),
-                    "--json", str(work / f"plain{pair}.json"),
+                    sys.executable,
+                    str(HERE / "plain_loop.py"),
+                    "--data",
+                    str(data),
+                    "--vocab-size",
+                    str(vocab_size),
+                    "--steps",
+                    str(args.steps),
+                    "--gelu",
+                    gelu,
+                    "--seed",
+                    str(1337 + pair),
+                    "--json",
+                    str(work / f"plain{pair}.json"),
                     *(["--save", str(work / "ckpt.pt")] if args.peer_saves else []),
                 ],
-            }  # fmt: skip
+            }
             for name in sorted(commands, reverse=pair % 2 == 1):
                 seconds[name].append(timed(commands[name], work / f"{name}.log"))
                 say(f"pair {pair + 1}/{args.pairs} {name}: {seconds[name][-1]['wall']:.2f} s")
@@ -93,8 +115,9 @@ def main() -> None:
         scores_file = work / "scores.json"
         subprocess.run(
             [*GPTLAB, "eval", str(run), "--data.path", str(data), "--out", str(scores_file)],
-            check=True, stdout=subprocess.DEVNULL,
-        )  # fmt: skip
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
         scores = json.loads(scores_file.read_text(encoding="utf-8"))
         result = json.loads((run / "result.json").read_text(encoding="utf-8"))
         plain = json.loads((work / f"plain{pair}.json").read_text(encoding="utf-8"))
@@ -105,23 +128,42 @@ def main() -> None:
     compared = {kind: ratios(columns["gptlab"][kind], columns["plain"][kind]) for kind in ("wall", "cpu")}
     step_ms = {"gptlab": result["time_per_iter_ms"], "plain": plain["step_ms"]}
     val_loss = {"gptlab": result["final_val_loss"], "plain": plain["evaluations"][-1]["val"]}
-    write_json(args.json, {
-        "machine": before, "steps": args.steps, "gelu": gelu, "pairs": args.pairs, "seconds": columns,
-        "gptlab / plain": compared,
-        "step_ms of the last pair": step_ms, "sampled val_loss of the last pair": val_loss, "gptlab eval": scores,
-    })  # fmt: skip
-    table([
-        (f"{args.steps} steps, {gelu} GELU", "wall s", "CPU s", "ms a step", "val loss (sampled)"),
-        *(
+    write_json(
+        args.json,
+        {
+            "machine": before,
+            "steps": args.steps,
+            "gelu": gelu,
+            "pairs": args.pairs,
+            "seconds": columns,
+            "gptlab / plain": compared,
+            "step_ms of the last pair": step_ms,
+            "sampled val_loss of the last pair": val_loss,
+            "gptlab eval": scores,
+        },
+    )
+    table(
+        [
+            (f"{args.steps} steps, {gelu} GELU", "wall s", "CPU s", "ms a step", "val loss (sampled)"),
+            *(
+                (
+                    name,
+                    show(spread(columns[name]["wall"]), ".2f"),
+                    show(spread(columns[name]["cpu"]), ".2f"),
+                    f"{step_ms[name]:.2f}",
+                    f"{val_loss[name]:.4f}",
+                )
+                for name in columns
+            ),
             (
-                name, show(spread(columns[name]["wall"]), ".2f"), show(spread(columns[name]["cpu"]), ".2f"),
-                f"{step_ms[name]:.2f}", f"{val_loss[name]:.4f}",
-            )
-            for name in columns
-        ),
-        ("gptlab / plain", show(compared["wall"]), show(compared["cpu"]),
-         f"{step_ms['gptlab'] / step_ms['plain']:.3f}", ""),
-    ])  # fmt: skip
+                "gptlab / plain",
+                show(compared["wall"]),
+                show(compared["cpu"]),
+                f"{step_ms['gptlab'] / step_ms['plain']:.3f}",
+                "",
+            ),
+        ]
+    )
     print(f"val_loss over the whole validation split: {scores['val_loss']:.4f} ({scores['tokens']:,} tokens)")
 
 

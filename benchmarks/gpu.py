@@ -54,10 +54,18 @@ class Part:
 PARTS = {
     name: Part(f"gpu_stages.{name}", seconds)
     for name, seconds in {
-        "facts": 25, "data": 20, "correctness": 100, "speed": 150, "precision": 90, "optimizers": 70, "plan": 40,
-        "inference": 50, "sparse24": 30, "train": 3600,
+        "facts": 25,
+        "data": 20,
+        "correctness": 100,
+        "speed": 150,
+        "precision": 90,
+        "optimizers": 70,
+        "plan": 40,
+        "inference": 50,
+        "sparse24": 30,
+        "train": 3600,
     }.items()
-}  # fmt: skip
+}
 LEAST = 8.0  # seconds with which a stage is begun
 TAIL = 40  # lines of a stage's log that results.json keeps
 TINY_FACTOR = 10  # on a CPU the limits are this much longer
@@ -81,15 +89,23 @@ def launch(part: Part, words: list[str], log: Path, seconds: float, work: Path) 
     """Run a stage once. Returns its exit status (negative: the signal that killed it), or None at its limit."""
     paths = [str(ROOT / "benchmarks"), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
     environment = {
-        **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1",
-        "TORCHINDUCTOR_CACHE_DIR": str(work / "inductor"), "TOKENIZERS_PARALLELISM": "false",
-    }  # fmt: skip
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "PYTHONUNBUFFERED": "1",
+        "TORCHINDUCTOR_CACHE_DIR": str(work / "inductor"),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     with open(log, "ab") as output:
         command = [sys.executable, "-m", part.module, *words, "--seconds", f"{seconds:.1f}"]
         process = subprocess.Popen(
-            command, env=environment, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            command,
+            env=environment,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
             start_new_session=True,
-        )  # fmt: skip
+        )
         try:
             return process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
@@ -153,9 +169,13 @@ def run_part(name: str, part: Part, rows: dict[str, Row], seconds: float, option
         say(f"{name}: its process ended with {code}, again for the {waiting} items that were not tried")
     tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
     return {
-        "status": status_of(rows, code, tail), "seconds": round(time.monotonic() - began, 1), "launches": launches,
-        "exit": code, "tail": tail, "items": rows,
-    }  # fmt: skip
+        "status": status_of(rows, code, tail),
+        "seconds": round(time.monotonic() - began, 1),
+        "launches": launches,
+        "exit": code,
+        "tail": tail,
+        "items": rows,
+    }
 
 
 def report(results: Row) -> None:

@@ -106,10 +106,20 @@ def main() -> None:
     if len(args.dtypes) == 2:
         gains["bf16 against one_row fp32"] = ratios(seconds["one_row fp32"], seconds["gptlab bf16"])
         shown.append(("gptlab bf16 / one_row fp32", show(gains["bf16 against one_row fp32"], ".2f")))
-    write_json(args.json, {
-        "machine": before, "rows": len(rows), "layers": args.layers, "width": args.width, "device": args.device,
-        "threads": torch.get_num_threads(), "micro_batch": args.micro_batch, "seconds": seconds, "gains": gains,
-    })  # fmt: skip
+    write_json(
+        args.json,
+        {
+            "machine": before,
+            "rows": len(rows),
+            "layers": args.layers,
+            "width": args.width,
+            "device": args.device,
+            "threads": torch.get_num_threads(),
+            "micro_batch": args.micro_batch,
+            "seconds": seconds,
+            "gains": gains,
+        },
+    )
     table(shown)
     sys.exit(bool(wrong))
 

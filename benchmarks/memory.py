@@ -93,18 +93,24 @@ ROWS: list[tuple[str, dict[str, Any], dict[str, Any], Bytes, Bytes]] = [
     ("sgd with momentum", {"name": "sgd"}, {}, moments(1), moments(0)),
     ("adamw + magnitude", ADAMW, {"method": "magnitude"}, moments(2), packed),
     (
-        "adamw + movement, gradient", ADAMW, {"method": "movement", "movement": "gradient"}, moments(2),
+        "adamw + movement, gradient",
+        ADAMW,
+        {"method": "movement", "movement": "gradient"},
+        moments(2),
         lambda c: packed(c) + 8 * c.blocks,  # scores, and the weights that masks hide
     ),
     (
-        "adamw + movement, distance", ADAMW, {"method": "movement", "movement": "distance"}, moments(2),
+        "adamw + movement, distance",
+        ADAMW,
+        {"method": "movement", "movement": "distance"},
+        moments(2),
         lambda c: packed(c) + 4 * c.blocks,  # where the weights began
     ),
     ("adamw + rigl", ADAMW, {"method": "rigl"}, moments(2), packed),
     ("adamw + 2:4", ADAMW, {"method": "2:4"}, moments(2), packed),
     ("adamw-prune + state, bitter0", PRUNE, {"method": "state", "variant": "bitter0"}, moments(2), packed),
     ("adamw-prune + state, bitter1", PRUNE, {"method": "state", "variant": "bitter1"}, moments(2), packed),
-]  # fmt: skip
+]
 # what is kept beside the prunable weights, and bytes a weight of it
 MASKS: list[tuple[str, float, Callable[[int], list[Tensor]]]] = [
     ("float32 masks + scores (2x)", 8, lambda n: [torch.ones(n), torch.zeros(n)]),
@@ -226,9 +232,13 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         got = {size: stored(make(count(SHAPES[size]).blocks)) for size in args.sizes}
         masks.append({"name": name, "a_weight": a_weight, "of_the_weights": a_weight / 4, "measured": got})
     result = {
-        "machine": machine(), "device": device_name(device), "torch": torch.__version__,
-        "counts": {size: vars(count(config)) for size, config in SHAPES.items()}, "rows": rows, "masks": masks,
-    }  # fmt: skip
+        "machine": machine(),
+        "device": device_name(device),
+        "torch": torch.__version__,
+        "counts": {size: vars(count(config)) for size, config in SHAPES.items()},
+        "rows": rows,
+        "masks": masks,
+    }
     write_json(args.out, result)
     print(markdown(rows, masks, args.sizes, device.type == "cuda"))
     return result

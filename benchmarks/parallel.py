@@ -48,12 +48,18 @@ def curve(out: Path) -> dict[tuple[str, int], float]:
 
 
 def exact(data: str, steps: int, counts: list[int], folder: Path) -> list[dict[str, Any]]:
-    recipe = build_recipe({
-        "model": {"n_layer": 2, "n_head": 2, "n_embd": 64, "block_size": 64},
-        "data": {"path": data, "tokenizer": "byte"},
-        "batch": {"micro_batch": 3, "tokens_per_step": 7 * 64}, "optim": {"lr": 3e-3}, "log": {"every": 1},
-        "schedule": {"warmup_steps": 5}, "train": {"max_steps": steps, "eval_every": 10}, "eval": {"tokens": 4096},
-    })  # fmt: skip
+    recipe = build_recipe(
+        {
+            "model": {"n_layer": 2, "n_head": 2, "n_embd": 64, "block_size": 64},
+            "data": {"path": data, "tokenizer": "byte"},
+            "batch": {"micro_batch": 3, "tokens_per_step": 7 * 64},
+            "optim": {"lr": 3e-3},
+            "log": {"every": 1},
+            "schedule": {"warmup_steps": 5},
+            "train": {"max_steps": steps, "eval_every": 10},
+            "eval": {"tokens": 4096},
+        }
+    )
     run(recipe, folder / "one", 1, "ddp", 1)
     one, rows = curve(folder / "one"), []
     for n in counts:
@@ -69,10 +75,17 @@ def exact(data: str, steps: int, counts: list[int], folder: Path) -> list[dict[s
 
 def speed(data: str, pairs: int, folder: Path) -> dict[str, Any]:
     many, threads = (torch.cuda.device_count(), 0) if torch.cuda.device_count() > 1 else (2, 1)
-    recipe = load_recipe("shakespeare-char-cpu" if threads else "gpt2-124m-fineweb-edu", {
-        "data.path": data, "data.tokenizer": "byte", "train.max_steps": 150, "train.eval_every": 0, "eval.tokens": 640,
-        **({"batch.micro_batch": 6} if threads else {}),
-    })  # fmt: skip
+    recipe = load_recipe(
+        "shakespeare-char-cpu" if threads else "gpt2-124m-fineweb-edu",
+        {
+            "data.path": data,
+            "data.tokenizer": "byte",
+            "train.max_steps": 150,
+            "train.eval_every": 0,
+            "eval.tokens": 640,
+            **({"batch.micro_batch": 6} if threads else {}),
+        },
+    )
     rates: dict[str, list[float]] = {"one": [], "ddp": [], "fsdp": []}
     for i, name in enumerate(in_turn(list(rates), pairs)):
         n = 1 if name == "one" else many

@@ -125,16 +125,34 @@ def main() -> None:
         f"{n} threads": {"clock": ratios(clock[theirs], clock[ours]), "cpu": ratios(cpu[theirs], cpu[ours])}
         for n, (theirs, ours) in zip(threads, pairs, strict=True)
     }
-    write_json(args.json, {
-        "machine": before, "documents": len(texts), "tokens": tokens, "clock": clock, "cpu": cpu, "speed": speed,
-    })  # fmt: skip
+    write_json(
+        args.json,
+        {
+            "machine": before,
+            "documents": len(texts),
+            "tokens": tokens,
+            "clock": clock,
+            "cpu": cpu,
+            "speed": speed,
+        },
+    )
     print(f"{len(texts):,} documents, {sum(map(len, texts)) / 1e6:.1f}M characters, {tokens / 1e6:.2f}M tokens")
-    table([
-        ("", "M tokens/s", "M tokens per CPU second"),
-        *((name, *(show(spread([tokens / taken / 1e6 for taken in seconds[name]]), ".2f") for seconds in (clock, cpu)))
-          for name in ways),
-        *((f"gptlab / tiktoken, {name}", show(both["clock"]), show(both["cpu"])) for name, both in speed.items()),
-    ])  # fmt: skip
+    table(
+        [
+            ("", "M tokens/s", "M tokens per CPU second"),
+            *(
+                (
+                    name,
+                    *(
+                        show(spread([tokens / taken / 1e6 for taken in seconds[name]]), ".2f")
+                        for seconds in (clock, cpu)
+                    ),
+                )
+                for name in ways
+            ),
+            *((f"gptlab / tiktoken, {name}", show(both["clock"]), show(both["cpu"])) for name, both in speed.items()),
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -55,15 +55,30 @@ def main() -> None:
     ratio = ratios(seconds["recomputed"], seconds["cached"])
     equal = texts["cached"] == texts["recomputed"]
     distinct = len(set(texts["cached"]))
-    write_json(args.json, {
-        "machine": before, "threads": torch.get_num_threads(), "tokens": args.tokens, "prompt": args.prompt,
-        "layers": args.layers, "seconds": seconds, "recomputed / cached": ratio, "equal": equal, "distinct": distinct,
-    })  # fmt: skip
-    table([
-        (f"{args.tokens} tokens", "seconds", "tokens/s"),
-        *((name, show(spread(s), ".2f"), f"{args.tokens / spread(s)['median']:.1f}") for name, s in seconds.items()),
-        ("recomputed / cached", show(ratio, ".2f"), ""),
-    ])  # fmt: skip
+    write_json(
+        args.json,
+        {
+            "machine": before,
+            "threads": torch.get_num_threads(),
+            "tokens": args.tokens,
+            "prompt": args.prompt,
+            "layers": args.layers,
+            "seconds": seconds,
+            "recomputed / cached": ratio,
+            "equal": equal,
+            "distinct": distinct,
+        },
+    )
+    table(
+        [
+            (f"{args.tokens} tokens", "seconds", "tokens/s"),
+            *(
+                (name, show(spread(s), ".2f"), f"{args.tokens / spread(s)['median']:.1f}")
+                for name, s in seconds.items()
+            ),
+            ("recomputed / cached", show(ratio, ".2f"), ""),
+        ]
+    )
     print(f"greedy ids equal: {'yes' if equal else 'NO'} ({distinct} distinct)")
     sys.exit(not equal)
 

@@ -106,9 +106,13 @@ def permutation(world: int) -> tuple[dict[str, Any], Table]:
     began = time.perf_counter()
     drawn = windows.starts(np.arange(n // 2, n // 2 + sample))
     found["sample"] = {
-        "windows": sample, "seconds": time.perf_counter() - began, "repeated": sample - len(np.unique(drawn)),
-        "lowest": int(drawn.min()), "highest": int(drawn.max()), "mean_share": float(drawn.mean() / TOKENS),
-    }  # fmt: skip
+        "windows": sample,
+        "seconds": time.perf_counter() - began,
+        "repeated": sample - len(np.unique(drawn)),
+        "lowest": int(drawn.min()),
+        "highest": int(drawn.max()),
+        "mean_share": float(drawn.mean() / TOKENS),
+    }
     s = found["sample"]
     rows.append((f"{sample:,} in turn", f"{1e3 * s['seconds']:,.0f}", "", "", f"{s['repeated']} repeated"))
     return found, rows
@@ -130,13 +134,19 @@ def make_shards(folder: Path, count: int) -> None:
                 handle.write(header)
                 handle.truncate(len(header) + size)
         splits[split] = {
-            "tokens": number * SHARD_TOKENS, "documents": 1, "bytes": 4 * number * SHARD_TOKENS,
+            "tokens": number * SHARD_TOKENS,
+            "documents": 1,
+            "bytes": 4 * number * SHARD_TOKENS,
             "shards": [{"file": file, **entry} for file in files],
-        }  # fmt: skip
+        }
     manifest = {
-        "format": "llmc", "version": 1, "corpus": "text", "dtype": "uint16", "splits": splits,
+        "format": "llmc",
+        "version": 1,
+        "corpus": "text",
+        "dtype": "uint16",
+        "splits": splits,
         "tokenizer": {"name": "gpt2", "vocab_size": 50257, "eot": 50256},
-    }  # fmt: skip
+    }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
 
 
@@ -188,9 +198,16 @@ def shards(count: int, folder: Path) -> tuple[dict[str, Any], Table]:
         one = {**json.loads(done.stdout), "manifest_bytes": (data / "manifest.json").stat().st_size}
         found[str(number)] = one
         rows.append(
-            (f"{number:,}", f"{number * SHARD_TOKENS:.0e}", f"{one['manifest_bytes'] / 1e6:.1f}",
-             f"{one['open_s']:.2f}", f"{one['open_mb']:.0f}", f"{one['check_s']:.2f}", f"{one['window_us']:.0f}")
-        )  # fmt: skip
+            (
+                f"{number:,}",
+                f"{number * SHARD_TOKENS:.0e}",
+                f"{one['manifest_bytes'] / 1e6:.1f}",
+                f"{one['open_s']:.2f}",
+                f"{one['open_mb']:.0f}",
+                f"{one['check_s']:.2f}",
+                f"{one['window_us']:.0f}",
+            )
+        )
         subprocess.run(["rm", "-r", str(data)], check=True)
     return found, rows
 
@@ -207,15 +224,29 @@ def plans() -> dict[str, Any]:
         step = 2**22
         recipe = load_recipe(
             "gpt2-124m-fineweb-edu",
-            {"model.preset": preset, "batch.micro_batch": 4, "batch.tokens_per_step": step, "train.max_steps": 0,
-             "train.max_tokens": TOKENS, "train.max_epochs": 0, "eval.tokens": 655360, "train.eval_every": 1000},
-        )  # fmt: skip
+            {
+                "model.preset": preset,
+                "batch.micro_batch": 4,
+                "batch.tokens_per_step": step,
+                "train.max_steps": 0,
+                "train.max_tokens": TOKENS,
+                "train.max_epochs": 0,
+                "eval.tokens": 655360,
+                "train.eval_every": 1000,
+            },
+        )
         plan = planner.plan(recipe, planner.Device.named("H100"))
         found[preset] = {
-            "parameters": plan.parameters, "flops_per_token": plan.flops_per_token, "weights": plan.memory.weights,
-            "peak": plan.memory.peak, "checkpoint": plan.checkpoint, "tokens_per_second": plan.tokens_per_second,
-            "hours": plan.hours, "data": plan.data, "steps": plan.steps,
-        }  # fmt: skip
+            "parameters": plan.parameters,
+            "flops_per_token": plan.flops_per_token,
+            "weights": plan.memory.weights,
+            "peak": plan.memory.peak,
+            "checkpoint": plan.checkpoint,
+            "tokens_per_second": plan.tokens_per_second,
+            "hours": plan.hours,
+            "data": plan.data,
+            "steps": plan.steps,
+        }
     return found
 
 
@@ -224,9 +255,15 @@ def memory(gpus: int) -> tuple[dict[str, Any], Table]:
     rows: Table = [("", "parameters", "peak GB, 4 sequences", "checkpoint GB", "a rank's MB", "hours on all GPUs")]
     for name, plan in found.items():
         rows.append(
-            (name, f"{plan['parameters'] / 1e6:.0f}M", f"{plan['peak'] / 1e9:.1f}", f"{plan['checkpoint'] / 1e9:.2f}",
-             f"{plan['checkpoint'] / gpus / 1e6:.2f}", f"{plan['hours'] / gpus:.1f}")
-        )  # fmt: skip
+            (
+                name,
+                f"{plan['parameters'] / 1e6:.0f}M",
+                f"{plan['peak'] / 1e9:.1f}",
+                f"{plan['checkpoint'] / 1e9:.2f}",
+                f"{plan['checkpoint'] / gpus / 1e6:.2f}",
+                f"{plan['hours'] / gpus:.1f}",
+            )
+        )
     return found, rows
 
 
@@ -251,10 +288,18 @@ def exchange_seconds(size: float, passes: float, gpus: int) -> float:
 
 def network(gpus: int) -> tuple[dict[str, Any], Table]:
     found: dict[str, Any] = {}
-    rows: Table = [(
-        "", "tokens a step", "sequences a GPU", "compute ms", "exchange ms", "speed, hidden .. not", "steps",
-        "tokens wasted by",
-    )]  # fmt: skip
+    rows: Table = [
+        (
+            "",
+            "tokens a step",
+            "sequences a GPU",
+            "compute ms",
+            "exchange ms",
+            "speed, hidden .. not",
+            "steps",
+            "tokens wasted by",
+        )
+    ]
     for name, plan in plans().items():
         rate, size = plan["tokens_per_second"], plan["weights"]
         # Gradients are summed in float32; FSDP gathers the weights in bf16, forwards and backwards. With a copy spread
@@ -276,9 +321,17 @@ def network(gpus: int) -> tuple[dict[str, Any], Table]:
             waste = 1 + tokens / critical
             found[name]["batches"][str(tokens)] = {"speed": [hidden, bare], "waste": waste, "compute_s": computing}
             rows.append(
-                (name, f"{tokens:,}", f"{sequences:.2f}", f"{1e3 * computing:.1f}", f"{1e3 * exchange:.1f}",
-                 f"{hidden:.2f} .. {bare:.2f}", f"{TOKENS / tokens:,.0f}", f"{waste:.1f}")
-            )  # fmt: skip
+                (
+                    name,
+                    f"{tokens:,}",
+                    f"{sequences:.2f}",
+                    f"{1e3 * computing:.1f}",
+                    f"{1e3 * exchange:.1f}",
+                    f"{hidden:.2f} .. {bare:.2f}",
+                    f"{TOKENS / tokens:,.0f}",
+                    f"{waste:.1f}",
+                )
+            )
         rows += [(name, way, "", "", f"{1e3 * taken:.1f}", "", "", "") for way, taken in ways.items()]
     return found, rows
 
@@ -429,9 +482,19 @@ def failures(gpus: int, mtbf_hours: float | None, events: int) -> tuple[dict[str
     forms = {"one rank writes 18.7 GB": (7.5, 31.0), "each of 1,000 its rows": (0.05, 3.0)}
     restart = 600.0
     found: dict[str, Any] = {}
-    rows: Table = [(
-        "rate", "checkpoint", "MTBF h", "Young s", "Daly s", "waste % at 1/2", "at Daly's", "at 2x", "simulated",
-    )]  # fmt: skip
+    rows: Table = [
+        (
+            "rate",
+            "checkpoint",
+            "MTBF h",
+            "Young s",
+            "Daly s",
+            "waste % at 1/2",
+            "at Daly's",
+            "at 2x",
+            "simulated",
+        )
+    ]
     for source, hours in rates.items():
         for form, (stall, write) in forms.items():
             mtbf = 3600 * hours
@@ -440,13 +503,26 @@ def failures(gpus: int, mtbf_hours: float | None, events: int) -> tuple[dict[str
             said = [expected_waste(i, stall, write, restart, mtbf) for i in intervals]
             got = [simulate(i, stall, write, restart, mtbf, events, seed=1) for i in intervals]
             found[f"{source}, {form}"] = {
-                "mtbf_s": mtbf, "stall_s": stall, "write_s": write, "restart_s": restart, "young_s": young(stall, mtbf),
-                "daly_s": best, "expected": said, "simulated": got,
-            }  # fmt: skip
+                "mtbf_s": mtbf,
+                "stall_s": stall,
+                "write_s": write,
+                "restart_s": restart,
+                "young_s": young(stall, mtbf),
+                "daly_s": best,
+                "expected": said,
+                "simulated": got,
+            }
             rows.append(
-                (source, form, f"{hours:.1f}", f"{young(stall, mtbf):,.0f}", f"{best:,.0f}",
-                 *(f"{100 * waste:.2f}" for waste in said), " / ".join(f"{100 * waste:.2f}" for waste in got))
-            )  # fmt: skip
+                (
+                    source,
+                    form,
+                    f"{hours:.1f}",
+                    f"{young(stall, mtbf):,.0f}",
+                    f"{best:,.0f}",
+                    *(f"{100 * waste:.2f}" for waste in said),
+                    " / ".join(f"{100 * waste:.2f}" for waste in got),
+                )
+            )
     return found, rows
 
 
@@ -460,18 +536,31 @@ def metric_lines(steps: int, every: int, eval_every: int, seed: int, rate: float
     for step in range(0, steps + 1, every):
         loss = 2.5 + 6 * (1 + rate * step / 50) ** -0.5
         if step:
-            lines.append({
-                "step": step, "tokens": step * 4194304, "loss": loss + rng.normal(0, 0.02), "lr": 6e-4,
-                "grad_norm": abs(rng.normal(0.3, 0.03)), "tokens_per_second": 4.6e8 + rng.normal(0, 1e6),
-                "memory_gb": 8.123456789, "largest_logit": 20 + rng.normal(), "updates_lost": 0.0,
-                "mfu": 0.4 + rng.normal(0, 0.01),
-            })  # fmt: skip
+            lines.append(
+                {
+                    "step": step,
+                    "tokens": step * 4194304,
+                    "loss": loss + rng.normal(0, 0.02),
+                    "lr": 6e-4,
+                    "grad_norm": abs(rng.normal(0.3, 0.03)),
+                    "tokens_per_second": 4.6e8 + rng.normal(0, 1e6),
+                    "memory_gb": 8.123456789,
+                    "largest_logit": 20 + rng.normal(),
+                    "updates_lost": 0.0,
+                    "mfu": 0.4 + rng.normal(0, 0.01),
+                }
+            )
         if step % eval_every == 0:
             value = loss + rng.normal(0, 0.004)
-            lines.append({
-                "step": step, "tokens": step * 4194304, "val_loss": value, "val_perplexity": math.exp(value),
-                "val_bits_per_byte": value / 3.3,
-            })  # fmt: skip
+            lines.append(
+                {
+                    "step": step,
+                    "tokens": step * 4194304,
+                    "val_loss": value,
+                    "val_perplexity": math.exp(value),
+                    "val_bits_per_byte": value / 3.3,
+                }
+            )
     return lines
 
 
@@ -510,9 +599,17 @@ def metrics(folder: Path, steps: int = TOKENS // 2**22) -> tuple[dict[str, Any],
         one = {**json.loads(done.stdout), "bytes": size}
         found[str(number)] = one
         rows.append(
-            (f"{number:,}", f"{one['lines']:,}", f"{size / 1e6:.1f}", f"{size / one['lines']:.0f}",
-             f"{one['read_s']:.1f}", f"{one['cut_s']:.1f}", f"{one['draw_s']:.1f}", f"{one['peak_mb']:.0f}")
-        )  # fmt: skip
+            (
+                f"{number:,}",
+                f"{one['lines']:,}",
+                f"{size / 1e6:.1f}",
+                f"{size / one['lines']:.0f}",
+                f"{one['read_s']:.1f}",
+                f"{one['cut_s']:.1f}",
+                f"{one['draw_s']:.1f}",
+                f"{one['peak_mb']:.0f}",
+            )
+        )
     return found, rows
 
 
@@ -555,9 +652,13 @@ def make_study(folder: Path, arms: int, seeds: int, steps: int = 10_000) -> None
     source = folder / "many.toml"
     folder.mkdir(parents=True)
     text = [
-        'name = "many"', 'recipe = "smoke-lm"', f"seeds = {list(range(seeds))}", 'baseline = "arm-000"',
-        'metric = { name = "final_val_loss", better = "lower", margin = 0.004 }', f"settings.train.max_steps = {steps}",
-    ]  # fmt: skip
+        'name = "many"',
+        'recipe = "smoke-lm"',
+        f"seeds = {list(range(seeds))}",
+        'baseline = "arm-000"',
+        'metric = { name = "final_val_loss", better = "lower", margin = 0.004 }',
+        f"settings.train.max_steps = {steps}",
+    ]
     for arm in range(arms):
         text.append(f"[arms.arm-{arm:03d}]\noptim.lr = {6e-3 * (1 + arm / 100):.6g}")
     source.write_text("\n".join(text) + "\n", encoding="utf-8")
@@ -575,9 +676,14 @@ def make_study(folder: Path, arms: int, seeds: int, steps: int = 10_000) -> None
             run.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
             last = next(line for line in reversed(lines) if "val_loss" in line)
             result = {
-                "status": "completed", "steps": steps, "tokens": steps * 4194304, "final_val_loss": last["val_loss"],
-                "tokens_per_second": 4.6e8, "peak_memory_gb": 8.1, "wall_seconds": 1000.0 + seed,
-            }  # fmt: skip
+                "status": "completed",
+                "steps": steps,
+                "tokens": steps * 4194304,
+                "final_val_loss": last["val_loss"],
+                "tokens_per_second": 4.6e8,
+                "peak_memory_gb": 8.1,
+                "wall_seconds": 1000.0 + seed,
+            }
             (run.path / "result.json").write_text(json.dumps(result), encoding="utf-8")
             summary = {"study": study.name, "arm": arm, "group": "core", "seed": seed, **result}
             (folder / f"{run_name(arm, seed)}.json").write_text(json.dumps(summary), encoding="utf-8")
@@ -597,9 +703,12 @@ def cost_of(*arguments: str) -> tuple[float, float]:
     """Seconds and peak MB of `gptlab` with these arguments."""
     began = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-c", PEAK + CALL, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-c", PEAK + CALL, *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
         check=True,
-    )  # fmt: skip
+    )
     return time.perf_counter() - began, float(done.stderr.split()[-1])
 
 
@@ -616,13 +725,26 @@ def study(folder: Path, sizes: list[tuple[int, int]]) -> tuple[dict[str, Any], T
         page = (data / "out" / "report.html").stat().st_size
         run_s, _ = cost_of("study", "run", str(data), "--data.path", str(folder))  # all has its result: it only looks
         found[f"{arms}x{seeds}"] = {
-            "bytes": size, "status_s": status_s, "status_mb": status_mb, "report_s": report_s, "report_mb": report_mb,
-            "page_bytes": page, "run_s": run_s,
-        }  # fmt: skip
+            "bytes": size,
+            "status_s": status_s,
+            "status_mb": status_mb,
+            "report_s": report_s,
+            "report_mb": report_mb,
+            "page_bytes": page,
+            "run_s": run_s,
+        }
         rows.append(
-            (f"{arms} x {seeds}", f"{size / 1e6:.0f}", f"{status_s:.1f}", f"{status_mb:.0f}", f"{report_s:.1f}",
-             f"{report_mb:.0f}", f"{page / 1e6:.1f}", f"{run_s:.1f}")
-        )  # fmt: skip
+            (
+                f"{arms} x {seeds}",
+                f"{size / 1e6:.0f}",
+                f"{status_s:.1f}",
+                f"{status_mb:.0f}",
+                f"{report_s:.1f}",
+                f"{report_mb:.0f}",
+                f"{page / 1e6:.1f}",
+                f"{run_s:.1f}",
+            )
+        )
     return found, rows
 
 

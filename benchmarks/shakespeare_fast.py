@@ -80,18 +80,22 @@ def main() -> None:
     }
     compared = {key: ratios(columns[FAST][key], columns[CPU][key]) for key in ("wall", "process", "step_ms")}
     write_json(args.json, {"machine": before, "runs": runs, "fast / cpu": compared})
-    table([
-        ("", "parameters", "steps", "wall s", "process s", "ms a step", "val_loss, whole split"),
-        *(
-            (
-                name, f"{found[0]['parameters']:,}", found[0]["steps"],
-                *(show(spread(columns[name][key]), ".1f") for key in ("wall", "process", "step_ms")),
-                show(spread(columns[name]["val_loss"]), ".4f"),
-            )
-            for name, found in runs.items()
-        ),
-        ("fast / cpu", "", "", *(show(compared[key]) for key in ("wall", "process", "step_ms")), ""),
-    ])  # fmt: skip
+    table(
+        [
+            ("", "parameters", "steps", "wall s", "process s", "ms a step", "val_loss, whole split"),
+            *(
+                (
+                    name,
+                    f"{found[0]['parameters']:,}",
+                    found[0]["steps"],
+                    *(show(spread(columns[name][key]), ".1f") for key in ("wall", "process", "step_ms")),
+                    show(spread(columns[name]["val_loss"]), ".4f"),
+                )
+                for name, found in runs.items()
+            ),
+            ("fast / cpu", "", "", *(show(compared[key]) for key in ("wall", "process", "step_ms")), ""),
+        ]
+    )
     print(f"val_loss is of {runs[FAST][0]['tokens']:,} tokens; the target is {TARGET}")
     worst = max(columns[FAST]["val_loss"])
     if worst > TARGET or compared["wall"]["median"] > SHARE or runs[FAST][0]["parameters"] > runs[CPU][0]["parameters"]:

@@ -57,13 +57,15 @@ def main() -> None:
     modules = {name: imported(COMMANDS[name]) for name in LIGHT}
     heavy = {name: [m for m in HEAVY if m in found] for name, found in modules.items()}
     write_json(args.json, {"machine": before, "seconds": seconds, "heavy imports": heavy, "imports_ms": modules})
-    table([
-        ("command", "seconds", "heavy imports"),
-        *(
-            (name, show(spread(taken)), (", ".join(heavy[name]) or "none") if name in heavy else "")
-            for name, taken in seconds.items()
-        ),
-    ])  # fmt: skip
+    table(
+        [
+            ("command", "seconds", "heavy imports"),
+            *(
+                (name, show(spread(taken)), (", ".join(heavy[name]) or "none") if name in heavy else "")
+                for name, taken in seconds.items()
+            ),
+        ]
+    )
     sys.exit(any("torch" in found for found in heavy.values()))
 
 

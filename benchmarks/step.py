@@ -60,9 +60,17 @@ def make_step(variant: str, args: argparse.Namespace) -> Any:
         from transformers import GPT2Config, GPT2LMHeadModel
 
         config = GPT2Config(
-            vocab_size=args.vocab, n_positions=args.block, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-            use_cache=False, attn_implementation="sdpa", bos_token_id=0, eos_token_id=0, **shape,
-        )  # fmt: skip
+            vocab_size=args.vocab,
+            n_positions=args.block,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            use_cache=False,
+            attn_implementation="sdpa",
+            bos_token_id=0,
+            eos_token_id=0,
+            **shape,
+        )
         torch.manual_seed(0)
         hf = GPT2LMHeadModel(config).train()
         adamw = torch.optim.AdamW(hf.parameters(), lr=6e-4, weight_decay=0.1)
@@ -116,8 +124,14 @@ def worker(variant: str, args: argparse.Namespace, pipe: Connection) -> None:
         step()
     before = peak_mb()
     forget_peak()
-    pipe.send({"first_loss": first, "first_step_seconds": warm_up, "threads": torch.get_num_threads(),
-               "torch": torch.__version__})  # fmt: skip
+    pipe.send(
+        {
+            "first_loss": first,
+            "first_step_seconds": warm_up,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+    )
     while pipe.recv() == "go":
         began = time.perf_counter()
         step()
@@ -173,22 +187,32 @@ def main() -> None:
         process.join()
 
     compared = {f"{a} / {b}": ratios(seconds[a], seconds[b]) for a, b in COMPARISONS if a in seconds and b in seconds}
-    write_json(args.json, {
-        "machine": before, "shape": {key: getattr(args, key) for key in ("layers", "block", "batch", "vocab")},
-        "seconds": seconds, "ratios": compared, "memory": memory,
-        "facts": {variant: facts for variant, (_, _, facts) in workers.items()},
-    })  # fmt: skip
-    table([
-        ("variant", "ms a step", "first step s", "peak MB", "peak MB of steps"),
-        *(
-            (
-                variant, show(spread([1000 * s for s in seconds[variant]]), ".0f"),
-                f"{workers[variant][2]['first_step_seconds']:.1f}",
-                f"{memory[variant]['peak_mb']:.0f}", f"{memory[variant]['peak_mb_of_steps']:.0f}",
-            )
-            for variant in workers
-        ),
-    ])  # fmt: skip
+    write_json(
+        args.json,
+        {
+            "machine": before,
+            "shape": {key: getattr(args, key) for key in ("layers", "block", "batch", "vocab")},
+            "seconds": seconds,
+            "ratios": compared,
+            "memory": memory,
+            "facts": {variant: facts for variant, (_, _, facts) in workers.items()},
+        },
+    )
+    table(
+        [
+            ("variant", "ms a step", "first step s", "peak MB", "peak MB of steps"),
+            *(
+                (
+                    variant,
+                    show(spread([1000 * s for s in seconds[variant]]), ".0f"),
+                    f"{workers[variant][2]['first_step_seconds']:.1f}",
+                    f"{memory[variant]['peak_mb']:.0f}",
+                    f"{memory[variant]['peak_mb_of_steps']:.0f}",
+                )
+                for variant in workers
+            ),
+        ]
+    )
     print()
     table([("ratio of times", "median (min .. max)"), *((name, show(ratio)) for name, ratio in compared.items())])
 

@@ -19,9 +19,11 @@ CORPORA = {"shakespeare": "shakespeare", "finewebedu": "fineweb-edu", "openwebte
 def call_of(words: Sequence[str]) -> list[str]:
     """The `gptlab prepare` that a command line stands for."""
     parser = argparse.ArgumentParser(
-        prog="prepare_data.py", description="Prepare a dataset.", allow_abbrev=False,
+        prog="prepare_data.py",
+        description="Prepare a dataset.",
+        allow_abbrev=False,
         epilog="What else `gptlab prepare` takes, such as --max-documents N, is passed to it.",
-    )  # fmt: skip
+    )
     parser.add_argument("--dataset", choices=list(CORPORA), default="shakespeare", help="default: shakespeare")
     parser.add_argument("--from", dest="source", metavar="PATH", help="local text, or a hub id, instead of a download")
     parser.add_argument("--out", metavar="DIR", help="default: data/CORPUS-gpt2 at the repository's root")

@@ -20,18 +20,24 @@ RECIPES = {
     "openwebtext": "gpt2-124m-openwebtext",
 }
 OPTIMIZERS = {
-    "adamw": "adamw", "adamwspam": "adamw-spam", "adamwprune": "adamw-prune", "muon": "muon", "sgd": "sgd",
+    "adamw": "adamw",
+    "adamwspam": "adamw-spam",
+    "adamwprune": "adamw-prune",
+    "muon": "muon",
+    "sgd": "sgd",
     "adam8bit": "adamw_8bit",
-}  # fmt: skip
+}
 LONGER = 1.21  # bitter2 has bitter1's score and the iterations that the time it saves would pay for
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
-        prog="train.py", description="Train GPT-2.", allow_abbrev=False,
+        prog="train.py",
+        description="Train GPT-2.",
+        allow_abbrev=False,
         epilog="Every setting of `gptlab train --help` is a flag too (--optim.lr 3e-4) and beats those above; --seed "
         "and --resume are passed on.",
-    )  # fmt: skip
+    )
     add = top.add_argument
     add("--dataset", choices=list(RECIPES), default="shakespeare", help="which recipe is the base")
     add("--model-size", choices=["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"], help="default: the recipe's, gpt2")
@@ -46,9 +52,10 @@ def parser() -> argparse.ArgumentParser:
     add("--optimizer", choices=list(OPTIMIZERS), default="adamwspam", help="default: adamwspam")
     add("--pruning-method", choices=["none", "magnitude", "movement", "state"], default="none", help="default: none")
     add(
-        "--adamwprune-variant", choices=["bitter0", "bitter1", "bitter2", "bitter3", "bitter7"],
+        "--adamwprune-variant",
+        choices=["bitter0", "bitter1", "bitter2", "bitter3", "bitter7"],
         help="score of state pruning (default: bitter1); bitter2 is bitter1 with 21%% more iterations",
-    )  # fmt: skip
+    )
     add("--target-sparsity", type=float, metavar="X", help="share of the weights that is pruned (default: 0.5)")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
     add("--out", metavar="DIR", help="run directory (default: runs/ and a name that says the method)")

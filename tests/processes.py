@@ -40,9 +40,12 @@ def free_port() -> int:
 
 def _child(rank: int, n: int, port: int, results: Any, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     os.environ |= {
-        "RANK": str(rank), "WORLD_SIZE": str(n), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
+        "RANK": str(rank),
+        "WORLD_SIZE": str(n),
+        "LOCAL_RANK": str(rank),
+        "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-    }  # fmt: skip
+    }
     import torch
 
     torch.set_num_threads(1)

@@ -191,10 +191,29 @@ def test_what_the_machine_cannot_do_is_a_line_and_the_others_go_on(
 ) -> None:
     file = tmp_path / "new/bench.json"
     with pytest.raises(SystemExit) as exit:
-        cli.main([
-            "bench", "inference", tiny, "--regimes", "tf32", "fp32", "--batch-sizes", "100000000000", "2",
-            "--prompt-tokens", "5", "--new-tokens", "3", "--repeats", "1", "--json", str(file), "--model.n-layer", "3",
-        ])  # fmt: skip
+        cli.main(
+            [
+                "bench",
+                "inference",
+                tiny,
+                "--regimes",
+                "tf32",
+                "fp32",
+                "--batch-sizes",
+                "100000000000",
+                "2",
+                "--prompt-tokens",
+                "5",
+                "--new-tokens",
+                "3",
+                "--repeats",
+                "1",
+                "--json",
+                str(file),
+                "--model.n-layer",
+                "3",
+            ]
+        )
     assert not exit.value.code
     report = json.loads(file.read_text(encoding="utf-8"))
     assert (report["device"], report["torch"], report["recipe"]) == ("cpu", torch.__version__, "tiny")

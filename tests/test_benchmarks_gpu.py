@@ -90,9 +90,14 @@ def statuses(stage: dict[str, Any]) -> list[str]:
 def test_a_stage_ends_in_any_way_and_the_next_one_starts(gpu: ModuleType, tmp_path: Path) -> None:
     stages = call(gpu, tmp_path, "raises,memory,hangs,killed,nothing,no_import,good")["stages"]
     assert {name: stage["status"] for name, stage in stages.items()} == {
-        "raises": "failed", "memory": "out_of_memory", "hangs": "timeout", "killed": "killed", "nothing": "failed",
-        "no_import": "failed", "good": "done",
-    }  # fmt: skip
+        "raises": "failed",
+        "memory": "out_of_memory",
+        "hangs": "timeout",
+        "killed": "killed",
+        "nothing": "failed",
+        "no_import": "failed",
+        "good": "done",
+    }
     assert statuses(stages["raises"]) == ["failed", "done"]
     assert stages["raises"]["items"]["a"]["error"] == "ValueError: a fault"
     assert statuses(stages["memory"]) == ["out_of_memory", "done"]
@@ -242,12 +247,24 @@ def test_all_stages_run_on_a_cpu(tmp_path: Path) -> None:
     content = results()
     stages = content["stages"]
     wrong = {
-        f"{name}, {item}": row for name, stage in stages.items() for item, row in stage["items"].items()
+        f"{name}, {item}": row
+        for name, stage in stages.items()
+        for item, row in stage["items"].items()
         if row["status"] not in ("done", "not_applicable")
-    }  # fmt: skip
+    }
     assert wrong == {} and {stage["status"] for stage in stages.values()} == {"done"}
-    assert list(stages) == ["facts", "data", "correctness", "speed", "precision", "optimizers", "plan", "inference",
-                            "sparse24", "train"]  # fmt: skip
+    assert list(stages) == [
+        "facts",
+        "data",
+        "correctness",
+        "speed",
+        "precision",
+        "optimizers",
+        "plan",
+        "inference",
+        "sparse24",
+        "train",
+    ]
     items = {name: stage["items"] for name, stage in stages.items()}
     assert sum(row["status"] == "done" for row in items["correctness"].values()) >= 30
     speed = items["speed"]["classic beside plain"]

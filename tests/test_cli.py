@@ -42,12 +42,22 @@ def test_train_leaves_a_whole_run_directory(
     assert "runs/mine_seed3" in out
     folder = tmp_path / "runs/mine_seed3"
     assert {path.name for path in folder.iterdir()} >= {
-        "recipe.toml", "environment.json", "tokenizer.json", "metrics.jsonl", "result.json", "card.md", "plots",
-    }  # fmt: skip
+        "recipe.toml",
+        "environment.json",
+        "tokenizer.json",
+        "metrics.jsonl",
+        "result.json",
+        "card.md",
+        "plots",
+    }
     names = {path.name for path in (folder / "plots").iterdir()}
     assert names == {
-        "training_loss.png", "validation_loss.png", "train-val_loss.png", "learning_rate.png", "throughput.png"
-    }  # fmt: skip
+        "training_loss.png",
+        "validation_loss.png",
+        "train-val_loss.png",
+        "learning_rate.png",
+        "throughput.png",
+    }
     recipe = RunDir(folder).read_recipe()
     assert (recipe.seed, recipe.train.max_steps, recipe.optim.lr) == (3, 8, 2e-3)
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
@@ -89,9 +99,13 @@ def test_train_leaves_a_whole_run_directory(
     ],
 )
 def test_a_wrong_call_is_a_sentence_and_2(
-    words: list[str], sentence: str, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    sentence: str,
+    dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.chdir(tmp_path)
     if "cuda" in words:
         if torch.cuda.is_available():

@@ -16,7 +16,7 @@ from gptlab.config import (
     read_layer,
     settings,
     shipped,
-)  # fmt: skip
+)
 
 
 def test_later_layers_win_and_a_preset_holds_within_its_own_layer() -> None:
@@ -57,9 +57,7 @@ def test_later_layers_win_and_a_preset_holds_within_its_own_layer() -> None:
     ],
 )
 def test_what_is_wrong_is_one_sentence(override: dict, sentence: str) -> None:
-    base = {
-        "model": {"preset": "nano", "block_size": 64}, "batch": {"tokens_per_step": 256}, "train": {"max_steps": 1}
-    }  # fmt: skip
+    base = {"model": {"preset": "nano", "block_size": 64}, "batch": {"tokens_per_step": 256}, "train": {"max_steps": 1}}
     with pytest.raises(ConfigError) as error:
         build_recipe(base, override)
     assert str(error.value).startswith(sentence)
@@ -148,57 +146,131 @@ def value(recipe: Recipe, name: str) -> object:
 
 
 FINEWEB = {
-    "model.n_layer": 12, "model.n_head": 12, "model.n_embd": 768, "model.block_size": 1024, "model.vocab_size": 50304,
-    "model.tied": True, "model.dropout": 0.0, "data.corpus": "fineweb-edu", "data.tokenizer": "gpt2",
-    "data.sampling": "shuffled", "batch.tokens_per_step": 524288, "optim.name": "adamw", "optim.betas": (0.9, 0.95),
-    "optim.eps": 1e-8, "optim.weight_decay": 0.1, "optim.grad_clip": 1.0, "schedule.shape": "cosine",
-    "train.eval_every": 250, "eval.tokens": 20 * 32 * 1024, "hellaswag.every": 250, "checkpoint.every": 5000,
-    "precision.regime": "amp_bf16", "sample.seed": 42,
-}  # fmt: skip
+    "model.n_layer": 12,
+    "model.n_head": 12,
+    "model.n_embd": 768,
+    "model.block_size": 1024,
+    "model.vocab_size": 50304,
+    "model.tied": True,
+    "model.dropout": 0.0,
+    "data.corpus": "fineweb-edu",
+    "data.tokenizer": "gpt2",
+    "data.sampling": "shuffled",
+    "batch.tokens_per_step": 524288,
+    "optim.name": "adamw",
+    "optim.betas": (0.9, 0.95),
+    "optim.eps": 1e-8,
+    "optim.weight_decay": 0.1,
+    "optim.grad_clip": 1.0,
+    "schedule.shape": "cosine",
+    "train.eval_every": 250,
+    "eval.tokens": 20 * 32 * 1024,
+    "hellaswag.every": 250,
+    "checkpoint.every": 5000,
+    "precision.regime": "amp_bf16",
+    "sample.seed": 42,
+}
 CLASSIC = {
-    **FINEWEB, "model.position": "learned", "model.norm": "layernorm", "model.mlp": "gelu", "optim.lr": 6e-4,
-    "schedule.min_lr": 6e-5, "schedule.warmup_steps": 715, "train.max_steps": 19073,
-}  # fmt: skip
+    **FINEWEB,
+    "model.position": "learned",
+    "model.norm": "layernorm",
+    "model.mlp": "gelu",
+    "optim.lr": 6e-4,
+    "schedule.min_lr": 6e-5,
+    "schedule.warmup_steps": 715,
+    "train.max_steps": 19073,
+}
 MODERN = {
-    **FINEWEB, "model.position": "rope", "model.norm": "rmsnorm", "model.mlp": "swiglu", "model.mlp_width": 2048,
-    "batch.micro_batch": 32, "optim.lr": 1.8e-3, "schedule.min_lr": 1.8e-4, "schedule.warmup_steps": 285,
-    "train.max_steps": 38146, "compile.enabled": True,
-}  # fmt: skip
+    **FINEWEB,
+    "model.position": "rope",
+    "model.norm": "rmsnorm",
+    "model.mlp": "swiglu",
+    "model.mlp_width": 2048,
+    "batch.micro_batch": 32,
+    "optim.lr": 1.8e-3,
+    "schedule.min_lr": 1.8e-4,
+    "schedule.warmup_steps": 285,
+    "train.max_steps": 38146,
+    "compile.enabled": True,
+}
 NANOGPT = {
-    "model.bias": False, "model.mlp": "gelu_erf", "data.corpus": "shakespeare", "data.tokenizer": "char",
+    "model.bias": False,
+    "model.mlp": "gelu_erf",
+    "data.corpus": "shakespeare",
+    "data.tokenizer": "char",
     "data.sampling": "random",
-    "optim.lr": 1e-3, "optim.betas": (0.9, 0.99), "optim.weight_decay": 0.1, "optim.grad_clip": 1.0,
-    "schedule.min_lr": 1e-4, "schedule.warmup_steps": 100, "schedule.shape": "cosine", "train.eval_every": 250,
+    "optim.lr": 1e-3,
+    "optim.betas": (0.9, 0.99),
+    "optim.weight_decay": 0.1,
+    "optim.grad_clip": 1.0,
+    "schedule.min_lr": 1e-4,
+    "schedule.warmup_steps": 100,
+    "schedule.shape": "cosine",
+    "train.eval_every": 250,
     "eval.train": True,
-}  # fmt: skip
+}
 NUMBERS = {
     "gpt2-124m-openwebtext": {
-        "model.n_layer": 12, "model.n_head": 12, "model.n_embd": 768, "model.block_size": 1024,
-        "model.vocab_size": 50304, "data.corpus": "openwebtext", "data.tokenizer": "gpt2", "data.sampling": "random",
-        "batch.micro_batch": 12, "batch.tokens_per_step": 12 * 1024 * 5, "train.max_steps": 10000,
-        "train.eval_every": 500, "eval.tokens": 200 * 12 * 1024, "eval.train": True, "optim.lr": 6e-4,
-        "optim.weight_decay": 0.1, "schedule.warmup_steps": 1000, "schedule.shape": "cosine", "schedule.min_lr": 6e-5,
-        "optim.grad_clip": 1.0, "checkpoint.every": 500,
+        "model.n_layer": 12,
+        "model.n_head": 12,
+        "model.n_embd": 768,
+        "model.block_size": 1024,
+        "model.vocab_size": 50304,
+        "data.corpus": "openwebtext",
+        "data.tokenizer": "gpt2",
+        "data.sampling": "random",
+        "batch.micro_batch": 12,
+        "batch.tokens_per_step": 12 * 1024 * 5,
+        "train.max_steps": 10000,
+        "train.eval_every": 500,
+        "eval.tokens": 200 * 12 * 1024,
+        "eval.train": True,
+        "optim.lr": 6e-4,
+        "optim.weight_decay": 0.1,
+        "schedule.warmup_steps": 1000,
+        "schedule.shape": "cosine",
+        "schedule.min_lr": 6e-5,
+        "optim.grad_clip": 1.0,
+        "checkpoint.every": 500,
     },
     "gpt2-124m-fineweb-edu": {**CLASSIC, "batch.micro_batch": 64},
     "gpt2-124m-fineweb-edu-230126": {**CLASSIC, "batch.micro_batch": 16},
     "gpt2-124m-fineweb-edu-modern": MODERN,
     "shakespeare-char-cpu": {
-        **NANOGPT, "model.n_layer": 4, "model.n_head": 4, "model.n_embd": 128, "model.block_size": 64,
-        "model.dropout": 0.0, "batch.micro_batch": 12, "batch.tokens_per_step": 768, "train.max_steps": 2000,
+        **NANOGPT,
+        "model.n_layer": 4,
+        "model.n_head": 4,
+        "model.n_embd": 128,
+        "model.block_size": 64,
+        "model.dropout": 0.0,
+        "batch.micro_batch": 12,
+        "batch.tokens_per_step": 768,
+        "train.max_steps": 2000,
         "eval.tokens": 20 * 12 * 64,
     },
     "shakespeare-char": {
-        **NANOGPT, "model.n_layer": 6, "model.n_head": 6, "model.n_embd": 384, "model.block_size": 256,
-        "model.dropout": 0.2, "batch.micro_batch": 64, "batch.tokens_per_step": 64 * 256, "train.max_steps": 5000,
+        **NANOGPT,
+        "model.n_layer": 6,
+        "model.n_head": 6,
+        "model.n_embd": 384,
+        "model.block_size": 256,
+        "model.dropout": 0.2,
+        "batch.micro_batch": 64,
+        "batch.tokens_per_step": 64 * 256,
+        "train.max_steps": 5000,
         "eval.tokens": 200 * 64 * 256,
     },
     "finetune-shakespeare": {
-        "train.init_from": "openai-community/gpt2-xl", "batch.micro_batch": 1, "batch.tokens_per_step": 32 * 1024,
-        "train.max_steps": 20, "train.eval_every": 5, "eval.tokens": 40 * 1024, "optim.lr": 3e-5,
+        "train.init_from": "openai-community/gpt2-xl",
+        "batch.micro_batch": 1,
+        "batch.tokens_per_step": 32 * 1024,
+        "train.max_steps": 20,
+        "train.eval_every": 5,
+        "eval.tokens": 40 * 1024,
+        "optim.lr": 3e-5,
         "schedule.shape": "constant",
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", sorted(NUMBERS))

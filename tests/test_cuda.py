@@ -57,10 +57,16 @@ def left_as_it_was() -> Iterator[None]:
 def small(dataset: Path, **changes: object) -> Recipe:
     """Wide enough for float8 and 8-bit moments; no dropout, whose random numbers are the device's own."""
     settings: dict[str, object] = {
-        "model__n_embd": 64, "model__dropout": 0.0, "train__device": DEVICE.type, "compile__enabled": False,
-        "train__eval_every": 0, "eval__train": False, "eval__tokens": 96,
-        "checkpoint__every": 0, "checkpoint__keep_best": False,
-    }  # fmt: skip
+        "model__n_embd": 64,
+        "model__dropout": 0.0,
+        "train__device": DEVICE.type,
+        "compile__enabled": False,
+        "train__eval_every": 0,
+        "eval__train": False,
+        "eval__tokens": 96,
+        "checkpoint__every": 0,
+        "checkpoint__keep_best": False,
+    }
     return tiny_recipe(dataset, **(settings | changes))
 
 
@@ -154,10 +160,17 @@ STUDY = load_study("precision-lm")
 
 @pytest.mark.parametrize("arm", list(STUDY.arms))
 def test_an_arm_multiplies_in_what_its_regime_says(arm: str) -> None:
-    recipe = STUDY.build(arm, seed=0).replace({
-        "model.n_layer": 1, "model.block_size": 64, "batch.tokens_per_step": 64, "batch.micro_batch": 1,
-        "model.n_embd": 64, "model.n_head": 2, "model.vocab_size": 512,
-    })  # fmt: skip
+    recipe = STUDY.build(arm, seed=0).replace(
+        {
+            "model.n_layer": 1,
+            "model.block_size": 64,
+            "batch.tokens_per_step": 64,
+            "batch.micro_batch": 1,
+            "model.n_embd": 64,
+            "model.n_head": 2,
+            "model.vocab_size": 512,
+        }
+    )
     try:
         regime = enter_regime(recipe.precision, DEVICE)
         model = build_model(recipe.model, DEVICE, lay_out=lambda model: apply_regime(model, regime))
@@ -170,8 +183,10 @@ def test_an_arm_multiplies_in_what_its_regime_says(arm: str) -> None:
         model(tokens[:, :-1], tokens[:, 1:], None, factor).train.backward()
     optimizer.step()
     assert {p.dtype for p in model.parameters()} == {
-        regime.weights, regime.head or regime.weights, regime.norms or regime.weights
-    }  # fmt: skip
+        regime.weights,
+        regime.head or regime.weights,
+        regime.norms or regime.weights,
+    }
     float8 = {dtype for dtype in seen.dtypes if "float8" in str(dtype)}
     body = regime.autocast or regime.weights
     if CUDA or not regime.float8:  # on a CPU float8 may be emulated
@@ -307,10 +322,19 @@ def test_one_process_over_nccl_trains_as_one_without(dataset: Path, monkeypatch:
 def test_running_out_of_memory_halves_the_micro_batch(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = small(
-        dataset, model__n_embd=256, model__n_layer=4, batch__tokens_per_step=2048 * 32, batch__micro_batch="auto",
-        train__max_steps=2, train__device=DEVICE.type,
-    ) if CUDA else small(dataset, batch__micro_batch="auto", train__max_steps=2)  # fmt: skip
+    recipe = (
+        small(
+            dataset,
+            model__n_embd=256,
+            model__n_layer=4,
+            batch__tokens_per_step=2048 * 32,
+            batch__micro_batch="auto",
+            train__max_steps=2,
+            train__device=DEVICE.type,
+        )
+        if CUDA
+        else small(dataset, batch__micro_batch="auto", train__max_steps=2)
+    )
     all_at_once = recipe.sequences_per_step
     if CUDA:
         sized = recipe.replace({"model.vocab_size": 64})
@@ -397,8 +421,14 @@ def test_compiled_equals_eager(regime: str, dataset: Path, tmp_path: Path) -> No
         pytest.skip("compiling for a CPU takes minutes")
     losses = {}
     for compiled in (False, True):
-        recipe = small(dataset, train__max_steps=5, compile__enabled=compiled, precision__regime=regime,
-                       batch__micro_batch=4, model__n_layer=1)  # fmt: skip
+        recipe = small(
+            dataset,
+            train__max_steps=5,
+            compile__enabled=compiled,
+            precision__regime=regime,
+            batch__micro_batch=4,
+            model__n_layer=1,
+        )
         assert gptlab.train(recipe, tmp_path / str(compiled), quiet=True).status == "completed"
         losses[compiled] = [loss for _, loss in lines(tmp_path / str(compiled))]
     # fused operations round once where single ones round each time: bf16 has eps 2^-8, and a mean of 256 tokens
@@ -411,14 +441,12 @@ def test_a_compiled_step_is_compiled_once(dataset: Path, tmp_path: Path) -> None
     if not CUDA:
         pytest.skip("compiling for a CPU takes minutes")
     torch._dynamo.utils.counters.clear()
-    recipe = small(dataset, train__max_steps=3, compile__enabled=True, precision__regime="amp_bf16",
-                   model__n_layer=1)  # fmt: skip
+    recipe = small(dataset, train__max_steps=3, compile__enabled=True, precision__regime="amp_bf16", model__n_layer=1)
     assert gptlab.train(recipe, tmp_path / "a", quiet=True).status == "completed"
     frames = torch._dynamo.utils.counters["frames"]["ok"]
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
-    recipe = small(dataset, train__max_steps=9, compile__enabled=True, precision__regime="amp_bf16",
-                   model__n_layer=1)  # fmt: skip
+    recipe = small(dataset, train__max_steps=9, compile__enabled=True, precision__regime="amp_bf16", model__n_layer=1)
     assert gptlab.train(recipe, tmp_path / "b", quiet=True).status == "completed"
     assert torch._dynamo.utils.counters["frames"]["ok"] == frames > 0
     assert not torch._dynamo.utils.counters["graph_break"]

@@ -129,8 +129,9 @@ def test_the_same_source_gives_the_same_files(source: Path, tmp_path: Path) -> N
     assert one.fingerprint() == two.fingerprint()
     write_jsonl(source / "dev.jsonl", VAL[:1])
     assert quietly(str(source), tmp_path / "three", label_field="tags", tokenizer="bpe-260").fingerprint() not in (
-        one.fingerprint(), "",
-    )  # fmt: skip
+        one.fingerprint(),
+        "",
+    )
 
 
 def test_a_vocabulary_is_learnt_from_training_alone(source: Path, tmp_path: Path) -> None:
@@ -307,9 +308,12 @@ def test_max_documents_counts_each_split(source: Path, tmp_path: Path) -> None:
     ],
 )
 def test_the_hub(
-    corpus: str, given_source: str | None, asked: tuple[str, str | None], tmp_path: Path,
+    corpus: str,
+    given_source: str | None,
+    asked: tuple[str, str | None],
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     value: Any = ["7"] if corpus == "eurlex57k" else 1
     field = "eurovoc_concepts" if corpus == "eurlex57k" else "label"
     rows = [{"text": f"document {number}", field: value} for number in range(4)]
@@ -383,11 +387,24 @@ def test_functions_are_labelled_with_their_syntax(tmp_path: Path, monkeypatch: p
     assert [labels for _, _, labels in documents[:3]] == [
         [],
         [
-            "chained-comparison", "continue", "decorator", "f-string", "finally", "for", "lambda", "list-comprehension",
-            "loop-else", "return", "slice", "starred", "try", "with", "yield",
+            "chained-comparison",
+            "continue",
+            "decorator",
+            "f-string",
+            "finally",
+            "for",
+            "lambda",
+            "list-comprehension",
+            "loop-else",
+            "return",
+            "slice",
+            "starred",
+            "try",
+            "with",
+            "yield",
         ],
         ["assert", "await", "conditional-expression", "dict-comprehension", "global", "walrus", "while"],
-    ]  # fmt: skip
+    ]
     assert documents[1][1].startswith("@staticmethod\ndef busy(")
     assert documents[1][1].endswith("return print(*values, file=file)\n")
     assert documents[2][1].startswith("async def wait(self, other):\n    global state")  # dedented
@@ -462,9 +479,13 @@ BERT = ["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]"]
     ],
 )
 def test_specials_of_hugging_face_tokenizers(
-    specials: list[str], form: str, ids: tuple[int, ...], source: Path, tmp_path: Path,
+    specials: list[str],
+    form: str,
+    ids: tuple[int, ...],
+    source: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     folder = hf_tokenizer(tmp_path / "made" / "some-base", specials)
     name = {"file": str(folder / "tokenizer.json"), "hub": "Somebody/some-base"}.get(form, str(folder))
     if form == "vocabulary":
@@ -525,11 +546,26 @@ def test_no_tokenizer_and_no_network(source: Path, tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("longest", "block_size", "length"),
     [
-        (2, 512, 64), (64, 512, 64), (65, 512, 128), (128, 512, 128), (129, 512, 256), (257, 512, 384),
-        (384, 512, 384), (385, 512, 512), (512, 512, 512), (3, 100, 16), (17, 100, 32), (33, 100, 56), (57, 100, 80),
-        (81, 100, 100), (2, 10, 8), (9, 10, 10), (2, 2, 2), (5, 6, 6),
+        (2, 512, 64),
+        (64, 512, 64),
+        (65, 512, 128),
+        (128, 512, 128),
+        (129, 512, 256),
+        (257, 512, 384),
+        (384, 512, 384),
+        (385, 512, 512),
+        (512, 512, 512),
+        (3, 100, 16),
+        (17, 100, 32),
+        (33, 100, 56),
+        (57, 100, 80),
+        (81, 100, 100),
+        (2, 10, 8),
+        (9, 10, 10),
+        (2, 2, 2),
+        (5, 6, 6),
     ],
-)  # fmt: skip
+)
 def test_lengths_of_batches_are_few(longest: int, block_size: int, length: int) -> None:
     assert bucket_length(longest, block_size) == length
 
@@ -661,7 +697,7 @@ def test_two_at_once_are_one_too_many(source: Path, tmp_path: Path) -> None:
         ([{"text": "a", "y": None}], "the corpus text has no training documents with text and labels"),
         ([{"text": "a", "y": "b"}], "the corpus text has no training documents with text and labels"),
     ],
-)  # fmt: skip
+)
 def test_rows_that_cannot_be_read(rows: Any, sentence: str, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "rows.jsonl", rows)
     with pytest.raises(DataError) as error:
@@ -736,7 +772,7 @@ def test_folders_that_hold_something_else(dataset: LabeledDataset, source: Path,
         (tmp_path / "nowhere", "no prepared dataset at .*: make one with `gptlab prepare CORPUS --out .*nowhere`"),
         (source, "no prepared dataset at"),
         (lm, r"lm is a dataset without labels, for task = lm: make one with labels with `gptlab prepare CORPUS --out"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(DataError, match=sentence):
             LabeledDataset(folder)
     with pytest.raises(DataError, match="is a dataset without labels"):

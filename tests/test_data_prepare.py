@@ -96,12 +96,20 @@ def test_the_manifest_says_what_was_done(folder: Path, tmp_path: Path) -> None:
     assert manifest["source"]["files"] == 100
     sha256 = hashlib.sha256((tmp_path / "set" / "tokenizer.json").read_bytes()).hexdigest()
     assert manifest["tokenizer"] == {
-        "name": "byte", "vocab_size": 257, "eot": 256, "file": "tokenizer.json", "sha256": sha256,
-    }  # fmt: skip
+        "name": "byte",
+        "vocab_size": 257,
+        "eot": 256,
+        "file": "tokenizer.json",
+        "sha256": sha256,
+    }
     assert manifest["settings"] == {
-        "shard_tokens": 1000, "end_of_text": "prepended", "val_fraction": None, "val_tokens": 0, "text_field": "text",
+        "shard_tokens": 1000,
+        "end_of_text": "prepended",
+        "val_fraction": None,
+        "val_tokens": 0,
+        "text_field": "text",
         "max_documents": None,
-    }  # fmt: skip
+    }
     sizes = [shard["tokens"] for shard in manifest["splits"]["train"]["shards"]]
     assert set(sizes[:-1]) == {1000}
     assert 0 < sizes[-1] <= 1000
@@ -150,10 +158,13 @@ def test_the_number_of_workers_changes_nothing(
 ) -> None:
     monkeypatch.setattr(module, "BATCH_CHARACTERS", 300)  # some 30 batches
     made = [
-        digests(quietly("text", tmp_path / str(workers), source=folder, shard_tokens=700, workers=workers,
-                        tokenizer=tokenizer))
+        digests(
+            quietly(
+                "text", tmp_path / str(workers), source=folder, shard_tokens=700, workers=workers, tokenizer=tokenizer
+            )
+        )
         for workers in (1, 2, 5)
-    ]  # fmt: skip
+    ]
     assert len(made[0]) > 4
     assert made[0] == made[1] == made[2]
 
@@ -651,9 +662,17 @@ def test_every_kind_of_local_file(tmp_path: Path) -> None:
     (root / ".hidden.txt").write_text("x", encoding="utf-8")
     found = [text for _, text in open_corpus("text", root).documents() if text]
     assert found == [
-        "jsonl 1", "jsonl \ufffd", "zipped", "json 1", "json 2", "with a mark\n", "row 1", "row 3", "text",
+        "jsonl 1",
+        "jsonl \ufffd",
+        "zipped",
+        "json 1",
+        "json 2",
+        "with a mark\n",
+        "row 1",
+        "row 3",
+        "text",
         "text, zipped",
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize(

@@ -155,9 +155,13 @@ def test_a_hugging_face_file(tmp_path: Path) -> None:
     def truncating(content: dict[str, Any]) -> None:
         content["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
         content["padding"] = {
-            "strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0,
+            "strategy": {"Fixed": 64},
+            "direction": "Right",
+            "pad_to_multiple_of": None,
+            "pad_id": 0,
+            "pad_type_id": 0,
             "pad_token": "!",
-        }  # fmt: skip
+        }
 
     tokenizer = make_tokenizer(str(written(tmp_path, truncating)), texts)
     assert tokenizer.name == "custom"
@@ -184,19 +188,50 @@ def test_end_of_text_is_looked_for_by_its_usual_names(tmp_path: Path) -> None:
 
 def test_sentencepiece_style_bytes(tmp_path: Path) -> None:
     content = {
-        "version": "1.0", "truncation": None, "padding": None, "pre_tokenizer": None, "post_processor": None,
-        "added_tokens": [{"id": 2, "content": "</s>", "single_word": False, "lstrip": False, "rstrip": False,
-                          "normalized": False, "special": True}],
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "pre_tokenizer": None,
+        "post_processor": None,
+        "added_tokens": [
+            {
+                "id": 2,
+                "content": "</s>",
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": True,
+            }
+        ],
         "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
-        "decoder": {"type": "Sequence", "decoders": [
-            {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}, {"type": "ByteFallback"},
-            {"type": "Fuse"}]},
-        "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-                  "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": True, "ignore_merges": False,
-                  "vocab": {"a": 0, "\u2581": 1, "</s>": 2, "\u2581a": 3,
-                            **{f"<0x{byte:02X}>": 4 + byte for byte in range(256)}},
-                  "merges": [["\u2581", "a"]]},
-    }  # fmt: skip
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+            ],
+        },
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": True,
+            "ignore_merges": False,
+            "vocab": {
+                "a": 0,
+                "\u2581": 1,
+                "</s>": 2,
+                "\u2581a": 3,
+                **{f"<0x{byte:02X}>": 4 + byte for byte in range(256)},
+            },
+            "merges": [["\u2581", "a"]],
+        },
+    }
     (tmp_path / "t.json").write_text(json.dumps(content), encoding="utf-8")
     tokenizer = load_tokenizer(tmp_path / "t.json")
     text = "a a \u00e9a"

@@ -41,9 +41,29 @@ GPT2 = load_tokenizer({"kind": "gpt2"})
 HOW: Any = (CPU, contextlib.nullcontext, 4)
 MODERN: dict[str, Any] = {"position": "rope", "norm": "rmsnorm", "mlp": "swiglu", "bias": False, "tied": False}
 WORDS = [
-    "the", "a", "man", "roof", "water", "he", "puts", "on", "cleans", "knife", "hand", "pan", "then", "she", "café",
-    "slowly", "and", "turns", "it", "over", "Dr.", "2",
-]  # fmt: skip
+    "the",
+    "a",
+    "man",
+    "roof",
+    "water",
+    "he",
+    "puts",
+    "on",
+    "cleans",
+    "knife",
+    "hand",
+    "pan",
+    "then",
+    "she",
+    "café",
+    "slowly",
+    "and",
+    "turns",
+    "it",
+    "over",
+    "Dr.",
+    "2",
+]
 
 
 def make(vocab_size: int, **changes: Any) -> GPT:
@@ -103,8 +123,10 @@ def test_rolling_windows_predict_each_token_once():
 
 def test_pairs_are_cut_where_the_context_ends():
     assert encode_pairs(BYTES, [("ab  ", "c"), ("", "x"), ("é", " y")]) == [
-        (list(b"ab"), list(b"  c")), ([256], list(b"x")), (list("é".encode()), list(b" y")),
-    ]  # fmt: skip
+        (list(b"ab"), list(b"  c")),
+        ([256], list(b"x")),
+        (list("é".encode()), list(b" y")),
+    ]
     ((context, new),) = encode_pairs(GPT2, [("The man", " sits")])
     assert (context, new) == (GPT2.encode("The man"), GPT2.encode(" sits"))
     with pytest.raises(UserError, match="the tokenizer char has no end-of-text"):
@@ -113,13 +135,21 @@ def test_pairs_are_cut_where_the_context_ends():
 
 # -- perplexity -----------------------------------------------------------------------------------------------------
 
-ARTICLES = " \n ".join((
-    "", "= Robert <unk> =", "",
-    "Robert <unk> is an English film , television actor . He had a guest @-@ starring role ( in 1 @,@ 000 scenes ) .",
-    "= = Career = =",
-    '" Herons " , the actors \' play : " a [ very ] long one " ; 25 ° C ! Cold ?',
-    "", "= A second = title =", "It 's short .", "",
-))  # fmt: skip
+ARTICLES = " \n ".join(
+    (
+        "",
+        "= Robert <unk> =",
+        "",
+        "Robert <unk> is an English film , television actor . "
+        "He had a guest @-@ starring role ( in 1 @,@ 000 scenes ) .",
+        "= = Career = =",
+        '" Herons " , the actors \' play : " a [ very ] long one " ; 25 ° C ! Cold ?',
+        "",
+        "= A second = title =",
+        "It 's short .",
+        "",
+    )
+)
 
 
 def test_wikitext_against_a_loop(tmp_path):
@@ -141,20 +171,28 @@ def test_wikitext_against_a_loop(tmp_path):
                 loss -= model(torch.tensor([tokens[begin:i]]))[0, -1].log_softmax(dim=0)[tokens[i]].item()
     n_words = sum(len(re.split(r"\s+", page)) for page in pages)
     n_bytes = sum(len(page.encode()) for page in pages)
-    assert scores == pytest.approx({
-        "wikitext_word_perplexity": math.exp(loss / n_words), "wikitext_byte_perplexity": math.exp(loss / n_bytes),
-        "wikitext_bits_per_byte": loss / n_bytes / math.log(2), "wikitext_pages": 2,
-    }, rel=1e-5)  # fmt: skip
+    assert scores == pytest.approx(
+        {
+            "wikitext_word_perplexity": math.exp(loss / n_words),
+            "wikitext_byte_perplexity": math.exp(loss / n_bytes),
+            "wikitext_bits_per_byte": loss / n_bytes / math.log(2),
+            "wikitext_pages": 2,
+        },
+        rel=1e-5,
+    )
 
 
 def test_detokenized_text(tmp_path):
     (tmp_path / "wiki.test.tokens").write_text(ARTICLES, encoding="utf-8")
     first, second = load_wikitext(str(tmp_path / "wiki.test.tokens"))
     assert detokenize(first).split("\n") == [
-        " = Robert <unk> =", "",
+        " = Robert <unk> =",
+        "",
         "Robert <unk> is an English film, television actor. He had a guest-starring role (in 1,000 scenes).",
-        "== Career ==", '"Herons", the actors\' play: "a [very] long one"; 25°C! Cold?', " ",
-    ]  # fmt: skip
+        "== Career ==",
+        '"Herons", the actors\' play: "a [very] long one"; 25°C! Cold?',
+        " ",
+    ]
     assert detokenize(second) == " = A second = title =\nIt's short.\n"
 
 
@@ -172,10 +210,15 @@ def test_lambada_against_a_loop(tmp_path):
         losses.append(-picked.gather(1, torch.tensor(whole[-n:])[:, None]).sum().item())
         right.append(picked.argmax(dim=1).tolist() == whole[-n:])
     n_bytes = sum(len(t.encode()) - t.encode().rindex(b" ") for t in texts)
-    assert scores == pytest.approx({
-        "lambada_perplexity": math.exp(np.mean(losses)), "lambada_byte_perplexity": math.exp(sum(losses) / n_bytes),
-        "lambada_acc": np.mean(right), "lambada_passages": 10,
-    }, rel=1e-5)  # fmt: skip
+    assert scores == pytest.approx(
+        {
+            "lambada_perplexity": math.exp(np.mean(losses)),
+            "lambada_byte_perplexity": math.exp(sum(losses) / n_bytes),
+            "lambada_acc": np.mean(right),
+            "lambada_passages": 10,
+        },
+        rel=1e-5,
+    )
 
 
 def test_lambada_counts_a_word_that_is_greedy_throughout():
@@ -271,10 +314,14 @@ def requests(kind: str, arguments: list[tuple[Any, ...]]) -> list[Any]:
 def test_log_likelihoods_are_those_of_the_hf_model(pair):
     run, theirs = pair
     pairs = [
-        ("", "The man"), (" ", "he"), ("The man ", "sits"), ("The man  ", " sits on"), ("A café\n", "\n2 Dr."),
+        ("", "The man"),
+        (" ", "he"),
+        ("The man ", "sits"),
+        ("The man  ", " sits on"),
+        ("A café\n", "\n2 Dr."),
         *((text(n, n), " " + text(m, m)) for n in (3, 20, 90) for m in (1, 5, 30)),  # 90 words are cut
         *((text(9, 1), f" {word}") for word in WORDS),  # one context, many answers
-    ]  # fmt: skip
+    ]
     pairs = [pair for pair in pairs if pair[0] != " "]  # lm-eval's asserts that something is left of a context
     expected = theirs.loglikelihood(requests("loglikelihood", pairs), disable_tqdm=True)
     measured = ours(run).loglikelihood(requests("loglikelihood", pairs))
@@ -359,9 +406,10 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     local = "dataset_path: json\ndataset_name: null\ntraining_split: null\n"
     source = f"dataset_kwargs: {{{{cache_dir: {folder}/cache, data_files: {{{{{{split}}: {{file}}}}}}}}}}\n"
     for name, task, split in [
-        ("hellaswag", "hellaswag/hellaswag.yaml", "validation"), ("lambada", "lambada/lambada_openai.yaml", "test"),
+        ("hellaswag", "hellaswag/hellaswag.yaml", "validation"),
+        ("lambada", "lambada/lambada_openai.yaml", "test"),
         ("wikitext", "wikitext/wikitext.yaml", "test"),
-    ]:  # fmt: skip
+    ]:
         (folder / f"{name}.yaml").write_text(
             f"include: {shipped / task}\ntask: local_{name}\n{local}"
             + ("validation_split: null\n" if split == "test" else "")
@@ -430,8 +478,9 @@ def test_perplexities_are_those_of_the_harness(pair, tasks, verdicts):
     files = {"eval.wikitext": str(articles), "eval.lambada": str(passages)}
     scores = evaluate_run(run, ["wikitext", "lambada"], files)
     for name, metrics in [
-        ("wikitext", ["word_perplexity", "byte_perplexity", "bits_per_byte"]), ("lambada", ["perplexity", "acc"]),
-    ]:  # fmt: skip
+        ("wikitext", ["word_perplexity", "byte_perplexity", "bits_per_byte"]),
+        ("lambada", ["perplexity", "acc"]),
+    ]:
         for metric in metrics:
             theirs = verdicts["results"][f"local_{name}"][f"{metric},none"]
             assert scores[f"{name}_{metric}"] == pytest.approx(theirs, rel=1e-4)

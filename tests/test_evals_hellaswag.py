@@ -36,7 +36,7 @@ from gptlab.evals.hellaswag import (
     standard_error,
     wilson_interval,
     write_results,
-)  # fmt: skip
+)
 from gptlab.model.gpt import GPT, build_model
 
 CPU = torch.device("cpu")
@@ -99,11 +99,20 @@ def original_rows(n: int, seed: int = 0) -> list[dict[str, Any]]:
         else:
             ctx_a, ctx_b = f"{text(rng.randint(5, 30))}.", rng.choice(["he", "The other Man", "a  lady [unclear]"])
             ctx = f"{ctx_a} {ctx_b}"
-        rows.append({
-            "ind": 3 * i, "activity_label": rng.choice(["Roof shingle removal", "Food and Entertaining"]),
-            "ctx_a": ctx_a, "ctx_b": ctx_b, "ctx": ctx, "endings": endings, "label": rng.randrange(4), "split": "val",
-            "split_type": "indomain", "source_id": "wikihow~1" if wikihow else "activitynet~v_1",
-        })  # fmt: skip
+        rows.append(
+            {
+                "ind": 3 * i,
+                "activity_label": rng.choice(["Roof shingle removal", "Food and Entertaining"]),
+                "ctx_a": ctx_a,
+                "ctx_b": ctx_b,
+                "ctx": ctx,
+                "endings": endings,
+                "label": rng.randrange(4),
+                "split": "val",
+                "split_type": "indomain",
+                "source_id": "wikihow~1" if wikihow else "activitynet~v_1",
+            }
+        )
     return rows
 
 
@@ -372,9 +381,14 @@ def test_a_tokenizer_that_leaves_nothing():
 def test_the_harness_edits_texts_and_divides_by_characters():
     model, tokenizer = make(block_size=256), TOKENIZER
     row = Row(
-        7, "unused", (" starts  it [substeps] now.", "é", "is [title] done", "[step] goes"), 1,
-        activity_label="Roof", ctx_a="A man [header] sits on a roof.", ctx_b="THE man",
-    )  # fmt: skip
+        7,
+        "unused",
+        (" starts  it [substeps] now.", "é", "is [title] done", "[step] goes"),
+        1,
+        activity_label="Roof",
+        ctx_a="A man [header] sits on a roof.",
+        ctx_b="THE man",
+    )
     encoded = encode_rows([row], tokenizer, 256, "harness")
     assert bytes(encoded.pairs.tokens[:38].astype(np.uint8)) == b"Roof: A man sits on a roof. The man st"
     # "starts it  now." after the brackets' spaces are made one, each a single time
@@ -502,8 +516,13 @@ def test_the_download_is_checked_and_kept(tmp_path, monkeypatch, original):
 # -- files ----------------------------------------------------------------------------------------------------------
 
 GOOD: dict[str, Any] = {
-    "ind": 24, "activity_label": "Roof", "ctx": "A man. he", "label": 3, "endings": ["a", "b", "c", "d"], "split": "val"
-}  # fmt: skip
+    "ind": 24,
+    "activity_label": "Roof",
+    "ctx": "A man. he",
+    "label": 3,
+    "endings": ["a", "b", "c", "d"],
+    "split": "val",
+}
 
 
 def test_rows_from_files(tmp_path):
@@ -567,9 +586,11 @@ def test_files_that_cannot_be_read(tmp_path):
 
 def test_results_are_written_a_line_per_row(tmp_path):
     result = HellaSwagResult(
-        np.array([7, 9]), np.array([1, 3]),
-        np.array([[8.0, 4.0, 9.0, 5.0], [1.0, 2.0, 3.0, 4.0]]), np.array([[8, 2, 3, 5], [1, 1, 1, 8]]),
-    )  # fmt: skip
+        np.array([7, 9]),
+        np.array([1, 3]),
+        np.array([[8.0, 4.0, 9.0, 5.0], [1.0, 2.0, 3.0, 4.0]]),
+        np.array([[8, 2, 3, 5], [1, 1, 1, 8]]),
+    )
     file = tmp_path / "hellaswag_results.jsonl"
     file.write_text("of the evaluation before\n", encoding="utf-8")
     write_results(file, result)

@@ -18,11 +18,22 @@ from gptlab.study import runner
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {
-    "model.n_layer": 1, "model.n_head": 1, "model.n_embd": 16, "model.block_size": 16, "model.vocab_size": 0,
-    "batch.micro_batch": 2, "batch.tokens_per_step": 64, "eval.tokens": 64, "data.tokenizer": "char",
-    "train.device": "cpu", "train.eval_every": 4, "checkpoint.every": 4, "log.every": 1, "schedule.warmup_steps": 1,
+    "model.n_layer": 1,
+    "model.n_head": 1,
+    "model.n_embd": 16,
+    "model.block_size": 16,
+    "model.vocab_size": 0,
+    "batch.micro_batch": 2,
+    "batch.tokens_per_step": 64,
+    "eval.tokens": 64,
+    "data.tokenizer": "char",
+    "train.device": "cpu",
+    "train.eval_every": 4,
+    "checkpoint.every": 4,
+    "log.every": 1,
+    "schedule.warmup_steps": 1,
     "compile.enabled": "false",
-}  # fmt: skip
+}
 
 
 def settings(dataset: Path, **changes: Any) -> list[str]:

@@ -60,9 +60,13 @@ def test_the_default_is_the_base_recipe() -> None:
 @pytest.mark.parametrize(
     ("flag", "name"),
     [
-        ("adamw", "adamw"), ("adamwspam", "adamw-spam"), ("muon", "muon"), ("sgd", "sgd"), ("adam8bit", "adamw_8bit"),
+        ("adamw", "adamw"),
+        ("adamwspam", "adamw-spam"),
+        ("muon", "muon"),
+        ("sgd", "sgd"),
+        ("adam8bit", "adamw_8bit"),
     ],
-)  # fmt: skip
+)
 def test_optimizers(flag: str, name: str) -> None:
     assert resolved(f"--optimizer {flag}")[0].optim.name == name
 
@@ -141,13 +145,23 @@ def test_prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert prepare_data.call_of(["--dataset", "finewebedu"]) == ["prepare", "fineweb-edu"]
     words = ["--dataset", "openwebtext", "--from", "org/text", "--max-documents", "9", "--out", "x"]
     assert prepare_data.call_of(words) == [
-        "prepare", "openwebtext", "--max-documents", "9", "--from", "org/text", "--out", "x",
-    ]  # fmt: skip
+        "prepare",
+        "openwebtext",
+        "--max-documents",
+        "9",
+        "--from",
+        "org/text",
+        "--out",
+        "x",
+    ]
     # paths typed within gpt2/ are seen from the root, where the call goes
     monkeypatch.chdir(SCRIPTS)
     assert prepare_data.call_of(["--from", "train.py", "--out", "../data/x"])[2:] == [
-        "--from", "gpt2/train.py", "--out", "data/x",
-    ]  # fmt: skip
+        "--from",
+        "gpt2/train.py",
+        "--out",
+        "data/x",
+    ]
     assert train.call_of(["--out", "../runs/x", "--data.path", "."])[-1] == "runs/x"
     assert "--data.path=gpt2" in train.call_of(["--data.path", "."])
 
@@ -197,9 +211,13 @@ def test_is_called_from_the_root_and_from_its_folder(tmp_path: Path) -> None:
 
 def test_a_wrong_call_ends_with_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for script, line in (
-        (train, "--optimizer adamwprune"), (train, "--nothing 3"), (train, "--data.path /nowhere"),
-        (train, "--optimizer adagrad"), (prepare_data, "--dataset shakespear"), (prepare_data, "--from /nowhere"),
-    ):  # fmt: skip
+        (train, "--optimizer adamwprune"),
+        (train, "--nothing 3"),
+        (train, "--data.path /nowhere"),
+        (train, "--optimizer adagrad"),
+        (prepare_data, "--dataset shakespear"),
+        (prepare_data, "--from /nowhere"),
+    ):
         assert call(script, line, monkeypatch) == 2
     assert "Traceback" not in capsys.readouterr().err
 

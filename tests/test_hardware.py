@@ -26,36 +26,83 @@ from gptlab.rundir import RunDir
 # -- names ----------------------------------------------------------------------------------------------------------
 
 REPORTED = {
-    "NVIDIA H100 80GB HBM3": "H100", "NVIDIA H100 PCIe": "H100-PCIe", "NVIDIA H100 NVL": "H100-NVL",
-    "NVIDIA H200": "H200", "NVIDIA H200 NVL": "H200-NVL", "NVIDIA GH200 480GB": "GH200",
-    "NVIDIA GH200 96GB HBM3": "GH200", "NVIDIA GH200 144G HBM3e": "GH200", "NVIDIA B200": "B200",
-    "NVIDIA GB10": "GB10", "NVIDIA A100-SXM4-40GB": "A100-40", "NVIDIA A100-PCIE-40GB": "A100-40",
-    "A100-SXM4-40GB": "A100-40", "NVIDIA A100-SXM4-80GB": "A100-80", "NVIDIA A100 80GB PCIe": "A100-80-PCIe",
-    "Tesla V100-SXM2-16GB": "V100-SXM2-16", "Tesla V100-SXM2-32GB": "V100-SXM2-32",
-    "Tesla V100-PCIE-16GB": "V100-PCIe-16", "Tesla V100-PCIE-32GB": "V100-PCIe-32", "Tesla T4": "T4",
-    "NVIDIA A10": "A10", "NVIDIA A10G": "A10G", "NVIDIA RTX A6000": "A6000",
-    "NVIDIA RTX 6000 Ada Generation": "RTX6000Ada", "NVIDIA L4": "L4", "NVIDIA L40S": "L40S",
-    "NVIDIA GeForce RTX 3060": "RTX3060", "NVIDIA GeForce RTX 3060 Ti": "RTX3060Ti",
-    "NVIDIA GeForce RTX 3070": "RTX3070", "NVIDIA GeForce RTX 3070 Ti": "RTX3070Ti",
-    "NVIDIA GeForce RTX 3080": "RTX3080-10", "NVIDIA GeForce RTX 3080 Ti": "RTX3080Ti",
-    "GeForce RTX 3090": "RTX3090", "NVIDIA GeForce RTX 3090 Ti": "RTX3090Ti", "NVIDIA GeForce RTX 4060": "RTX4060",
-    "NVIDIA GeForce RTX 4060 Ti": "RTX4060Ti-8", "NVIDIA GeForce RTX 4070": "RTX4070",
-    "NVIDIA GeForce RTX 4070 SUPER": "RTX4070Super", "NVIDIA GeForce RTX 4070 Ti": "RTX4070Ti",
-    "NVIDIA GeForce RTX 4070 Ti SUPER": "RTX4070TiSuper", "NVIDIA GeForce RTX 4080": "RTX4080",
-    "NVIDIA GeForce RTX 4080 SUPER": "RTX4080Super", "NVIDIA GeForce RTX 4090": "RTX4090",
-    "NVIDIA GeForce RTX 5070": "RTX5070", "NVIDIA GeForce RTX 5070 Ti": "RTX5070Ti",
-    "NVIDIA GeForce RTX 5080": "RTX5080", "NVIDIA GeForce RTX 5090": "RTX5090", "AMD Instinct MI300X": "MI300X",
-    "AMD Instinct MI300X VF": "MI300X", "AMD Instinct MI250X / MI250": "MI250", "AMD Instinct MI250": "MI250",
+    "NVIDIA H100 80GB HBM3": "H100",
+    "NVIDIA H100 PCIe": "H100-PCIe",
+    "NVIDIA H100 NVL": "H100-NVL",
+    "NVIDIA H200": "H200",
+    "NVIDIA H200 NVL": "H200-NVL",
+    "NVIDIA GH200 480GB": "GH200",
+    "NVIDIA GH200 96GB HBM3": "GH200",
+    "NVIDIA GH200 144G HBM3e": "GH200",
+    "NVIDIA B200": "B200",
+    "NVIDIA GB10": "GB10",
+    "NVIDIA A100-SXM4-40GB": "A100-40",
+    "NVIDIA A100-PCIE-40GB": "A100-40",
+    "A100-SXM4-40GB": "A100-40",
+    "NVIDIA A100-SXM4-80GB": "A100-80",
+    "NVIDIA A100 80GB PCIe": "A100-80-PCIe",
+    "Tesla V100-SXM2-16GB": "V100-SXM2-16",
+    "Tesla V100-SXM2-32GB": "V100-SXM2-32",
+    "Tesla V100-PCIE-16GB": "V100-PCIe-16",
+    "Tesla V100-PCIE-32GB": "V100-PCIe-32",
+    "Tesla T4": "T4",
+    "NVIDIA A10": "A10",
+    "NVIDIA A10G": "A10G",
+    "NVIDIA RTX A6000": "A6000",
+    "NVIDIA RTX 6000 Ada Generation": "RTX6000Ada",
+    "NVIDIA L4": "L4",
+    "NVIDIA L40S": "L40S",
+    "NVIDIA GeForce RTX 3060": "RTX3060",
+    "NVIDIA GeForce RTX 3060 Ti": "RTX3060Ti",
+    "NVIDIA GeForce RTX 3070": "RTX3070",
+    "NVIDIA GeForce RTX 3070 Ti": "RTX3070Ti",
+    "NVIDIA GeForce RTX 3080": "RTX3080-10",
+    "NVIDIA GeForce RTX 3080 Ti": "RTX3080Ti",
+    "GeForce RTX 3090": "RTX3090",
+    "NVIDIA GeForce RTX 3090 Ti": "RTX3090Ti",
+    "NVIDIA GeForce RTX 4060": "RTX4060",
+    "NVIDIA GeForce RTX 4060 Ti": "RTX4060Ti-8",
+    "NVIDIA GeForce RTX 4070": "RTX4070",
+    "NVIDIA GeForce RTX 4070 SUPER": "RTX4070Super",
+    "NVIDIA GeForce RTX 4070 Ti": "RTX4070Ti",
+    "NVIDIA GeForce RTX 4070 Ti SUPER": "RTX4070TiSuper",
+    "NVIDIA GeForce RTX 4080": "RTX4080",
+    "NVIDIA GeForce RTX 4080 SUPER": "RTX4080Super",
+    "NVIDIA GeForce RTX 4090": "RTX4090",
+    "NVIDIA GeForce RTX 5070": "RTX5070",
+    "NVIDIA GeForce RTX 5070 Ti": "RTX5070Ti",
+    "NVIDIA GeForce RTX 5080": "RTX5080",
+    "NVIDIA GeForce RTX 5090": "RTX5090",
+    "AMD Instinct MI300X": "MI300X",
+    "AMD Instinct MI300X VF": "MI300X",
+    "AMD Instinct MI250X / MI250": "MI250",
+    "AMD Instinct MI250": "MI250",
     "AMD Radeon PRO W7900": "W7900",
-}  # fmt: skip
+}
 
 OTHERS = [
-    "NVIDIA GeForce RTX 5090 D", "NVIDIA GeForce RTX 4090 D", "NVIDIA GeForce RTX 4090 Laptop GPU",
-    "NVIDIA GeForce RTX 3080 Ti Laptop GPU", "NVIDIA GeForce RTX 2080 Ti", "NVIDIA T400 4GB", "NVIDIA A100",
-    "NVIDIA A100-SXM4-40GB MIG 1g.5gb", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA GH200 480GB MIG 1g.12gb",
-    "NVIDIA A10-24Q", "NVIDIA L40", "NVIDIA A40", "NVIDIA GB200", "NVIDIA B300", "Tesla V100S-PCIE-32GB",
-    "Quadro RTX 6000", "AMD Radeon RX 7900 XTX", "AMD EPYC 7763 64-Core Processor", "Apple M2", "",
-]  # fmt: skip
+    "NVIDIA GeForce RTX 5090 D",
+    "NVIDIA GeForce RTX 4090 D",
+    "NVIDIA GeForce RTX 4090 Laptop GPU",
+    "NVIDIA GeForce RTX 3080 Ti Laptop GPU",
+    "NVIDIA GeForce RTX 2080 Ti",
+    "NVIDIA T400 4GB",
+    "NVIDIA A100",
+    "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
+    "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+    "NVIDIA GH200 480GB MIG 1g.12gb",
+    "NVIDIA A10-24Q",
+    "NVIDIA L40",
+    "NVIDIA A40",
+    "NVIDIA GB200",
+    "NVIDIA B300",
+    "Tesla V100S-PCIE-32GB",
+    "Quadro RTX 6000",
+    "AMD Radeon RX 7900 XTX",
+    "AMD EPYC 7763 64-Core Processor",
+    "Apple M2",
+    "",
+]
 
 
 @pytest.mark.parametrize("name", REPORTED)
@@ -79,11 +126,12 @@ def test_other_devices_are_not_recognised(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "memory", "key"),
     [
-        ("NVIDIA GeForce RTX 3080", 10 * 2**30, "RTX3080-10"), ("NVIDIA GeForce RTX 3080", 12.6 * GB, "RTX3080-12"),
+        ("NVIDIA GeForce RTX 3080", 10 * 2**30, "RTX3080-10"),
+        ("NVIDIA GeForce RTX 3080", 12.6 * GB, "RTX3080-12"),
         ("NVIDIA GeForce RTX 4060 Ti", 8.2 * GB, "RTX4060Ti-8"),
         ("NVIDIA GeForce RTX 4060 Ti", 16 * 2**30, "RTX4060Ti-16"),
     ],
-)  # fmt: skip
+)
 def test_memory_tells_cards_of_one_name_apart(
     name: str, memory: float, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,9 +146,10 @@ def test_a_gpu_is_named_loosely_and_not_guessed() -> None:
     assert named("a100-80gb").name == named("A100_80").name == "A100-80"
     assert named("rtx 4090") is named("GeForce RTX 4090") is GPUS["RTX4090"]
     for name, close in (
-        ("RTX3080", "RTX3080-10 or RTX3080-12 or RTX3080Ti"), ("rtx4060-ti", "RTX4060Ti-8 or RTX4060Ti-16"),
+        ("RTX3080", "RTX3080-10 or RTX3080-12 or RTX3080Ti"),
+        ("rtx4060-ti", "RTX4060Ti-8 or RTX4060Ti-16"),
         ("h10", "H100"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(UserError, match=rf"--gpu {name}: did you mean {close}.*\? --memory GB plans for any other"):
             named(name)
     for name in ("?", "Voodoo"):
@@ -122,9 +171,14 @@ def test_the_table_is_read_without_pytorch() -> None:
 
 # TFLOP/s that NVIDIA's white papers give for bf16 with sums in float32, and for float32 without tensor cores
 PUBLISHED = {
-    "RTX3070": (40.6, 20.3), "RTX3080-10": (59.5, 29.8), "RTX3090": (71, 35.6), "RTX4080": (97.5, 48.7),
-    "RTX4090": (165.2, 82.6), "RTX5080": (112.6, 56.3), "RTX5090": (209.5, 104.8),
-}  # fmt: skip
+    "RTX3070": (40.6, 20.3),
+    "RTX3080-10": (59.5, 29.8),
+    "RTX3090": (71, 35.6),
+    "RTX4080": (97.5, 48.7),
+    "RTX4090": (165.2, 82.6),
+    "RTX5080": (112.6, 56.3),
+    "RTX5090": (209.5, 104.8),
+}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -135,10 +189,15 @@ def test_geforce_rates_from_cores_and_clock_are_the_published_ones(name: str) ->
 
 # CUDA cores and boost clock in GHz
 CHIPS = {
-    "A10": (9216, 1.695), "A6000": (10752, 1.80), "RTX6000Ada": (18176, 2.505),
-    "L4": (7424, 2.04), "L40S": (18176, 2.52), "T4": (2560, 1.59), "V100-SXM2-16": (5120, 1.53),
+    "A10": (9216, 1.695),
+    "A6000": (10752, 1.80),
+    "RTX6000Ada": (18176, 2.505),
+    "L4": (7424, 2.04),
+    "L40S": (18176, 2.52),
+    "T4": (2560, 1.59),
+    "V100-SXM2-16": (5120, 1.53),
     "A100-40": (6912, 1.41),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CHIPS)
@@ -163,9 +222,13 @@ def test_formats_of_a_gpu_agree(gpu: hardware.Gpu) -> None:
 def test_a_chip_is_as_fast_whatever_its_memory_and_slower_on_a_card() -> None:
     rates: dict[str, Any] = {name: (g.fp8, g.bf16, g.fp16, g.tf32, g.fp32) for name, g in GPUS.items()}
     for names in (
-        ("H100", "H200", "GH200"), ("H100-NVL", "H200-NVL"), ("A100-40", "A100-80", "A100-80-PCIe"),
-        ("V100-SXM2-16", "V100-SXM2-32"), ("V100-PCIe-16", "V100-PCIe-32"), ("RTX4060Ti-8", "RTX4060Ti-16"),
-    ):  # fmt: skip
+        ("H100", "H200", "GH200"),
+        ("H100-NVL", "H200-NVL"),
+        ("A100-40", "A100-80", "A100-80-PCIe"),
+        ("V100-SXM2-16", "V100-SXM2-32"),
+        ("V100-PCIe-16", "V100-PCIe-32"),
+        ("RTX4060Ti-8", "RTX4060Ti-16"),
+    ):
         assert len({rates[name] for name in names}) == 1
     for card, module in (("H100-PCIe", "H100-NVL"), ("H100-NVL", "H100"), ("V100-PCIe-16", "V100-SXM2-16")):
         assert all(a < b for a, b in zip(rates[card], rates[module], strict=True) if a is not None)
@@ -217,9 +280,15 @@ def test_the_shipped_124m_has_as_many_flops_tied_and_untied() -> None:
 
 def test_a_regime_has_the_format_of_its_matrices() -> None:
     assert {name: regime.matmul_format for name, regime in REGIMES.items()} == {
-        "fp32": "fp32", "tf32": "tf32", "amp_bf16": "bf16", "amp_fp16": "fp16", "bf16_pure": "bf16",
-        "fp16_pure": "fp16", "fp8_tensorwise": "bf16", "fp8_rowwise": "bf16",
-    }  # fmt: skip
+        "fp32": "fp32",
+        "tf32": "tf32",
+        "amp_bf16": "bf16",
+        "amp_fp16": "fp16",
+        "bf16_pure": "bf16",
+        "fp16_pure": "fp16",
+        "fp8_tensorwise": "bf16",
+        "fp8_rowwise": "bf16",
+    }
     a100, t4 = GPUS["A100-40"], GPUS["T4"]
     assert [a100.peak(form) for form in ("fp8", "bf16", "tf32", "fp32")] == [None, 312e12, 156e12, 19.5e12]
     assert [t4.peak(form) for form in ("bf16", "fp16", "tf32", "fp32")] == [None, 65e12, None, 8.1e12]

@@ -89,10 +89,20 @@ def test_every_setting_is_one_symbol_and_every_symbol_a_setting() -> None:
     kinds = {setting.symbol: setting.kind for setting in kconfig.all_settings()}
     assert len(kinds) == len(kconfig.all_settings())
     wanted = {
-        "SEED": "int", "NAME": "string", "TASK": "choice", "OPTIM_LR": "string", "OPTIM_BETAS": "string",
-        "OPTIM_NAME": "choice", "MODEL_BIAS": "bool", "MODEL_N_LAYER": "int", "BATCH_MICRO_BATCH": "int",
-        "COMPILE_ENABLED": "choice", "DATA_MIXTURE": "string", "SPAM_SPIKE_THRESHOLD": "string", "SPAM_INTERVAL": "int",
-    }  # fmt: skip
+        "SEED": "int",
+        "NAME": "string",
+        "TASK": "choice",
+        "OPTIM_LR": "string",
+        "OPTIM_BETAS": "string",
+        "OPTIM_NAME": "choice",
+        "MODEL_BIAS": "bool",
+        "MODEL_N_LAYER": "int",
+        "BATCH_MICRO_BATCH": "int",
+        "COMPILE_ENABLED": "choice",
+        "DATA_MIXTURE": "string",
+        "SPAM_SPIKE_THRESHOLD": "string",
+        "SPAM_INTERVAL": "int",
+    }
     assert {symbol: kinds[symbol] for symbol in wanted} == wanted
     table = kconfig.symbols()
     assert table["OPTIM_NAME_ADAMW_SPAM"][1] == "adamw-spam"
@@ -115,8 +125,13 @@ def test_the_kconfig_has_bounds_types_and_help() -> None:
     assert loaded.syms["SEED"].ranges == []
     choice = loaded.syms["OPTIM_NAME_MUON"].choice
     assert [symbol.nodes[0].prompt[0] for symbol in choice.syms] == [
-        "adamw", "adamw_8bit", "adamw-spam", "adamw-prune", "muon", "sgd",
-    ]  # fmt: skip
+        "adamw",
+        "adamw_8bit",
+        "adamw-spam",
+        "adamw-prune",
+        "muon",
+        "sgd",
+    ]
     assert "Muon for the blocks' matrices" in choice.nodes[0].help
     menus = [node.prompt[0] for node in loaded.node_iter() if node.item is kconfiglib.MENU]
     assert "model: Shape and parts of the network" in menus and "compile: torch.compile" in menus
@@ -152,9 +167,7 @@ def test_any_text_survives(prompt: str, description: str) -> None:
         {
             "optim.lr": st.floats(min_value=0, exclude_min=True, allow_infinity=False),
             "optim.betas": st.tuples(*[st.floats(0, 1, exclude_max=True)] * 2),
-            "data.mixture": st.dictionaries(
-                st.text("ab/\"' $\\=}#é", max_size=5), st.floats(1e-9, 1e9), max_size=3
-            ),
+            "data.mixture": st.dictionaries(st.text("ab/\"' $\\=}#é", max_size=5), st.floats(1e-9, 1e9), max_size=3),
             "batch.micro_batch": st.one_of(st.just("auto"), st.integers(1, 16)),
             "compile.enabled": st.sampled_from([True, False, "auto"]),
             "optim.spam_theta": st.one_of(st.just("auto"), st.floats(1e-9, 1e9)),
@@ -163,7 +176,7 @@ def test_any_text_survives(prompt: str, description: str) -> None:
             "schedule.min_lr": st.just(0.0),
         }
     )
-)  # fmt: skip
+)
 def test_any_value_survives(values: dict) -> None:
     base = load_recipe("smoke-lm")
     config = kconfig.Config("", "smoke-lm", base, base.replace(values))

@@ -76,10 +76,17 @@ def theirs(model_type: str, **changes: Any) -> torch.nn.Module:
     """A small RobertaModel or BertModel of transformers, in float64, off its initial weights."""
     transformers = pytest.importorskip("transformers")
     settings: dict[str, Any] = {
-        "vocab_size": V, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48,
-        "max_position_embeddings": T, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1,
-        "type_vocab_size": 2, "layer_norm_eps": 1e-12,
-    }  # fmt: skip
+        "vocab_size": V,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+        "max_position_embeddings": T,
+        "hidden_dropout_prob": 0.1,
+        "attention_probs_dropout_prob": 0.1,
+        "type_vocab_size": 2,
+        "layer_norm_eps": 1e-12,
+    }
     if model_type != "bert":
         settings |= {"max_position_embeddings": T + 2, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
     names = {"roberta": "Roberta", "bert": "Bert", "xlm-roberta": "XLMRoberta", "camembert": "Camembert"}

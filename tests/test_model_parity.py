@@ -24,19 +24,35 @@ V, BLOCK = 96, 48
 def classic() -> torch.nn.Module:
     return transformers.GPT2LMHeadModel(
         transformers.GPT2Config(
-            vocab_size=V, n_positions=BLOCK, n_embd=48, n_layer=3, n_head=4,
-            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None,
+            vocab_size=V,
+            n_positions=BLOCK,
+            n_embd=48,
+            n_layer=3,
+            n_head=4,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=None,
+            eos_token_id=None,
         )
-    )  # fmt: skip
+    )
 
 
 def modern() -> torch.nn.Module:
     return transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
-            vocab_size=V, max_position_embeddings=BLOCK, hidden_size=48, num_hidden_layers=3, num_attention_heads=4,
-            intermediate_size=128, rms_norm_eps=1e-5, tie_word_embeddings=True, bos_token_id=None, eos_token_id=None,
+            vocab_size=V,
+            max_position_embeddings=BLOCK,
+            hidden_size=48,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            intermediate_size=128,
+            rms_norm_eps=1e-5,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=None,
         )
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(params=[classic, modern], ids=["gpt2", "llama"])
@@ -67,10 +83,15 @@ def mean_loss(model: GPT, tokens: Tensor) -> Tensor:
 
 
 LLAMA_NAMES = {  # ours -> theirs, written out a second time, on purpose
-    "wte": "embed_tokens", "ln_f": "norm", "ln_1": "input_layernorm", "ln_2": "post_attention_layernorm",
-    "attn.c_proj": "self_attn.o_proj", "mlp.c_fc": "mlp.up_proj", "mlp.c_gate": "mlp.gate_proj",
+    "wte": "embed_tokens",
+    "ln_f": "norm",
+    "ln_1": "input_layernorm",
+    "ln_2": "post_attention_layernorm",
+    "attn.c_proj": "self_attn.o_proj",
+    "mlp.c_fc": "mlp.up_proj",
+    "mlp.c_gate": "mlp.gate_proj",
     "mlp.c_proj": "mlp.down_proj",
-}  # fmt: skip
+}
 
 
 def gradients(model: GPT) -> dict[str, Tensor]:
@@ -154,8 +175,18 @@ def test_ten_adamw_losses(pair):
 @pytest.mark.parametrize("theta", [10000.0, 500000.0])
 def test_rotary_tables_at_the_end_of_a_long_context(theta, tmp_path):
     """Angles grow with the position, and with them what a rounded frequency costs."""
-    config = Model(n_layer=1, n_head=1, n_embd=64, block_size=1024, vocab_size=V, position="rope", norm="rmsnorm",
-                   mlp="swiglu", bias=False, rope_theta=theta)  # fmt: skip
+    config = Model(
+        n_layer=1,
+        n_head=1,
+        n_embd=64,
+        block_size=1024,
+        vocab_size=V,
+        position="rope",
+        norm="rmsnorm",
+        mlp="swiglu",
+        bias=False,
+        rope_theta=theta,
+    )
     ours = build_model(config, fill=1)
     with torch.no_grad():
         for parameter in ours.parameters():  # large enough for attention to have favourites

@@ -53,10 +53,13 @@ def sparse_model(config: Model = CLASSIC, **changes: object) -> GPT:
 
 
 def test_a_hand_computed_matrix() -> None:
-    weight = torch.tensor([
-        [0, 5, 0, 6, 1, 2, 0, 0],  # places 1 3 and 0 1
-        [0, 0, 7, 8, 0, 0, 0, 9],  # places 2 3 and, of a lone weight at 3, it and the first zero
-    ], dtype=torch.bfloat16)  # fmt: skip
+    weight = torch.tensor(
+        [
+            [0, 5, 0, 6, 1, 2, 0, 0],  # places 1 3 and 0 1
+            [0, 0, 7, 8, 0, 0, 0, 9],  # places 2 3 and, of a lone weight at 3, it and the first zero
+        ],
+        dtype=torch.bfloat16,
+    )
     values, places = compress(weight)
     assert values.tolist() == [[5, 6, 1, 2], [7, 8, 0, 9]] and values.dtype is torch.bfloat16
     assert places.tolist() == [1 | 3 << 2 | 0 << 4 | 1 << 6, 2 | 3 << 2 | 0 << 4 | 3 << 6]
@@ -64,9 +67,12 @@ def test_a_hand_computed_matrix() -> None:
 
 
 @given(
-    rows=st.integers(1, 5), fours=st.integers(1, 5), seed=st.integers(0, 2**32), holes=st.floats(0, 1),
+    rows=st.integers(1, 5),
+    fours=st.integers(1, 5),
+    seed=st.integers(0, 2**32),
+    holes=st.floats(0, 1),
     dtype=st.sampled_from([torch.bfloat16, torch.float16, torch.float32]),
-)  # fmt: skip
+)
 @settings(deadline=None)
 def test_every_24_matrix_comes_back_and_takes_nine_bits_a_weight(
     rows: int, fours: int, seed: int, holes: float, dtype: torch.dtype
@@ -95,8 +101,10 @@ def test_a_model_comes_back_with_its_weights_rounded_and_its_tokenizer(
     model, tokenizer = sparse_model(config), make_tokenizer("char", lambda: iter(["abc"]))
     export_sparse24(model, tokenizer, tmp_path / "out", dtype)
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
-        "config.json", "model.safetensors", "tokenizer.json"
-    ]  # fmt: skip
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
     loaded, found = load_sparse24(tmp_path / "out", semi_structured=False)
     assert found is not None and found.decode(found.encode("cab")) == "cab"
     assert loaded.config == model.config and not loaded.training

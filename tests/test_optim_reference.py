@@ -195,10 +195,20 @@ def test_spam_is_given_its_settings() -> None:
     stable = make_optimizer(model, Optim(name="adamw-spam", spam_form="stable"))
     assert (stable.interval, stable.warmup_steps, stable.defaults["amsgrad"]) == (1000, 0, False)
     other = Optim(
-        name="adamw-spam", kernel="foreach", grad_clip=0.0, amsgrad=False, spam_form="paper", spam_enable_clip=False,
-        spam_spike_threshold=3.0, spam_theta=7.0, spam_periodic_reset=True, spam_interval=11, spam_warmup=False,
-        spam_warmup_steps=4, spam_density=0.5,
-    )  # fmt: skip
+        name="adamw-spam",
+        kernel="foreach",
+        grad_clip=0.0,
+        amsgrad=False,
+        spam_form="paper",
+        spam_enable_clip=False,
+        spam_spike_threshold=3.0,
+        spam_theta=7.0,
+        spam_periodic_reset=True,
+        spam_interval=11,
+        spam_warmup=False,
+        spam_warmup_steps=4,
+        spam_density=0.5,
+    )
     made = make_optimizer(model, other)
     assert (made.spike_clip, made.threshold, made.theta, made.reset, made.interval) == (False, 3.0, 7.0, True, 11)
     assert (made.warmup, made.warmup_steps, made.density, made.max_norm) == (False, 4, 0.5, 0.0)
@@ -225,10 +235,18 @@ def test_muon_is_given_its_settings() -> None:
         ({"optim.name": "adamw-spam", "optim.spam_form": "stable", "optim.spam_warmup_steps": "5"}, "no such warm-up"),
         ({"optim.name": "adamw-spam", "optim.spam_density": "0.5"}, "below 1 is for form paper, with resets"),
         ({"optim.spam_theta": "0"}, "optim.spam_theta = 0: must be greater than 0 or 'auto'"),
-        ({"task": "classify", "model.mlp": "gelu_erf", "model.position": "learned", "model.bias": "true",
-          "faults.batch_every": "5"}, "faults.batch_every = 5: is for task = lm"),
+        (
+            {
+                "task": "classify",
+                "model.mlp": "gelu_erf",
+                "model.position": "learned",
+                "model.bias": "true",
+                "faults.batch_every": "5",
+            },
+            "faults.batch_every = 5: is for task = lm",
+        ),
     ],
-)  # fmt: skip
+)
 def test_settings_that_exclude_one_another(settings: dict[str, str], sentence: str) -> None:
     with pytest.raises(ConfigError) as error:
         load_recipe("smoke-lm", settings)

@@ -39,11 +39,13 @@ def hellaswag(folder: Path) -> Path:
     draw = random.Random(1)
     lines = [
         {
-            "ind": i, "ctx": " ".join(draw.choices(WORDS, k=4)), "label": i % 4,
+            "ind": i,
+            "ctx": " ".join(draw.choices(WORDS, k=4)),
+            "label": i % 4,
             "endings": [" ".join(draw.choices(WORDS, k=draw.choice((1, 2)))) for _ in range(4)],
         }
         for i in range(11)
-    ]  # fmt: skip
+    ]
     path = folder / "hellaswag.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return path
@@ -52,9 +54,14 @@ def hellaswag(folder: Path) -> Path:
 def job(dataset: Path, out: Path, **changes: object) -> tuple[str, str, dict[str, Any]]:
     """A run of 7 sequences a step: 3 + 3 + 1 on one process, 3 and 4 on two, 1, 2, 2 and 2 on four."""
     given = {
-        "model__dropout": 0.0, "batch__tokens_per_step": 224, "train__max_steps": STEPS, "train__eval_every": 20,
-        "checkpoint__every": 25, "optim__lr": 3e-3, **changes,
-    }  # fmt: skip
+        "model__dropout": 0.0,
+        "batch__tokens_per_step": 224,
+        "train__max_steps": STEPS,
+        "train__eval_every": 20,
+        "checkpoint__every": 25,
+        "optim__lr": 3e-3,
+        **changes,
+    }
     return str(dataset), str(out), given
 
 
@@ -147,9 +154,14 @@ def test_several_processes_train_the_run_of_one(dataset: Path, alone: Path, tmp_
 
 
 MODERN = {
-    "model__position": "rope", "model__norm": "rmsnorm", "model__mlp": "swiglu", "model__bias": False,
-    "model__qk_norm": True, "model__tied": False, "model__document_attention": True,
-}  # fmt: skip
+    "model__position": "rope",
+    "model__norm": "rmsnorm",
+    "model__mlp": "swiglu",
+    "model__bias": False,
+    "model__qk_norm": True,
+    "model__tied": False,
+    "model__document_attention": True,
+}
 SPARSE = {"sparsity__target": 0.5, "sparsity__every": 2, "sparsity__begin": 0.1, "sparsity__end": 0.6}
 # Settings, and how far losses may be apart. Sums in another order round to 16 bits another way now and then: one such
 # step moves an activation by an epsilon, and a loss is the mean over 224 tokens of what that does to their logits.
@@ -194,11 +206,22 @@ def test_whatever_is_trained_is_what_one_process_trains(dataset: Path, tmp_path:
 def classify(n: int, data: str, out: str) -> list[dict[str, Any]]:
     """A classifier of 16 documents a step in micro-batches of 3, on n processes or alone."""
     base = {
-        "task": "classify", "model.n_layer": 2, "model.n_head": 2, "model.n_embd": 32, "model.block_size": 64,
-        "model.mlp": "gelu_erf", "data.path": data, "batch.micro_batch": 3, "batch.tokens_per_step": 1024,
-        "optim.lr": 2e-3, "train.max_steps": 8, "train.eval_every": 4, "log.every": 1, "eval.tokens": 2048,
+        "task": "classify",
+        "model.n_layer": 2,
+        "model.n_head": 2,
+        "model.n_embd": 32,
+        "model.block_size": 64,
+        "model.mlp": "gelu_erf",
+        "data.path": data,
+        "batch.micro_batch": 3,
+        "batch.tokens_per_step": 1024,
+        "optim.lr": 2e-3,
+        "train.max_steps": 8,
+        "train.eval_every": 4,
+        "log.every": 1,
+        "eval.tokens": 2048,
         "train.device": "cpu",
-    }  # fmt: skip
+    }
     results = []
     for strategy in ("ddp", "fsdp") if n > 1 else ("ddp",):
         recipe = build_recipe(base, {"distributed.strategy": strategy})
@@ -330,10 +353,26 @@ def torchrun(n: int, dataset: Path, out: Path, *flags: str) -> subprocess.Popen[
     recipe.write_text(tiny_recipe(dataset, **changes).to_toml(), encoding="utf-8")
     environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     return subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={n}", f"--master-port={free_port()}",
-         "-m", "gptlab", "train", str(recipe), "--out", str(out), *flags],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            f"--nproc-per-node={n}",
+            f"--master-port={free_port()}",
+            "-m",
+            "gptlab",
+            "train",
+            str(recipe),
+            "--out",
+            str(out),
+            *flags,
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
 
 
 @pytest.mark.slow

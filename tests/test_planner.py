@@ -340,11 +340,12 @@ def clock() -> Callable[[], float]:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"optim__name": "muon"}, {"precision__regime": "amp_fp16", "model__document_attention": True},
+        {"optim__name": "muon"},
+        {"precision__regime": "amp_fp16", "model__document_attention": True},
         {"task": "classify", "model__mlp": "gelu_erf"},
     ],
     ids=["muon", "amp_fp16", "classify"],
-)  # fmt: skip
+)
 def test_the_speed_of_a_cpu_is_that_of_its_steps(changes: dict[str, Any]) -> None:
     recipe = small(**changes)
     step = 2 * 3.0 + 1.0  # two micro-steps of 5 sequences and an update
@@ -508,8 +509,13 @@ def test_fsdp_spreads_weights_gradients_and_moments_by_rows() -> None:
     assert found.gathered == 4 * (rest + 2 * block) + 8 * block + 4 * (rest + 3 * block)  # and whole gradients
     hybrid = recipe.replace({"distributed.shard_over": 2})
     two = planner.memory(hybrid, shape_of(recipe), 1, "cuda", processes=4)
-    assert two == dataclasses.replace(two, **{k: getattr(planner.memory(recipe, shape_of(recipe), 1, "cuda", 2), k)
-                                              for k in ("weights", "gradients", "optimizer", "gathered")})  # fmt: skip
+    assert two == dataclasses.replace(
+        two,
+        **{
+            k: getattr(planner.memory(recipe, shape_of(recipe), 1, "cuda", 2), k)
+            for k in ("weights", "gradients", "optimizer", "gathered")
+        },
+    )
     alone = planner.memory(recipe, shape_of(recipe), 1, "cuda")
     assert alone == planner.memory(small(model__n_embd=60, model__vocab_size=701), shape_of(recipe), 1, "cuda")
 

@@ -131,11 +131,15 @@ def child(code: str, *arguments: str) -> dict[str, float]:
 
 @pytest.mark.slow
 def test_gpt2_xl_passes_through_host_memory_one_tensor_at_a_time() -> None:
-    found = child(GPT2_XL + ELSEWHERE + """
+    found = child(
+        GPT2_XL
+        + ELSEWHERE
+        + """
 with Elsewhere():
     model = build_model(recipe.model, "meta", fill=0)
 print(json.dumps({"peak": peak(), "copied": sum(copied), "largest": max(copied), "bytes": 4 * model.parameter_count()}))
-""")  # fmt: skip
+"""
+    )
     matrices = found["bytes"] - 4 * 1600 * (48 * (4 + 3 + 1 + 4 + 1) + 2)  # norms and biases are set where they are
     assert found["copied"] == matrices and found["largest"] == 4 * 50304 * 1600
     assert found["peak"] < 4e9  # with PyTorch
@@ -146,17 +150,23 @@ print(json.dumps({"peak": peak(), "copied": sum(copied), "largest": max(copied),
 def test_gpt2_xl_on_a_cpu_takes_its_weights_and_one_gigabyte(dtype: str) -> None:
     if psutil.virtual_memory().available < 9e9:
         pytest.skip("less than 9 GB are free")
-    found = child(GPT2_XL + f"""
+    found = child(
+        GPT2_XL
+        + f"""
 model = build_model(recipe.model, "cpu", torch.{dtype}, fill=0)
 print(json.dumps({{"peak": peak(), "bytes": sum(p.nbytes for p in model.parameters())}}))
-""")  # fmt: skip
+"""
+    )
     assert found["peak"] < found["bytes"] + 1e9
 
 
 @pytest.mark.slow
 def test_gpt2_xl_of_a_checkpoint_passes_through_host_memory_one_tensor_at_a_time(tmp_path: Path) -> None:
     """Pages of the file are left out, which are mapped: the kernel takes them back when it needs them."""
-    found = child(GPT2_XL + ELSEWHERE + """
+    found = child(
+        GPT2_XL
+        + ELSEWHERE
+        + """
 import threading
 from pathlib import Path
 from gptlab.rundir import RunDir
@@ -186,6 +196,8 @@ done.set()
 thread.join()
 size = 2 * sum(p.numel() for p in parameters.values())
 print(json.dumps({"peak": most, "written": written, "copied": sum(copied), "bytes": size}))
-""", str(tmp_path / "run"))  # fmt: skip
+""",
+        str(tmp_path / "run"),
+    )
     assert found["copied"] == found["bytes"] > 3e9
     assert found["written"] < 2e9 and found["peak"] < 2e9

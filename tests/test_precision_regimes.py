@@ -34,13 +34,14 @@ EXPECTED: dict[str, tuple[dict[str, str], tuple[torch.dtype, ...]]] = {
     "fp16_pure": ({"regime": "fp16_pure"}, (FP16, FP16, FP16, FP16, FP16, FP16)),
     "amp_bf16_fp32_head": ({"regime": "amp_bf16", "head": "fp32"}, (F32, F32, F32, BF16, F32, F32)),
     "bf16_body_fp32_head": (
-        {"regime": "bf16_pure", "head": "fp32", "loss": "fp32"}, (BF16, BF16, F32, BF16, F32, F32),
+        {"regime": "bf16_pure", "head": "fp32", "loss": "fp32"},
+        (BF16, BF16, F32, BF16, F32, F32),
     ),
     "bf16_fp32_norms": ({"regime": "bf16_pure", "norms": "fp32"}, (BF16, F32, BF16, BF16, BF16, BF16)),
     "amp_bf16_bf16_loss": ({"regime": "amp_bf16", "loss": "bf16"}, (F32, F32, F32, BF16, BF16, BF16)),
     "fp8_tensorwise": ({"regime": "fp8_tensorwise"}, (F32, F32, F32, FP8, BF16, F32)),
     "fp8_rowwise": ({"regime": "fp8_rowwise"}, (F32, F32, F32, FP8, BF16, F32)),
-}  # fmt: skip
+}
 
 
 class Matmuls(TorchDispatchMode):

@@ -26,14 +26,22 @@ def make_study(arms: Iterable[str], name: str = "made", task: str = "lm", **more
     better = {"lm": ("final_val_loss", "lower"), "classify": ("micro_f1", "higher")}[task]
     recipe = {"task": task, "train": {"max_steps": 100}, "model": {"mlp": "gelu_erf"}, "optim": {"lr": 6e-4}}
     base = {
-        "name": name, "recipe": recipe, "arms": {arm: {"note": f"what {arm} is"} for arm in arms}, "baseline": "base",
+        "name": name,
+        "recipe": recipe,
+        "arms": {arm: {"note": f"what {arm} is"} for arm in arms},
+        "baseline": "base",
         "metric": {"name": better[0], "better": better[1], "margin": 0.01},
-    }  # fmt: skip
+    }
     return Study.model_validate({**base, **more})
 
 
-def made(values: Arms, speeds: Mapping[str, float] | None = None, memory: Mapping[str, float] | None = None,
-         diverged: Iterable[tuple[str, int]] = (), **more: Any) -> ReadStudy:  # fmt: skip
+def made(
+    values: Arms,
+    speeds: Mapping[str, float] | None = None,
+    memory: Mapping[str, float] | None = None,
+    diverged: Iterable[tuple[str, int]] = (),
+    **more: Any,
+) -> ReadStudy:
     """A study read from nowhere: seed k of an arm has the arm's k-th value; a value of None is a missing run."""
     study = make_study(values, **more)
     key, unit = study.metric.name, "samples" if study.recipe["task"] == "classify" else "tokens"
@@ -46,9 +54,12 @@ def made(values: Arms, speeds: Mapping[str, float] | None = None, memory: Mappin
             status = "diverged" if (arm, seed) in set(diverged) else "completed"
             rate = (speeds or {}).get(arm, 1000.0) * math.exp(0.01 * rng.standard_normal())
             result = {
-                "status": status, key: value, "steps": 100, f"{unit}_per_second": rate,
+                "status": status,
+                key: value,
+                "steps": 100,
+                f"{unit}_per_second": rate,
                 "peak_memory_gb": (memory or {}).get(arm, 10.0),
-            }  # fmt: skip
+            }
             if status == "diverged":
                 result |= {
                     "failed_at_step": 7,
@@ -198,17 +209,27 @@ def test_a_payload_is_what_a_page_needs() -> None:
     assert late["comparison"]["text"] == "not resolved: -0.2 in validation loss over 1 seed; one seed has no spread"
     assert (dead["statuses"], dead["values"]) == ({"diverged": 1, "completed": 1}, {"2": 3.0})  # never averaged in
     assert dead["comparison"]["text"].startswith("diverges: 1 of 2 runs diverged (95% interval of the rate 1% to 99%)")
-    assert study["failures"] == [{
-        "arm": "dead", "seed": 0, "status": "diverged", "step": 7, "failure": "non_finite", "tensor": "logits",
-        "reason": "no number",
-    }]  # fmt: skip
+    assert study["failures"] == [
+        {
+            "arm": "dead",
+            "seed": 0,
+            "status": "diverged",
+            "step": 7,
+            "failure": "non_finite",
+            "tensor": "logits",
+            "reason": "no number",
+        }
+    ]
     assert (study["runs_planned"], study["runs_found"], study["seeds"]) == (12, 9, [0, 1, 2])
     assert study["means"]["base"]["train"][0] == [5, 4.9] and "late" not in study["means"]
     assert [run["ended"] for run in study["runs"] if run["arm"] == "dead"] == [7, None]
     assert study["metric"] == {
-        "key": "final_val_loss", "label": "validation loss, nats a token", "better": "lower", "margin": 0.01,
+        "key": "final_val_loss",
+        "label": "validation loss, nats a token",
+        "better": "lower",
+        "margin": 0.01,
         "margin_from": "stated by the study",
-    }  # fmt: skip
+    }
 
 
 def test_a_margin_that_nobody_stated_comes_from_the_noise() -> None:
@@ -283,9 +304,11 @@ def test_a_flip_may_be_the_learning_rates_doing() -> None:
     rng = np.random.default_rng(0)
     common = noise(rng, 5)
     cases = (
-        (0.1, 5, "it stays at a matched learning rate"), (-0.1, 5, "gone at a matched learning rate: an artefact"),
-        (0.0, 5, "gone at a matched learning rate: an artefact"), (-0.1, 1, "matched does not resolve whether"),
-    )  # fmt: skip
+        (0.1, 5, "it stays at a matched learning rate"),
+        (-0.1, 5, "gone at a matched learning rate: an artefact"),
+        (0.0, 5, "gone at a matched learning rate: an artefact"),
+        (-0.1, 1, "matched does not resolve whether"),
+    )
     for gap, seeds, says in cases:
         values = {"base": common, "a": shifted(common, 0.0, rng), "b": shifted(common, gap, rng)}
         control = made({arm: row[:seeds] for arm, row in values.items()}, name="matched")
@@ -333,18 +356,20 @@ def test_a_comparison_says_what_is_wrong_with_it(tmp_path: Path) -> None:
     for change, sentence in (
         ('compare = ["a", "a"]', "names one study twice"),
         ('compare = ["a", "b"]\ncontrol = { of = "a", study = "b" }', "control.study = b: must be another study"),
-        (f'{asks}{same}\n[[questions]]\nid = "Q"\nclaim = "c"\n{same}',
-         "questions have one id twice: Q"),
+        (f'{asks}{same}\n[[questions]]\nid = "Q"\nclaim = "c"\n{same}', "questions have one id twice: Q"),
         (f'{asks}contrast = ["x", "x"]\nconfirmed_if = "better in a"', "must name two arms"),
         ('compare = ["a"]', r"comparison c: compare = \['a'\]: must be a list of at least 2"),
         ('compare = ["a", "b"]\ncontrol = { of = "c", study = "d" }', "control.of = c: must be one of a, b"),
-        (f'{asks}contrast = ["x", "y"]\nconfirmed_if = "better"',
-         "question Q: 'better': each clause ends with ` in` and one of a, b"),
-        (f'{asks}contrast = ["x", "y"]\nconfirmed_if = "nicer in a"',
-         "question Q: 'nicer in a': each clause, between commas, is better, worse"),
-        (f'{asks}confirmed_if = "better in a"',
-         r"question Q: contrast = \[\]: must name two arms"),
-    ):  # fmt: skip
+        (
+            f'{asks}contrast = ["x", "y"]\nconfirmed_if = "better"',
+            "question Q: 'better': each clause ends with ` in` and one of a, b",
+        ),
+        (
+            f'{asks}contrast = ["x", "y"]\nconfirmed_if = "nicer in a"',
+            "question Q: 'nicer in a': each clause, between commas, is better, worse",
+        ),
+        (f'{asks}confirmed_if = "better in a"', r"question Q: contrast = \[\]: must name two arms"),
+    ):
         (tmp_path / "c.toml").write_text(change, encoding="utf-8")
         with pytest.raises(ConfigError, match=sentence):
             load_comparison(tmp_path / "c.toml")
@@ -451,16 +476,22 @@ def test_a_run_that_is_not_what_the_study_says_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "content"),
     [
-        ("x_seed0.json", {"steps": None, "tokens": "many"}), ("x_seed0.json", {"final_val_loss": None}),
-        ("x_seed0.json", {"final_val_loss": True}), ("x_seed0.json", {"peak_memory_gb": 0}),
-        ("x_seed0.json", {"final_val_loss": 10**400}), ("x_seed0.json", {"status": "failed", "reason": [1]}),
+        ("x_seed0.json", {"steps": None, "tokens": "many"}),
+        ("x_seed0.json", {"final_val_loss": None}),
+        ("x_seed0.json", {"final_val_loss": True}),
+        ("x_seed0.json", {"peak_memory_gb": 0}),
+        ("x_seed0.json", {"final_val_loss": 10**400}),
+        ("x_seed0.json", {"status": "failed", "reason": [1]}),
         ("x_seed0.json", {"status": "diverged", "failed_at_step": "x", "steps": [3], "failure": {}}),
-        ("x_seed0/environment.json", []), ("x_seed0/environment.json", {"data": [1], "device_name": 3}),
+        ("x_seed0/environment.json", []),
+        ("x_seed0/environment.json", {"data": [1], "device_name": 3}),
         ("x_seed0/environment.json", {"device_name": None, "data": {"fingerprint": [1]}}),
-        ("x_seed0/metrics.jsonl", "[" * 100_000), ("x_seed0/metrics.jsonl", '{"step": 1, "loss": 1' + "0" * 400 + "}"),
-        ("x_seed0/metrics.jsonl", ""), ("x_seed0/hellaswag_results.jsonl", '{"ind": "a", "label": 1}\n{"ind'),
+        ("x_seed0/metrics.jsonl", "[" * 100_000),
+        ("x_seed0/metrics.jsonl", '{"step": 1, "loss": 1' + "0" * 400 + "}"),
+        ("x_seed0/metrics.jsonl", ""),
+        ("x_seed0/hellaswag_results.jsonl", '{"ind": "a", "label": 1}\n{"ind'),
     ],
-)  # fmt: skip
+)
 def test_no_damage_ends_in_a_traceback(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, content: Any
 ) -> None:

@@ -11,14 +11,28 @@ from gptlab.report.card import card, escape, show, write_card
 from gptlab.rundir import RunDir, RunError
 
 RESULT = {
-    "status": "completed", "steps": 300, "tokens": 3_000_000, "final_train_loss": 3.0123, "final_val_loss": 3.2,
-    "val_perplexity": 24.5325, "tokens_per_second": 260123.4, "peak_memory_gb": 34.51, "wall_seconds": 36184.2,
-}  # fmt: skip
+    "status": "completed",
+    "steps": 300,
+    "tokens": 3_000_000,
+    "final_train_loss": 3.0123,
+    "final_val_loss": 3.2,
+    "val_perplexity": 24.5325,
+    "tokens_per_second": 260123.4,
+    "peak_memory_gb": 34.51,
+    "wall_seconds": 36184.2,
+}
 ENVIRONMENT = {
-    "gptlab": "0.1", "python": "3.11.7", "torch": "2.9.1", "device": "cuda", "device_name": "Some GPU", "cpu_count": 16,
-    "git_commit": "abc123", "command": ["gptlab", "train", "my recipe"], "parameters": 124439808,
+    "gptlab": "0.1",
+    "python": "3.11.7",
+    "torch": "2.9.1",
+    "device": "cuda",
+    "device_name": "Some GPU",
+    "cpu_count": 16,
+    "git_commit": "abc123",
+    "command": ["gptlab", "train", "my recipe"],
+    "parameters": 124439808,
     "data": {"path": "data/x", "corpus": "stdlib", "tokenizer": "gpt2", "train_tokens": 1_500_000, "val_tokens": 1000},
-}  # fmt: skip
+}
 
 
 def make_run(path, result=RESULT, environment=ENVIRONMENT, evaluations=(6.0, 3.1, 3.2), **settings) -> RunDir:
@@ -128,8 +142,9 @@ def test_differences_have_dotted_keys_and_both_values(tmp_path):
     run = make_run(tmp_path / "new", RESULT | {"final_val_loss": 3.0}, optim__lr=0.002, model__mlp="swiglu")
     text = card(run, earlier)
     assert cells(text, "Differences from old") == [
-        ["`model.mlp`", "gelu", "swiglu"], ["`optim.lr`", "0.001", "0.002"],
-    ]  # fmt: skip
+        ["`model.mlp`", "gelu", "swiglu"],
+        ["`optim.lr`", "0.001", "0.002"],
+    ]
     assert "| final validation loss (nats per token) | 3.2000 | 3.0000 | -0.2000 |" in text
     assert "No setting differs." in card(run, run)
 

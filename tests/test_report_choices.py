@@ -17,14 +17,20 @@ NOTHING = (np.array([]), np.array([]))
 
 
 def read(
-    values: dict[str, list[float]], ms: dict[str, float] | None = None, steps: dict[str, int] | None = None,
-    diverged: tuple[tuple[str, int], ...] = (), **more: Any,
-) -> ReadStudy:  # fmt: skip
+    values: dict[str, list[float]],
+    ms: dict[str, float] | None = None,
+    steps: dict[str, int] | None = None,
+    diverged: tuple[tuple[str, int], ...] = (),
+    **more: Any,
+) -> ReadStudy:
     """A study read from nowhere: curves fall from 5 linearly to each run's loss; a step takes ms[arm]."""
     base = {
-        "name": "made", "recipe": {"train": {"max_steps": 100}}, "arms": {arm: {} for arm in values},
-        "baseline": next(iter(values)), "metric": {"name": "final_val_loss", "margin": 0.01},
-    }  # fmt: skip
+        "name": "made",
+        "recipe": {"train": {"max_steps": 100}},
+        "arms": {arm: {} for arm in values},
+        "baseline": next(iter(values)),
+        "metric": {"name": "final_val_loss", "margin": 0.01},
+    }
     study = Study.model_validate({**base, **more})
     runs = {}
     for arm, row in values.items():

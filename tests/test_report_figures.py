@@ -17,14 +17,22 @@ def make_arm(name, values=(), speed=None, memory=None, comparison=None, diverged
     mean = float(np.mean(values)) if n else None
     ends = (mean - spread, mean + spread) if n > 1 else (None, None)
     return {
-        "name": name, "group": "core", "note": "", "settings": {}, "planned": n + diverged,
+        "name": name,
+        "group": "core",
+        "note": "",
+        "settings": {},
+        "planned": n + diverged,
         "statuses": {key: count for key, count in (("completed", n), ("diverged", diverged)) if count},
         "values": {str(seed): value for seed, value in enumerate(values)},
         "quality": {"n": n, "mean": mean, "sd": 0.01, "low": ends[0], "high": ends[1]} if n else None,
         "throughput": {"value": speed, "low": 0.9 * speed, "high": 1.1 * speed, "n": 3} if speed else None,
-        "speedup": None, "memory_gb": {"mean": memory, "n": 1} if memory else None, "memory_ratio": None, "other": {},
-        "frontier": frontier, "comparison": comparison,
-    }  # fmt: skip
+        "speedup": None,
+        "memory_gb": {"mean": memory, "n": 1} if memory else None,
+        "memory_ratio": None,
+        "other": {},
+        "frontier": frontier,
+        "comparison": comparison,
+    }
 
 
 def make_run(arm, seed=0, val=(), train=(), status="completed", ended=None):
@@ -34,11 +42,25 @@ def make_run(arm, seed=0, val=(), train=(), status="completed", ended=None):
 
 def make_study(arms, runs=(), means=None, name="precision", better="lower", margin=0.01, label="validation loss, nats"):
     return {
-        "name": name, "description": "", "folder": "", "task": "lm", "unit": "tokens", "baseline": arms[0]["name"],
+        "name": name,
+        "description": "",
+        "folder": "",
+        "task": "lm",
+        "unit": "tokens",
+        "baseline": arms[0]["name"],
         "metric": {"key": "m", "label": label, "better": better, "margin": margin, "margin_from": "stated"},
-        "seeds": [0], "runs_planned": 1, "runs_found": 1, "columns": [], "arms": arms, "failures": [],
-        "runs": list(runs), "means": means or {}, "questions": [], "recommendations": [], "provenance": {},
-    }  # fmt: skip
+        "seeds": [0],
+        "runs_planned": 1,
+        "runs_found": 1,
+        "columns": [],
+        "arms": arms,
+        "failures": [],
+        "runs": list(runs),
+        "means": means or {},
+        "questions": [],
+        "recommendations": [],
+        "provenance": {},
+    }
 
 
 def versus(mean, low=None, high=None, verdict="not resolved"):
@@ -321,10 +343,14 @@ def test_the_slope_chart_joins_the_ranks_and_sets_flips_apart():
         ("e", [4, None], False),
     ]
     across = {
-        "name": "cmp", "studies": ["lm", "cls"], "ranking": {"tau": 0.3, "text": "tau 0.3 of $5"}, "flips": [],
-        "ranks": [{"arm": arm, "ranks": at, "flip": flip} for arm, at, flip in ranks], "questions": [],
+        "name": "cmp",
+        "studies": ["lm", "cls"],
+        "ranking": {"tau": 0.3, "text": "tau 0.3 of $5"},
+        "flips": [],
+        "ranks": [{"arm": arm, "ranks": at, "flip": flip} for arm, at, flip in ranks],
+        "questions": [],
         "recommendations": [],
-    }  # fmt: skip
+    }
     figure = f.ranking(across)
     assert points(figure, "ranks a") == [[0, 1], [1, 3]] and points(figure, "ranks e") == [[0, 4]]
     wide = {gid for gid in gids(figure, "ranks") if _marker(figure, gid).get_linewidth() > 2}
@@ -362,9 +388,12 @@ def test_any_name_is_text_in_every_figure_and_svg_keeps_it_as_text(tmp_path):
     payload = payload_of(make_study(arms, runs, name="$s$/<i>"), across=across)
     files = f.draw_report(payload, tmp_path / "a", ("svg",))
     assert [file.name for file in files] == [
-        "s-i-loss-curves.svg", "s-i-throughput-quality.svg", "s-i-throughput-memory.svg", "s-i-differences.svg",
+        "s-i-loss-curves.svg",
+        "s-i-throughput-quality.svg",
+        "s-i-throughput-memory.svg",
+        "s-i-differences.svg",
         "ranking.svg",
-    ]  # fmt: skip
+    ]
     for file in files:
         source = file.read_text(encoding="utf-8")
         shown = [text.text for text in ElementTree.fromstring(source).iter("{http://www.w3.org/2000/svg}text")]

@@ -54,16 +54,28 @@ ARMS = {  # name: (group, loss added, speed over fp32, memory over fp32, micro-F
 }
 LM = {
     "description": "Precision regimes on language modelling: GPT-2 124M, OpenWebText, 10,000 steps",
-    "unit": "tokens", "columns": [{"key": "val_perplexity", "label": "perplexity"}],
-    "metric": {"key": "final_val_loss", "label": "validation loss, nats", "better": "lower", "margin": 0.02,
-               "margin_from": "stated by the study"},
-}  # fmt: skip
+    "unit": "tokens",
+    "columns": [{"key": "val_perplexity", "label": "perplexity"}],
+    "metric": {
+        "key": "final_val_loss",
+        "label": "validation loss, nats",
+        "better": "lower",
+        "margin": 0.02,
+        "margin_from": "stated by the study",
+    },
+}
 CLASSIFY = {
     "description": "Precision regimes on classification: RoBERTa-base with a linear head, EURLEX57K",
-    "unit": "samples", "columns": [],
-    "metric": {"key": "micro_f1", "label": "micro-F1", "better": "higher", "margin": 0.005,
-               "margin_from": "twice the noise between the baseline's seeds"},
-}  # fmt: skip
+    "unit": "samples",
+    "columns": [],
+    "metric": {
+        "key": "micro_f1",
+        "label": "micro-F1",
+        "better": "higher",
+        "margin": 0.005,
+        "margin_from": "twice the noise between the baseline's seeds",
+    },
+}
 
 
 def mean_sd(values: list[float]) -> dict:
@@ -78,10 +90,20 @@ def mean_sd(values: list[float]) -> dict:
 def make_study(name: str, task: str, arms: dict, seeds: int, points: int, draw: random.Random) -> dict:
     runs = len(arms) * seeds
     study = {
-        "name": name, "task": task, "folder": f"results/{name}", "baseline": next(iter(arms)), "inference": None,
-        "seeds": list(range(seeds)), "runs_planned": runs, "runs_found": runs, "arms": [], "failures": [], "runs": [],
-        "means": {}, **copy.deepcopy(LM if task == "lm" else CLASSIFY),
-    }  # fmt: skip
+        "name": name,
+        "task": task,
+        "folder": f"results/{name}",
+        "baseline": next(iter(arms)),
+        "inference": None,
+        "seeds": list(range(seeds)),
+        "runs_planned": runs,
+        "runs_found": runs,
+        "arms": [],
+        "failures": [],
+        "runs": [],
+        "means": {},
+        **copy.deepcopy(LM if task == "lm" else CLASSIFY),
+    }
     study["columns"].append({"key": "wall_seconds", "label": "wall time, s"})
     noise = [draw.gauss(0, 1) for _ in range(seeds)]  # what a seed does to all arms alike
     base: dict[str, float] = {}
@@ -115,15 +137,26 @@ def make_run(study: dict, arm: str, seed: int, loss: float, diverges: bool, poin
         train += [[ended + 10 * k, 3.4 + 0.7 * k * k] for k in range(1, 5)] + [[ended + 50, None]]
         spike = f"the training loss rose from 3.41 to 68.8 at step {ended} and stayed up for 39 steps"
         broken = "the update of step 1 left weight wte.weight not finite: the training loss is nan at step 2"
-        study["failures"].append({
-            "arm": arm, "seed": seed, "status": "diverged", "step": ended + 50,
-            "failure": "spike" if ended > 1 else "non_finite", "tensor": None if ended > 1 else "weight wte.weight",
-            "reason": spike if ended > 1 else broken,
-        })  # fmt: skip
+        study["failures"].append(
+            {
+                "arm": arm,
+                "seed": seed,
+                "status": "diverged",
+                "step": ended + 50,
+                "failure": "spike" if ended > 1 else "non_finite",
+                "tensor": None if ended > 1 else "weight wte.weight",
+                "reason": spike if ended > 1 else broken,
+            }
+        )
     return {
-        "arm": arm, "seed": seed, "status": "diverged" if diverges else "completed", "train": train, "val": val,
-        "ended": ended + 50 if diverges else None, "folder": f"{study['folder']}/{arm}_seed{seed}",
-    }  # fmt: skip
+        "arm": arm,
+        "seed": seed,
+        "status": "diverged" if diverges else "completed",
+        "train": train,
+        "val": val,
+        "ended": ended + 50 if diverges else None,
+        "folder": f"{study['folder']}/{arm}_seed{seed}",
+    }
 
 
 def mean_curve(curves: list[list]) -> list:
@@ -139,16 +172,22 @@ def make_arm(study: dict, name: str, plan: tuple, values: dict, base: dict, dive
         other["val_perplexity"] = mean_sd([2.718281828**value for value in values.values()])
     statuses = {"completed": planned - diverged, "diverged": diverged}
     return {
-        "name": name, "group": group, "planned": planned, "values": values, "settings": {"precision.regime": name},
+        "name": name,
+        "group": group,
+        "planned": planned,
+        "values": values,
+        "settings": {"precision.regime": name},
         "note": "the reference: float32 throughout, TF32 off" if first else "autocast to bfloat16, the rest in float32",
         "statuses": {status: count for status, count in statuses.items() if count},
         "quality": mean_sd(list(values.values())) if values else None,
         "throughput": {"value": rate, "low": rate * 0.97, "high": rate * 1.03, "n": 3, "of": "runs"},
         "speedup": None if first else {"value": speed, "low": speed - 0.1, "high": speed + 0.1, "n": 3, "of": "seeds"},
-        "memory_gb": {"mean": 40.9 * memory, "n": 3}, "memory_ratio": memory, "other": other,
+        "memory_gb": {"mean": 40.9 * memory, "n": 3},
+        "memory_ratio": memory,
+        "other": other,
         "frontier": None if diverged else round(draw.random(), 3),
         "comparison": None if first else compare(study, values, base, diverged, planned),
-    }  # fmt: skip
+    }
 
 
 def compare(study: dict, values: dict, base: dict, diverged: int, planned: int) -> dict:
@@ -167,9 +206,16 @@ def compare(study: dict, values: dict, base: dict, diverged: int, planned: int) 
     if diverged:
         verdict, text = "diverges", f"{diverged} of {planned} runs diverged (95% interval of the rate 9% to 99%)"
     return found | {
-        "verdict": verdict, "text": f"{verdict}: {text}", "p": 0.01, "p_holm": 0.012, "p_equivalent": 0.4, "mde": 0.05,
-        "more_seeds": 5, "welch": None, "why": "",
-    }  # fmt: skip
+        "verdict": verdict,
+        "text": f"{verdict}: {text}",
+        "p": 0.01,
+        "p_holm": 0.012,
+        "p_equivalent": 0.4,
+        "mde": 0.05,
+        "more_seeds": 5,
+        "welch": None,
+        "why": "",
+    }
 
 
 def ask(name: str, answer: str, claim: str, text: str, *evidence: str) -> dict:
@@ -183,36 +229,66 @@ def make_payload(arms: dict | None = None, seeds: int = 3, points: int = 300, st
     made = [make_study(name, task, arms, seeds, points, draw) for name, task in named]
     for study in made:
         study["questions"] = [
-            ask("H1", "confirmed", "a float32 head does not help language modelling",
+            ask(
+                "H1",
+                "confirmed",
+                "a float32 head does not help language modelling",
                 "equivalent: -0.006 [-0.011, -0.001] nats over 3 seeds, within the margin of 0.02 (p = 0.004)",
-                "amp_bf16_fp32_head", "amp_bf16"),
-            ask("H2", "confirmed", "float16 without loss scaling diverges",
-                "diverges: 2 of 3 runs diverged (95% interval of the rate 9% to 99%)", "fp16_naive"),
-            ask("H3", "rejected", "8-bit moments cost quality", "equivalent: +0.003 [-0.002, +0.008] nats over 3 seeds",
-                "amp_bf16_8bit_adam", "amp_bf16"),
-            ask("H4", "not resolved", "the frontier has the same arms on both tasks",
+                "amp_bf16_fp32_head",
+                "amp_bf16",
+            ),
+            ask(
+                "H2",
+                "confirmed",
+                "float16 without loss scaling diverges",
+                "diverges: 2 of 3 runs diverged (95% interval of the rate 9% to 99%)",
+                "fp16_naive",
+            ),
+            ask(
+                "H3",
+                "rejected",
+                "8-bit moments cost quality",
+                "equivalent: +0.003 [-0.002, +0.008] nats over 3 seeds",
+                "amp_bf16_8bit_adam",
+                "amp_bf16",
+            ),
+            ask(
+                "H4",
+                "not resolved",
+                "the frontier has the same arms on both tasks",
                 "not resolved: fp8_tensorwise differs by 31% [-4%, 66%]; 6 more seeds would settle it",
-                "fp8_tensorwise"),
-        ]  # fmt: skip
+                "fp8_tensorwise",
+            ),
+        ]
         study["recommendations"] = [
-            {"id": "overall", "evidence": ["amp_bf16", "fp32_baseline"], "text": "for language modelling on one H100: "
-             "amp_bf16, 3.48 times as fast as fp32_baseline and equivalent within 0.02"},
+            {
+                "id": "overall",
+                "evidence": ["amp_bf16", "fp32_baseline"],
+                "text": "for language modelling on one H100: "
+                "amp_bf16, 3.48 times as fast as fp32_baseline and equivalent within 0.02",
+            },
             {"id": "H1", "text": "none, because an fp32 head is equivalent and slower", "evidence": []},
-        ]  # fmt: skip
+        ]
         study["provenance"] = {
-            "hardware": ["NVIDIA H100 80GB HBM3"], "commits": ["560430dfdf0e7268f60f3a952704f76180dc18b4"],
+            "hardware": ["NVIDIA H100 80GB HBM3"],
+            "commits": ["560430dfdf0e7268f60f3a952704f76180dc18b4"],
             "versions": {"gptlab": ["0.1.0"], "torch": ["2.13.0+cu128"], "python": ["3.11.7"], "cuda": []},
-            "command": f"gptlab study run {study['name']}", "flags": "",
+            "command": f"gptlab study run {study['name']}",
+            "flags": "",
             "recipe": "[model]\nn_layer = 12\nn_head = 12\nn_embd = 768\n\n[optim]\nlr = 0.0006\nbetas = [0.9, 0.95]\n",
             "overrides": {arm: f'[precision]\nregime = "{arm}"\n' for arm in arms},
-        }  # fmt: skip
+        }
     return {
-        "title": " and ".join(study["name"] for study in made), "gptlab": "0.1.0", "studies": made,
+        "title": " and ".join(study["name"] for study in made),
+        "gptlab": "0.1.0",
+        "studies": made,
         "command": f"gptlab study report {' '.join(study['folder'] for study in made)}",
-        "warnings": ["precision-lm: runs differ in their commit: 560430dfdf0e (48 runs), 4675ceb00a11 (9 runs)",
-                     "precision-cls: three seeds; nothing below 0.03 in micro-F1 can be told apart"],
+        "warnings": [
+            "precision-lm: runs differ in their commit: 560430dfdf0e (48 runs), 4675ceb00a11 (9 runs)",
+            "precision-cls: three seeds; nothing below 0.03 in micro-F1 can be told apart",
+        ],
         "across": make_across(made) if studies == 2 else None,
-    }  # fmt: skip
+    }
 
 
 def make_across(studies: list[dict]) -> dict:
@@ -224,24 +300,56 @@ def make_across(studies: list[dict]) -> dict:
         places.append({arm["name"]: place + 1 for place, arm in enumerate(order)})
     flipped = [("amp_bf16_8bit_adam", "bf16_pure"), ("bf16_body_fp32_head", "amp_fp16_8bit_adam")]
     flips = [
-        {"arm": arm, "reference": other, "verdict": "flips" if (arm, other) in flipped else "unresolved",
-         "p_interaction": 0.0002 if (arm, other) in flipped else 0.6,
-         "text": "precision-lm: -0.0411 [-0.0533, -0.0289]; precision-cls: +0.0262 [+0.021, +0.0314]"}
-        for i, arm in enumerate(names) for other in names[:i]
-    ]  # fmt: skip
+        {
+            "arm": arm,
+            "reference": other,
+            "verdict": "flips" if (arm, other) in flipped else "unresolved",
+            "p_interaction": 0.0002 if (arm, other) in flipped else 0.6,
+            "text": "precision-lm: -0.0411 [-0.0533, -0.0289]; precision-cls: +0.0262 [+0.021, +0.0314]",
+        }
+        for i, arm in enumerate(names)
+        for other in names[:i]
+    ]
     return {
-        "name": "precision", "description": "The same regimes on two tasks", "flips": flips,
+        "name": "precision",
+        "description": "The same regimes on two tasks",
+        "flips": flips,
         "studies": [study["name"] for study in studies],
-        "ranking": {"tau": 0.31, "low": -0.12, "high": 0.66, "p": 0.09, "n": 17,
-                    "text": "Kendall's tau-b 0.31 [-0.12, 0.66] over 17 arms, p = 0.09 of no association"},
-        "ranks": [{"arm": name, "ranks": [place.get(name, len(names) - 0.5) for place in places],
-                   "flip": any(name in pair for pair in flipped)} for name in names],
-        "questions": [ask("H5", "rejected", "the ranking of regimes is the same on both tasks", "2 pairs flip: "
-                          "bf16_pure and amp_bf16_8bit_adam, bf16_body_fp32_head and amp_fp16_8bit_adam",
-                          "bf16_pure", "amp_bf16_8bit_adam")],
-        "recommendations": [{"id": "overall", "evidence": ["bf16_pure", "bf16_body_fp32_head"], "text": "choose the "
-                             "regime for the task: bf16_pure wins on classification and loses on language modelling"}],
-    }  # fmt: skip
+        "ranking": {
+            "tau": 0.31,
+            "low": -0.12,
+            "high": 0.66,
+            "p": 0.09,
+            "n": 17,
+            "text": "Kendall's tau-b 0.31 [-0.12, 0.66] over 17 arms, p = 0.09 of no association",
+        },
+        "ranks": [
+            {
+                "arm": name,
+                "ranks": [place.get(name, len(names) - 0.5) for place in places],
+                "flip": any(name in pair for pair in flipped),
+            }
+            for name in names
+        ],
+        "questions": [
+            ask(
+                "H5",
+                "rejected",
+                "the ranking of regimes is the same on both tasks",
+                "2 pairs flip: bf16_pure and amp_bf16_8bit_adam, bf16_body_fp32_head and amp_fp16_8bit_adam",
+                "bf16_pure",
+                "amp_bf16_8bit_adam",
+            )
+        ],
+        "recommendations": [
+            {
+                "id": "overall",
+                "evidence": ["bf16_pure", "bf16_body_fp32_head"],
+                "text": "choose the "
+                "regime for the task: bf16_pure wins on classification and loses on language modelling",
+            }
+        ],
+    }
 
 
 def small() -> dict:
@@ -362,9 +470,17 @@ def test_page_is_written_into_a_new_folder(tmp_path):
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (
-    "--headless=new", "--remote-debugging-pipe", "--no-sandbox", "--no-first-run", "--disable-gpu", "--hide-scrollbars",
-    "--disable-dev-shm-usage", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
+    "--headless=new",
+    "--remote-debugging-pipe",
+    "--no-sandbox",
+    "--no-first-run",
+    "--disable-gpu",
+    "--hide-scrollbars",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 WIRE = "import os, sys; a = sys.argv; os.dup2(int(a[1]), 3); os.dup2(int(a[2]), 4); os.execvp(a[3], a[3:])"
 LOADED = "new Promise((done) => requestAnimationFrame(() => setTimeout(() => done(performance.now()))))"
 
@@ -378,9 +494,11 @@ class Browser:
         self.into, theirs_out = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in os.pipe())
         wired = [sys.executable, "-c", WIRE, str(theirs_in), str(theirs_out), CHROMIUM, *FLAGS]
         self.process = subprocess.Popen(
-            [*wired, f"--user-data-dir={folder / 'profile'}"], pass_fds=(theirs_in, theirs_out),
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            [*wired, f"--user-data-dir={folder / 'profile'}"],
+            pass_fds=(theirs_in, theirs_out),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         os.close(theirs_in)
         os.close(theirs_out)
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
@@ -711,9 +829,10 @@ def test_frontier_is_that_of_the_means(report, study):
     arms = [arm for arm in study["arms"] if not arm["statuses"].get("diverged")]
     points = {arm["name"]: (arm["throughput"]["value"], -arm["quality"]["mean"]) for arm in arms}
     edge = {
-        name for name, (speed, good) in points.items()
+        name
+        for name, (speed, good) in points.items()
         if not any(a >= speed and b >= good and (a, b) != (speed, good) for a, b in points.values())
-    }  # fmt: skip
+    }
     told = report.first(f"{CHARTS} .pair [role=img]", "one.getAttribute('aria-label')")
     assert set(re.search(r"frontier: (.*)\. The numbers", told)[1].split(", ")) == edge and len(edge) > 2
 

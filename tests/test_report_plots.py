@@ -67,8 +67,11 @@ def test_files_have_the_promised_names_and_are_png(tmp_path):
     lines = [*training([1, 2], [5.0, 4.0]), {"step": 2, "hellaswag_acc": 0.26, "hellaswag_acc_norm": 0.27}]
     written = plots.draw([make_run(tmp_path / "a", lines)], tmp_path / "out" / "deep")
     assert [file.name for file in written] == [
-        "training_loss.png", "learning_rate.png", "throughput.png", "hellaswag_accuracy.png",
-    ]  # fmt: skip
+        "training_loss.png",
+        "learning_rate.png",
+        "throughput.png",
+        "hellaswag_accuracy.png",
+    ]
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in written)
 
 
@@ -154,8 +157,11 @@ def test_overlays_name_each_run_by_its_folder(tmp_path):
     drawn = plots.figures([one, two, other, RunDir(one.path)])  # the same run twice is one run
     figure = drawn["training_loss"]
     assert legend_of(figure) == [
-        "x/same_seed1", "y/same_seed1", r" _o\$t\$her", r" _o\$t\$her diverged at step 2",
-    ]  # fmt: skip
+        "x/same_seed1",
+        "y/same_seed1",
+        r" _o\$t\$her",
+        r" _o\$t\$her diverged at step 2",
+    ]
     curves = lines_of(figure, "raw")
     assert [line.get_ydata().tolist() for line in curves] == [[5.0, 4.0], [5.5, 4.5], [5.0, 9.0]]
     assert len({line.get_color() for line in curves}) == 3

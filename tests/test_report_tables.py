@@ -16,30 +16,55 @@ ODD = 0.1 + 0.2  # has no short decimal form
 def make_arm(name="a", number=1.0, **fields):
     """An arm in which every number is another one, derived from `number`."""
     return {
-        "name": name, "group": "core", "note": "a note", "settings": {"optim.lr": ODD}, "planned": 3,
-        "statuses": {"completed": 2, "diverged": 1}, "values": {"0": number + ODD, "1": number / 3},
+        "name": name,
+        "group": "core",
+        "note": "a note",
+        "settings": {"optim.lr": ODD},
+        "planned": 3,
+        "statuses": {"completed": 2, "diverged": 1},
+        "values": {"0": number + ODD, "1": number / 3},
         "quality": {"n": 2, "mean": number * math.pi, "sd": 1e-17, "low": -number, "high": 1.7e308},
         "throughput": {"value": 12345.678901234567, "low": 12000.5, "high": 13000.25, "n": 190, "of": "steps"},
         "speedup": {"value": 3.4999999999999996, "low": 3.1, "high": 3.9, "n": 17, "of": "seeds"},
-        "memory_gb": {"mean": 26.500000000000004, "n": 5}, "memory_ratio": 0.6499999999999999,
-        "other": {"val_perplexity": {"mean": 27.1828, "sd": 0.00314, "n": 7}}, "frontier": 0.97265625,
+        "memory_gb": {"mean": 26.500000000000004, "n": 5},
+        "memory_ratio": 0.6499999999999999,
+        "other": {"val_perplexity": {"mean": 27.1828, "sd": 0.00314, "n": 7}},
+        "frontier": 0.97265625,
         "comparison": {
-            "verdict": "not resolved", "n": 11, "mean": -0.012345678901234567, "sd": 0.02, "low": -0.031,
-            "high": 0.0625, "p": 0.41, "p_holm": 0.9999999999999999, "p_equivalent": 2.5e-05, "mde": 0.0712,
-            "mde_family": 0.0917, "more_seeds": 1234,
-            "welch": {"value": -0.0111, "low": -0.06, "high": 0.04, "p": 0.52}, "why": "few seeds",
+            "verdict": "not resolved",
+            "n": 11,
+            "mean": -0.012345678901234567,
+            "sd": 0.02,
+            "low": -0.031,
+            "high": 0.0625,
+            "p": 0.41,
+            "p_holm": 0.9999999999999999,
+            "p_equivalent": 2.5e-05,
+            "mde": 0.0712,
+            "mde_family": 0.0917,
+            "more_seeds": 1234,
+            "welch": {"value": -0.0111, "low": -0.06, "high": 0.04, "p": 0.52},
+            "why": "few seeds",
             "text": "a sentence",
         },
-    } | fields  # fmt: skip
+    } | fields
 
 
 def bare_arm(name="bare", **fields):
     """An arm of which nothing is known."""
     empty = dict.fromkeys(("quality", "throughput", "speedup", "memory_gb", "memory_ratio", "frontier", "comparison"))
     return {
-        "name": name, "group": "core", "note": "", "settings": {}, "statuses": {}, "planned": 3, "values": {},
-        "other": {}, **empty, **fields,
-    }  # fmt: skip
+        "name": name,
+        "group": "core",
+        "note": "",
+        "settings": {},
+        "statuses": {},
+        "planned": 3,
+        "values": {},
+        "other": {},
+        **empty,
+        **fields,
+    }
 
 
 def make_failure(arm, **fields):
@@ -49,16 +74,33 @@ def make_failure(arm, **fields):
 
 def make_study(*arms, **fields):
     return {
-        "name": "precision", "description": "what it is", "folder": "results/precision", "task": "lm", "unit": "tokens",
+        "name": "precision",
+        "description": "what it is",
+        "folder": "results/precision",
+        "task": "lm",
+        "unit": "tokens",
         "metric": {
-            "key": "final_val_loss", "label": "validation loss, nats", "better": "lower", "margin": 0.004,
+            "key": "final_val_loss",
+            "label": "validation loss, nats",
+            "better": "lower",
+            "margin": 0.004,
             "margin_from": "stated by the study",
         },
-        "baseline": arms[0]["name"], "seeds": [0, 1], "runs_planned": 6, "runs_found": 5,
-        "columns": [{"key": "val_perplexity", "label": "perplexity"}], "arms": list(arms),
-        "equal": [], "notes": [], "failures": [], "runs": [],
-        "means": {}, "questions": [], "recommendations": [], "provenance": {},
-    } | fields  # fmt: skip
+        "baseline": arms[0]["name"],
+        "seeds": [0, 1],
+        "runs_planned": 6,
+        "runs_found": 5,
+        "columns": [{"key": "val_perplexity", "label": "perplexity"}],
+        "arms": list(arms),
+        "equal": [],
+        "notes": [],
+        "failures": [],
+        "runs": [],
+        "means": {},
+        "questions": [],
+        "recommendations": [],
+        "provenance": {},
+    } | fields
 
 
 def make_payload(*studies, across=None, warnings=()):
@@ -117,18 +159,32 @@ def test_headers_say_what_a_number_is_and_its_unit(tmp_path):
     t.write_csv(make_payload(make_study(make_arm())), tmp_path)
     (row,) = read(tmp_path, "precision-arms")
     expected = {
-        "baseline": "true", "runs planned": "3", "runs completed": "2", "runs diverged": "1", "runs failed": "0",
-        "quality mean [validation loss, nats]": repr(math.pi), "quality sd [validation loss, nats]": "1e-17",
-        "quality 95% low [validation loss, nats]": "-1.0", "quality n": "2",
-        "seed 0 [validation loss, nats]": repr(1.0 + ODD), "throughput [tokens/s]": "12345.678901234567",
-        "throughput 95% high [tokens/s]": "13000.25", "throughput of": "steps",
+        "baseline": "true",
+        "runs planned": "3",
+        "runs completed": "2",
+        "runs diverged": "1",
+        "runs failed": "0",
+        "quality mean [validation loss, nats]": repr(math.pi),
+        "quality sd [validation loss, nats]": "1e-17",
+        "quality 95% low [validation loss, nats]": "-1.0",
+        "quality n": "2",
+        "seed 0 [validation loss, nats]": repr(1.0 + ODD),
+        "throughput [tokens/s]": "12345.678901234567",
+        "throughput 95% high [tokens/s]": "13000.25",
+        "throughput of": "steps",
         "speed-up [x baseline]": "3.4999999999999996",
-        "peak memory mean [GB]": "26.500000000000004", "peak memory [x baseline]": "0.6499999999999999",
-        "perplexity mean": "27.1828", "frontier [share of draws]": "0.97265625",
-        "difference mean [validation loss, nats]": "-0.012345678901234567", "p_holm": "0.9999999999999999",
-        "mde [validation loss, nats]": "0.0712", "more_seeds": "1234", "welch [validation loss, nats]": "-0.0111",
-        "welch p": "0.52", "why": "few seeds",
-    }  # fmt: skip
+        "peak memory mean [GB]": "26.500000000000004",
+        "peak memory [x baseline]": "0.6499999999999999",
+        "perplexity mean": "27.1828",
+        "frontier [share of draws]": "0.97265625",
+        "difference mean [validation loss, nats]": "-0.012345678901234567",
+        "p_holm": "0.9999999999999999",
+        "mde [validation loss, nats]": "0.0712",
+        "more_seeds": "1234",
+        "welch [validation loss, nats]": "-0.0111",
+        "welch p": "0.52",
+        "why": "few seeds",
+    }
     assert {header: row[header] for header in expected} == expected
 
 
@@ -154,17 +210,27 @@ def test_no_text_begins_as_a_formula_and_numbers_do(tmp_path, start):
     question = {"id": evil, "claim": evil, "answer": evil, "text": evil, "evidence": [evil, evil]}
     flip = {"arm": evil, "reference": evil, "verdict": "flips", "text": evil, "p_interaction": -0.5}
     across = {
-        "name": evil, "studies": [evil], "ranking": {"text": evil}, "flips": [flip], "questions": [question],
-        "ranks": [{"arm": evil, "ranks": [-1.5], "flip": True}], "recommendations": [],
-    }  # fmt: skip
+        "name": evil,
+        "studies": [evil],
+        "ranking": {"text": evil},
+        "flips": [flip],
+        "questions": [question],
+        "ranks": [{"arm": evil, "ranks": [-1.5], "flip": True}],
+        "recommendations": [],
+    }
     arm = make_arm(evil, group=evil, note=evil)
     arm["comparison"] |= {"verdict": evil, "why": evil, "text": evil}
     study = make_study(arm, failures=[failure], runs=[run], questions=[question])
     study["columns"][0]["label"] = evil
     files = t.write_csv(make_payload(study, across=across), tmp_path)
     assert {file.name for file in files} == {
-        "precision-arms.csv", "precision-runs.csv", "precision-failures.csv", "questions.csv", "ranks.csv", "flips.csv",
-    }  # fmt: skip
+        "precision-arms.csv",
+        "precision-runs.csv",
+        "precision-failures.csv",
+        "questions.csv",
+        "ranks.csv",
+        "flips.csv",
+    }
     seen = 0
     for file in files:
         with open(file, newline="", encoding="utf-8") as handle:
@@ -181,24 +247,50 @@ def test_runs_failures_questions_and_ranks_have_a_line_each(tmp_path):
     reasons = {"failure": "non_finite", "tensor": "wte", "reason": reason}
     failure = make_failure("a", seed=1, status="diverged", step=7, **reasons)
     runs = [
-        {"arm": "a", "seed": 0, "status": "completed", "ended": None, "folder": "r/a_seed0",
-         "train": [[1, 5.0], [90, 4.0]], "val": [[0, 6.0], [100, 4.5]]},
-        {"arm": "a", "seed": 1, "status": "diverged", "ended": 7, "folder": "r/a_seed1",
-         "train": [[1, None]], "val": []},
-    ]  # fmt: skip
+        {
+            "arm": "a",
+            "seed": 0,
+            "status": "completed",
+            "ended": None,
+            "folder": "r/a_seed0",
+            "train": [[1, 5.0], [90, 4.0]],
+            "val": [[0, 6.0], [100, 4.5]],
+        },
+        {
+            "arm": "a",
+            "seed": 1,
+            "status": "diverged",
+            "ended": 7,
+            "folder": "r/a_seed1",
+            "train": [[1, None]],
+            "val": [],
+        },
+    ]
     question = {"id": "H1", "claim": "c", "answer": "confirmed", "text": "x", "evidence": ["a", "b"]}
     across = {
-        "name": "both", "studies": ["lm", "cls"], "ranking": {"text": ""}, "flips": [], "recommendations": [],
-        "ranks": [{"arm": "a", "ranks": [1, None], "flip": False}], "questions": [question | {"id": "H9"}],
-    }  # fmt: skip
+        "name": "both",
+        "studies": ["lm", "cls"],
+        "ranking": {"text": ""},
+        "flips": [],
+        "recommendations": [],
+        "ranks": [{"arm": "a", "ranks": [1, None], "flip": False}],
+        "questions": [question | {"id": "H9"}],
+    }
     study = make_study(make_arm(), runs=runs, failures=[failure], questions=[question])
     t.write_csv(make_payload(study, across=across), tmp_path)
     first, second = read(tmp_path, "precision-runs")
     value = "final_val_loss [validation loss, nats]"
     assert first == {
-        "arm": "a", "seed": "0", "status": "completed", "ended [step]": "", "last logged [step]": "100",
-        value: repr(1.0 + ODD), "failure": "", "reason": "", "folder": "r/a_seed0",
-    }  # fmt: skip
+        "arm": "a",
+        "seed": "0",
+        "status": "completed",
+        "ended [step]": "",
+        "last logged [step]": "100",
+        value: repr(1.0 + ODD),
+        "failure": "",
+        "reason": "",
+        "folder": "r/a_seed0",
+    }
     assert (second["ended [step]"], second["failure"], second["reason"]) == ("7", "non_finite", reason)
     assert second["last logged [step]"] == "1"
     assert read(tmp_path, "precision-failures")[0] == {key: str(inner) for key, inner in failure.items()}
@@ -267,9 +359,14 @@ def test_answers_recommendations_failures_flips_and_warnings_are_told():
         for i, verdict in enumerate(["flips", "agrees", "agrees"])
     ]
     across = {
-        "name": "both", "studies": ["lm", "cls"], "ranking": {"text": "tau 0.6 [0.1, 0.9]"}, "ranks": [],
-        "flips": flips, "questions": [question | {"id": "H9", "answer": "confirmed"}], "recommendations": [],
-    }  # fmt: skip
+        "name": "both",
+        "studies": ["lm", "cls"],
+        "ranking": {"text": "tau 0.6 [0.1, 0.9]"},
+        "ranks": [],
+        "flips": flips,
+        "questions": [question | {"id": "H9", "answer": "confirmed"}],
+        "recommendations": [],
+    }
     study = make_study(make_arm(), failures=failures, questions=[question], recommendations=[advice])
     text = printed(make_payload(study, across=across, warnings=["two machines"]), 200)
     lines = [line.strip() for line in text.splitlines()]
@@ -287,10 +384,13 @@ def test_markup_emoji_and_control_codes_are_shown_as_text():
     code = "\x1b[31m\x1b]0;title\x07\u202eabc\ud800"
     question = {"id": "Q", "claim": evil, "answer": "confirmed", "text": evil + code, "evidence": []}
     study = make_study(
-        make_arm(evil), name="n " + evil, description=evil, questions=[question],
+        make_arm(evil),
+        name="n " + evil,
+        description=evil,
+        questions=[question],
         recommendations=[{"text": evil, "evidence": []}],
         failures=[make_failure(evil, reason=evil)],
-    )  # fmt: skip
+    )
     study["metric"] |= {"label": evil, "margin_from": evil}
     text = printed(make_payload(study, warnings=[evil + code]), 400)
     assert text.count(evil) >= 8

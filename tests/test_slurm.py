@@ -174,8 +174,12 @@ def test_at_its_time_limit_it_saves_requeues_itself_and_goes_on(dataset: Path, l
 
 
 def test_a_preempted_task_of_a_studys_array_goes_on(dataset: Path, folder: Path, launched: Callable[..., Path]) -> None:
-    endless_settings = {"train__max_steps": 100_000, "schedule__decay_steps": 5000, "train__eval_every": 0,
-                        "train__threads": 1}  # fmt: skip
+    endless_settings = {
+        "train__max_steps": 100_000,
+        "schedule__decay_steps": 5000,
+        "train__eval_every": 0,
+        "train__threads": 1,
+    }
     file = study_file(folder, dataset, **endless_settings)
     out = launched(file, "study", "--arm", "plain", "--seed", 0, "--time", 10, "--cpus", 2)
     job = next(iter(states(out)))
@@ -212,8 +216,10 @@ def test_a_study_is_an_array_its_gate_and_its_report(
     print(said)
     assert set(states(out).values()) == {"COMPLETED"}, log_of(out)
     assert {name: status for name, status in statuses(out).items() if name.endswith("0")} == {
-        "plain 0": "completed", "fast 0": "completed", "late 0": "completed"
-    }  # fmt: skip
+        "plain 0": "completed",
+        "fast 0": "completed",
+        "late 0": "completed",
+    }
     assert core.read_recipe().optim.weight_decay == 0.2
     assert (out / "report.html").is_file()
 

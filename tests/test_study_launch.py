@@ -176,17 +176,52 @@ def test_print_shows_the_script_and_submits_nothing(
     monkeypatch.setenv("PATH", "/nonexistent")
     Path("p.toml").write_text('account = "lab"\nextra = { constraint = "h100", exclusive = true }\n', encoding="utf-8")
     status, out, _ = call(
-        capsys, "launch", recipe_file, "--on", "slurm", "--print", "--profile", "p.toml", "--partition", "gpu",
-        "--time", "12:00:00", "--gpus", 8, "--nodes", 2, "--cpus", 6, "--mem", "0", "--qos", "high", "--out", "my runs",
-    )  # fmt: skip
+        capsys,
+        "launch",
+        recipe_file,
+        "--on",
+        "slurm",
+        "--print",
+        "--profile",
+        "p.toml",
+        "--partition",
+        "gpu",
+        "--time",
+        "12:00:00",
+        "--gpus",
+        8,
+        "--nodes",
+        2,
+        "--cpus",
+        6,
+        "--mem",
+        "0",
+        "--qos",
+        "high",
+        "--out",
+        "my runs",
+    )
     assert status == 0
     log = shlex.quote(str(Path("my runs/launch/%j_0_log.out").resolve()))
     assert options(out) == {
-        "account": "lab", "constraint": "h100", "exclusive": "", "partition": "gpu", "time": "12:00:00", "nodes": "2",
-        "gpus-per-node": "8", "ntasks-per-node": "8", "cpus-per-task": "6", "mem": "0", "qos": "high",
-        "job-name": "tiny", "requeue": "", "signal": "USR2@120", "open-mode": "append", "output": log,
+        "account": "lab",
+        "constraint": "h100",
+        "exclusive": "",
+        "partition": "gpu",
+        "time": "12:00:00",
+        "nodes": "2",
+        "gpus-per-node": "8",
+        "ntasks-per-node": "8",
+        "cpus-per-task": "6",
+        "mem": "0",
+        "qos": "high",
+        "job-name": "tiny",
+        "requeue": "",
+        "signal": "USR2@120",
+        "open-mode": "append",
+        "output": log,
         "wckey": "gptlab",
-    }  # fmt: skip
+    }
     command = shlex.split(out.splitlines()[-2])
     assert command[0] == "srun"
     assert {"--kill-on-bad-exit=1", "--cpus-per-task=6"} < set(command)
@@ -284,9 +319,11 @@ def test_what_is_submitted_is_what_was_printed(
 
 
 def test_what_is_wrong_is_said_before_anything_is_submitted(
-    recipe_file: Path, slurm: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch,
+    recipe_file: Path,
+    slurm: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     train(load_recipe(recipe_file, {"train.max_steps": 1}), "done", quiet=True)
     for words, says in (
         (["--optim.lr", "-1"], "optim.lr = -1: must be"),
@@ -323,9 +360,12 @@ def test_what_is_wrong_is_said_before_anything_is_submitted(
 
 
 def test_a_study_that_slurm_refuses_half_of_is_taken_back(
-    dataset: Path, tmp_path: Path, slurm: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch,
+    dataset: Path,
+    tmp_path: Path,
+    slurm: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.chdir(tmp_path)
     study_file(tmp_path, dataset)
     slurm(full="full_next")
@@ -365,9 +405,16 @@ class Here:
 )
 @pytest.mark.parametrize("cluster", ["slurm", "local"])
 def test_a_job_requeues_itself_only_where_it_was_warned(
-    recipe_file: Path, slurm: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch, capsys: Any, cluster: str,
-    number: signal.Signals | None, folder_file: bool, status: str, requeues: bool,
-) -> None:  # fmt: skip
+    recipe_file: Path,
+    slurm: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+    cluster: str,
+    number: signal.Signals | None,
+    folder_file: bool,
+    status: str,
+    requeues: bool,
+) -> None:
     call(capsys, "launch", recipe_file, "--on", "slurm", "--out", "run")
     drawn: list[Path] = []
 
@@ -413,14 +460,23 @@ def test_ranks_are_torchruns(monkeypatch: pytest.MonkeyPatch) -> None:
     from submitit.slurm.slurm import SlurmJobEnvironment
 
     for key, value in {
-        "SLURM_JOB_ID": "123456", "SLURM_NTASKS": "8", "SLURM_JOB_NUM_NODES": "2", "SLURM_PROCID": "5",
-        "SLURM_LOCALID": "1", "SLURM_JOB_NODELIST": "gpu[07-08]", "SLURM_NODEID": "1",
-    }.items():  # fmt: skip
+        "SLURM_JOB_ID": "123456",
+        "SLURM_NTASKS": "8",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_PROCID": "5",
+        "SLURM_LOCALID": "1",
+        "SLURM_JOB_NODELIST": "gpu[07-08]",
+        "SLURM_NODEID": "1",
+    }.items():
         monkeypatch.setenv(key, value)
     assert launch.ranks(SlurmJobEnvironment()) == {
-        "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "gpu07",
+        "RANK": "5",
+        "WORLD_SIZE": "8",
+        "LOCAL_RANK": "1",
+        "LOCAL_WORLD_SIZE": "4",
+        "MASTER_ADDR": "gpu07",
         "MASTER_PORT": "13456",
-    }  # fmt: skip
+    }
 
 
 def test_an_arrays_task_trains_its_run_and_leaves_its_summary(
@@ -443,13 +499,22 @@ def test_an_arrays_task_trains_its_run_and_leaves_its_summary(
     assert "the extended arms are not started: plain seed 0, the baseline" in capsys.readouterr().out
     assert task("core", 0) == 0
     assert statuses(folder) == {
-        "plain 0": "completed", "fast 0": "waiting", "plain 1": "waiting", "fast 1": "waiting", "late 0": "waiting",
+        "plain 0": "completed",
+        "fast 0": "waiting",
+        "plain 1": "waiting",
+        "fast 1": "waiting",
+        "late 0": "waiting",
         "late 1": "waiting",
-    }  # fmt: skip
+    }
     assert [task("core", index) for index in (1, 2, 3)] == [0, 0, 1]
     assert summary(folder, "fast_seed1") | {"reason": ""} == {
-        "study": "tiny", "arm": "fast", "group": "core", "seed": 1, "status": "failed", "reason": "",
-    }  # fmt: skip
+        "study": "tiny",
+        "arm": "fast",
+        "group": "core",
+        "seed": 1,
+        "status": "failed",
+        "reason": "",
+    }
     assert "the tokenizer melted" in summary(folder, "fast_seed1")["reason"]
     assert task("extended", 0) == 1  # the baseline diverged
     assert not (folder / "late_seed0").exists()
@@ -521,9 +586,13 @@ def test_stop_waits_for_the_checkpoint_and_says_how_to_go_on(
 
 
 def test_stop_of_a_studys_array_reaches_runs_and_cancels_the_rest(
-    dataset: Path, tmp_path: Path, slurm: Callable[..., list[str]], trainer: Callable[[Path], threading.Thread],
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    dataset: Path,
+    tmp_path: Path,
+    slurm: Callable[..., list[str]],
+    trainer: Callable[[Path], threading.Thread],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.chdir(tmp_path)
     study_file(tmp_path, dataset)
     call(capsys, "launch", "tiny.toml", "--on", "slurm", "--jobs", 1)

@@ -128,8 +128,13 @@ def test_core_arms_come_first_seed_by_seed_and_nothing_runs_twice(study: Study, 
     folder = Path("results/tiny")
     card = summary(folder, "late_seed1")
     assert {key: card[key] for key in ("study", "arm", "group", "seed", "status", "final_val_loss")} == {
-        "study": "tiny", "arm": "late", "group": "extended", "seed": 1, "status": "completed", "final_val_loss": 3.0,
-    }  # fmt: skip
+        "study": "tiny",
+        "arm": "late",
+        "group": "extended",
+        "seed": 1,
+        "status": "completed",
+        "final_val_loss": 3.0,
+    }
     assert card.items() >= json.loads((folder / "late_seed1/result.json").read_text(encoding="utf-8")).items()
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     assert run_study(study, quiet=True) == 0
@@ -207,9 +212,13 @@ def test_a_fault_of_the_machine_is_tried_again_and_any_other_is_not(
     folder = Path("results/tiny")
     starts = {name: fakes.started().count(name) for name in set(fakes.started())}
     assert starts == {
-        "plain_seed0": 3, "fast_seed0": 1 + RETRIES, "late_seed0": 1, "plain_seed1": 2, "fast_seed1": 1,
+        "plain_seed0": 3,
+        "fast_seed0": 1 + RETRIES,
+        "late_seed0": 1,
+        "plain_seed1": 2,
+        "fast_seed1": 1,
         "late_seed1": 1,
-    }  # fmt: skip
+    }
     reason = "the process was killed by signal 9, three times; the system log may say that memory ran out"
     assert (summary(folder, "fast_seed0")["status"], summary(folder, "fast_seed0")["reason"]) == ("failed", reason)
     assert json.loads((folder / "fast_seed0/result.json").read_text(encoding="utf-8")) == {
@@ -230,9 +239,14 @@ def test_a_fault_of_the_machine_is_tried_again_and_any_other_is_not(
 
 def test_which_words_are_faults_of_the_machine() -> None:
     for text in (
-        "AcceleratorError: CUDA error: unspecified launch failure", "RuntimeError: cuDNN error: X", "NCCL error in",
-        "OSError: [Errno 5] Input/output error", "ConnectionError: x", "TimeoutError: x", "x timed out",
-    ):  # fmt: skip
+        "AcceleratorError: CUDA error: unspecified launch failure",
+        "RuntimeError: cuDNN error: X",
+        "NCCL error in",
+        "OSError: [Errno 5] Input/output error",
+        "ConnectionError: x",
+        "TimeoutError: x",
+        "x timed out",
+    ):
         assert MACHINE.search(text), text
     for text in ("IndexError: list index", "RuntimeError: aten::x_cuda has no deterministic implementation"):
         assert not MACHINE.search(text), text
@@ -389,9 +403,13 @@ def test_the_table_of_a_study_in_every_state(study: Study, fakes: Fakes, capsys:
         )
     with RunDir(folder / "plain_seed1").lock():
         assert statuses(folder) == {
-            "plain 0": "completed", "fast 0": "diverged", "plain 1": "running", "fast 1": "stopped", "late 0": "failed",
+            "plain 0": "completed",
+            "fast 0": "diverged",
+            "plain 1": "running",
+            "fast 1": "stopped",
+            "late 0": "failed",
             "late 1": "waiting",
-        }  # fmt: skip
+        }
         status, out, _ = call(capsys, "study", "status", folder)
     assert status == 0
     rows = {tuple(line.split()[:2]): line.split() for line in out.splitlines()}
@@ -408,8 +426,10 @@ def test_the_time_left_of_a_study_counts_what_waits() -> None:
         RunState("a", 0, "completed", seconds_whole=100),
         RunState("b", 0, "running", seconds_whole=200, seconds_left=50),
         RunState("c", 0, "running", seconds_whole=300, seconds_left=250),
-        RunState("d", 0, "waiting"), RunState("e", 0, "stopped"), RunState("f", 0, "diverged", seconds_whole=1),
-    ]  # fmt: skip
+        RunState("d", 0, "waiting"),
+        RunState("e", 0, "stopped"),
+        RunState("f", 0, "diverged", seconds_whole=1),
+    ]
     assert study_seconds_left(states, 1) == 50 + 250 + 2 * 200
     assert study_seconds_left(states, 2) == 350
     assert study_seconds_left(states, 99) == 250  # no faster than its longest run

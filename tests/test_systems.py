@@ -61,8 +61,11 @@ def elsewhere(commands: list[list[Any]], folder: Path, with_torch: bool) -> list
     words = [[str(word) for word in command] for command in commands]
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, json.dumps(words), "torch" if with_torch else ""],
-        capture_output=True, text=True, cwd=folder, env={**os.environ, "MPLCONFIGDIR": str(folder)},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "MPLCONFIGDIR": str(folder)},
+    )
     assert done.returncode == 0, done.stderr
     ends = [tuple(end) for end in json.loads(done.stdout.splitlines()[-1])]
     assert not [end for end in ends if "Traceback" in end[2]]
@@ -150,15 +153,27 @@ def test_models_are_read_planned_and_trained(study: Path, dataset: Path, tmp_pat
 
 def test_a_command_line_says_whether_a_process_trains() -> None:
     trains = (
-        "gptlab train stdlib-demo", "/v/bin/python3.12 /v/bin/gptlab train x --out y", "python -u -m gptlab train x",
-        r"C:\v\Scripts\python.exe C:\v\Scripts\gptlab.exe train x", "python -m gptlab.study.worker f arm 0",
+        "gptlab train stdlib-demo",
+        "/v/bin/python3.12 /v/bin/gptlab train x --out y",
+        "python -u -m gptlab train x",
+        r"C:\v\Scripts\python.exe C:\v\Scripts\gptlab.exe train x",
+        "python -m gptlab.study.worker f arm 0",
         "python -u -m gptlab launch --job f --part run",
-    )  # fmt: skip
+    )
     others = (
-        "", "python", "python -m", "python -c gptlab", "gptlab study run x", "gptlab eval train", "vim train gptlab",
-        "python /v/bin/torchrun --nproc-per-node 2 -m gptlab train", "python -m torch.distributed.run -m gptlab train",
-        "python -u -m gptlab launch --job f --part study", "grep gptlab train", "sh -c 'gptlab train x'",
-    )  # fmt: skip
+        "",
+        "python",
+        "python -m",
+        "python -c gptlab",
+        "gptlab study run x",
+        "gptlab eval train",
+        "vim train gptlab",
+        "python /v/bin/torchrun --nproc-per-node 2 -m gptlab train",
+        "python -m torch.distributed.run -m gptlab train",
+        "python -u -m gptlab launch --job f --part study",
+        "grep gptlab train",
+        "sh -c 'gptlab train x'",
+    )
     assert [words for words in trains if not machine.trains(words.split())] == []
     assert [words for words in others if machine.trains(words.split())] == []
 

@@ -37,11 +37,23 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def recipe(data: Path, **settings: object) -> Recipe:
     base = {
-        "task": "classify", "model.n_layer": 2, "model.n_head": 2, "model.n_embd": 32, "model.block_size": 64,
-        "model.mlp": "gelu_erf", "data.path": str(data), "batch.micro_batch": 4, "batch.tokens_per_step": 1024,
-        "optim.lr": 2e-3, "train.max_steps": 8, "train.eval_every": 4, "checkpoint.every": 4, "log.every": 1,
-        "eval.tokens": 2048, "train.device": "cpu",
-    }  # fmt: skip
+        "task": "classify",
+        "model.n_layer": 2,
+        "model.n_head": 2,
+        "model.n_embd": 32,
+        "model.block_size": 64,
+        "model.mlp": "gelu_erf",
+        "data.path": str(data),
+        "batch.micro_batch": 4,
+        "batch.tokens_per_step": 1024,
+        "optim.lr": 2e-3,
+        "train.max_steps": 8,
+        "train.eval_every": 4,
+        "checkpoint.every": 4,
+        "log.every": 1,
+        "eval.tokens": 2048,
+        "train.device": "cpu",
+    }
     return build_recipe(base, {key.replace("__", "."): value for key, value in settings.items()})
 
 

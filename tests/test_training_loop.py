@@ -50,8 +50,11 @@ def test_the_loop_is_the_loop_one_would_write(dataset: Path, tmp_path: Path) -> 
     vectors = [p for p in model.parameters() if p.dim() == 1]
     optimizer = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": 0.3}, {"params": vectors, "weight_decay": 0}],
-        betas=(0.9, 0.95), eps=1e-8, foreach=False, fused=False,
-    )  # fmt: skip
+        betas=(0.9, 0.95),
+        eps=1e-8,
+        foreach=False,
+        fused=False,
+    )
     windows = Windows(Dataset(dataset).train, 32, "shuffled", seed=f"{resolved.seed}/data/0")
     losses, norms, rates = [], [], []
     for step in range(12):
@@ -143,9 +146,14 @@ def test_a_regime_stores_and_multiplies_in_its_formats(dataset: Path, tmp_path: 
 
 def test_a_scaled_step_that_overflows_is_skipped_and_training_goes_on(dataset: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(
-        dataset, precision__regime="amp_fp16", model__n_layer=1, model__n_embd=16, model__block_size=16,
-        train__max_steps=6, optim__lr=1e-3,
-    )  # fmt: skip
+        dataset,
+        precision__regime="amp_fp16",
+        model__n_layer=1,
+        model__n_embd=16,
+        model__block_size=16,
+        train__max_steps=6,
+        optim__lr=1e-3,
+    )
     original = torch.amp.GradScaler.__init__
     try:  # a first scale that overflows float16 for sure
         torch.amp.GradScaler.__init__ = lambda self, device, enabled: original(self, device, 2.0**40, enabled=enabled)

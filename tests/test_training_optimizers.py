@@ -102,9 +102,12 @@ def test_spam_clips_and_logs_the_norm_as_it_was(dataset: Path, tmp_path: Path) -
     """Without spike handling and resets adamw-spam clips by norm and nothing else, as AdamW's run does."""
     plain = {"optim__betas": [0.9, 0.999], "optim__grad_clip": 0.5, "train__max_steps": 12}
     off = {
-        "optim__name": "adamw-spam", "optim__spam_enable_clip": False, "optim__spam_spike_threshold": 0,
-        "optim__spam_periodic_reset": False, "optim__amsgrad": False,
-    }  # fmt: skip
+        "optim__name": "adamw-spam",
+        "optim__spam_enable_clip": False,
+        "optim__spam_spike_threshold": 0,
+        "optim__spam_periodic_reset": False,
+        "optim__amsgrad": False,
+    }
     runs = {}
     for name, changes in (("adamw", plain), ("spam", {**plain, **off})):
         train(tiny_recipe(dataset, **changes), tmp_path / name, quiet=True)

@@ -38,9 +38,12 @@ def dataset(stage: Stage) -> Row:
     tokenizer = json.loads((stage.data / "tokenizer.json").read_text(encoding="utf-8"))["kind"]
     tokens = {split: facts["tokens"] for split, facts in manifest["splits"].items()}
     return row | {
-        "path": str(stage.data), "tokenizer": tokenizer, "corpus": manifest["corpus"], "tokens": tokens,
+        "path": str(stage.data),
+        "tokenizer": tokenizer,
+        "corpus": manifest["corpus"],
+        "tokens": tokens,
         "says": f"{manifest['corpus']}, {tokens['train']:,} training tokens of kind {tokenizer}",
-    }  # fmt: skip
+    }
 
 
 def main(stage: Stage) -> None:

@@ -18,9 +18,12 @@ from gpu_stages.stage import NotHere, Row, Stage, kernels_of, milliseconds, peak
 
 WIDTH, VOCABULARY = 768, 50304
 SHAPES = {  # (inputs, outputs) of the linear layers
-    "qkv": (WIDTH, 3 * WIDTH), "proj": (WIDTH, WIDTH), "mlp up": (WIDTH, 4 * WIDTH), "mlp down": (4 * WIDTH, WIDTH),
+    "qkv": (WIDTH, 3 * WIDTH),
+    "proj": (WIDTH, WIDTH),
+    "mlp up": (WIDTH, 4 * WIDTH),
+    "mlp down": (4 * WIDTH, WIDTH),
     "head": (WIDTH, VOCABULARY),
-}  # fmt: skip
+}
 PACKAGES = ("torch", "triton", "numpy", "transformers", "torchao", "bitsandbytes", "safetensors", "tiktoken")
 
 
@@ -45,9 +48,14 @@ def versions(device: Any) -> Row:
     row["cudnn"] = torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None
     if device.type == "cuda":
         gpu = torch.cuda.get_device_properties(0)
-        row |= {"device": gpu.name, "gpu_gb": gpu.total_memory / 1e9, "capability": [gpu.major, gpu.minor],
-                "multiprocessors": gpu.multi_processor_count, "nccl": str(torch.cuda.nccl.version()),
-                "free_gb": torch.cuda.mem_get_info()[0] / 1e9}  # fmt: skip
+        row |= {
+            "device": gpu.name,
+            "gpu_gb": gpu.total_memory / 1e9,
+            "capability": [gpu.major, gpu.minor],
+            "multiprocessors": gpu.multi_processor_count,
+            "nccl": str(torch.cuda.nccl.version()),
+            "free_gb": torch.cuda.mem_get_info()[0] / 1e9,
+        }
         row["nvidia_smi"] = nvidia_smi()
     row["peak_tflops"] = {
         kind: (peak_of(device, kind) or 0) / 1e12 or None for kind in ("bf16", "fp16", "tf32", "fp32")
@@ -79,8 +87,7 @@ def square(stage: Stage, device: Any) -> Row:
         try:  # rows times columns, as this function wants them
             a, b = draw[0].to(torch.float8_e4m3fn), draw[1].to(torch.float8_e4m3fn).t()
             one = torch.ones((), device=device)
-            row["fp8"] = product(a, b, device, None,
-                                 lambda: torch._scaled_mm(a, b, one, one, out_dtype=torch.bfloat16))  # fmt: skip
+            row["fp8"] = product(a, b, device, None, lambda: torch._scaled_mm(a, b, one, one, out_dtype=torch.bfloat16))
         except Exception as error:
             row["fp8"] = {"error": f"{type(error).__name__}: {error}"[:200]}
     told = ", ".join(f"{name} {got['tflops']['median']:.1f}" for name, got in row.items() if "tflops" in got)
@@ -98,14 +105,21 @@ def layer(stage: Stage, device: Any, inputs: int, outputs: int) -> Row:
     x, w, dy = torch.randn(n, inputs, **draw), torch.randn(outputs, inputs, **draw), torch.randn(n, outputs, **draw)
     peak = peak_of(device)
     rows = {
-        "forward": product(x, w.t(), device, peak), "d input": product(dy, w, device, peak),
+        "forward": product(x, w.t(), device, peak),
+        "d input": product(dy, w, device, peak),
         "d weight": product(dy.t(), x, device, peak),
-    }  # fmt: skip
+    }
     total = sum(2 * n * inputs * outputs / row["tflops"]["median"] for row in rows.values())  # FLOPs / TFLOP/s
     mean = 6 * n * inputs * outputs / total
     told = ", ".join(f"{name} {row['tflops']['median']:.0f}" for name, row in rows.items())
-    return {"tokens": n, "inputs": inputs, "outputs": outputs, **rows, "mean_tflops": mean,
-            "says": f"TFLOP/s: {told}; together {mean:.0f}"}  # fmt: skip
+    return {
+        "tokens": n,
+        "inputs": inputs,
+        "outputs": outputs,
+        **rows,
+        "mean_tflops": mean,
+        "says": f"TFLOP/s: {told}; together {mean:.0f}",
+    }
 
 
 def copies(stage: Stage, device: Any) -> Row:

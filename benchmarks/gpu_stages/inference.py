@@ -109,10 +109,16 @@ def score(stage: Stage, device: torch.device, dtype: str) -> Row:
         raise RuntimeError(f"losses differ by {off:.1e} where {AGREE[dtype]:.0e} is rounding")
     made = "" if real else " of made-up rows"
     return {
-        "rows": len(rows), "real_rows": real, "tokenizer": kind, "micro_batch": micro, "seconds": seconds,
-        "rows_per_second": speed, "faster_by": gain, "losses_differ_by": off,
+        "rows": len(rows),
+        "real_rows": real,
+        "tokenizer": kind,
+        "micro_batch": micro,
+        "seconds": seconds,
+        "rows_per_second": speed,
+        "faster_by": gain,
+        "losses_differ_by": off,
         "says": f"{show(speed, ',.0f')} rows/s{made}, {show(gain, '.2f')} times a row at a time",
-    }  # fmt: skip
+    }
 
 
 def generation(stage: Stage, regime: str, batches: list[int]) -> Row:
@@ -123,22 +129,30 @@ def generation(stage: Stage, regime: str, batches: list[int]) -> Row:
     run.write_recipe(recipe)
     lengths = (16, 8) if stage.tiny else (256, 64)
     report = bench_inference(str(run.recipe_file), {}, [regime], batches, *lengths, repeats=2 if stage.tiny else 4)
-    told = [f"{row['batch_size']} x: decode {row['decode_tokens_per_second']:,.0f}, prefill "
-            f"{row['prefill_tokens_per_second']:,.0f}" if row["status"] == "completed" else row["reason"]
-            for row in report["rows"]]  # fmt: skip
+    told = [
+        f"{row['batch_size']} x: decode {row['decode_tokens_per_second']:,.0f}, prefill "
+        f"{row['prefill_tokens_per_second']:,.0f}"
+        if row["status"] == "completed"
+        else row["reason"]
+        for row in report["rows"]
+    ]
     return report | {"says": "tokens/s " + "; ".join(told)}
 
 
 def main(stage: Stage) -> None:
     device = pick(stage)
     batches = [1, 4] if stage.tiny else [1, 8, 64]
-    stage.all({
-        "hellaswag bf16": lambda: score(stage, device, "bf16"),
-        "generation bf16_pure": lambda: generation(stage, "bf16_pure", batches),
-        "hellaswag fp32": lambda: score(stage, device, "fp32"),
-        "generation fp32": lambda: generation(stage, "fp32", batches),
-        "generation amp_bf16": lambda: generation(stage, "amp_bf16", batches),
-    }, expects=5.0, most=45.0)  # fmt: skip
+    stage.all(
+        {
+            "hellaswag bf16": lambda: score(stage, device, "bf16"),
+            "generation bf16_pure": lambda: generation(stage, "bf16_pure", batches),
+            "hellaswag fp32": lambda: score(stage, device, "fp32"),
+            "generation fp32": lambda: generation(stage, "fp32", batches),
+            "generation amp_bf16": lambda: generation(stage, "amp_bf16", batches),
+        },
+        expects=5.0,
+        most=45.0,
+    )
 
 
 if __name__ == "__main__":

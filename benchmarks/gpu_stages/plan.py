@@ -23,12 +23,21 @@ from gpu_stages.stage import NotHere, Row, Stage, pick, run
 MICRO_BATCHES_A_STEP = 2
 # preset, micro-batch, regime, whether activations are computed again
 ROWS = [
-    ("gpt2", 8, "amp_bf16", False), ("gpt2", 64, "amp_bf16", False), ("gpt2-medium", 16, "amp_bf16", False),
-    ("gpt2-large", 8, "amp_bf16", False), ("gpt2", 32, "amp_bf16", False), ("gpt2-large", 16, "amp_bf16", False),
-    ("gpt2-medium", 32, "amp_bf16", False), ("gpt2", 16, "amp_bf16", False), ("gpt2-medium", 8, "amp_bf16", False),
-    ("gpt2-medium", 64, "amp_bf16", False), ("gpt2-large", 32, "amp_bf16", False), ("gpt2", 32, "bf16_pure", False),
-    ("gpt2", 32, "fp32", False), ("gpt2-large", 16, "amp_bf16", True),
-]  # fmt: skip
+    ("gpt2", 8, "amp_bf16", False),
+    ("gpt2", 64, "amp_bf16", False),
+    ("gpt2-medium", 16, "amp_bf16", False),
+    ("gpt2-large", 8, "amp_bf16", False),
+    ("gpt2", 32, "amp_bf16", False),
+    ("gpt2-large", 16, "amp_bf16", False),
+    ("gpt2-medium", 32, "amp_bf16", False),
+    ("gpt2", 16, "amp_bf16", False),
+    ("gpt2-medium", 8, "amp_bf16", False),
+    ("gpt2-medium", 64, "amp_bf16", False),
+    ("gpt2-large", 32, "amp_bf16", False),
+    ("gpt2", 32, "bf16_pure", False),
+    ("gpt2", 32, "fp32", False),
+    ("gpt2-large", 16, "amp_bf16", True),
+]
 TINY_ROWS = [("micro", 2, "fp32", False), ("micro", 4, "amp_bf16", False)]
 
 
@@ -73,12 +82,19 @@ def measure(recipe: Recipe, device: torch.device) -> float:
 
 def beside(stage: Stage, device: torch.device, preset: str, micro_batch: int, regime: str, again: bool) -> Row:
     block = 128 if stage.tiny else 1024
-    recipe = build_recipe({
-        "model.preset": preset, "model.vocab_size": 2000 if stage.tiny else 50304, "model.block_size": block,
-        "precision.regime": regime, "train.max_steps": 2, "batch.micro_batch": micro_batch, "compile.enabled": False,
-        "batch.tokens_per_step": MICRO_BATCHES_A_STEP * micro_batch * block,
-        "train.activation_checkpointing": again,
-    })  # fmt: skip
+    recipe = build_recipe(
+        {
+            "model.preset": preset,
+            "model.vocab_size": 2000 if stage.tiny else 50304,
+            "model.block_size": block,
+            "precision.regime": regime,
+            "train.max_steps": 2,
+            "batch.micro_batch": micro_batch,
+            "compile.enabled": False,
+            "batch.tokens_per_step": MICRO_BATCHES_A_STEP * micro_batch * block,
+            "train.activation_checkpointing": again,
+        }
+    )
     kind = "cuda" if device.type == "cuda" else "cpu"
     found = planner.memory(recipe, planner.Shape(recipe.model, recipe.precision, 0), micro_batch, kind)
     here = planner.at_hand(device).available
@@ -86,10 +102,12 @@ def beside(stage: Stage, device: torch.device, preset: str, micro_batch: int, re
         raise NotHere(f"planned {found.peak / 1e9:.1f} GB, {here / 1e9:.1f} GB are there")
     got = measure(recipe, device)
     return {
-        "planned_gb": found.peak / 1e9, "measured_gb": got / 1e9, "planned_of_measured": found.peak / got,
+        "planned_gb": found.peak / 1e9,
+        "measured_gb": got / 1e9,
+        "planned_of_measured": found.peak / got,
         "moment": found.moment,
         "says": f"{found.peak / 1e9:.3f} GB planned, {got / 1e9:.3f} measured: {found.peak / got:.3f}",
-    }  # fmt: skip
+    }
 
 
 def main(stage: Stage) -> None:

@@ -55,11 +55,16 @@ class Arms:
                 peak = torch.cuda.max_memory_allocated() / 1e9 - (0 if arm == REFERENCE else held / 1e9)
         losses = model.losses_so_far()
         row: Row = {
-            "turns_seconds": seconds, "tokens_per_second": spread([model.tokens / s for s in seconds[arm]]),
-            "of_amp_bf16": ratios(seconds[REFERENCE], seconds[arm]), "peak_gb": peak or None,
-            "planned_gb": model.planned() / 1e9, "first_update_seconds": first, "losses": losses,
-            "finite": all(map(math.isfinite, losses)), "compiled": bool(model.recipe.compile.enabled),
-        }  # fmt: skip
+            "turns_seconds": seconds,
+            "tokens_per_second": spread([model.tokens / s for s in seconds[arm]]),
+            "of_amp_bf16": ratios(seconds[REFERENCE], seconds[arm]),
+            "peak_gb": peak or None,
+            "planned_gb": model.planned() / 1e9,
+            "first_update_seconds": first,
+            "losses": losses,
+            "finite": all(map(math.isfinite, losses)),
+            "compiled": bool(model.recipe.compile.enabled),
+        }
         fp32 = self.stage.rows.get("fp32_baseline", {}).get("of_amp_bf16")
         if fp32:
             row["x_fp32"] = row["of_amp_bf16"]["median"] / fp32["median"]

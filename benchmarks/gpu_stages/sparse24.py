@@ -208,8 +208,10 @@ def matrix(rows: int, cols: int, args: Shapes, device: torch.device, dtype: torc
             return lambda: timed(lambda: F.linear(x, w), device, args.times)
 
         found[str(n)] = measure({name: multiply(w) for name, w in weights.items()}, args.rounds)
-    best = {n: max((got["gain"]["median"], name) for name, got in measured.items() if name != "masked")
-            for n, measured in found.items()}  # fmt: skip
+    best = {
+        n: max((got["gain"]["median"], name) for name, got in measured.items() if name != "masked")
+        for n, measured in found.items()
+    }
     told = ", ".join(f"{n} tokens {name} {gain:.2f}" for n, (gain, name) in best.items())
     return {"rows": rows, "cols": cols, "tokens": found, "says": f"best gain over masked: {told}"}
 

@@ -79,8 +79,10 @@ class Peer:
 
     def __init__(self, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], of: Trained, micro: int) -> None:
         self.model, self.loss, self.of, self.micro = model, loss, of, micro
-        groups = [{"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": 0.1},
-                  {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0}]  # fmt: skip
+        groups = [
+            {"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": 0.1},
+            {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
+        ]
         self.optimizer = torch.optim.AdamW(groups, lr=6e-4, betas=(0.9, 0.95), fused=of.device.type == "cuda")
         self.step, self.losses = 0, [0.0]
         if of.recipe.compile.enabled:
@@ -119,10 +121,19 @@ def hugging_face(of: Trained, micro: int) -> Peer:
         raise NotHere(f"transformers: {error}") from None
     m = of.recipe.model
     config = GPT2Config(
-        n_layer=m.n_layer, n_head=m.n_head, n_embd=m.n_embd, n_positions=m.block_size, vocab_size=m.vocab_size,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False, attn_implementation="sdpa",
-        bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
+        n_layer=m.n_layer,
+        n_head=m.n_head,
+        n_embd=m.n_embd,
+        n_positions=m.block_size,
+        vocab_size=m.vocab_size,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        use_cache=False,
+        attn_implementation="sdpa",
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     with of.device:
         model = GPT2LMHeadModel(config).train()
 
@@ -166,17 +177,26 @@ class Speed:
         seconds = [seconds_of(model.update, self.device) for _ in range(3 if self.stage.tiny else 8)]
         speed = spread([model.tokens / s for s in seconds])
         row: Row = {
-            "recipe": name, "micro_batch": model.recipe.batch.micro_batch, "tokens_an_update": model.tokens,
-            "block": model.recipe.model.block_size, "first_update_seconds": self.first, "seconds": seconds,
-            "tokens_per_second": speed, "mfu": model.mfu(speed["median"]), "losses": model.losses_so_far(),
-            "planned_gb": model.planned() / 1e9, "flops_per_token": model.model.flops_per_token(),
-        }  # fmt: skip
+            "recipe": name,
+            "micro_batch": model.recipe.batch.micro_batch,
+            "tokens_an_update": model.tokens,
+            "block": model.recipe.model.block_size,
+            "first_update_seconds": self.first,
+            "seconds": seconds,
+            "tokens_per_second": speed,
+            "mfu": model.mfu(speed["median"]),
+            "losses": model.losses_so_far(),
+            "planned_gb": model.planned() / 1e9,
+            "flops_per_token": model.model.flops_per_token(),
+        }
         says = f"{show(speed, ',.0f')} tokens/s"
         if row["mfu"]:
             says += f", MFU {row['mfu']:.3f}"
         if cuda:
-            row |= {"peak_gb": torch.cuda.max_memory_allocated() / 1e9,
-                    "reserved_gb": torch.cuda.max_memory_reserved() / 1e9}  # fmt: skip
+            row |= {
+                "peak_gb": torch.cuda.max_memory_allocated() / 1e9,
+                "reserved_gb": torch.cuda.max_memory_reserved() / 1e9,
+            }
             says += f", {row['peak_gb']:.2f} GB at the peak, {row['planned_gb']:.2f} planned"
         return row | {"says": says + f", first update {self.first:.0f} s"}
 
@@ -199,8 +219,10 @@ class Speed:
         row["end_of_update"] = kernels_of(end, self.device)
         model.optimizer.zero_grad(set_to_none=True)
         told = ", ".join(f"{kind} {ms:.2f}" for kind, ms in row["micro_step"]["by_class_ms"].items())
-        return row | {"says": f"{row['micro_step']['ms']:.1f} ms of kernels: {told}; {row['end_of_update']['ms']:.2f} "
-                              "ms at the end of an update"}  # fmt: skip
+        return row | {
+            "says": f"{row['micro_step']['ms']:.1f} ms of kernels: {told}; {row['end_of_update']['ms']:.2f} "
+            "ms at the end of an update"
+        }
 
     def beside(self, name: str, recipe: str = CLASSIC) -> Row:
         """Another loop and ours in turn."""
@@ -234,12 +256,16 @@ class Speed:
         gain = ratios(seconds[name], seconds["gptlab"])
         speed = {side: spread([ours.tokens / s for s in times]) for side, times in seconds.items()}
         return {
-            "micro_batch": {"gptlab": ours.recipe.batch.micro_batch, name: micro}, "first_update_seconds": first,
-            "turns_seconds": seconds, "tokens_per_second": speed, "gptlab_is_faster_by": gain, "peak_gb": peaks,
+            "micro_batch": {"gptlab": ours.recipe.batch.micro_batch, name: micro},
+            "first_update_seconds": first,
+            "turns_seconds": seconds,
+            "tokens_per_second": speed,
+            "gptlab_is_faster_by": gain,
+            "peak_gb": peaks,
             "loss": {"gptlab": float(ours.losses[-1]), name: float(peer.losses[-1])},
             "says": f"gptlab / {name}: {show(gain, '.3f')}; {name} {show(speed[name], ',.0f')} tokens/s, micro-batch "
-                    f"{micro}, compiled in {first:.0f} s",
-        }  # fmt: skip
+            f"{micro}, compiled in {first:.0f} s",
+        }
 
     @staticmethod
     def short(name: str) -> str:
@@ -259,8 +285,9 @@ def main(stage: Stage) -> None:
             "modern kernels": lambda: speed.kernels(MODERN),
             "classic beside hugging face": lambda: speed.beside("hugging face"),
         },
-        expects=10.0, most=120.0,
-    )  # fmt: skip
+        expects=10.0,
+        most=120.0,
+    )
 
 
 if __name__ == "__main__":

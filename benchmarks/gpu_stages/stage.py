@@ -279,8 +279,9 @@ def kernels_of(action: Callable[[], object], device: Any, times: int = 1, top: i
         if event.device_type.name != ("CUDA" if cuda else "CPU") or getattr(event, "is_user_annotation", False):
             continue
         spent = (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1000 / times
-        found.append({"kernel": event.key[:160], "class": kernel_class(event.key), "calls": event.count / times,
-                      "ms": spent})  # fmt: skip
+        found.append(
+            {"kernel": event.key[:160], "class": kernel_class(event.key), "calls": event.count / times, "ms": spent}
+        )
     classes: dict[str, float] = {}
     for kernel in found:
         classes[kernel["class"]] = classes.get(kernel["class"], 0.0) + kernel["ms"]

@@ -22,12 +22,23 @@ LEAST = 20  # steps without which a curve is not worth the time
 
 
 def recipe_of(stage: Stage, steps: int, evaluations: int) -> Recipe:
-    return load_recipe(RECIPE, {
-        "data.path": str(stage.data), "train.max_steps": steps, "schedule.warmup_steps": max(1, round(0.05 * steps)),
-        "train.eval_every": max(1, steps // evaluations), "hellaswag.every": 0, "sample.every": 0,
-        "checkpoint.every": 0, "checkpoint.keep_best": False, "log.every": 1, "eval.train": False,
-        **(TINY if stage.tiny else {"compile.enabled": True}), "eval.tokens": 1024 if stage.tiny else 65536,
-    })  # fmt: skip
+    return load_recipe(
+        RECIPE,
+        {
+            "data.path": str(stage.data),
+            "train.max_steps": steps,
+            "schedule.warmup_steps": max(1, round(0.05 * steps)),
+            "train.eval_every": max(1, steps // evaluations),
+            "hellaswag.every": 0,
+            "sample.every": 0,
+            "checkpoint.every": 0,
+            "checkpoint.keep_best": False,
+            "log.every": 1,
+            "eval.train": False,
+            **(TINY if stage.tiny else {"compile.enabled": True}),
+            "eval.tokens": 1024 if stage.tiny else 65536,
+        },
+    )
 
 
 def run_of(stage: Stage, steps: int, evaluations: int) -> Row:
@@ -35,8 +46,10 @@ def run_of(stage: Stage, steps: int, evaluations: int) -> Row:
     shutil.rmtree(folder, ignore_errors=True)
     result = train(recipe_of(stage, steps, evaluations), folder, quiet=True).to_json()
     lines = RunDir(folder).read_metrics()
-    told = {key: [[line["step"], line[key]] for line in lines if key in line]
-            for key in ("loss", "val_loss", "mfu", "grad_norm", "largest_logit")}  # fmt: skip
+    told = {
+        key: [[line["step"], line[key]] for line in lines if key in line]
+        for key in ("loss", "val_loss", "mfu", "grad_norm", "largest_logit")
+    }
     shutil.rmtree(folder, ignore_errors=True)  # 1.5 GB of checkpoint
     return {"result": result, **told}
 

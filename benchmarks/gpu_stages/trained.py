@@ -27,18 +27,30 @@ from gptlab.training.watched import Watched, clip_gradients
 from gpu_stages.stage import Row, Stage, peak_of, synchronize
 
 TINY = {
-    "model.n_layer": 2, "model.n_head": 2, "model.n_embd": 32, "model.block_size": 64, "model.vocab_size": 512,
-    "batch.micro_batch": 4, "batch.tokens_per_step": 512, "schedule.warmup_steps": 2, "train.threads": 1,
+    "model.n_layer": 2,
+    "model.n_head": 2,
+    "model.n_embd": 32,
+    "model.block_size": 64,
+    "model.vocab_size": 512,
+    "batch.micro_batch": 4,
+    "batch.tokens_per_step": 512,
+    "schedule.warmup_steps": 2,
+    "train.threads": 1,
     "compile.enabled": False,
-}  # fmt: skip
+}
 
 
 def settings_of(stage: Stage) -> Row:
     """What the recipes of all stages have in common: this data, and next to nothing beside training."""
     return {
-        "data.path": str(stage.data), "train.eval_every": 0, "eval.train": False, "hellaswag.every": 0,
-        "sample.every": 0, "checkpoint.every": 0, "checkpoint.keep_best": False,
-    } | (TINY if stage.tiny else {"compile.enabled": True})  # fmt: skip
+        "data.path": str(stage.data),
+        "train.eval_every": 0,
+        "eval.train": False,
+        "hellaswag.every": 0,
+        "sample.every": 0,
+        "checkpoint.every": 0,
+        "checkpoint.keep_best": False,
+    } | (TINY if stage.tiny else {"compile.enabled": True})
 
 
 class Trained:

@@ -93,10 +93,15 @@ def prepare(options: argparse.Namespace) -> None:
         if options.part or options.merge:
             raise UserError("--part and --merge are for text without labels")
         folder = prepare_labeled(
-            options.corpus, source=options.source, out=options.out, tokenizer=options.tokenizer,
-            text_field=options.text_field, label_field=options.label_field, max_documents=options.max_documents,
+            options.corpus,
+            source=options.source,
+            out=options.out,
+            tokenizer=options.tokenizer,
+            text_field=options.text_field,
+            label_field=options.label_field,
+            max_documents=options.max_documents,
             val_fraction=options.val_fraction,
-        )  # fmt: skip
+        )
         print(f"dataset: {folder}")
         return
     if options.merge:
@@ -104,11 +109,19 @@ def prepare(options: argparse.Namespace) -> None:
         print(f"dataset: {folder}")
         return
     folder = prepare(
-        options.corpus, source=options.source, out=options.out, tokenizer=options.tokenizer, format=options.format,
-        shard_tokens=options.shard_tokens, workers=options.workers, val_fraction=options.val_fraction,
-        val_tokens=options.val_tokens, text_field=options.text_field, max_documents=options.max_documents,
+        options.corpus,
+        source=options.source,
+        out=options.out,
+        tokenizer=options.tokenizer,
+        format=options.format,
+        shard_tokens=options.shard_tokens,
+        workers=options.workers,
+        val_fraction=options.val_fraction,
+        val_tokens=options.val_tokens,
+        text_field=options.text_field,
+        max_documents=options.max_documents,
         part=options.part,
-    )  # fmt: skip
+    )
     print(f"dataset: {folder}")
 
 
@@ -347,9 +360,15 @@ def bench_inference(options: argparse.Namespace) -> None:
             print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
     report = bench_inference(
-        options.name or DEFAULT_RECIPE, options.overrides, options.regimes or DEFAULT_REGIMES, options.batch_sizes,
-        options.prompt_tokens, options.new_tokens, options.repeats, progress,
-    )  # fmt: skip
+        options.name or DEFAULT_RECIPE,
+        options.overrides,
+        options.regimes or DEFAULT_REGIMES,
+        options.batch_sizes,
+        options.prompt_tokens,
+        options.new_tokens,
+        options.repeats,
+        progress,
+    )
     progress("")
     console = _console(200)
     console.print(render(report))
@@ -449,10 +468,11 @@ def parser() -> argparse.ArgumentParser:
 
     v = verb("prepare", prepare, "Turn a corpus into a dataset of token shards, or of labelled documents.")
     v.add_argument(
-        "corpus", metavar="CORPUS",
+        "corpus",
+        metavar="CORPUS",
         help="stdlib, shakespeare, openwebtext, fineweb-edu, or a file or folder; with labels: eurlex57k, agnews, "
         "imdb, constructs, or a file or folder and --label-field",
-    )  # fmt: skip
+    )
     v.add_argument("--from", dest="source", metavar="PATH", help="local text, or a hub id, instead of the usual source")
     v.add_argument("--out", type=Path, metavar="DIR", help="default: data/CORPUS-TOKENIZER")
     v.add_argument("--tokenizer", default="gpt2", help="gpt2, byte, char, bpe-N or a tokenizer.json (default: gpt2)")
@@ -468,9 +488,12 @@ def parser() -> argparse.ArgumentParser:
     v.add_argument("--merge", action="store_true", help="make one dataset of all parts, when they are finished")
 
     v = verb(
-        "train", train, "Train a recipe, or go on with a run that was stopped.", epilog=settings_help(),
+        "train",
+        train,
+        "Train a recipe, or go on with a run that was stopped.",
+        epilog=settings_help(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     v.add_argument("recipe", metavar="RECIPE", help="a name that `gptlab recipes` lists, or a path to a TOML file")
     v.add_argument("--out", metavar="DIR", help="run directory (default: runs/<recipe>_seed<k>)")
     v.add_argument("--seed", type=int, metavar="N", help="of initialisation, dropout and data order")
@@ -492,15 +515,19 @@ def parser() -> argparse.ArgumentParser:
     v.set_defaults(takes_settings=True)
 
     v = verb(
-        "eval", evaluate,
+        "eval",
+        evaluate,
         "Score a run: loss over the whole validation split, HellaSwag (--hellaswag.path FILE), WikiText and LAMBADA "
         "(--eval.wikitext FILE, --eval.lambada FILE), tasks of lm-eval (harness, --tasks).",
-    )  # fmt: skip
+    )
     v.add_argument("folder", metavar="RUN")
     v.add_argument(
-        "--on", nargs="+", choices=["loss", "hellaswag", "wikitext", "lambada", "harness"], default=["loss"],
+        "--on",
+        nargs="+",
+        choices=["loss", "hellaswag", "wikitext", "lambada", "harness"],
+        default=["loss"],
         help="what to measure (default: loss)",
-    )  # fmt: skip
+    )
     v.add_argument("--tasks", nargs="+", default=[], metavar="TASK", help="of harness: lm-eval's names, or YAML files")
     v.add_argument("--checkpoint", default="last", metavar="last|best|STEP")
     v.add_argument("--out", type=Path, metavar="FILE.json", help="write the scores here too")
@@ -525,9 +552,11 @@ def parser() -> argparse.ArgumentParser:
     v = verb("export", export, "Write a run's model for another library.")
     v.add_argument("folder", metavar="RUN")
     v.add_argument(
-        "--to", choices=["hf", "sparse24"], required=True,
+        "--to",
+        choices=["hf", "sparse24"],
+        required=True,
         help="hf: a Hugging Face folder, GPT-2 or Llama form; sparse24: 2:4 matrices without their zeros",
-    )  # fmt: skip
+    )
     v.add_argument("target", type=Path, metavar="DIR")
     v.add_argument("--checkpoint", default="last", metavar="last|best|STEP")
 
@@ -574,17 +603,22 @@ def parser() -> argparse.ArgumentParser:
     v.set_defaults(run=study_power)
 
     v = verb(
-        "launch", launch,
+        "launch",
+        launch,
         "Submit a recipe or a study to SLURM, or start it in the background here; a job that is near its time limit, "
         "or preempted, saves, requeues itself and goes on.",
-    )  # fmt: skip
+    )
     v.add_argument("name", nargs="?", metavar="RECIPE|STUDY", help="a shipped name, a TOML file, or a study's folder")
     v.add_argument("--on", choices=["slurm", "local"])
     v.add_argument("--print", action="store_true", help="show the batch script and submit nothing")
     v.add_argument(
-        "--status", nargs="?", type=Path, const=Path(), metavar="DIR",
+        "--status",
+        nargs="?",
+        type=Path,
+        const=Path(),
+        metavar="DIR",
         help="show what was launched for a run or a study, or for those in runs/ and results/",
-    )  # fmt: skip
+    )
     v.add_argument("--profile", type=Path, metavar="FILE", help="TOML with the following flags as keys, and extra")
     v.add_argument("--partition", metavar="NAME")
     v.add_argument("--time", metavar="LIMIT", help="minutes, H:M:S or D-H:M:S")
@@ -617,13 +651,17 @@ def parser() -> argparse.ArgumentParser:
     help = "Time prefill and decoding in several precision regimes and batch sizes, greedy and not compiled."
     v = parts.add_parser("inference", help=help, description=help)
     v.add_argument(
-        "name", nargs="?", metavar="RECIPE|RUN",
+        "name",
+        nargs="?",
+        metavar="RECIPE|RUN",
         help="a recipe, with random weights, or a run directory (default: gpt2-124m-openwebtext)",
-    )  # fmt: skip
+    )
     v.add_argument(
-        "--regimes", nargs="+", metavar="NAME",
+        "--regimes",
+        nargs="+",
+        metavar="NAME",
         help="values of precision.regime (default: fp32 tf32 amp_bf16 bf16_pure)",
-    )  # fmt: skip
+    )
     v.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 8], metavar="N", help="sequences (default: 1 8)")
     v.add_argument("--prompt-tokens", type=int, metavar="N", help="default: half of the context, at most 256")
     v.add_argument("--new-tokens", type=int, metavar="N", help="default: a quarter of the context, at most 64")

@@ -59,9 +59,13 @@ Count = Annotated[Int, Field(ge=0)]
 
 class Section(BaseModel):
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True,
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
         protected_namespaces=(),
-    )  # fmt: skip
+    )
 
 
 class Model(Section):
@@ -440,8 +444,9 @@ class Recipe(Section):
             )
         whole = self.optim.name in ("adamw", "adamw-spam", "adamw-prune") and self.optim.rounding == "nearest"
         for key, value, plain in (
-            ("kernel", self.optim.kernel, "fused"), ("amsgrad", str(self.optim.amsgrad is True).lower(), "false"),
-        ):  # fmt: skip
+            ("kernel", self.optim.kernel, "fused"),
+            ("amsgrad", str(self.optim.amsgrad is True).lower(), "false"),
+        ):
             if value != plain and not whole:
                 raise ValueError(f"optim.{key} = {value}: is PyTorch's AdamW's, without Muon, 8 bits or a rounding")
         if self.optim.name != "adamw" and self.optim.rounding != "nearest":
@@ -483,9 +488,14 @@ class Recipe(Section):
     def _encoder(self) -> None:
         """A classifier is BERT's encoder: what the other parts would change is not there, so they are refused."""
         wants = {
-            "position": "learned", "norm": "layernorm", "mlp": "gelu_erf", "bias": True, "qk_norm": False,
-            "document_attention": False, "zero_init": False,
-        }  # fmt: skip
+            "position": "learned",
+            "norm": "layernorm",
+            "mlp": "gelu_erf",
+            "bias": True,
+            "qk_norm": False,
+            "document_attention": False,
+            "zero_init": False,
+        }
         for key, value in wants.items():
             if getattr(self.model, key) != value:
                 shown, right = getattr(self.model, key), str(value).lower()

@@ -57,9 +57,17 @@ class Gpu:
 
 
 def _gpu(
-    name: str, reported: str, memory: float, bandwidth: float,
-    fp8: float | None, bf16: float | None, fp16: float | None, tf32: float | None, fp32: float, source: str,
-) -> Gpu:  # fmt: skip
+    name: str,
+    reported: str,
+    memory: float,
+    bandwidth: float,
+    fp8: float | None,
+    bf16: float | None,
+    fp16: float | None,
+    tf32: float | None,
+    fp32: float,
+    source: str,
+) -> Gpu:
     """A line of the table: memory in GB, bandwidth in GB/s, peaks in TFLOP/s."""
 
     def peak(tera: float | None) -> float | None:
@@ -104,13 +112,43 @@ GPUS = {
         _gpu("H200", r"H200", 141, 4800, 1979, 989, 989, 494, 67, f"{_H200}, SXM"),
         _gpu("H200-NVL", r"H200 NVL", 141, 4800, 1670.5, 835.5, 835.5, 417.5, 60, f"{_H200}, NVL"),
         # The reported name counts the memory of the CPU, or that of the GPU: 96 GB, or 144 GB at 4.9 TB/s.
-        _gpu("GH200", r"GH200 \d+GB?( HBM3e?)?", 96, 4000, 1979, 989, 989, 494, 67,
-             "NVIDIA GH200 Grace Hopper Superchip data sheet"),
-        _gpu("B200", r"B200", 180, 8000, 4500, 2250, 2250, 1100, 80,
-             "NVIDIA Blackwell architecture technical brief, HGX B200; DGX B200 data sheet (memory)"),
+        _gpu(
+            "GH200",
+            r"GH200 \d+GB?( HBM3e?)?",
+            96,
+            4000,
+            1979,
+            989,
+            989,
+            494,
+            67,
+            "NVIDIA GH200 Grace Hopper Superchip data sheet",
+        ),
+        _gpu(
+            "B200",
+            r"B200",
+            180,
+            8000,
+            4500,
+            2250,
+            2250,
+            1100,
+            80,
+            "NVIDIA Blackwell architecture technical brief, HGX B200; DGX B200 data sheet (memory)",
+        ),
         # The tensor rates of this chip are not published; its memory is shared with the CPU.
-        _gpu("GB10", r"GB10", 128, 273, None, None, None, None, 31,
-             "NVIDIA DGX Spark specifications; NVIDIA's talk on GB10 at Hot Chips 2025 (FP32)"),
+        _gpu(
+            "GB10",
+            r"GB10",
+            128,
+            273,
+            None,
+            None,
+            None,
+            None,
+            31,
+            "NVIDIA DGX Spark specifications; NVIDIA's talk on GB10 at Hot Chips 2025 (FP32)",
+        ),
         _gpu("A100-40", r"A100-(SXM4|PCIE)-40GB", 40, 1555, None, 312, 312, 156, 19.5, f"{_A100}, 40 GB"),
         _gpu("A100-80", r"A100-SXM4-80GB", 80, 2039, None, 312, 312, 156, 19.5, f"{_A100}, 80 GB SXM"),
         _gpu("A100-80-PCIe", r"A100 80GB PCIe", 80, 1935, None, 312, 312, 156, 19.5, f"{_A100}, 80 GB PCIe"),
@@ -122,10 +160,30 @@ GPUS = {
         _gpu("T4", r"T4", 16, 320, None, None, 65, None, 8.1, "NVIDIA Turing GPU architecture white paper, Tesla T4"),
         _gpu("A10", r"A10", 24, 600, None, 125, 125, 62.5, 31.2, "NVIDIA A10 Tensor Core GPU data sheet"),
         _gpu("A10G", r"A10G", 24, 600, None, 70, 70, 35, 35, "NVIDIA A10G data sheet for AWS"),
-        _gpu("A6000", r"RTX A6000", 48, 768, None, 154.8, 154.8, 77.4, 38.7,
-             "NVIDIA Ampere GA102 GPU architecture white paper, RTX A6000"),
-        _gpu("RTX6000Ada", r"RTX 6000 Ada Generation", 48, 960, 728.5, 364.2, 364.2, 182.1, 91.1,
-             "NVIDIA Ada GPU architecture white paper for professional GPUs, RTX 6000"),
+        _gpu(
+            "A6000",
+            r"RTX A6000",
+            48,
+            768,
+            None,
+            154.8,
+            154.8,
+            77.4,
+            38.7,
+            "NVIDIA Ampere GA102 GPU architecture white paper, RTX A6000",
+        ),
+        _gpu(
+            "RTX6000Ada",
+            r"RTX 6000 Ada Generation",
+            48,
+            960,
+            728.5,
+            364.2,
+            364.2,
+            182.1,
+            91.1,
+            "NVIDIA Ada GPU architecture white paper for professional GPUs, RTX 6000",
+        ),
         _gpu("L4", r"L4", 24, 300, 242.5, 121, 121, 60, 30.3, "NVIDIA L4 Tensor Core GPU data sheet"),
         _gpu("L40S", r"L40S", 48, 864, 733, 362.05, 362.05, 183, 91.6, "NVIDIA L40S GPU data sheet"),
         #        name, memory, bandwidth, CUDA cores, boost clock, float8
@@ -152,15 +210,35 @@ GPUS = {
         _geforce("RTX5070Ti", 16, 896, 8960, 2.452, True, _BLACKWELL),
         _geforce("RTX5080", 16, 960, 10752, 2.617, True, _BLACKWELL),
         _geforce("RTX5090", 32, 1792, 21760, 2.407, True, _BLACKWELL),
-        _gpu("MI300X", r"Instinct MI300X( OAM| VF)?", 192, 5300, 2614.9, 1307.4, 1307.4, 653.7, 163.4,
-             "AMD Instinct MI300X data sheet"),
+        _gpu(
+            "MI300X",
+            r"Instinct MI300X( OAM| VF)?",
+            192,
+            5300,
+            2614.9,
+            1307.4,
+            1307.4,
+            653.7,
+            163.4,
+            "AMD Instinct MI300X data sheet",
+        ),
         # Half of the card: each of its two chips is a device of its own. The driver gives the MI250X, which is 6%
         # faster, the same name.
-        _gpu("MI250", r"Instinct MI250(X / MI250|X/MI250)?", 64, 1638, None, 181, 181, None, 45.3,
-             "AMD Instinct MI250 data sheet"),
+        _gpu(
+            "MI250",
+            r"Instinct MI250(X / MI250|X/MI250)?",
+            64,
+            1638,
+            None,
+            181,
+            181,
+            None,
+            45.3,
+            "AMD Instinct MI250 data sheet",
+        ),
         _gpu("W7900", r"Radeon PRO W7900", 48, 864, None, 122.6, 122.6, None, 61.3, "AMD Radeon PRO W7900 data sheet"),
     )
-}  # fmt: skip
+}
 
 
 def recognise(reported: str, memory: float | None = None) -> Gpu | None:

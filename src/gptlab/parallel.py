@@ -333,9 +333,11 @@ def replicate(model: nn.Module) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # 2.13 has another name for broadcast_buffers, 2.11 has not
         ddp = nn.parallel.DistributedDataParallel(
-            model, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False,
+            model,
+            device_ids=[device] if device.type == "cuda" else None,
+            broadcast_buffers=False,
             gradient_as_bucket_view=True,
-        )  # fmt: skip
+        )
 
     def summed(_, bucket):  # type: ignore[no-untyped-def]  # DDP looks at annotations, and knows none but its own
         future = dist.all_reduce(bucket.buffer(), async_op=True).get_future()

@@ -742,9 +742,12 @@ class Plan:
         facts = dataclasses.asdict(self)
         facts["host_available"] = self.host_available if math.isfinite(self.host_available) else None
         return {
-            **facts, "device_hours": self.device_hours, "needed_gb": self.needed_gb,
-            "available_gb": self.available_gb, "refused": self.refused,
-        }  # fmt: skip
+            **facts,
+            "device_hours": self.device_hours,
+            "needed_gb": self.needed_gb,
+            "available_gb": self.available_gb,
+            "refused": self.refused,
+        }
 
 
 def fits(recipe: Recipe, device: torch.device, processes: int = 1) -> Plan:
@@ -938,9 +941,14 @@ class StudyPlan:
     def to_json(self) -> dict[str, Any]:
         arms = {name: plan.to_json() for name, plan in self.arms.items()}
         return {
-            "name": self.name, "seeds": self.seeds, "hours": self.hours, "device_hours": self.device_hours,
-            "cost": self.cost, "checkpoints": self.checkpoints, "arms": arms,
-        }  # fmt: skip
+            "name": self.name,
+            "seeds": self.seeds,
+            "hours": self.hours,
+            "device_hours": self.device_hours,
+            "cost": self.cost,
+            "checkpoints": self.checkpoints,
+            "arms": arms,
+        }
 
 
 def _sum(values: Iterator[float | None]) -> float | None:
@@ -1061,17 +1069,37 @@ def render_rows(rows: dict[str, Plan], first: str) -> Table:
 
     table = Table()
     table.add_column(first)
-    heads = ("parameters", "micro-batch", "weights", "gradients", "optimizer", "activations", "head", "peak GB",
-             "largest", "host GB", "hours")  # fmt: skip
+    heads = (
+        "parameters",
+        "micro-batch",
+        "weights",
+        "gradients",
+        "optimizer",
+        "activations",
+        "head",
+        "peak GB",
+        "largest",
+        "host GB",
+        "hours",
+    )
     for head in heads:
         table.add_column(head, justify="right")
     for name, plan in rows.items():
         m, millions = plan.memory, plan.parameters / 1e6
         table.add_row(
-            name, f"{millions:,.0f}M" if millions >= 10 else f"{millions:.3g}M", str(plan.micro_batch),
-            _gb(m.weights), _gb(m.gradients), _gb(m.optimizer), _gb(m.activations), _gb(m.head), _gb(m.peak),
-            str(plan.largest_micro_batch), f"{plan.host / GB:.1f}", _known(plan.hours, ",.2f"),
-        )  # fmt: skip
+            name,
+            f"{millions:,.0f}M" if millions >= 10 else f"{millions:.3g}M",
+            str(plan.micro_batch),
+            _gb(m.weights),
+            _gb(m.gradients),
+            _gb(m.optimizer),
+            _gb(m.activations),
+            _gb(m.head),
+            _gb(m.peak),
+            str(plan.largest_micro_batch),
+            f"{plan.host / GB:.1f}",
+            _known(plan.hours, ",.2f"),
+        )
     return table
 
 

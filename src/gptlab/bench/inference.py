@@ -335,9 +335,16 @@ def render(report: Mapping[str, Any]) -> Group:
     """The report for a terminal: a table, what could not be measured and why, and how it was done."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for head in (
-        "regime", "batch", "prefill\ntokens/s", "decode\ntokens/s", "first token\nms p50/p95", "step\nms p50/p95",
-        "weights\nMB", "cache\nMB", "peak\nMB",
-    ):  # fmt: skip
+        "regime",
+        "batch",
+        "prefill\ntokens/s",
+        "decode\ntokens/s",
+        "first token\nms p50/p95",
+        "step\nms p50/p95",
+        "weights\nMB",
+        "cache\nMB",
+        "peak\nMB",
+    ):
         table.add_column(head, justify="left" if head == "regime" else "right", no_wrap=True)
     for row in report["rows"]:
         values = [""] * 4

@@ -355,9 +355,12 @@ def write_results(path: Path, result: HellaSwagResult) -> None:
         result.ind, result.label, result.losses, result.lengths, result.pick, result.pick_norm, strict=True
     ):
         line = {
-            "ind": int(ind), "label": int(label),
-            "losses": [float(loss) if math.isfinite(loss) else None for loss in losses], "lengths": lengths.tolist(),
-            "pick": int(pick) if pick >= 0 else None, "pick_norm": int(pick_norm) if pick_norm >= 0 else None,
-        }  # fmt: skip
+            "ind": int(ind),
+            "label": int(label),
+            "losses": [float(loss) if math.isfinite(loss) else None for loss in losses],
+            "lengths": lengths.tolist(),
+            "pick": int(pick) if pick >= 0 else None,
+            "pick_norm": int(pick_norm) if pick_norm >= 0 else None,
+        }
         lines.append(json.dumps(line, allow_nan=False) + "\n")
     write_atomically(path, "".join(lines))

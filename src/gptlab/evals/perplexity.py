@@ -43,9 +43,11 @@ def wikitext_perplexity(
     n_words = sum(len(re.split(r"\s+", page)) for page in pages)
     n_bytes = sum(len(page.encode()) for page in pages)
     return {
-        "wikitext_word_perplexity": _exp(loss / n_words), "wikitext_byte_perplexity": _exp(loss / n_bytes),
-        "wikitext_bits_per_byte": loss / n_bytes / math.log(2), "wikitext_pages": len(pages),
-    }  # fmt: skip
+        "wikitext_word_perplexity": _exp(loss / n_words),
+        "wikitext_byte_perplexity": _exp(loss / n_bytes),
+        "wikitext_bits_per_byte": loss / n_bytes / math.log(2),
+        "wikitext_pages": len(pages),
+    }
 
 
 def lambada_perplexity(
@@ -64,9 +66,11 @@ def lambada_perplexity(
     assert measured is not None
     loss, n_bytes = float(measured.losses.sum()), sum(len(word.encode()) for _, word in cut)
     return {
-        "lambada_perplexity": _exp(loss / len(texts)), "lambada_byte_perplexity": _exp(loss / n_bytes),
-        "lambada_acc": float(measured.greedy.mean()), "lambada_passages": len(texts),
-    }  # fmt: skip
+        "lambada_perplexity": _exp(loss / len(texts)),
+        "lambada_byte_perplexity": _exp(loss / n_bytes),
+        "lambada_acc": float(measured.greedy.mean()),
+        "lambada_passages": len(texts),
+    }
 
 
 def _exp(loss: float) -> float:
@@ -118,14 +122,28 @@ def _read(path: str) -> str:
 
 # What WikiText's tokenizer did, undone in this order (that of lm-eval's task, whose numbers depend on it).
 _JOINED = [
-    ("s '", "s'"), (" @-@ ", "-"), (" @,@ ", ","), (" @.@ ", "."),
-    (" : ", ": "), (" ; ", "; "), (" . ", ". "), (" ! ", "! "), (" ? ", "? "), (" , ", ", "),
-]  # fmt: skip
+    ("s '", "s'"),
+    (" @-@ ", "-"),
+    (" @,@ ", ","),
+    (" @.@ ", "."),
+    (" : ", ": "),
+    (" ; ", "; "),
+    (" . ", ". "),
+    (" ! ", "! "),
+    (" ? ", "? "),
+    (" , ", ", "),
+]
 _ENCLOSED = [(r"\(", r"\)"), (r"\[", r"\]"), ("{", "}"), ('"', '"'), ("'", "'")]
 _REST = [
-    ("= = = =", "===="), ("= = =", "==="), ("= =", "=="), (" \N{DEGREE SIGN} ", "\N{DEGREE SIGN}"),
-    (" \n", "\n"), ("\n ", "\n"), (" N ", " 1 "), (" 's", "'s"),
-]  # fmt: skip
+    ("= = = =", "===="),
+    ("= = =", "==="),
+    ("= =", "=="),
+    (" \N{DEGREE SIGN} ", "\N{DEGREE SIGN}"),
+    (" \n", "\n"),
+    ("\n ", "\n"),
+    (" N ", " 1 "),
+    (" 's", "'s"),
+]
 
 
 def detokenize(page: str) -> str:

@@ -242,15 +242,24 @@ _PARTS = {
 
 # What transformers takes for a setting that config.json leaves out, in all four types alike save the vocabulary.
 _DEFAULTS: dict[str, Any] = {
-    "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
-    "hidden_dropout_prob": 0.1, "max_position_embeddings": 512, "layer_norm_eps": 1e-12, "pad_token_id": 1,
-}  # fmt: skip
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_dropout_prob": 0.1,
+    "max_position_embeddings": 512,
+    "layer_norm_eps": 1e-12,
+    "pad_token_id": 1,
+}
 
 # Settings that change what is computed and that our encoder has in one form only; absent or null means this form.
 _REQUIRED: dict[str, Any] = {
-    "hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False,
+    "hidden_act": "gelu",
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
     "quantization_config": None,
-}  # fmt: skip
+}
 
 
 def _hf_names(name: str) -> list[str]:

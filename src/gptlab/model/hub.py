@@ -210,26 +210,45 @@ def export_hf(model: GPT, tokenizer: Any, folder: str | Path) -> None:
 # What transformers takes for a setting that config.json leaves out.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "gpt2": {
-        "vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12, "n_inner": None,
-        "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
+        "vocab_size": 50257,
+        "n_positions": 1024,
+        "n_embd": 768,
+        "n_layer": 12,
+        "n_head": 12,
+        "n_inner": None,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+        "tie_word_embeddings": True,
     },
     "llama": {
-        "vocab_size": 32000, "max_position_embeddings": 2048, "hidden_size": 4096, "num_hidden_layers": 32,
-        "num_attention_heads": 32, "intermediate_size": 11008, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
-        "attention_bias": False, "mlp_bias": False,
+        "vocab_size": 32000,
+        "max_position_embeddings": 2048,
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "intermediate_size": 11008,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": False,
+        "attention_bias": False,
+        "mlp_bias": False,
     },
-}  # fmt: skip
+}
 
 # Settings that change what is computed and that our model has in one form only.
 _REQUIRED: dict[str, dict[str, Any]] = {
     "gpt2": {
-        "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False,
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "add_cross_attention": False,
         "quantization_config": None,
     },
     "llama": {
-        "hidden_act": "silu", "partial_rotary_factor": 1.0, "sliding_window": None, "quantization_config": None,
+        "hidden_act": "silu",
+        "partial_rotary_factor": 1.0,
+        "sliding_window": None,
+        "quantization_config": None,
     },
-}  # fmt: skip
+}
 
 # gelu_pytorch_tanh is another implementation of gelu_new's formula; the other tanh forms round its constants.
 _ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_erf", "relu2": "relu2"}

@@ -108,10 +108,12 @@ def export_sparse24(
         else:
             tensors[name] = weight.contiguous()
     config = {
-        "format": FORMAT, "version": VERSION, "dtype": str(dtype).removeprefix("torch."),
+        "format": FORMAT,
+        "version": VERSION,
+        "dtype": str(dtype).removeprefix("torch."),
         "model": model.config.model_dump(),
         "matrices": {name: list(layer.weight.shape) for name, layer in matrices.items()},
-    }  # fmt: skip
+    }
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
     temporary.mkdir(parents=True)

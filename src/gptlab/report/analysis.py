@@ -30,13 +30,27 @@ ON, OFF = 0.975, 0.025  # shares of simulated draws from which an arm is said to
 # What a validation loss, or a score, may differ by and count as the same where a study states no margin of its own.
 LOSS_FLOOR, SCORE_FLOOR = st.MARGIN_124M, 0.005
 LABELS = {
-    "final_val_loss": "validation loss", "final_train_loss": "training loss", "val_perplexity": "perplexity",
-    "val_bits_per_byte": "bits per byte", "micro_f1": "micro-F1", "macro_f1": "macro-F1", "accuracy": "accuracy",
-    "p_at_1": "P@1", "p_at_3": "P@3", "p_at_5": "P@5", "rp_at_5": "RP@5", "ndcg_at_5": "nDCG@5",
-    "sparsity": "sparsity", "mask_overhead_percent": "masks, % of step", "hellaswag_acc_norm": "HellaSwag",
-    "wall_seconds": "wall time, s", "cost": "cost",
-    "energy_joules": "energy, J", "largest_logit": "largest |logit|", "skipped_steps": "skipped steps",
-}  # fmt: skip
+    "final_val_loss": "validation loss",
+    "final_train_loss": "training loss",
+    "val_perplexity": "perplexity",
+    "val_bits_per_byte": "bits per byte",
+    "micro_f1": "micro-F1",
+    "macro_f1": "macro-F1",
+    "accuracy": "accuracy",
+    "p_at_1": "P@1",
+    "p_at_3": "P@3",
+    "p_at_5": "P@5",
+    "rp_at_5": "RP@5",
+    "ndcg_at_5": "nDCG@5",
+    "sparsity": "sparsity",
+    "mask_overhead_percent": "masks, % of step",
+    "hellaswag_acc_norm": "HellaSwag",
+    "wall_seconds": "wall time, s",
+    "cost": "cost",
+    "energy_joules": "energy, J",
+    "largest_logit": "largest |logit|",
+    "skipped_steps": "skipped steps",
+}
 Plain = dict[str, Any]
 
 
@@ -66,9 +80,9 @@ def analyse(
 def analyse_study(read: ReadStudy) -> Plain:
     study, unit = read.study, read.unit
     margin, margin_from = margin_of(read, study.metric)
-    judged = st.judge({
-        arm: contrast(read, arm, study.baseline, study.metric, margin) for arm in study.arms if arm != study.baseline
-    })  # fmt: skip
+    judged = st.judge(
+        {arm: contrast(read, arm, study.baseline, study.metric, margin) for arm in study.arms if arm != study.baseline}
+    )
     on_frontier = frontier(read, "quality")
     base_speeds, base_memory = read.speeds(study.baseline), _memory(read, study.baseline)
     columns = columns_of(read)
@@ -76,53 +90,65 @@ def analyse_study(read: ReadStudy) -> Plain:
     for name, arm in study.arms.items():
         runs, memory, speeds = read.of(name), _memory(read, name), read.speeds(name)
         statuses = Counter(run.status for run in runs)
-        arms.append({
-            "name": name,
-            "group": arm.group,
-            "note": arm.note,
-            "settings": _flat(arm.settings),
-            "statuses": dict(statuses),
-            "planned": len(study.seeds),
-            "values": {str(run.seed): value for run in runs if math.isfinite(value := run.value(study.metric.name))},
-            "quality": summary([run.value(study.metric.name) for run in runs]),
-            "throughput": estimate(st.throughput(speeds)) if speeds else None,
-            "speedup": estimate(st.speedup(speeds, base_speeds)) if speeds and name != study.baseline else None,
-            "memory_gb": memory,
-            "memory_ratio": memory["mean"] / base_memory["mean"] if memory and base_memory else None,
-            "other": {key: s for key, _ in columns if (s := summary([run.value(key) for run in runs]))},
-            "frontier": on_frontier.get(name),
-            "comparison": judgement(judged[name], study.metric, len(judged), statuses) if name in judged else None,
-        })  # fmt: skip
+        arms.append(
+            {
+                "name": name,
+                "group": arm.group,
+                "note": arm.note,
+                "settings": _flat(arm.settings),
+                "statuses": dict(statuses),
+                "planned": len(study.seeds),
+                "values": {
+                    str(run.seed): value for run in runs if math.isfinite(value := run.value(study.metric.name))
+                },
+                "quality": summary([run.value(study.metric.name) for run in runs]),
+                "throughput": estimate(st.throughput(speeds)) if speeds else None,
+                "speedup": estimate(st.speedup(speeds, base_speeds)) if speeds and name != study.baseline else None,
+                "memory_gb": memory,
+                "memory_ratio": memory["mean"] / base_memory["mean"] if memory and base_memory else None,
+                "other": {key: s for key, _ in columns if (s := summary([run.value(key) for run in runs]))},
+                "frontier": on_frontier.get(name),
+                "comparison": judgement(judged[name], study.metric, len(judged), statuses) if name in judged else None,
+            }
+        )
     answers = answer_questions(study.questions, {study.name: read})
-    return clean({
-        "name": study.name,
-        "description": study.description,
-        "folder": str(read.folder),
-        "task": study.recipe.get("task", "lm"),
-        "unit": unit,
-        "metric": {
-            "key": study.metric.name, "label": label(study.metric.name, unit), "better": study.metric.better,
-            "margin": margin, "margin_from": margin_from,
-        },
-        "baseline": study.baseline,
-        "seeds": list(dict.fromkeys([*study.seeds, *(run.seed for run in read.runs.values())])),
-        "runs_planned": len(study.arms) * len(study.seeds),
-        "runs_found": len(read.runs),
-        "columns": [{"key": key, "label": text} for key, text in columns],
-        "arms": arms,
-        "failures": [failure(run) for run in read.runs.values() if run.status not in ("completed", "not_applicable")],
-        "runs": [curves(run) for run in read.runs.values()],
-        "within": within_seeds(read),
-        "means": {name: mean for name in study.arms if (mean := mean_curves(read.of(name)))},
-        "notes": notes(read),
-        "equal": at_equal(read),
-        "questions": [answer for answer, _ in answers],
-        "recommendations": [
-            overall(read, arms, margin), *([default_of(read, margin)] if study.default else []),
-            *(advice for _, advice in answers),
-        ],
-        "provenance": provenance(read),
-    })  # fmt: skip
+    return clean(
+        {
+            "name": study.name,
+            "description": study.description,
+            "folder": str(read.folder),
+            "task": study.recipe.get("task", "lm"),
+            "unit": unit,
+            "metric": {
+                "key": study.metric.name,
+                "label": label(study.metric.name, unit),
+                "better": study.metric.better,
+                "margin": margin,
+                "margin_from": margin_from,
+            },
+            "baseline": study.baseline,
+            "seeds": list(dict.fromkeys([*study.seeds, *(run.seed for run in read.runs.values())])),
+            "runs_planned": len(study.arms) * len(study.seeds),
+            "runs_found": len(read.runs),
+            "columns": [{"key": key, "label": text} for key, text in columns],
+            "arms": arms,
+            "failures": [
+                failure(run) for run in read.runs.values() if run.status not in ("completed", "not_applicable")
+            ],
+            "runs": [curves(run) for run in read.runs.values()],
+            "within": within_seeds(read),
+            "means": {name: mean for name in study.arms if (mean := mean_curves(read.of(name)))},
+            "notes": notes(read),
+            "equal": at_equal(read),
+            "questions": [answer for answer, _ in answers],
+            "recommendations": [
+                overall(read, arms, margin),
+                *([default_of(read, margin)] if study.default else []),
+                *(advice for _, advice in answers),
+            ],
+            "provenance": provenance(read),
+        }
+    )
 
 
 def notes(read: ReadStudy) -> list[str]:
@@ -223,12 +249,22 @@ def judgement(judged: st.Judgement, metric: Metric, family: int, statuses: Mappi
     if not d.n and (ended := ", ".join(f"{n} {status.replace('_', ' ')}" for status, n in statuses.items())):
         text = f"not compared: {ended}" if not judged.contrast.any_diverged else text
     return {
-        "verdict": judged.verdict, "n": d.n, "mean": d.mean, "sd": d.sd, "low": d.low, "high": d.high, "p": d.p,
-        "p_holm": judged.p_holm, "p_equivalent": judged.p_equivalent, "mde": judged.mde,
-        "mde_family": judged.mde_family, "more_seeds": judged.more_seeds, "why": judged.why,
+        "verdict": judged.verdict,
+        "n": d.n,
+        "mean": d.mean,
+        "sd": d.sd,
+        "low": d.low,
+        "high": d.high,
+        "p": d.p,
+        "p_holm": judged.p_holm,
+        "p_equivalent": judged.p_equivalent,
+        "mde": judged.mde,
+        "mde_family": judged.mde_family,
+        "more_seeds": judged.more_seeds,
+        "why": judged.why,
         "welch": {"value": welch.value, "low": welch.low, "high": welch.high, "p": welch.p} if welch else None,
         "text": text,
-    }  # fmt: skip
+    }
 
 
 def sentence(judged: st.Judgement, metric: Metric, family: int) -> str:
@@ -306,8 +342,9 @@ def answer_questions(questions: Sequence[Question], studies: Mapping[str, ReadSt
         texts += [f"{name}: has no such arms" for name in missing]
         texts += [
             f"no completed run of these arms has a {metrics[question.id, name].name}"
-            for name, j in mine.items() if not j.contrast.difference.n and not j.contrast.any_diverged
-        ]  # fmt: skip
+            for name, j in mine.items()
+            if not j.contrast.difference.n and not j.contrast.any_diverged
+        ]
         reply = answer(question, mine)
         texts = [text.removeprefix(f"{reply}: ") for text in texts]  # not resolved is said of both once
         advice = "; ".join(
@@ -315,11 +352,19 @@ def answer_questions(questions: Sequence[Question], studies: Mapping[str, ReadSt
         )
         known = dict.fromkeys(arm for read in studies.values() for arm in read.study.arms)
         evidence = [arm for pattern in question.contrast for arm in fnmatch.filter(known, pattern)]
-        result.append((
-            {"id": question.id, "claim": question.claim, "answer": reply, "text": ". ".join(texts),
-             "contrast": question.contrast, "evidence": evidence},
-            {"id": question.id, "text": advice or "none, because no study has these arms", "evidence": evidence},
-        ))  # fmt: skip
+        result.append(
+            (
+                {
+                    "id": question.id,
+                    "claim": question.claim,
+                    "answer": reply,
+                    "text": ". ".join(texts),
+                    "contrast": question.contrast,
+                    "evidence": evidence,
+                },
+                {"id": question.id, "text": advice or "none, because no study has these arms", "evidence": evidence},
+            )
+        )
     return result
 
 
@@ -589,22 +634,26 @@ def analyse_across(
     ranks = [_ranks(v, read.study.metric.better) for v, read in zip(values, chosen.values(), strict=True)]
     answers = answer_questions(comparison.questions, chosen)
     flips_told = [_flip(pair, flip, chosen, controlled.get(pair), comparison) for pair, flip in flips.items()]
-    return clean({
-        "name": comparison.name,
-        "description": comparison.description,
-        "studies": comparison.compare,
-        "ranking": {
-            "tau": tau.value, "low": tau.low, "high": tau.high, "p": tau.p, "n": tau.n,
-            "text": tau_text,
-        },
-        "ranks": [
-            {"arm": arm, "ranks": [r.get(arm) for r in ranks], "flip": arm in flipping} for arm in shared
-        ],
-        "flips": flips_told,
-        "counts": dict(Counter(flip.verdict for flip in flips.values())),
-        "questions": [reply for reply, _ in answers],
-        "recommendations": [advice for _, advice in answers],
-    })  # fmt: skip
+    return clean(
+        {
+            "name": comparison.name,
+            "description": comparison.description,
+            "studies": comparison.compare,
+            "ranking": {
+                "tau": tau.value,
+                "low": tau.low,
+                "high": tau.high,
+                "p": tau.p,
+                "n": tau.n,
+                "text": tau_text,
+            },
+            "ranks": [{"arm": arm, "ranks": [r.get(arm) for r in ranks], "flip": arm in flipping} for arm in shared],
+            "flips": flips_told,
+            "counts": dict(Counter(flip.verdict for flip in flips.values())),
+            "questions": [reply for reply, _ in answers],
+            "recommendations": [advice for _, advice in answers],
+        }
+    )
 
 
 def _contrasts(studies: Mapping[str, ReadStudy], pair: tuple[str, str]) -> tuple[st.Contrast, st.Contrast]:
@@ -623,9 +672,12 @@ def _ranks(values: Mapping[str, st.Runs], better: str) -> dict[str, int]:
 
 
 def _flip(
-    pair: tuple[str, str], flip: st.Flip, studies: Mapping[str, ReadStudy], controlled: st.Flip | None,
+    pair: tuple[str, str],
+    flip: st.Flip,
+    studies: Mapping[str, ReadStudy],
+    controlled: st.Flip | None,
     comparison: Comparison,
-) -> Plain:  # fmt: skip
+) -> Plain:
     parts = [
         f"{name}: {signed(judged.contrast.difference.mean)}{interval_of(judged.contrast.difference)}"
         for name, judged in zip(studies, (flip.first, flip.second), strict=True)
@@ -650,9 +702,13 @@ def _flip(
             shown = ", ".join(f"{rate:g}" for rate in rates.values() if rate)
             text += f"; perhaps an artefact of the learning rates ({shown}){wanted}"
     return {
-        "arm": pair[0], "reference": pair[1], "verdict": flip.verdict, "text": text, "p_interaction": flip.p_holm,
+        "arm": pair[0],
+        "reference": pair[1],
+        "verdict": flip.verdict,
+        "text": text,
+        "p_interaction": flip.p_holm,
         "controlled": controlled.verdict if controlled else None,
-    }  # fmt: skip
+    }
 
 
 # -- runs -----------------------------------------------------------------------------------------------------------
@@ -662,18 +718,27 @@ def failure(run: ReadRun) -> Plain:
     r, steps = run.result, [number(run.result.get(key)) for key in ("failed_at_step", "steps")]
     text = {key: None if r.get(key) is None else str(r[key]) for key in ("failure", "failed_tensor", "reason")}
     return {
-        "arm": run.arm, "seed": run.seed, "status": run.status,
+        "arm": run.arm,
+        "seed": run.seed,
+        "status": run.status,
         "step": next((int(step) for step in steps if math.isfinite(step)), None),
-        "failure": text["failure"], "tensor": text["failed_tensor"], "reason": text["reason"],
-    }  # fmt: skip
+        "failure": text["failure"],
+        "tensor": text["failed_tensor"],
+        "reason": text["reason"],
+    }
 
 
 def curves(run: ReadRun) -> Plain:
     ended = failure(run)["step"] if run.status == "diverged" else None
     return {
-        "arm": run.arm, "seed": run.seed, "status": run.status, "ended": ended, "folder": str(run.folder),
-        "train": points(*run.curves["loss"]), "val": points(*run.curves["val_loss"]),
-    }  # fmt: skip
+        "arm": run.arm,
+        "seed": run.seed,
+        "status": run.status,
+        "ended": ended,
+        "folder": str(run.folder),
+        "train": points(*run.curves["loss"]),
+        "val": points(*run.curves["val_loss"]),
+    }
 
 
 def points(steps: Array, values: Array) -> list[list[float]]:

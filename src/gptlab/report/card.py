@@ -23,20 +23,50 @@ MOST_EVALUATIONS = 12  # rows of the table: the card is one page
 
 # Settings that say what a run was, even at their defaults; any other is named where it differs from its default.
 ARCHITECTURE = (
-    "n_layer", "n_head", "n_embd", "block_size", "vocab_size", "position", "norm", "mlp", "bias", "tied", "dropout",
-)  # fmt: skip
+    "n_layer",
+    "n_head",
+    "n_embd",
+    "block_size",
+    "vocab_size",
+    "position",
+    "norm",
+    "mlp",
+    "bias",
+    "tied",
+    "dropout",
+)
 ESSENTIAL = (
-    "seed", "batch.tokens_per_step", "batch.micro_batch", "optim.name", "optim.lr", "optim.betas", "optim.eps",
-    "optim.weight_decay", "optim.grad_clip", "schedule.shape", "schedule.warmup_steps", "schedule.min_lr",
-    "precision.regime", "compile.enabled", "data.sampling",
-)  # fmt: skip
+    "seed",
+    "batch.tokens_per_step",
+    "batch.micro_batch",
+    "optim.name",
+    "optim.lr",
+    "optim.betas",
+    "optim.eps",
+    "optim.weight_decay",
+    "optim.grad_clip",
+    "schedule.shape",
+    "schedule.warmup_steps",
+    "schedule.min_lr",
+    "precision.regime",
+    "compile.enabled",
+    "data.sampling",
+)
 IDENTITY = ("name", "description")  # what a run is called is no setting of it
 
 HARDWARE = {
-    "device_name": "device", "device": "device type", "cpu_count": "CPU cores", "threads": "threads",
-    "processes": "processes", "platform": "platform", "gptlab": "gptlab", "python": "Python", "torch": "PyTorch",
-    "git_commit": "git commit", "float8": "float8",
-}  # fmt: skip
+    "device_name": "device",
+    "device": "device type",
+    "cpu_count": "CPU cores",
+    "threads": "threads",
+    "processes": "processes",
+    "platform": "platform",
+    "gptlab": "gptlab",
+    "python": "Python",
+    "torch": "PyTorch",
+    "git_commit": "git commit",
+    "float8": "float8",
+}
 RESULTS = {
     "final_train_loss": "final training loss (nats per token)",
     "final_val_loss": "final validation loss (nats per token)",

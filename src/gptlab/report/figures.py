@@ -111,9 +111,14 @@ def _legend(figure: Figure, entries: Mapping[str, Look], note: str = "") -> None
 
     figure.legend(
         handles=[Line2D([], [], label=label, **{"color": GREY, **look}) for label, look in entries.items()],
-        loc="outside lower left", ncols=len(entries), frameon=False, alignment="left", fontsize=SMALL,
-        title=note or None, title_fontsize=SMALL,
-    )  # fmt: skip
+        loc="outside lower left",
+        ncols=len(entries),
+        frameon=False,
+        alignment="left",
+        fontsize=SMALL,
+        title=note or None,
+        title_fontsize=SMALL,
+    )
 
 
 def _spread(wanted: Array, gap: float, low: float, high: float) -> Array:
@@ -205,9 +210,12 @@ def _curve(points: Sequence[Sequence[Any]], smoothed: bool) -> tuple[Array, Arra
 
 
 def _draw_curves(
-    axes: Axes, runs: Sequence[tuple[Mapping[str, Any], Array, Array]], means: Mapping[str, tuple[Array, Array]],
-    looks: Mapping[str, Look], view: str,
-) -> None:  # fmt: skip
+    axes: Axes,
+    runs: Sequence[tuple[Mapping[str, Any], Array, Array]],
+    means: Mapping[str, tuple[Array, Array]],
+    looks: Mapping[str, Look],
+    view: str,
+) -> None:
     for run, steps, values in runs:
         look, whose = looks[run["arm"]], one_line(f"{run['arm']} {run['seed']}")
         axes.plot(steps, values, linewidth=0.7, alpha=0.35, gid=f"{view}run {whose}", **look)
@@ -215,9 +223,16 @@ def _draw_curves(
         if run["status"] == "diverged" and ended >= axes.get_xlim()[0]:
             at = min([*values[steps <= ended][-1:], axes.get_ylim()[1]])  # as high as it was seen, or on the edge
             axes.plot(
-                ended, at, "X", color=look["color"], markersize=7, markeredgecolor="white", clip_on=False, zorder=5,
+                ended,
+                at,
+                "X",
+                color=look["color"],
+                markersize=7,
+                markeredgecolor="white",
+                clip_on=False,
+                zorder=5,
                 gid=f"{view}diverged {whose}",
-            )  # fmt: skip
+            )
     for arm, (steps, values) in means.items():
         dots: Look = {"marker": "o" if len(values) < 3 else "", "markersize": 3}
         axes.plot(steps, values, linewidth=1.7, gid=f"{view}mean {one_line(arm)}", **dots, **looks[arm])
@@ -276,9 +291,15 @@ def tradeoff(study: Mapping[str, Any], key: str) -> Figure | None:
         speed, cost = np.stack([x[frontier, 0], y[frontier, 0]])[:, np.argsort(x[frontier, 0])]
         edge = top if better == "lower" else bottom
         axes.plot(
-            [left, *speed, speed[-1]], [cost[0], *cost, edge], drawstyle="steps-pre", color=BLUE, linewidth=1.3,
-            alpha=0.7, zorder=2, gid="frontier",
-        )  # fmt: skip
+            [left, *speed, speed[-1]],
+            [cost[0], *cost, edge],
+            drawstyle="steps-pre",
+            color=BLUE,
+            linewidth=1.3,
+            alpha=0.7,
+            zorder=2,
+            gid="frontier",
+        )
 
     labels, texts, shown = _labels(arm["name"] for arm in arms), [], np.clip(y[:, 0], bottom, top)
     kinds = np.where(frontier, 0, np.where(whole, 1, 2))
@@ -335,13 +356,23 @@ def _place(axes: Axes, figure: Figure, points: Array, texts: Sequence[str], firs
     ways, radii = np.tile(np.stack([np.cos(turns), np.sin(turns)], axis=1), (8, 1)), np.repeat(radii, 16)
     drawn = [
         axes.annotate(
-            text, point, xytext=(0, 0), textcoords="offset points", ha="center", va="center", fontsize=SMALL,
-            fontweight="bold" if bold else "normal", gid=f"label {i}", zorder=6, annotation_clip=False, in_layout=False,
+            text,
+            point,
+            xytext=(0, 0),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=SMALL,
+            fontweight="bold" if bold else "normal",
+            gid=f"label {i}",
+            zorder=6,
+            annotation_clip=False,
+            in_layout=False,
             arrowprops={"arrowstyle": "-", "color": PALE, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 5},
             bbox={"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.5},
         )
         for i, (text, point, bold) in enumerate(zip(texts, points, first, strict=True))
-    ]  # fmt: skip
+    ]
     halves = np.array([Text.get_window_extent(text).size for text in drawn]) / unit / 2
     nowhere = np.tile([np.inf, np.inf, -np.inf, -np.inf], (len(at), 1))
     boxes = np.concatenate([np.concatenate([at - 6, at + 6], axis=1), nowhere])  # points, texts: left, low, right, top
@@ -413,10 +444,18 @@ def differences(study: Mapping[str, Any]) -> Figure | None:
                 axes.plot(edge, row, arrow, color=color, markersize=6, clip_on=False, gid=f"beyond {name}")
         for offset, text, weight in ((10, told[row], "normal"), (column, verdict, "bold")):
             axes.annotate(
-                text, (1, row), xycoords=axes.get_yaxis_transform(), xytext=(offset, 0), textcoords="offset points",
-                va="center", fontsize=SMALL, color=color, fontweight=weight, annotation_clip=False,
+                text,
+                (1, row),
+                xycoords=axes.get_yaxis_transform(),
+                xytext=(offset, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=SMALL,
+                color=color,
+                fontweight=weight,
+                annotation_clip=False,
                 gid=f"{'numbers' if weight == 'normal' else 'verdict'} {name}",
-            )  # fmt: skip
+            )
     _legend(figure, entries)
     return figure
 
@@ -452,10 +491,16 @@ def ranking(across: Mapping[str, Any]) -> Figure | None:
         for i, y in zip(ranked, _spread(ranks[ranked, column], 0.75, 0.6, len(rows) + 0.4), strict=True):
             rank, name, flip = f"{ranks[i, column]:g}", labels[rows[i]["arm"]], rows[i]["flip"]
             axes.text(
-                x, y, f"{rank}  {name}" if column else f"{name}  {rank}", ha=align, va="center", fontsize=SMALL,
-                color=VERMILLION if flip else "black", fontweight="bold" if flip else "normal",
+                x,
+                y,
+                f"{rank}  {name}" if column else f"{name}  {rank}",
+                ha=align,
+                va="center",
+                fontsize=SMALL,
+                color=VERMILLION if flip else "black",
+                fontweight="bold" if flip else "normal",
                 gid=f"{align} {one_line(rows[i]['arm'])}",
-            )  # fmt: skip
+            )
     entries: dict[str, Look] = {"takes part in a flip": flips} if any(row["flip"] for row in rows) else {}
     _legend(figure, entries | {"takes part in no flip": rest})
     return figure

@@ -33,7 +33,7 @@ KNOWN = [
     Known("classic 124M on one H100", EDU, 3.0796, 0.305, 0.288, "FineWeb-Edu, 10B tokens", "10 h, 260K tokens/s"),
     Known("classic 124M, the run 230126", EDU, 3.26, 0.28, None, "FineWeb-Edu, 10B tokens", "one RTX 5090"),
     Known("modern 124M, the run 050226", EDU, 2.99, 0.32, None, "FineWeb-Edu, 20B tokens", "22 h, one RTX 5090"),
-]  # fmt: skip
+]
 # what a corpus' validation split is called above
 LOSS_ON = {"fineweb-edu": EDU}
 DEFINITIONS = (
@@ -54,16 +54,23 @@ def beside_the_known(
     loss_on = LOSS_ON.get(corpus)
     if loss_on is None or recipe.task != "lm" or recipe.data.tokenizer != "gpt2" or recipe.data.mixture:
         return []
-    last = {key: values[-1] for key in ("val_loss", "hellaswag_acc_norm", "hellaswag_acc")
-            if len(values := series(lines, key)[1])}  # fmt: skip
+    last = {
+        key: values[-1]
+        for key in ("val_loss", "hellaswag_acc_norm", "hellaswag_acc")
+        if len(values := series(lines, key)[1])
+    }
     if not last:
         return []
     tokens, seconds = number(result.get("tokens")), number(result.get("wall_seconds"))
     mine = Known(
-        "**this run**", loss_on, last.get("val_loss"), last.get("hellaswag_acc_norm"), last.get("hellaswag_acc"),
+        "**this run**",
+        loss_on,
+        last.get("val_loss"),
+        last.get("hellaswag_acc_norm"),
+        last.get("hellaswag_acc"),
         f"{loss_on}, {human(tokens)} tokens" if np.isfinite(tokens) else loss_on,
         duration(seconds) if np.isfinite(seconds) else "",
-    )  # fmt: skip
+    )
     rows = [["run", "trained on", f"validation loss, {loss_on}", "HellaSwag acc_norm", "HellaSwag acc", "time"]]
     for known in [mine, *(known for known in KNOWN if known.loss_on == loss_on)]:
         scores = [_shown(known.val_loss), _shown(known.acc_norm), _shown(known.acc)]

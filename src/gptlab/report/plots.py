@@ -245,9 +245,13 @@ def _finish(figure: Figure, axes: Axes, tracks: Sequence[Track], note: str = "")
         if track.diverged_at is not None and np.isfinite(track.diverged_at):
             whose = f"{track.label} " if len(tracks) > 1 else ""
             axes.axvline(
-                track.diverged_at, color=track.color if len(tracks) > 1 else "black", linestyle=(0, (1, 1.5)),
-                linewidth=2, gid="diverged", label=f"{whose}diverged at step {track.diverged_at:,.0f}",
-            )  # fmt: skip
+                track.diverged_at,
+                color=track.color if len(tracks) > 1 else "black",
+                linestyle=(0, (1, 1.5)),
+                linewidth=2,
+                gid="diverged",
+                label=f"{whose}diverged at step {track.diverged_at:,.0f}",
+            )
 
     handles, labels = axes.get_legend_handles_labels()
     widest = max((len(label) for label in labels), default=1)
@@ -255,9 +259,16 @@ def _finish(figure: Figure, axes: Axes, tracks: Sequence[Track], note: str = "")
     figure.set_size_inches(9, 4.9 + 0.18 * -(-len(labels) // columns))  # a long legend takes nothing from the curves
     if handles:
         figure.legend(
-            handles, labels, loc="outside lower left", ncols=columns, frameon=False, fontsize=9,
-            title=note or None, title_fontsize=8.5, alignment="left",
-        )  # fmt: skip
+            handles,
+            labels,
+            loc="outside lower left",
+            ncols=columns,
+            frameon=False,
+            fontsize=9,
+            title=note or None,
+            title_fontsize=8.5,
+            alignment="left",
+        )
     return figure
 
 
@@ -283,9 +294,16 @@ def _limit(
                 bins = np.floor(where / (steps[-1] or 1) * 80)  # one mark where there would be a row of them
                 where = where[np.unique(bins, return_index=True)[1]]
                 axes.plot(
-                    where, np.full(len(where), high), marker, color=color, markersize=6, clip_on=False, zorder=5,
-                    gid=gid, label=labels.pop(marker, None),
-                )  # fmt: skip
+                    where,
+                    np.full(len(where), high),
+                    marker,
+                    color=color,
+                    markersize=6,
+                    clip_on=False,
+                    zorder=5,
+                    gid=gid,
+                    label=labels.pop(marker, None),
+                )
 
 
 def _curve(
@@ -310,9 +328,14 @@ def _noisy_curve(axes: Axes, track: Track, steps: Array, values: Array, raw_labe
     width = window * float(np.median(np.diff(steps)))
     axes.plot(*thin(steps, values), color=color, linewidth=0.8, alpha=0.3, gid="raw", label=raw_label or None)
     axes.plot(
-        mean_steps, means, color=color, linestyle=track.dash, linewidth=2, gid="smooth",
+        mean_steps,
+        means,
+        color=color,
+        linestyle=track.dash,
+        linewidth=2,
+        gid="smooth",
         label=label.replace("{steps}", f"{width:,.0f}"),
-    )  # fmt: skip
+    )
 
 
 SMOOTHING = f"weighted mean (Hann window) over {SMOOTHED:.0%} of a run's points"
@@ -341,9 +364,17 @@ def _mark_best_and_last(axes: Axes, track: Track, key: str, color: str, say: boo
     best, last = int(values.argmin()), len(values) - 1
     last_word = "last" if np.isfinite(logged[1][-1]) else "last finite"
     axes.plot(
-        steps[best], values[best], "o", markersize=9, markerfacecolor="none", markeredgecolor=color,
-        markeredgewidth=1.6, gid="best", clip_on=False, zorder=6,
-    )  # fmt: skip
+        steps[best],
+        values[best],
+        "o",
+        markersize=9,
+        markerfacecolor="none",
+        markeredgecolor=color,
+        markeredgewidth=1.6,
+        gid="best",
+        clip_on=False,
+        zorder=6,
+    )
     best_says = f"best {values[best]:.4f} at step {steps[best]:,.0f}"
     if best == last:
         best_says = f"{last_word} and {best_says}"
@@ -351,16 +382,33 @@ def _mark_best_and_last(axes: Axes, track: Track, key: str, color: str, say: boo
         # Nothing of this curve lies below its lowest point, so the text covers none of it.
         side = "right" if steps[best] > 0.5 * (steps[-1] or 1) else "left"
         axes.annotate(
-            best_says, (steps[best], values[best]), xytext=(0, -9), textcoords="offset points", ha=side, va="top",
-            color=color, fontsize=9.5, fontweight="bold", gid="best", annotation_clip=False, zorder=7,
+            best_says,
+            (steps[best], values[best]),
+            xytext=(0, -9),
+            textcoords="offset points",
+            ha=side,
+            va="top",
+            color=color,
+            fontsize=9.5,
+            fontweight="bold",
+            gid="best",
+            annotation_clip=False,
+            zorder=7,
             bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.0},
-        )  # fmt: skip
+        )
         if best != last:
             axes.annotate(
-                f"{last_word}\n{values[last]:.4f}", (steps[last], values[last]), xytext=(9, 0),
-                textcoords="offset points", ha="left", va="center", color=color, fontsize=9.5, gid="last",
+                f"{last_word}\n{values[last]:.4f}",
+                (steps[last], values[last]),
+                xytext=(9, 0),
+                textcoords="offset points",
+                ha="left",
+                va="center",
+                color=color,
+                fontsize=9.5,
+                gid="last",
                 annotation_clip=False,
-            )  # fmt: skip
+            )
     return best_says if best == last else f"{best_says}, {last_word} {values[last]:.4f}"
 
 
@@ -389,9 +437,13 @@ def train_val_loss(tracks: Sequence[Track]) -> Figure | None:
         val_color = PALETTE[1] if alone else track.color
         if alone:
             _noisy_curve(
-                axes, track, *track.series("loss"), "training loss",
-                "training loss, smoothed over {steps} steps (Hann window)", track.color,
-            )  # fmt: skip
+                axes,
+                track,
+                *track.series("loss"),
+                "training loss",
+                "training loss, smoothed over {steps} steps (Hann window)",
+                track.color,
+            )
         else:  # raw curves of several runs under the markers of several others are a thicket
             steps, values = _finite(*track.series("loss"))
             if len(values) >= FEWEST_SMOOTHED:
@@ -469,9 +521,14 @@ def throughput(tracks: Sequence[Track]) -> Figure | None:
             share = f", MFU {np.median(mfu):.1%}" if len(mfu) else ""
             median_says = f"median {human(median)} {unit}/s{share}"
             axes.axhline(
-                median, color="black" if alone else track.color, linestyle="--", linewidth=1.4, gid="median", zorder=4,
+                median,
+                color="black" if alone else track.color,
+                linestyle="--",
+                linewidth=1.4,
+                gid="median",
+                zorder=4,
                 label=f"{median_says}, first interval left out" if alone else f"{track.label}: {median_says}",
-            )  # fmt: skip
+            )
         label = "as logged" if alone else None if median_says else track.label
         _curve(axes, steps, values, track.color, track.dash, 1.0, gid="raw", label=label, alpha=0.7 if alone else 0.4)
     _limit(axes, [_finite(*track.series(key)) for track in tracks], [track.color for track in tracks], bottom=0.0)
@@ -497,17 +554,31 @@ def hellaswag_accuracy(tracks: Sequence[Track]) -> Figure | None:
             color = track.color if norm or not alone else PALETTE[1]
             label = says[key] if alone else None if index else f"{track.label}: {', '.join(says.values())}"
             _curve(
-                axes, steps, values, color, track.dash if norm else ":", 2.0 if norm else 1.2,
-                gid=key.removeprefix("hellaswag_"), label=label,
-            )  # fmt: skip
+                axes,
+                steps,
+                values,
+                color,
+                track.dash if norm else ":",
+                2.0 if norm else 1.2,
+                gid=key.removeprefix("hellaswag_"),
+                label=label,
+            )
     marks = {"random": HELLASWAG_RANDOM}
     marks |= {f"GPT-2 124M {key.removeprefix('hellaswag_')}": value for key, value in gpt2.items()}
     for mark, value in marks.items():
         axes.axhline(value, color=GREY, linestyle=(0, (4, 3)), linewidth=1.1, gid="reference", zorder=1)
         axes.annotate(
-            f"{mark}\n{value:.4g}", (1, value), xycoords=("axes fraction", "data"), xytext=(5, 0), fontsize=8.5,
-            textcoords="offset points", va="center", color=GREY, gid="reference", annotation_clip=False,
-        )  # fmt: skip
+            f"{mark}\n{value:.4g}",
+            (1, value),
+            xycoords=("axes fraction", "data"),
+            xytext=(5, 0),
+            fontsize=8.5,
+            textcoords="offset points",
+            va="center",
+            color=GREY,
+            gid="reference",
+            annotation_clip=False,
+        )
     room = 0.08 * (max(shown) - min(shown))
     axes.set_ylim(min(shown) - room, max(shown) + room)
     note = (

@@ -90,8 +90,9 @@ class ReadStudy:
         sign = 1 if better == "lower" else -1
         cost = {
             (arm, seed): math.inf if run.status == "diverged" else sign * run.value(key)
-            for (arm, seed), run in self.runs.items() if arm in arms
-        }  # fmt: skip
+            for (arm, seed), run in self.runs.items()
+            if arm in arms
+        }
         seeds = [seed for seed in dict.fromkeys(seed for _, seed in cost) if all((arm, seed) in cost for arm in arms)]
         chosen = {}
         for seed in seeds if len(seeds) > 1 else ():

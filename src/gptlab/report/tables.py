@@ -25,9 +25,14 @@ from gptlab.rundir import STATUSES
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # what spreadsheets begin a formula with, or skip before one
 STYLES = {
-    "better": "green", "worse": "red", "equivalent": "cyan", "diverges": "yellow", "reference diverges": "yellow",
-    "confirmed": "green", "rejected": "red",
-}  # fmt: skip
+    "better": "green",
+    "worse": "red",
+    "equivalent": "cyan",
+    "diverges": "yellow",
+    "reference diverges": "yellow",
+    "confirmed": "green",
+    "rejected": "red",
+}
 WIDE = 112  # columns from which on the whole table fits the terminal
 MOST_FAILURES = 12  # lines on the terminal; the CSV file has them all
 
@@ -191,12 +196,21 @@ def _runs(study: Mapping[str, Any]) -> list[dict[str, Any]]:
     for run in study["runs"]:
         failure = failures.get((run["arm"], run["seed"]), {})
         steps = [step for curve in ("train", "val") for step, _ in run[curve]]
-        rows.append({
-            "arm": run["arm"], "seed": run["seed"], "status": run["status"], "ended [step]": run["ended"],
-            "last logged [step]": max(steps, default=None),
-            f"{study['metric']['key']} [{study['metric']['label']}]": values.get(run["arm"], {}).get(str(run["seed"])),
-            "failure": failure.get("failure"), "reason": failure.get("reason"), "folder": run["folder"],
-        })  # fmt: skip
+        rows.append(
+            {
+                "arm": run["arm"],
+                "seed": run["seed"],
+                "status": run["status"],
+                "ended [step]": run["ended"],
+                "last logged [step]": max(steps, default=None),
+                f"{study['metric']['key']} [{study['metric']['label']}]": values.get(run["arm"], {}).get(
+                    str(run["seed"])
+                ),
+                "failure": failure.get("failure"),
+                "reason": failure.get("reason"),
+                "folder": run["folder"],
+            }
+        )
     return rows
 
 

@@ -47,9 +47,18 @@ NO_LIMIT_MINUTES = 365 * 24 * 60  # submitit's local executor wants a number
 LOCAL_REQUEUE = 144  # the exit status at which that executor starts its tasks again
 # States in which SLURM has done with a job; in all others it waits, runs, or is about to.
 ENDED = (
-    "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "PREEMPTED",
-    "REVOKED", "ENDED",
-)  # fmt: skip
+    "COMPLETED",
+    "FAILED",
+    "CANCELLED",
+    "TIMEOUT",
+    "OUT_OF_MEMORY",
+    "NODE_FAIL",
+    "BOOT_FAIL",
+    "DEADLINE",
+    "PREEMPTED",
+    "REVOKED",
+    "ENDED",
+)
 POLL_SECONDS = 0.2
 FLAGS = ("partition", "time", "gpus", "nodes", "tasks", "cpus", "mem", "account", "qos", "signal_delay")
 
@@ -185,10 +194,15 @@ class Launch:
             return None
         try:
             parts = [
-                Part(name, [], Resources(**part["resources"]), [(arm, seed) for arm, seed in part["runs"]],
-                     job=part["job"])
+                Part(
+                    name,
+                    [],
+                    Resources(**part["resources"]),
+                    [(arm, seed) for arm, seed in part["runs"]],
+                    job=part["job"],
+                )
                 for name, part in content.pop("parts").items()
-            ]  # fmt: skip
+            ]
             return cls(folder, parts=parts, **content)
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"{folder / RECORD} is damaged: {error}") from None
@@ -245,9 +259,16 @@ def launch_recipe(recipe: Recipe, out: Path, on: str, resources: Resources, comm
 
 
 def launch_study(
-    study: Study, folder: Path, arms: Sequence[str] | None, seeds: Sequence[int] | None, jobs: int | None, on: str,
-    resources: Resources, command: str, show: bool,
-) -> Launch:  # fmt: skip
+    study: Study,
+    folder: Path,
+    arms: Sequence[str] | None,
+    seeds: Sequence[int] | None,
+    jobs: int | None,
+    on: str,
+    resources: Resources,
+    command: str,
+    show: bool,
+) -> Launch:
     """Submit a study's runs that are not finished: on SLURM an array for the core arms, one behind the sanity gate for
     the extended ones, and its report when all have ended; on this machine one job that does the same.
 
@@ -363,18 +384,23 @@ def scripts(launch: Launch) -> Iterator[str]:
             yield shlex.join(part.words)
         else:
             yield slurm._make_sbatch_string(
-                command=shlex.join(part.words), folder=(launch.folder / FILES).resolve(),
+                command=shlex.join(part.words),
+                folder=(launch.folder / FILES).resolve(),
                 **sbatch_parameters(launch, part),
-            )  # fmt: skip
+            )
 
 
 def sbatch_parameters(launch: Launch, part: Part) -> dict[str, Any]:
     """What submitit makes the #SBATCH lines and the srun command of."""
     asked = part.resources
     given = {
-        "partition": asked.partition, "gpus_per_node": asked.gpus, "cpus_per_task": asked.cpus, "mem": asked.mem,
-        "account": asked.account, "qos": asked.qos,
-    }  # fmt: skip
+        "partition": asked.partition,
+        "gpus_per_node": asked.gpus,
+        "cpus_per_task": asked.cpus,
+        "mem": asked.mem,
+        "account": asked.account,
+        "qos": asked.qos,
+    }
     parameters: dict[str, Any] = {key: value for key, value in given.items() if value}
     if part.runs:
         parameters |= {"map_count": len(part.runs), "array_parallelism": launch.jobs or len(part.runs)}
@@ -409,10 +435,14 @@ def _start_here(files: Path, part: Part) -> str:
         for number in (1, 2):
             os.dup2(nowhere, number)
         process = local.start_controller(
-            files, shlex.join(part.words), tasks_per_node=asked.tasks_per_node, cuda_devices=devices,
-            timeout_min=asked.seconds / 60 if asked.seconds else NO_LIMIT_MINUTES, signal_delay_s=asked.signal_delay,
+            files,
+            shlex.join(part.words),
+            tasks_per_node=asked.tasks_per_node,
+            cuda_devices=devices,
+            timeout_min=asked.seconds / 60 if asked.seconds else NO_LIMIT_MINUTES,
+            signal_delay_s=asked.signal_delay,
             stderr_to_stdout=True,
-        )  # fmt: skip
+        )
     finally:
         for number, copy in zip((1, 2), kept, strict=True):
             os.dup2(copy, number)

@@ -35,9 +35,19 @@ from gptlab.training.signals import STOP_FILE, StopSignal
 
 # What may differ between two calls for the same study: it changes no loss, speed or memory of any run.
 MAY_DIFFER = (
-    "name", "description", "seed", "data.path", "train.max_", "train.eval_every", "train.price_per_hour", "hellaswag.",
-    "checkpoint.", "distributed.", "sample.", "log.",
-)  # fmt: skip
+    "name",
+    "description",
+    "seed",
+    "data.path",
+    "train.max_",
+    "train.eval_every",
+    "train.price_per_hour",
+    "hellaswag.",
+    "checkpoint.",
+    "distributed.",
+    "sample.",
+    "log.",
+)
 RESULTS = ("completed", "diverged", "out_of_memory")  # not trained again; failed and not_applicable are looked at again
 RETRIES = 2  # of a fault of the machine
 POLL_SECONDS = 0.1
@@ -438,10 +448,14 @@ class Runner:
             log.flush()
             log_start = log.tell()
             process = subprocess.Popen(
-                line, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,  # Ctrl-C is ours alone
+                line,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is ours alone
                 creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # on Windows
                 env=worker_environment(run, slot, self.jobs, self.gpus, self.others),
-            )  # fmt: skip
+            )
             self.workers[slot] = Worker(run, process, log_start)
         self.states[str(run)] = read_state(self.folder, self.study, run.arm, run.seed, running=True)
         if self.live is None:

@@ -21,9 +21,14 @@ from gptlab.rundir import STATUSES, RunDir, open_study, run_name
 
 ENDED = tuple(status for status in STATUSES if status != "interrupted")
 COLOURS = {
-    "running": "cyan", "completed": "green", "diverged": "yellow", "out_of_memory": "yellow", "failed": "red",
-    "not_applicable": "dim", "waiting": "dim",
-}  # fmt: skip
+    "running": "cyan",
+    "completed": "green",
+    "diverged": "yellow",
+    "out_of_memory": "yellow",
+    "failed": "red",
+    "not_applicable": "dim",
+    "waiting": "dim",
+}
 TAIL_BYTES = 16384  # of metrics.jsonl: some sixty lines, an evaluation among them more often than not
 
 
@@ -143,10 +148,15 @@ def render(states: Sequence[RunState], jobs: int = 1, rows: int | None = None) -
     for state in shown:
         limit = "?" if state.limit is None else f"{state.limit:,}"
         table.add_row(
-            state.arm, str(state.seed), Text(state.status, COLOURS.get(state.status, "")),
-            f"{state.step:,}/{limit}" if state.step or state.status == "running" else "", _number(state.loss),
-            _number(state.val_loss), state.rate, duration(state.seconds_left),
-        )  # fmt: skip
+            state.arm,
+            str(state.seed),
+            Text(state.status, COLOURS.get(state.status, "")),
+            f"{state.step:,}/{limit}" if state.step or state.status == "running" else "",
+            _number(state.loss),
+            _number(state.val_loss),
+            state.rate,
+            duration(state.seconds_left),
+        )
     reasons = [f"{s.arm} seed {s.seed} {s.status}: {s.reason}" for s in shown if s.reason]
     hidden = [f"{len(states) - len(shown)} more runs are not shown"] if len(shown) < len(states) else []
     return Group(table, *(Text(line, overflow="fold") for line in [*hidden, *reasons, progress(states, jobs)]))

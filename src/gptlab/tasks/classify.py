@@ -82,9 +82,13 @@ class Classification:
                 shard(model, self.world, self.recipe.distributed.shard_over, self.device, regime.gathered)
 
         model = build_encoder(
-            self.recipe.model, self.n_labels, self.device, fill=fill, position_offset=self.position_offset,
+            self.recipe.model,
+            self.n_labels,
+            self.device,
+            fill=fill,
+            position_offset=self.position_offset,
             lay_out=lay_out,
-        )  # fmt: skip
+        )
         model.activation_checkpointing = self.recipe.train.activation_checkpointing
         return model
 

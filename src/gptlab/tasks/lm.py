@@ -180,9 +180,17 @@ class LanguageModelling:
             result.update(answers.scores())
         for split, tokens in self.splits.items() if "loss" in what else ():
             measured = heldout_loss(
-                model, tokens, self.starts[split], self.recipe.model.block_size, micro_batch, self.device,
-                lambda: regime.context(self.device), self.documents, stop, self.world,
-            )  # fmt: skip
+                model,
+                tokens,
+                self.starts[split],
+                self.recipe.model.block_size,
+                micro_batch,
+                self.device,
+                lambda: regime.context(self.device),
+                self.documents,
+                stop,
+                self.world,
+            )
             if measured is None:
                 return None
             loss, counts = measured

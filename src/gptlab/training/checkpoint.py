@@ -95,9 +95,17 @@ def best_checkpoint(paths: list[Path]) -> Path | None:
 
 
 DTYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64",
-    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
-}  # fmt: skip
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> str:
@@ -398,8 +406,10 @@ class Checkpoints:
     ) -> dict[str, str]:
         """Write what this process has; the first writes the index when all have. The sha256 of every file by name."""
         if self.group is None:
-            return {f"{kind}.safetensors": write_safetensors(folder / f"{kind}.safetensors", of)
-                    for kind, of in tensors.items()}  # fmt: skip
+            return {
+                f"{kind}.safetensors": write_safetensors(folder / f"{kind}.safetensors", of)
+                for kind, of in tensors.items()
+            }
         dist.barrier(self.group)  # the folder is there
         digests, pieces, error = {}, [], None
         try:

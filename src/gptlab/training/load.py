@@ -190,9 +190,15 @@ def _validation_loss(run: Run, model: GPT, recipe: Recipe, regime: Regime, micro
         raise RunError(f"{dataset.path}: the validation split is shorter than one window of {block} tokens")
     eot = dataset.tokenizer.eot if recipe.model.document_attention else None
     measured = heldout_loss(
-        model, dataset.val, starts, block, micro_batch, device, lambda: regime.context(device),
+        model,
+        dataset.val,
+        starts,
+        block,
+        micro_batch,
+        device,
+        lambda: regime.context(device),
         lambda x: document_numbers(x, eot),
-    )  # fmt: skip
+    )
     assert measured is not None
     loss, counts = measured
     return {**scores(loss, counts, dataset.tokenizer.token_bytes()), "tokens": int(counts.sum())}

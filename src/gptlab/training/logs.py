@@ -52,10 +52,14 @@ class Logs:
                 )
         if not quiet and self.console.is_terminal:
             self.bar = Progress(
-                TextColumn("[bold]{task.completed:.0f}/{task.total:.0f}"), BarColumn(),
-                TextColumn("{task.description}"), TimeRemainingColumn(), console=self.console, transient=True,
+                TextColumn("[bold]{task.completed:.0f}/{task.total:.0f}"),
+                BarColumn(),
+                TextColumn("{task.description}"),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
                 refresh_per_second=2,
-            )  # fmt: skip
+            )
             self.bar.start()
             self.bar.add_task("", total=total_steps, completed=step)
 

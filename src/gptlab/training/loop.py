@@ -174,9 +174,14 @@ def _train(
     assert isinstance(micro_batch, int), "resolved"
 
     state: dict[str, Any] = {
-        "step": 0, "measured": [], "wall_seconds": 0.0, "cpu_seconds": 0.0, "energy_joules": 0.0, "skipped_steps": 0,
+        "step": 0,
+        "measured": [],
+        "wall_seconds": 0.0,
+        "cpu_seconds": 0.0,
+        "energy_joules": 0.0,
+        "skipped_steps": 0,
         "largest_logit": 0.0,
-    }  # fmt: skip
+    }
     restored = checkpoints.restore(weights, optimizer, pruner)
     if restored:
         state |= restored
@@ -241,10 +246,15 @@ def _train(
                     diverged = diverged or guard.update(update.step, update.loss, update.grad_norm, skipped)
                 if logs_now:
                     line = {
-                        "step": step, unit: step * per_step, "loss": updates[-1].loss, "lr": lr,
-                        "grad_norm": updates[-1].grad_norm, f"{unit}_per_second": per_step / seconds,
-                        "memory_gb": peak_memory_gb(device), "largest_logit": updates[-1].largest_logit,
-                    }  # fmt: skip
+                        "step": step,
+                        unit: step * per_step,
+                        "loss": updates[-1].loss,
+                        "lr": lr,
+                        "grad_norm": updates[-1].grad_norm,
+                        f"{unit}_per_second": per_step / seconds,
+                        "memory_gb": peak_memory_gb(device),
+                        "largest_logit": updates[-1].largest_logit,
+                    }
                     if updates_lost is not None and not (regime.loss_scaling and skipped):
                         line["updates_lost"] = float(updates_lost)
                     if peak and unit == "tokens":
@@ -276,9 +286,13 @@ def _train(
                         break
             if saves:
                 progress = {
-                    "step": step, "scaler": scaler.state_dict(), "measured": measured, "val_loss": val_loss,
-                    "guard": guard.state_dict(), **spent(),
-                }  # fmt: skip
+                    "step": step,
+                    "scaler": scaler.state_dict(),
+                    "measured": measured,
+                    "val_loss": val_loss,
+                    "guard": guard.state_dict(),
+                    **spent(),
+                }
                 checkpoints.save(weights, optimizer, {**state, **progress}, pruner)
                 saved_step = step
             if ends or stopping:

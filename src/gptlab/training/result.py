@@ -148,8 +148,9 @@ def halve_micro_batch(recipe: Recipe, run: RunDir, quiet: bool) -> bool:
         print(
             f"out of memory with micro-batches of {most} sequences: trying again with {most // 2}, and more of them a "
             f"step; a step still has {recipe.batch.tokens_per_step:,} tokens",
-            file=sys.stderr, flush=True,
-        )  # fmt: skip
+            file=sys.stderr,
+            flush=True,
+        )
     return True
 
 

@@ -33,10 +33,21 @@ from gptlab.training.checkpoint import Saved, find_checkpoint, list_checkpoints
 
 # What a resumed run may change: it bends neither the losses nor the data already seen.
 MAY_CHANGE = (
-    "name", "description", "data.path", "batch.micro_batch", "compile.", "distributed.", "train.max_",
-    "train.eval_every", "train.activation_checkpointing", "train.price_per_hour", "hellaswag.", "checkpoint.",
-    "sample.", "log.",
-)  # fmt: skip
+    "name",
+    "description",
+    "data.path",
+    "batch.micro_batch",
+    "compile.",
+    "distributed.",
+    "train.max_",
+    "train.eval_every",
+    "train.activation_checkpointing",
+    "train.price_per_hour",
+    "hellaswag.",
+    "checkpoint.",
+    "sample.",
+    "log.",
+)
 
 
 def pick_device(name: str) -> torch.device:

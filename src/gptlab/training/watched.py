@@ -97,9 +97,10 @@ class Watched:
             if any(broken):
                 tensor = f"weight {self.names[broken.index(1)]}"
                 diverged = replace(
-                    diverged, step=diverged.step - 1,
+                    diverged,
+                    step=diverged.step - 1,
                     reason=f"the update of step {diverged.step - 1} left {tensor} not finite: {diverged.reason}",
-                )  # fmt: skip
+                )
             elif not math.isfinite(row[0]):
                 tensor = "loss" if math.isfinite(row[1]) else "logits"
             else:  # the backward pass comes to the last parameter first
