@@ -24,10 +24,10 @@ import torch
 from common import in_turn, machine, ratios, say, show, spread, table, write_json
 
 from gptlab.config import Recipe, load_study
+from gptlab.errors import NotApplicable
 from gptlab.model.encoder import build_encoder
 from gptlab.model.gpt import build_model
 from gptlab.optim.optimizers import make_optimizer
-from gptlab.precision.libraries import NotApplicable
 from gptlab.precision.regimes import apply_regime, enter_regime
 
 CPU = torch.device("cpu")
@@ -47,10 +47,10 @@ def make_step(recipe: Recipe) -> Callable[[], None]:
     batch: tuple[Any, ...] = tokens, tokens.roll(-1, 1), None
     model: Any
     if recipe.task == "classify":
-        model = build_encoder(config, LABELS, lay_out=lambda m: apply_regime(m, regime))
+        model = build_encoder(config, LABELS, on_meta=lambda m: apply_regime(m, regime))
         batch = tokens, torch.full((B,), T), (torch.rand(B, LABELS, generator=generator) < 0.1).float()
     else:
-        model = build_model(config, lay_out=lambda m: apply_regime(m, regime))
+        model = build_model(config, on_meta=lambda m: apply_regime(m, regime))
     optimizer = make_optimizer(model, recipe.optim)
 
     def step() -> None:

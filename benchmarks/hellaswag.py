@@ -65,7 +65,7 @@ def main() -> None:
 
     before, device = machine(), torch.device(args.device)
     config = Model(n_layer=args.layers, n_embd=args.width, n_head=args.width // 64, block_size=1024, vocab_size=50304)
-    model = build_model(config, device, fill=1).eval()
+    model = build_model(config, device, init=1).eval()
     tokenizer = load_tokenizer({"kind": "gpt2"})
     every = load_rows(args.file)
     rows: list[Row] = every[:: max(1, len(every) // args.rows)][: args.rows]

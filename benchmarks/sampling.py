@@ -33,7 +33,7 @@ def main() -> None:
     args = parser.parse_args()
 
     before = machine()
-    model = build_model(Model(n_layer=args.layers, block_size=args.block, vocab_size=50304), fill=1)
+    model = build_model(Model(n_layer=args.layers, block_size=args.block, vocab_size=50304), init=1)
     with torch.no_grad():  # a tied head repeats the last token for ever: another embedding makes a text to compare
         model.wte.weight.copy_(model.wte.weight.roll(1, 0) + 0.02 * torch.randn(model.wte.weight.shape))
     prompt = torch.randint(50257, (1, args.prompt), generator=torch.Generator().manual_seed(0))

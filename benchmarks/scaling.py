@@ -341,7 +341,7 @@ def network(gpus: int) -> tuple[dict[str, Any], Table]:
 AGREE = """
 import json, os, sys, time
 import torch, torch.distributed as dist
-from gptlab.parallel import joined
+from gptlab.distributed.world import process_group
 size, port = int(sys.argv[1]), sys.argv[2]
 rank = 0
 for other in range(1, size):  # forked after the import, they share its memory
@@ -359,7 +359,7 @@ def sockets():
         except OSError:  # the listing's own
             pass
     return count
-with joined("ddp", torch.device("cpu")) as world:
+with process_group("ddp", torch.device("cpu")) as world:
     world.any(False)
     one = sockets()
     dist.all_reduce(torch.zeros(1), group=dist.new_group(backend="gloo"))  # as sharded checkpoints have one

@@ -72,7 +72,8 @@ def settings_of(options: argparse.Namespace, own: dict[str, Any]) -> tuple[str, 
     Raises:
         UserError: flags that exclude one another, or a value out of bounds.
     """
-    from gptlab.config import UserError, load_recipe
+    from gptlab.config import load_recipe
+    from gptlab.errors import UserError
 
     state = options.pruning_method == "state"
     if state != (options.optimizer == "adamwprune"):
@@ -141,7 +142,7 @@ def call_of(words: Sequence[str]) -> list[str]:
 def main() -> None:
     checkout.enter()
     from gptlab import cli
-    from gptlab.config import UserError
+    from gptlab.errors import UserError
 
     try:
         call = call_of(sys.argv[1:])

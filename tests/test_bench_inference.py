@@ -16,7 +16,8 @@ import gptlab
 from gptlab import cli
 from gptlab.bench import inference
 from gptlab.bench.inference import Cell, bench_inference, cache_dtype, excused, generate_timed, open_model
-from gptlab.config import ConfigError, Model, Precision, UserError
+from gptlab.config import Model, Precision
+from gptlab.errors import ConfigError, UserError
 from gptlab.model.generate import generate
 from gptlab.model.gpt import GPT, KVCache, build_model
 from gptlab.precision.regimes import NotApplicable, Regime, apply_regime, enter_regime
@@ -51,7 +52,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def lively(regime: Regime, config: Model = SHAPE) -> GPT:
     """Weights so large that the next token depends on many before it, and not on the last alone."""
-    model = build_model(config, fill=1, lay_out=lambda m: apply_regime(m, regime)).eval()
+    model = build_model(config, init=1, on_meta=lambda m: apply_regime(m, regime)).eval()
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.mul_(4.0 if name.startswith("wte") else 8.0 if p.dim() > 1 else 1.0)
@@ -265,7 +266,7 @@ def test_a_run_is_measured_with_its_own_weights(dataset: Path, tmp_path: Path) -
     recipe, fill = open_model(str(tmp_path / "run"), {"train.device": "cpu"})
     trained = gptlab.load_run(tmp_path / "run", device="cpu")
     assert recipe.model == trained.recipe.model  # vocab_size is resolved in it
-    for ours, theirs in zip(build_model(recipe.model, fill=fill).parameters(), trained.model.parameters(), strict=True):
+    for ours, theirs in zip(build_model(recipe.model, init=fill).parameters(), trained.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     report = bench_inference(str(tmp_path / "run"), {"train.device": "cpu"}, ["bf16_pure"], [1], 4, 2, repeats=1)
     assert report["rows"][0]["status"] == "completed"

@@ -6,17 +6,8 @@ from pathlib import Path
 import pytest
 
 from gptlab.cli import lift_settings
-from gptlab.config import (
-    PRESETS,
-    ConfigError,
-    Recipe,
-    build_recipe,
-    load_recipe,
-    parse_flag,
-    read_layer,
-    settings,
-    shipped,
-)
+from gptlab.config import PRESETS, Recipe, build_recipe, load_recipe, parse_flag, read_layer, settings, shipped
+from gptlab.errors import ConfigError
 
 
 def test_later_layers_win_and_a_preset_holds_within_its_own_layer() -> None:

@@ -22,9 +22,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import gptlab
 from gptlab import planner
 from gptlab.config import Optim, Recipe, load_study
+from gptlab.distributed.shard import LocalShards
+from gptlab.distributed.world import SINGLE
+from gptlab.distributed.wrap import make_scaler, replicate, shard
 from gptlab.model.gpt import GPT, build_model
 from gptlab.optim.optimizers import make_optimizer
-from gptlab.parallel import ALONE, Shards, make_scaler, replicate, shard
 from gptlab.precision.regimes import NotApplicable, apply_regime, enter_regime
 from gptlab.rundir import RunDir
 from gptlab.tasks.lm import LanguageModelling
@@ -118,7 +120,7 @@ def test_five_steps_equal_the_cpus_in_float32(dataset: Path, tmp_path: Path) -> 
             # each update carries the difference of the one before into the loss
             assert b == pytest.approx(a, rel=20 * ROUNDING), f"{key} of step {step}"
     trained = gptlab.load_run(tmp_path / "cpu", device="cpu").recipe
-    start = dict(build_model(trained.model, "cpu", fill=trained.seed).named_parameters())
+    start = dict(build_model(trained.model, "cpu", init=trained.seed).named_parameters())
     off = moved = 0.0
     for name, theirs in weights["cpu"].items():
         off += float((weights[DEVICE.type][name] - theirs).square().sum())
@@ -173,7 +175,7 @@ def test_an_arm_multiplies_in_what_its_regime_says(arm: str) -> None:
     )
     try:
         regime = enter_regime(recipe.precision, DEVICE)
-        model = build_model(recipe.model, DEVICE, lay_out=lambda model: apply_regime(model, regime))
+        model = build_model(recipe.model, DEVICE, on_meta=lambda model: apply_regime(model, regime))
         optimizer = make_optimizer(model, recipe.optim)
     except NotApplicable as error:
         pytest.skip(str(error))
@@ -283,8 +285,8 @@ def updates(net: nn.Module, weights: Any, model: GPT, n: int) -> list[float]:
             out = net(batch[:, :-1], batch[:, 1:], None, factor)
             out.train.backward()
             total += float(out.value) * float(factor)
-        if isinstance(weights, Shards):
-            weights.take_gradients()
+        if isinstance(weights, LocalShards):
+            weights.collect_gradients()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(total)
@@ -294,7 +296,7 @@ def updates(net: nn.Module, weights: Any, model: GPT, n: int) -> list[float]:
 def test_one_process_over_nccl_trains_as_one_without(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """DDP's hook and FSDP2's gathering, over NCCL with one process: the calls, not what several would exchange."""
     config = small(dataset).model.model_copy(update={"vocab_size": 64})
-    alone = build_model(config, DEVICE, fill=0)
+    alone = build_model(config, DEVICE, init=0)
     expected = updates(alone, alone, alone, 4)
     assert expected[-1] < expected[0]
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
@@ -304,12 +306,12 @@ def test_one_process_over_nccl_trains_as_one_without(dataset: Path, monkeypatch:
         torch.cuda.set_device(0)
     dist.init_process_group(backend, store=store, rank=0, world_size=1)
     try:
-        copy = build_model(config, DEVICE, fill=0)
+        copy = build_model(config, DEVICE, init=0)
         assert updates(replicate(copy), copy, copy, 4) == pytest.approx(expected, rel=20 * ROUNDING)
-        spread = build_model(config, DEVICE, fill=0, lay_out=lambda model: shard(model, ALONE, 0, DEVICE, None))
-        weights = Shards(spread)
+        spread = build_model(config, DEVICE, init=0, on_meta=lambda model: shard(model, SINGLE, 0, DEVICE, None))
+        weights = LocalShards(spread)
         assert updates(spread, weights, spread, 4) == pytest.approx(expected, rel=20 * ROUNDING)
-        whole = build_model(config, DEVICE, fill=1)
+        whole = build_model(config, DEVICE, init=1)
         weights.fill(whole)
         assert torch.equal(whole.wte.weight, dict(weights.named_parameters())["wte.weight"].detach())
     finally:

@@ -23,7 +23,7 @@ from gptlab import cli, locks
 from gptlab.data import constructs, labeled
 from gptlab.data.labeled import LabeledDataset, LabeledSplit, bucket_length, constant_loss, prepare_labeled
 from gptlab.data.prepare import prepare
-from gptlab.data.shards import DataError
+from gptlab.errors import DataError
 
 Rows = list[dict[str, Any]]
 

@@ -21,12 +21,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gptlab.config import Data, UserError
+from gptlab.config import Data
 from gptlab.data import corpora, shards
 from gptlab.data import prepare as module
 from gptlab.data.corpora import open_corpus
 from gptlab.data.prepare import prepare
-from gptlab.data.shards import DataError, Dataset, Tokens, read_shard
+from gptlab.data.shards import Dataset, Tokens, read_shard
+from gptlab.errors import DataError, UserError
 
 
 def quietly(corpus: str, out: Path, **settings: Any) -> Path:

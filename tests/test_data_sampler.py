@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptlab.data.sampler import MIXTURE_BLOCK, Mixture, Windows, evaluation_windows, permute
-from gptlab.data.shards import DataError, Tokens, read_shard, write_shard
+from gptlab.data.shards import Tokens, read_shard, write_shard
+from gptlab.errors import DataError
 
 MASK = 2**64 - 1
 

@@ -11,7 +11,8 @@ import pytest
 
 from gptlab.data import shards
 from gptlab.data.prepare import prepare
-from gptlab.data.shards import DataError, Dataset, Tokens, read_shard, write_shard
+from gptlab.data.shards import Dataset, Tokens, read_shard, write_shard
+from gptlab.errors import DataError
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Fast
 
-from gptlab.data.shards import DataError
 from gptlab.data.tokenizers import END_OF_TEXT, Tokenizer, load_tokenizer, make_tokenizer
+from gptlab.errors import DataError
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog.\n\n    def f(x):\n\treturn x ** 2  # don't\r\n",

@@ -19,8 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_evals_hellaswag import original_rows
 
-from gptlab.config import Model, UserError, build_recipe
+from gptlab.config import Model, build_recipe
 from gptlab.data.tokenizers import characters_tokenizer, load_tokenizer, make_tokenizer
+from gptlab.errors import UserError
 from gptlab.evals.hellaswag import evaluate_hellaswag, open_hellaswag
 from gptlab.evals.likelihood import encode_pairs, lay_out, likelihoods, rolling_pairs
 from gptlab.evals.perplexity import (
@@ -30,8 +31,8 @@ from gptlab.evals.perplexity import (
     load_wikitext,
     wikitext_perplexity,
 )
+from gptlab.interop.hf import export_hf
 from gptlab.model.gpt import GPT, build_model
-from gptlab.model.hub import export_hf
 from gptlab.training.load import Run, evaluate_run
 
 CPU = torch.device("cpu")
@@ -69,7 +70,7 @@ WORDS = [
 def make(vocab_size: int, **changes: Any) -> GPT:
     """A model off its initial weights, so that it has opinions."""
     config = Model(n_layer=2, n_head=2, n_embd=32, block_size=BLOCK, vocab_size=vocab_size)
-    model = build_model(config.model_copy(update=changes), fill=3)
+    model = build_model(config.model_copy(update=changes), init=3)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in model.parameters():

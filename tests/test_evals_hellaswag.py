@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gptlab.config import Model, UserError
-from gptlab.data.shards import DataError
+from gptlab.config import Model
 from gptlab.data.tokenizers import characters_tokenizer, load_tokenizer
+from gptlab.errors import DataError, UserError
 from gptlab.evals import hellaswag, likelihood
 from gptlab.evals.hellaswag import (
     Encoded,
@@ -51,7 +51,7 @@ PARTS: dict[str, dict[str, Any]] = {
 def make(parts: str = "classic", **changes: Any) -> GPT:
     """A model off its initial weights, so that it has opinions."""
     config = Model(n_layer=2, n_head=2, n_embd=32, block_size=BLOCK, vocab_size=TOKENIZER.vocab_size)
-    model = build_model(config.model_copy(update=PARTS[parts] | changes), fill=3)
+    model = build_model(config.model_copy(update=PARTS[parts] | changes), init=3)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from gptlab.cli import lift_settings
-from gptlab.config import Recipe, UserError, build_recipe, read_layer
+from gptlab.config import Recipe, build_recipe, read_layer
+from gptlab.errors import UserError
 from gptlab.rundir import RunDir
 
 SCRIPTS = Path(__file__).parent.parent / "gpt2"

@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import gptlab
 from gptlab import hardware
-from gptlab.config import Model, UserError
+from gptlab.config import Model
+from gptlab.errors import UserError
 from gptlab.hardware import GB, GPUS, gpu_of, named, recognise
 from gptlab.model.encoder import build_encoder
 from gptlab.model.gpt import GPT, build_model

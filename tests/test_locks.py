@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gptlab import locks
-from gptlab.config import UserError
+from gptlab.errors import UserError
 from gptlab.locks import hold, is_held
 
 BUSY = UserError("somebody else is at it")

@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from gptlab.config import PRESETS, Model
-from gptlab.model.encoder import Encoder, _hf_names, build_encoder, read_encoder, summed_loss
-from gptlab.model.gpt import address
-from gptlab.model.hub import HubError
+from gptlab.errors import HubError
+from gptlab.interop.hf_encoder import read_encoder
+from gptlab.model.encoder import Encoder, _hf_names, build_encoder, summed_loss
+from gptlab.seeding import address
 
 V, T, L = 61, 20, 7
 SMALL = Model(n_layer=2, n_head=2, n_embd=32, block_size=T, vocab_size=V, mlp="gelu_erf", tied=False)
@@ -35,7 +36,7 @@ def shaken(model: torch.nn.Module, seed: int = 7) -> Any:
 
 
 def make(**changes: Any) -> Encoder:
-    return shaken(build_encoder(SMALL.model_copy(update=changes), L, fill=3))
+    return shaken(build_encoder(SMALL.model_copy(update=changes), L, init=3))
 
 
 def documents(lengths: Tensor = LENGTHS, padding: int = 1, width: int = T, seed: int = 0) -> Tensor:
@@ -97,7 +98,7 @@ def theirs(model_type: str, **changes: Any) -> torch.nn.Module:
 
 def imported(folder: Path, dtype: torch.dtype = torch.float64, seed: int = 0) -> Encoder:
     config, position_offset, fill = read_encoder(folder, seed)
-    return build_encoder(config, L, dtype=dtype, fill=fill, position_offset=position_offset).eval()
+    return build_encoder(config, L, dtype=dtype, init=fill, position_offset=position_offset).eval()
 
 
 def their_states(model: torch.nn.Module, tokens: Tensor, lengths: Tensor = LENGTHS) -> Tensor:
@@ -376,7 +377,7 @@ def test_the_stream_has_the_dtype_that_is_set():
 
 
 def test_initial_weights_are_addressed_by_name():
-    model = build_encoder(SMALL, L, fill=11)
+    model = build_encoder(SMALL, L, init=11)
     for name, parameter in model.named_parameters():
         if parameter.dim() < 2:
             assert torch.equal(parameter, torch.full_like(parameter, float(name.endswith("weight")))), name
@@ -384,10 +385,10 @@ def test_initial_weights_are_addressed_by_name():
             generator = torch.Generator().manual_seed(address(11, "init", name))
             assert torch.equal(parameter, torch.empty(parameter.shape).normal_(0, 0.02, generator=generator)), name
     torch.manual_seed(99)
-    again, other = build_encoder(SMALL, L, fill=11).state_dict(), build_encoder(SMALL, L, fill=12).state_dict()
+    again, other = build_encoder(SMALL, L, init=11).state_dict(), build_encoder(SMALL, L, init=12).state_dict()
     assert all(torch.equal(again[name], weight) for name, weight in model.state_dict().items())
     assert not torch.equal(other["head.weight"], model.head.weight)
-    deeper = build_encoder(SMALL.model_copy(update={"n_layer": 3}), L + 1, fill=11).state_dict()
+    deeper = build_encoder(SMALL.model_copy(update={"n_layer": 3}), L + 1, init=11).state_dict()
     assert torch.equal(deeper["h.1.mlp.c_fc.weight"], again["h.1.mlp.c_fc.weight"])
 
 
@@ -396,10 +397,10 @@ def test_a_model_is_laid_out_before_it_has_memory():
         assert model.device.type == "meta"
         model.head.float()
 
-    model = build_encoder(SMALL, L, dtype=BF16, fill=1, position_offset=0, lay_out=lay_out)
+    model = build_encoder(SMALL, L, dtype=BF16, init=1, position_offset=0, on_meta=lay_out)
     assert (model.wte.weight.dtype, model.head.weight.dtype) == (BF16, F32)
     assert model.wpe.weight.shape == (T, 32)
-    assert torch.equal(model.head.weight, build_encoder(SMALL, L, fill=1).head.weight)
+    assert torch.equal(model.head.weight, build_encoder(SMALL, L, init=1).head.weight)
 
 
 # -- files ----------------------------------------------------------------------------------------------------------
@@ -472,7 +473,7 @@ def test_the_names_of_2018(tmp_path):
 
 
 def test_the_head_is_that_of_the_seed(folder):
-    fresh = build_encoder(SMALL, L, fill=5)
+    fresh = build_encoder(SMALL, L, init=5)
     model = imported(folder, F32, seed=5)
     assert torch.equal(model.head.weight, fresh.head.weight) and not model.head.bias.any()
     assert not torch.equal(model.wte.weight, fresh.wte.weight)

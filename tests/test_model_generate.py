@@ -15,7 +15,7 @@ MODERN = CLASSIC.model_copy(
 
 def lively(config: Model) -> GPT:
     """Weights large enough that no two logits tie and the context matters."""
-    model = build_model(config, fill=1)
+    model = build_model(config, init=1)
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(4.0 if p.dim() > 1 else 1.0)

@@ -28,7 +28,7 @@ PARTS: dict[str, dict[str, Any]] = {
 
 def make(parts: str, **changes: Any) -> GPT:
     """A model off its initial weights, whose attention has favourites."""
-    model = build_model(SMALL.model_copy(update=PARTS[parts] | changes), fill=3)
+    model = build_model(SMALL.model_copy(update=PARTS[parts] | changes), init=3)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -83,7 +83,7 @@ def test_the_fast_shakespeare_recipe_has_half_the_parameters():
 
 def test_init_statistics():
     config = Model(n_layer=3, n_head=2, n_embd=128, block_size=64, vocab_size=512, tied=False, mlp="swiglu")
-    for name, parameter in build_model(config, fill=0).named_parameters():
+    for name, parameter in build_model(config, init=0).named_parameters():
         if parameter.dim() == 1:
             assert (parameter == (1.0 if name.endswith("weight") else 0.0)).all(), name
             continue
@@ -96,7 +96,7 @@ def test_init_statistics():
 @pytest.mark.parametrize("parts", list(PARTS))
 def test_zero_init_begins_with_blocks_that_are_the_identity(parts: str):
     config = SMALL.model_copy(update=PARTS[parts])
-    plain, model = build_model(config, fill=1), build_model(config.model_copy(update={"zero_init": True}), fill=1)
+    plain, model = build_model(config, init=1), build_model(config.model_copy(update={"zero_init": True}), init=1)
     for (name, ours), other in zip(model.named_parameters(), plain.parameters(), strict=True):
         assert not ours.any() if name.endswith("c_proj.weight") else torch.equal(ours, other), name
     tokens = tokens_of()
@@ -109,26 +109,26 @@ def test_zero_init_begins_with_blocks_that_are_the_identity(parts: str):
 
 
 def test_each_tensor_is_drawn_by_its_name_alone():
-    small = build_model(SMALL, fill=1).state_dict()
+    small = build_model(SMALL, init=1).state_dict()
     torch.manual_seed(99)
     torch.randn(5)
     # another depth (c_proj is scaled by it), another context, more parts: what has the same name and size is the same
     changed = SMALL.model_copy(update={"n_layer": 3, "block_size": 7, "tied": False, "qk_norm": True})
-    other = build_model(changed, fill=1).state_dict()
+    other = build_model(changed, init=1).state_dict()
     for name in small:
         if name.endswith("c_proj.weight"):
             torch.testing.assert_close(small[name] * math.sqrt(4), other[name] * math.sqrt(6))
         elif name != "wpe.weight":
             assert torch.equal(small[name], other[name]), name
-    assert not torch.equal(small["wte.weight"], build_model(SMALL, fill=2).wte.weight)
+    assert not torch.equal(small["wte.weight"], build_model(SMALL, init=2).wte.weight)
     assert not torch.equal(small["h.0.attn.c_attn.weight"], small["h.1.attn.c_attn.weight"])
-    half = build_model(SMALL, dtype=torch.bfloat16, fill=1).state_dict()
+    half = build_model(SMALL, dtype=torch.bfloat16, init=1).state_dict()
     assert all(torch.equal(small[name].bfloat16(), half[name]) for name in small)
 
 
 def test_building_leaves_the_global_generator_alone():
     before = torch.get_rng_state()
-    build_model(SMALL, fill=1)
+    build_model(SMALL, init=1)
     assert torch.equal(before, torch.get_rng_state())
 
 

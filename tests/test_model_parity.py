@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gptlab.config import Model
+from gptlab.interop.hf import export_hf
+from gptlab.interop.source import read_source
 from gptlab.model.gpt import GPT, build_model
-from gptlab.model.hub import export_hf, read_source
 
 transformers = pytest.importorskip("transformers")
 
@@ -65,7 +66,7 @@ def pair(request, tmp_path) -> tuple[torch.nn.Module, GPT]:
             parameter.add_(0.1 * torch.randn_like(parameter))
     theirs.save_pretrained(tmp_path)
     config, fill = read_source(tmp_path)
-    return theirs.eval(), build_model(config, fill=fill)
+    return theirs.eval(), build_model(config, init=fill)
 
 
 def batch(step: int = 0, length: int = BLOCK) -> Tensor:
@@ -187,7 +188,7 @@ def test_rotary_tables_at_the_end_of_a_long_context(theta, tmp_path):
         bias=False,
         rope_theta=theta,
     )
-    ours = build_model(config, fill=1)
+    ours = build_model(config, init=1)
     with torch.no_grad():
         for parameter in ours.parameters():  # large enough for attention to have favourites
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))

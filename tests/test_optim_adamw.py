@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gptlab.config import ConfigError, Optim
-from gptlab.model.gpt import address
+from gptlab.config import Optim
+from gptlab.errors import ConfigError, RunError
 from gptlab.optim.adamw import AdamW
 from gptlab.optim.optimizers import describe, make_optimizer, parameter_groups, set_lr
 from gptlab.optim.rounding import LostUpdates, round_stochastically
 from gptlab.precision.regimes import NotApplicable
-from gptlab.rundir import RunDir, RunError
+from gptlab.rundir import RunDir
+from gptlab.seeding import address
 from gptlab.training.checkpoint import Checkpoints, load_optimizer_tensors, optimizer_tensors
 
 BF16 = torch.bfloat16

@@ -13,12 +13,14 @@ from test_training_resume import assert_same_run, stop_at
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from gptlab.config import ConfigError, Model, Optim, build_recipe
+from gptlab.config import Model, Optim, build_recipe
+from gptlab.errors import ConfigError
 from gptlab.model.encoder import build_encoder
-from gptlab.model.gpt import address, build_model
+from gptlab.model.gpt import build_model
 from gptlab.optim import muon
 from gptlab.optim.muon import Muon, orthogonalize
 from gptlab.optim.optimizers import describe, make_optimizer, muon_groups, set_lr
+from gptlab.seeding import address
 from gptlab.training.loop import train
 
 SHAPE = Model(n_layer=2, n_head=2, n_embd=8, block_size=6, vocab_size=11)

@@ -13,11 +13,13 @@ import pytest
 import torch
 from torch import nn
 
-from gptlab.config import ConfigError, Model, Optim, load_recipe
-from gptlab.model.gpt import address, build_model
+from gptlab.config import Model, Optim, load_recipe
+from gptlab.errors import ConfigError
+from gptlab.model.gpt import build_model
 from gptlab.optim.muon import Muon
 from gptlab.optim.optimizers import describe, make_optimizer, parameter_groups, set_lr
 from gptlab.optim.spam import AdamWSPAM
+from gptlab.seeding import address
 
 STEPS, LR, DECAY, BETAS, EPS = 200, 3e-3, 0.1, (0.9, 0.97), 1e-6
 Arrays = dict[str, np.ndarray]
@@ -168,7 +170,7 @@ def test_eight_bits_by_their_own_rule() -> None:
 
 
 def tiny() -> nn.Module:
-    return build_model(Model(n_layer=2, n_head=2, n_embd=8, block_size=8, vocab_size=11, bias=True), fill=1)
+    return build_model(Model(n_layer=2, n_head=2, n_embd=8, block_size=8, vocab_size=11, bias=True), init=1)
 
 
 @pytest.mark.parametrize("name", ["adamw", "adamw_8bit", "adamw-spam", "adamw-prune", "muon", "sgd"])

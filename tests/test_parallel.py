@@ -20,11 +20,12 @@ from conftest import WORDS, tiny_recipe
 from processes import HANGS, float64, free_port, killed, together
 from test_training_resume import measured
 
-from gptlab.config import UserError, build_recipe
+from gptlab.config import build_recipe
 from gptlab.data.labeled import prepare_labeled
+from gptlab.distributed.world import World
+from gptlab.errors import UserError
+from gptlab.interop.hf import export_hf
 from gptlab.model.gpt import GPT
-from gptlab.model.hub import export_hf
-from gptlab.parallel import World
 from gptlab.rundir import RunDir
 from gptlab.tasks.lm import LanguageModelling
 from gptlab.training.checkpoint import find_checkpoint, list_checkpoints

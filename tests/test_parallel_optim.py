@@ -17,11 +17,14 @@ from processes import together
 from torch import Tensor, nn
 
 from gptlab.config import Model, Optim
-from gptlab.model.gpt import address, build_model
+from gptlab.distributed.shard import LocalShards, ShardSpec, Weights, global_shape, local_rows, shard_spec
+from gptlab.distributed.world import World, process_group
+from gptlab.distributed.wrap import shard
+from gptlab.model.gpt import build_model
 from gptlab.optim.optimizers import _refuse_other_blocks, describe, make_optimizer, parameter_groups, set_lr
 from gptlab.optim.rounding import LostUpdates
-from gptlab.parallel import Shards, Spread, Weights, World, joined, rows_of, shard, spread_of, whole_shape
 from gptlab.precision.regimes import NotApplicable
+from gptlab.seeding import address
 
 pytestmark = pytest.mark.xdist_group("parallel_optim")  # they share processes that take seconds to start
 
@@ -49,15 +52,15 @@ CASES: dict[str, tuple[dict[str, Any], torch.dtype]] = {
 EXACT = ("adamw bf16", "adamw stochastic", "adamw kahan", "adamw_8bit")  # rounding would make more of a difference
 
 
-def sharded(shape: Model, dtype: torch.dtype, world: World) -> Shards:
+def sharded(shape: Model, dtype: torch.dtype, world: World) -> LocalShards:
     model = build_model(shape, "cpu", dtype, 3)
     shard(model, world, 0, torch.device("cpu"), None)
-    return Shards(model)
+    return LocalShards(model)
 
 
 def gradient(p: Tensor, step: int, i: int) -> Tensor:
     """Of the rows here."""
-    return (rows_of(drawn(whole_shape(p), step, i), p) + 0.01 * p.detach().double()).to(p.dtype)
+    return (local_rows(drawn(global_shape(p), step, i), p) + 0.01 * p.detach().double()).to(p.dtype)
 
 
 @functools.cache
@@ -89,7 +92,7 @@ def run(weights: Weights, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         kept = {kind: t for kind, t in optimizer.state[p].items() if isinstance(t, Tensor)}
         for kind, t in {"weight": p.detach(), **kept}.items():
             if type(t) is Tensor and t.shape == p.shape:
-                spread = spread_of(p)
+                spread = shard_spec(p)
                 found[f"{kind}/{name}"] = plain(t if spread is None else spread.whole(t))
     shared = optimizer.state.get("spam", {})  # type: ignore[call-overload]
     return {**found, **{f"spam.{kind}": torch.as_tensor(value).numpy() for kind, value in shared.items()}}
@@ -111,7 +114,7 @@ def shape_of(name: str) -> Model:
 def of_shards(names: list[str]) -> dict[str, Any]:
     """In each process."""
     found = {}
-    with joined("fsdp", torch.device("cpu")) as world:
+    with process_group("fsdp", torch.device("cpu")) as world:
         for name in names:
             weights = sharded(shape_of(name), CASES.get(name, ({}, FP32))[1], world)
             found[name] = run(weights, optimizer_of(weights, name))
@@ -195,7 +198,7 @@ class Cut(nn.Module):
     def __init__(self, shape: tuple[int, ...], n: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1, *shape[1:]))
-        self.weight.spread = Spread(torch.Size(shape), 0, Group(n), True)  # type: ignore[assignment]
+        self.weight.shard = ShardSpec(torch.Size(shape), 0, Group(n), True)  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,11 @@ from processes import together
 from torch import Tensor
 
 from gptlab.config import Model, Sparsity
-from gptlab.model.gpt import address, build_model
-from gptlab.parallel import Shards, Weights, World, joined, rows_of, shard, spread_of, whole_shape
+from gptlab.distributed.shard import LocalShards, Weights, global_shape, local_rows, shard_spec
+from gptlab.distributed.world import World, process_group
+from gptlab.distributed.wrap import shard
+from gptlab.model.gpt import build_model
+from gptlab.seeding import address
 from gptlab.sparsity import selection
 from gptlab.sparsity.masks import pack, unpack
 from gptlab.sparsity.pruner import Pruner
@@ -53,7 +56,7 @@ def shape_of(name: str) -> Model:
 
 def drawn(p: Tensor, *where: object) -> Tensor:
     draw = torch.Generator().manual_seed(address(*where))
-    return rows_of(torch.randint(-4, 5, tuple(whole_shape(p)), generator=draw) / 8, p)
+    return local_rows(torch.randint(-4, 5, tuple(global_shape(p)), generator=draw) / 8, p)
 
 
 def prune(weights: Weights, name: str) -> dict[str, Any]:
@@ -74,7 +77,7 @@ def prune(weights: Weights, name: str) -> dict[str, Any]:
             p.grad = drawn(p, step, i)
         spike_gradients(weights, 2.0)
         if step == 12:
-            spread = spread_of(parameters[0])
+            spread = shard_spec(parameters[0])
             if spread is None or spread.group.rank() == 0:
                 parameters[0].grad[0] = math.inf
         pruner.before_update(step)
@@ -87,7 +90,7 @@ def prune(weights: Weights, name: str) -> dict[str, Any]:
             kept, flat = {key: t.clone() for key, t in pruner.tensors().items()}, {}
             for key, p in pruner.parameters.items():
                 mask = torch.from_numpy(whole(weights, pruner)[f"mask/{key}"])
-                flat[f"mask/{key}"] = pack(unpack(mask, whole_shape(p)).flatten())  # as they were stored once
+                flat[f"mask/{key}"] = pack(unpack(mask, global_shape(p)).flatten())  # as they were stored once
             pruner = Pruner(weights, optimizer, sparsity_of(name), 20, 7, pruner.every_update)
             for stored in ({**kept, **flat}, kept):
                 pruner.load_tensors(stored)
@@ -102,7 +105,7 @@ def whole(weights: Weights, pruner: Pruner) -> dict[str, np.ndarray]:
     parameters = dict(weights.named_parameters())
     found = {}
     for key, t in {**{f"weight/{name}": p.detach() for name, p in parameters.items()}, **pruner.tensors()}.items():
-        spread = None if key == "changed" else spread_of(parameters[key.split("/")[1]])
+        spread = None if key == "changed" else shard_spec(parameters[key.split("/")[1]])
         found[key] = (t.clone() if spread is None else spread.whole(t)).numpy()
     return found
 
@@ -110,7 +113,7 @@ def whole(weights: Weights, pruner: Pruner) -> dict[str, np.ndarray]:
 def of_shards(names: list[str]) -> dict[str, Any]:
     """In each process."""
     found = {}
-    with joined("fsdp", torch.device("cpu")) as world:
+    with process_group("fsdp", torch.device("cpu")) as world:
         for name in names:
             weights = sharded(shape_of(name), world)
             found[name] = prune(weights, name)
@@ -118,16 +121,16 @@ def of_shards(names: list[str]) -> dict[str, Any]:
     return found
 
 
-def sharded(shape: Model, world: World) -> Shards:
-    model = build_model(shape, fill=0)
+def sharded(shape: Model, world: World) -> LocalShards:
+    model = build_model(shape, init=0)
     shard(model, world, 0, torch.device("cpu"), None)
-    return Shards(model)
+    return LocalShards(model)
 
 
 def assert_equal(name: str, several: list[dict[str, Any]]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(selection, "PART", selection.PART)  # and put back
-        one = prune(build_model(shape_of(name), fill=0), name)
+        one = prune(build_model(shape_of(name), init=0), name)
     for found in several:
         assert found.keys() - {"empty"} == one.keys()
         for key, value in one.items():

@@ -22,13 +22,16 @@ from torch.profiler import ProfilerActivity, profile
 
 from gptlab import planner
 from gptlab.cli import main
-from gptlab.config import Recipe, UserError, build_recipe, load_recipe, load_study
+from gptlab.config import Recipe, build_recipe, load_recipe, load_study
+from gptlab.distributed.shard import LocalShards
+from gptlab.distributed.world import process_group
+from gptlab.distributed.wrap import replicate, shard, sync_gradients, with_last
+from gptlab.errors import UserError
 from gptlab.hardware import GPUS
 from gptlab.model import loss
 from gptlab.model.encoder import build_encoder
 from gptlab.model.gpt import build_model
 from gptlab.optim.optimizers import make_optimizer, plain_tensors
-from gptlab.parallel import Shards, joined, replicate, sending, shard, with_last
 from gptlab.planner import GB, Device, Shape
 from gptlab.precision.regimes import apply_regime
 from gptlab.sparsity.pruner import Pruner
@@ -56,9 +59,9 @@ def shape_of(recipe: Recipe) -> Shape:
 def real(recipe: Recipe) -> Any:
     regime = shape_of(recipe).regime
     if recipe.task == "classify":
-        model: Any = build_encoder(recipe.model, LABELS, lay_out=lambda m: apply_regime(m, regime))
+        model: Any = build_encoder(recipe.model, LABELS, on_meta=lambda m: apply_regime(m, regime))
     else:
-        model = build_model(recipe.model, lay_out=lambda m: apply_regime(m, regime))
+        model = build_model(recipe.model, on_meta=lambda m: apply_regime(m, regime))
     model.activation_checkpointing = recipe.train.activation_checkpointing
     return model
 
@@ -547,28 +550,28 @@ def step_of_several(changes: dict[str, Any]) -> tuple[float, float]:
     """Planned and measured peak of a process: what it holds between updates, and what its allocator gave in one."""
     recipe = small(**changes)
     shape, sharded = shape_of(recipe), recipe.distributed.strategy == "fsdp"
-    with joined(recipe.distributed.strategy, CPU) as world:
+    with process_group(recipe.distributed.strategy, CPU) as world:
 
         def lay_out(model: Any) -> None:
             apply_regime(model, shape.regime)
             if sharded:
                 shard(model, world, 0, CPU, shape.regime.gathered)
 
-        model = build_model(recipe.model, lay_out=lay_out)
+        model = build_model(recipe.model, on_meta=lay_out)
         model.activation_checkpointing = recipe.train.activation_checkpointing
-        weights = Shards(model) if sharded else model
+        weights = LocalShards(model) if sharded else model
         net = model if sharded else replicate(model)
         optimizer = make_optimizer(weights, recipe.optim)
 
         def update() -> None:
             for batch, last in with_last(batches(recipe)[: recipe.sequences_per_step // 5 // world.size]):
-                with sending(net, last):
+                with sync_gradients(net, last):
                     with shape.regime.context(CPU):
                         out = net(*batch)
                     out.train.backward()
                     del out
             if sharded:
-                weights.take_gradients()
+                weights.collect_gradients()
             optimizer.step()
             optimizer.zero_grad(set_to_none=sharded)
 

@@ -16,7 +16,8 @@ import gptlab
 from gptlab import planner
 from gptlab.cli import main
 from gptlab.config import Recipe
-from gptlab.rundir import RunDir, RunError
+from gptlab.errors import RunError
+from gptlab.rundir import RunDir
 from gptlab.training.setup import largest_micro_batch
 
 CPU = torch.device("cpu")
@@ -136,7 +137,7 @@ def test_gpt2_xl_passes_through_host_memory_one_tensor_at_a_time() -> None:
         + ELSEWHERE
         + """
 with Elsewhere():
-    model = build_model(recipe.model, "meta", fill=0)
+    model = build_model(recipe.model, "meta", init=0)
 print(json.dumps({"peak": peak(), "copied": sum(copied), "largest": max(copied), "bytes": 4 * model.parameter_count()}))
 """
     )
@@ -153,7 +154,7 @@ def test_gpt2_xl_on_a_cpu_takes_its_weights_and_one_gigabyte(dtype: str) -> None
     found = child(
         GPT2_XL
         + f"""
-model = build_model(recipe.model, "cpu", torch.{dtype}, fill=0)
+model = build_model(recipe.model, "cpu", torch.{dtype}, init=0)
 print(json.dumps({{"peak": peak(), "bytes": sum(p.nbytes for p in model.parameters())}}))
 """
     )
@@ -177,7 +178,7 @@ run, checkpoint = RunDir(sys.argv[1]), Path(sys.argv[1]) / "checkpoints/step-000
 checkpoint.mkdir(parents=True)
 run.write_recipe(recipe)
 with torch.device("meta"):
-    parameters = dict(build_model(recipe.model, "meta", fill=lambda model: None).named_parameters())
+    parameters = dict(build_model(recipe.model, "meta", init=lambda model: None).named_parameters())
 zeros = torch.zeros((), dtype=torch.bfloat16)
 write_safetensors(checkpoint / "model.safetensors", {name: zeros.expand(p.shape) for name, p in parameters.items()})
 written = peak()
@@ -191,7 +192,7 @@ def watch():
 thread = threading.Thread(target=watch)
 thread.start()
 with Elsewhere():
-    build_model(recipe.model, "meta", torch.bfloat16, fill=start_from(str(run.path), checkpoint)[1])
+    build_model(recipe.model, "meta", torch.bfloat16, init=start_from(str(run.path), checkpoint)[1])
 done.set()
 thread.join()
 size = 2 * sum(p.numel() for p in parameters.values())

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from gptlab.config import Optim, Precision
+from gptlab.errors import NotApplicable
 from gptlab.optim.optimizers import make_optimizer
-from gptlab.precision.libraries import NotApplicable, load_library
+from gptlab.precision.libraries import load_library
 from gptlab.precision.regimes import enter_regime
 
 CPU = torch.device("cpu")

@@ -64,14 +64,14 @@ class Matmuls(TorchDispatchMode):
 
 
 def gpt(regime: Regime) -> tuple[Any, tuple[Any, ...]]:
-    model = build_model(Model(**SHAPE), lay_out=lambda m: apply_regime(m, regime))
+    model = build_model(Model(**SHAPE), on_meta=lambda m: apply_regime(m, regime))
     tokens = torch.randint(VOCAB, (2, 16), generator=torch.Generator().manual_seed(0))
     return model, (tokens, tokens.roll(-1, 1), None)
 
 
 def encoder(regime: Regime) -> tuple[Any, tuple[Any, ...]]:
     config = Model(**{**SHAPE, "vocab_size": 60, "mlp": "gelu_erf"})
-    model = build_encoder(config, LABELS, lay_out=lambda m: apply_regime(m, regime))
+    model = build_encoder(config, LABELS, on_meta=lambda m: apply_regime(m, regime))
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(60, (16, 16), generator=generator)
     targets = (torch.rand(16, LABELS, generator=generator) < 0.1).float()
@@ -136,7 +136,7 @@ def test_bytes_of_the_moments(name: str, optim: dict[str, Any], expected: float)
         pytest.importorskip("bitsandbytes")
     regime = make_regime(Precision.model_validate({"regime": name}))
     shape = {**SHAPE, "n_embd": 128, "vocab_size": 512}  # matrices of more than 4,096 numbers
-    model = build_model(Model(**shape), lay_out=lambda m: apply_regime(m, regime))
+    model = build_model(Model(**shape), on_meta=lambda m: apply_regime(m, regime))
     optimizer = make_optimizer(model, Optim(**optim))
     for p in model.parameters():
         p.grad = torch.full_like(p, 1e-3)
@@ -223,7 +223,7 @@ from gptlab.precision.regimes import apply_regime, enter_regime
 for name in ("fp8_tensorwise", "fp8_rowwise"):
     regime = enter_regime(Precision.model_validate({"regime": name}), torch.device("cpu"))
     config = Model(n_layer=1, n_head=2, n_embd=32, block_size=16, vocab_size=48)
-    model = build_model(config, lay_out=lambda m: apply_regime(m, regime))
+    model = build_model(config, on_meta=lambda m: apply_regime(m, regime))
     tokens = torch.arange(32).view(2, 16)
     with regime.context(torch.device("cpu")):
         loss = model(tokens, tokens, None, torch.tensor(1 / 32)).train
@@ -250,8 +250,8 @@ def test_float8_is_emulated_on_any_processor() -> None:
 
 def test_initial_weights_are_the_same_numbers_in_every_regime() -> None:
     """A float32 head is not first rounded to the body's bf16."""
-    plain = build_model(Model(**SHAPE), fill=3)
+    plain = build_model(Model(**SHAPE), init=3)
     regime = make_regime(Precision(regime="bf16_pure", head="fp32"))
-    mixed = build_model(Model(**SHAPE), fill=3, lay_out=lambda m: apply_regime(m, regime))
+    mixed = build_model(Model(**SHAPE), init=3, on_meta=lambda m: apply_regime(m, regime))
     assert torch.equal(plain.wte.weight, mixed.wte.weight)
     assert torch.equal(plain.h[0].mlp.c_fc.weight.bfloat16(), mixed.h[0].mlp.c_fc.weight)

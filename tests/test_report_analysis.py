@@ -13,7 +13,8 @@ import pytest
 from rich.console import Console
 
 from gptlab.cli import main
-from gptlab.config import Comparison, ConfigError, Study, UserError, load_comparison, load_study, shipped
+from gptlab.config import Comparison, Study, load_comparison, load_study, shipped
+from gptlab.errors import ConfigError, UserError
 from gptlab.report.analysis import analyse, answer_questions
 from gptlab.report.power import Noise, pilot_noise, power_report
 from gptlab.report.studies import ReadRun, ReadStudy, read_study_folder

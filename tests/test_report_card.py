@@ -7,8 +7,9 @@ import re
 import pytest
 
 from gptlab.config import build_recipe
+from gptlab.errors import RunError
 from gptlab.report.card import card, escape, show, write_card
-from gptlab.rundir import RunDir, RunError
+from gptlab.rundir import RunDir
 
 RESULT = {
     "status": "completed",

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gptlab.config import PRESETS, Model, Sparsity, UserError
+from gptlab.config import PRESETS, Model, Sparsity
+from gptlab.errors import UserError
 from gptlab.model.encoder import Encoder
 from gptlab.model.gpt import GPT, build_model
 from gptlab.optim.adamw import AdamW
@@ -48,7 +49,7 @@ class Run:
     """A tiny GPT in training; its steps are pruned over 40."""
 
     def __init__(self, sparsity: Sparsity, every_update: bool = False) -> None:
-        self.model = build_model(TINY, fill=5)
+        self.model = build_model(TINY, init=5)
         self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1, foreach=True
         )

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from gptlab.config import ConfigError, load_study, shipped
+from gptlab.config import load_study, shipped
+from gptlab.errors import ConfigError
 
 BASE = 'recipe = "shakespeare-char-cpu"\nbaseline = "plain"\n'
 TWO = BASE + '[arms.plain]\n[arms.fast]\ngroup = "extended"\nnote = "hot"\noptim.lr = 3e-3\nmodel.preset = "nano"\n'

@@ -21,7 +21,8 @@ from test_cli import call
 from test_study_runner import Fakes, statuses, study_file, summary
 from test_training_resume import measured
 
-from gptlab.config import ConfigError, Recipe, load_recipe, load_study
+from gptlab.config import Recipe, load_recipe, load_study
+from gptlab.errors import ConfigError
 from gptlab.rundir import RunDir
 from gptlab.study import launch, runner
 from gptlab.study.launch import Launch, limit_seconds, read_resources

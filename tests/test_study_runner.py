@@ -21,8 +21,9 @@ from test_cli import call
 from test_training_resume import measured
 
 from gptlab import machine
-from gptlab.config import ConfigError, Study, load_study
-from gptlab.rundir import Locked, RunDir
+from gptlab.config import Study, load_study
+from gptlab.errors import ConfigError, Locked
+from gptlab.rundir import RunDir
 from gptlab.study import runner, worker
 from gptlab.study.runner import MACHINE, RETRIES, Run, first_seeds, plan, run_study, worker_environment
 from gptlab.study.table import RunState, progress, read_study, render, study_seconds_left

@@ -13,8 +13,9 @@ import torch
 from conftest import tiny_recipe
 
 from gptlab import machine
-from gptlab.config import UserError, load_study
-from gptlab.parallel import joined
+from gptlab.config import load_study
+from gptlab.distributed.world import process_group
+from gptlab.errors import UserError
 from gptlab.rundir import RunDir
 from gptlab.study import runner
 from gptlab.training.loop import train
@@ -183,7 +184,7 @@ def test_a_build_that_cannot_connect_processes_says_so(monkeypatch: pytest.Monke
     monkeypatch.setattr("torch.distributed.is_available", lambda: False)
     with (
         pytest.raises(UserError, match="2 processes were started, and this build of PyTorch cannot connect them"),
-        joined("ddp", torch.device("cpu")),
+        process_group("ddp", torch.device("cpu")),
     ):
         pass
 

@@ -10,10 +10,10 @@ import torch
 
 import gptlab
 from gptlab.cli import main
-from gptlab.config import ConfigError, Recipe, UserError, build_recipe, load_study
+from gptlab.config import Recipe, build_recipe, load_study
 from gptlab.data.labeled import LabeledDataset, constant_loss, prepare_labeled
-from gptlab.data.shards import DataError
-from gptlab.rundir import RunDir, RunError
+from gptlab.errors import ConfigError, DataError, RunError, UserError
+from gptlab.rundir import RunDir
 from gptlab.tasks.classify import Classification
 from gptlab.training.load import evaluate_run
 

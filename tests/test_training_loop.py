@@ -15,9 +15,10 @@ from conftest import tiny_recipe
 from processes import float64
 
 import gptlab
-from gptlab.config import Schedule, UserError
+from gptlab.config import Schedule
 from gptlab.data.sampler import Windows
-from gptlab.data.shards import DataError, Dataset
+from gptlab.data.shards import Dataset
+from gptlab.errors import DataError, UserError
 from gptlab.model.gpt import GPT, build_model
 from gptlab.optim.optimizers import make_optimizer, parameter_groups
 from gptlab.optim.schedule import learning_rate

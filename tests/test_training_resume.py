@@ -17,7 +17,8 @@ from conftest import tiny_recipe
 from safetensors.torch import load_file
 
 from gptlab.config import Recipe
-from gptlab.rundir import RunDir, RunError
+from gptlab.errors import RunError
+from gptlab.rundir import RunDir
 from gptlab.training.checkpoint import Checkpoints, best_checkpoint, find_checkpoint, list_checkpoints, verify
 from gptlab.training.loop import train
 

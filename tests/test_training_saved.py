@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from gptlab.rundir import RunDir, RunError
+from gptlab.errors import RunError
+from gptlab.rundir import RunDir
 from gptlab.training.checkpoint import DTYPES, Checkpoints, Saved, find_checkpoint, write_safetensors
 
 

@@ -72,7 +72,7 @@ def rows_of(stage: Stage, number: int) -> tuple[list[hellaswag.Row], bool]:
 def score(stage: Stage, device: torch.device, dtype: str) -> Row:
     config = Model(**(TINY_SHAPE if stage.tiny else SHAPE))
     number, micro = (8, 4) if stage.tiny else (200, 32)
-    model = build_model(config, device, fill=1).eval()
+    model = build_model(config, device, init=1).eval()
     rows, real = rows_of(stage, number)
     kind = "byte" if stage.tiny else "gpt2"
     try:

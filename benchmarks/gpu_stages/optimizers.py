@@ -131,7 +131,7 @@ def gradients(model: GPT) -> Iterator[list[Tensor]]:
 
 def trained(name: str, device: torch.device, dtype: torch.dtype) -> tuple[GPT, Variant]:
     """A small model after a few updates."""
-    model = build_model(SMALL, device, dtype, fill=0)
+    model = build_model(SMALL, device, dtype, init=0)
     variant = Variant(name, model, spam_interval=RESET)
     for update, grads in enumerate(gradients(model)):
         for p, grad in zip(model.parameters(), grads, strict=True):
@@ -142,7 +142,7 @@ def trained(name: str, device: torch.device, dtype: torch.dtype) -> tuple[GPT, V
 
 def check(device: torch.device, name: str) -> Row:
     """How far a variant on this device is from the rule in float64, and from int(s N) masked weights."""
-    start = dict(build_model(SMALL, "cpu", torch.float64, fill=0).named_parameters())
+    start = dict(build_model(SMALL, "cpu", torch.float64, init=0).named_parameters())
     model, variant = trained(name, device, torch.float32)
     # the 8 bits are of a library; they are held against the rule that they approximate
     exact, reference = trained("adamw" if name == "adamw_8bit" else name, torch.device("cpu"), torch.float64)
@@ -198,7 +198,7 @@ class Updates:
         self.stage, self.device = stage, device
         self.regime = enter_regime(Precision(regime="fp32" if stage.tiny else "amp_bf16"), device)
         shape = SMALL if stage.tiny else Model(**PRESETS["gpt2"], vocab_size=50304)
-        self.model = build_model(shape, device, self.regime.weights, fill=0)
+        self.model = build_model(shape, device, self.regime.weights, init=0)
         if device.type == "cuda":
             self.model.compile(dynamic=False)
         draw = torch.Generator().manual_seed(0)

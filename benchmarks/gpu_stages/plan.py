@@ -44,7 +44,7 @@ TINY_ROWS = [("micro", 2, "fp32", False), ("micro", 4, "amp_bf16", False)]
 def measure(recipe: Recipe, device: torch.device) -> float:
     """Bytes at the peak of an update, weights and moments included."""
     regime = enter_regime(recipe.precision, device)
-    model = build_model(recipe.model, device, lay_out=lambda m: apply_regime(m, regime))
+    model = build_model(recipe.model, device, on_meta=lambda m: apply_regime(m, regime))
     model.activation_checkpointing = recipe.train.activation_checkpointing
     optimizer = make_optimizer(model, recipe.optim)
     B, T = recipe.batch.micro_batch, recipe.model.block_size

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from gptlab.bench.inference import generate_timed
 from gptlab.config import PRESETS, Model, Precision
+from gptlab.interop.sparse24 import block_matrices, to_semi_structured
 from gptlab.model.gpt import GPT, build_model
-from gptlab.model.sparse24 import block_matrices, to_semi_structured
 from gptlab.precision.regimes import make_regime
 from gptlab.training.throughput import Stopwatch
 from gpu_stages.stage import Row, Stage, pick, run
@@ -123,7 +123,7 @@ def size_up(size: str, config: Model, args: Shapes, device: torch.device, dtype:
     row: dict[str, Any] = {"size": size, "model": config.model_dump(), "not_applicable": {}, "memory": {}}
     models: dict[str, GPT] = {}
     variants = ("dense", "masked", *(BACKENDS if device.type == "cuda" else ()))
-    dense = build_model(config, device, dtype, fill=0).eval().requires_grad_(False)
+    dense = build_model(config, device, dtype, init=0).eval().requires_grad_(False)
     for variant in variants:
         before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
         model, reason = make(dense, variant)

@@ -15,10 +15,10 @@ import torch
 
 from gptlab import planner
 from gptlab.config import Recipe
+from gptlab.distributed.wrap import make_scaler
 from gptlab.hardware import mfu
 from gptlab.optim.optimizers import make_optimizer, set_lr
 from gptlab.optim.schedule import learning_rate
-from gptlab.parallel import make_scaler
 from gptlab.precision.regimes import enter_regime
 from gptlab.rundir import RunDir
 from gptlab.tasks.data import make_task, open_data

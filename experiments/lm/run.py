@@ -16,7 +16,8 @@ import sys
 from pathlib import Path
 
 from gptlab.cli import lift_settings
-from gptlab.config import UserError, load_study
+from gptlab.config import load_study
+from gptlab.errors import UserError
 from gptlab.rundir import run_name, write_atomically
 from gptlab.study.runner import first_seeds, run_study
 from gptlab.study.table import read_summary

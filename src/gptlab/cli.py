@@ -14,10 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from gptlab import __version__
 from gptlab.config import (
-    ConfigError,
     Data,
     Study,
-    UserError,
     build_recipe,
     load_comparison,
     load_study,
@@ -27,6 +25,7 @@ from gptlab.config import (
     shipped,
     unknown_setting,
 )
+from gptlab.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -133,13 +132,13 @@ def train(options: argparse.Namespace) -> int:
     from gptlab.machine import spin_less
 
     spin_less(os.environ)  # before PyTorch is loaded
-    from gptlab.parallel import environment
+    from gptlab.distributed.world import world_from_env
     from gptlab.training.loop import train
 
     result = train(recipe, out, resume=options.resume)
     # torchrun takes any status but 0 for a failure, and would start a run again that has ended in an orderly way
     status = 0 if "TORCHELASTIC_RUN_ID" in os.environ and result.status != "failed" else EXIT[result.status]
-    if not environment().first:  # of its processes one writes and prints
+    if not world_from_env().first:  # of its processes one writes and prints
         return status
     draw_run(out)
     says = f"{result.status} after {result.steps} steps"
@@ -254,9 +253,9 @@ def plot(options: argparse.Namespace) -> None:
 
 
 def export(options: argparse.Namespace) -> None:
+    from gptlab.interop.hf import export_hf
+    from gptlab.interop.sparse24 import export_sparse24
     from gptlab.model.encoder import Encoder
-    from gptlab.model.hub import export_hf
-    from gptlab.model.sparse24 import export_sparse24
     from gptlab.training.load import load_run
 
     run = load_run(options.folder, options.checkpoint, device="cpu")

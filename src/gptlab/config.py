@@ -25,6 +25,8 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from gptlab.errors import ConfigError
+
 # The GPT-2 family (Radford et al. 2019, table 2) and small shapes for laptops and tests.
 PRESETS: dict[str, dict[str, int]] = {
     "nano": {"n_layer": 3, "n_head": 3, "n_embd": 48},
@@ -38,14 +40,6 @@ PRESETS: dict[str, dict[str, int]] = {
     # an encoder for task = "classify" (Liu et al. 2019, arXiv 1907.11692)
     "roberta-base": {"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 512, "vocab_size": 50265},
 }
-
-
-class UserError(ValueError):
-    """What a user got wrong, in a sentence to act on; the command line prints it alone and ends with 2."""
-
-
-class ConfigError(UserError):
-    """A setting that is unknown or out of bounds."""
 
 
 def _whole(value: object) -> object:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from gptlab.config import UserError
+from gptlab.errors import UserError
 
 if TYPE_CHECKING:
     import torch

@@ -24,7 +24,8 @@ from typing import Annotated, Any
 from pydantic import TypeAdapter
 
 from gptlab import config as schema
-from gptlab.config import ConfigError, Recipe, UserError, build_recipe, shipped
+from gptlab.config import Recipe, build_recipe, shipped
+from gptlab.errors import ConfigError, UserError
 
 CONFIG = Path(".config")
 FOLDER = Path(".kconfig")  # what is made on the way: Kconfig, and the recipe that is trained

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from gptlab.config import UserError
+from gptlab.errors import UserError
 
 try:
     import fcntl

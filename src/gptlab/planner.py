@@ -31,9 +31,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from gptlab import hardware
-from gptlab.config import ConfigError, Model, Precision, Recipe, Study, UserError, build_recipe
+from gptlab.config import Model, Precision, Recipe, Study, build_recipe
 from gptlab.data.labeled import CLASSES, LabeledDataset
-from gptlab.data.shards import DataError
+from gptlab.errors import ConfigError, DataError, UserError
 from gptlab.hardware import GB, Gpu
 from gptlab.machine import free_memory
 from gptlab.model.encoder import Encoder, build_encoder
@@ -633,11 +633,11 @@ def measure(
         inputs: tuple[Tensor | None, ...]
         model: GPT | Encoder
         if shape.n_labels:
-            model = build_encoder(config, shape.n_labels, lay_out=lambda m: apply_regime(m, regime))
+            model = build_encoder(config, shape.n_labels, on_meta=lambda m: apply_regime(m, regime))
             lengths, targets = torch.full((sequences,), config.block_size), torch.zeros(sequences, shape.n_labels)
             inputs = tokens, lengths, targets, factor
         else:
-            model = build_model(config, lay_out=lambda m: apply_regime(m, regime))
+            model = build_model(config, on_meta=lambda m: apply_regime(m, regime))
             inputs = tokens, tokens, torch.zeros_like(tokens) if config.document_attention else None, factor
         model.activation_checkpointing = recipe.train.activation_checkpointing
         optimizer = make_optimizer(model, recipe.optim, recipe.seed)

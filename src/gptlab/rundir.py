@@ -17,17 +17,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from gptlab import locks
-from gptlab.config import ConfigError, Recipe, Study, UserError, build_recipe, load_study
-
-STATUSES = ("completed", "diverged", "out_of_memory", "interrupted", "failed", "not_applicable")
-
-
-class RunError(UserError):
-    """A folder that is no run, or a run that cannot do what was asked."""
-
-
-class Locked(RunError):
-    """Another process trains the run, or runs the study, that was asked for."""
+from gptlab.config import Recipe, Study, build_recipe, load_study
+from gptlab.errors import ConfigError, Locked, RunError
 
 
 def write_atomically(path: Path, text: str) -> None:

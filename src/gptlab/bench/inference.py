@@ -22,13 +22,14 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from gptlab.config import ConfigError, Recipe, UserError, build_recipe, read_layer
-from gptlab.data.shards import DataError
+from gptlab.config import Recipe, build_recipe, read_layer
 from gptlab.data.tokenizers import make_tokenizer
+from gptlab.errors import ConfigError, DataError, UserError
 from gptlab.hardware import device_name
-from gptlab.model.gpt import GPT, KVCache, address, build_model
+from gptlab.model.gpt import GPT, KVCache, build_model
 from gptlab.precision.regimes import REGIMES, NotApplicable, Regime, apply_regime, enter_regime
 from gptlab.rundir import RunDir
+from gptlab.seeding import address
 from gptlab.tasks.data import vocab_size_of
 from gptlab.tasks.lm import open_datasets
 from gptlab.training.setup import cropped, pick_device, start_from
@@ -281,7 +282,7 @@ def _enter(recipe: Recipe, name: str, device: torch.device) -> Regime:
 
 def _build(recipe: Recipe, fill: Fill, regime: Regime, device: torch.device) -> GPT:
     # Also here weights keep requires_grad: autocast keeps the copies of such weights only.
-    return build_model(recipe.model, device, fill=fill, lay_out=lambda model: apply_regime(model, regime)).eval()
+    return build_model(recipe.model, device, init=fill, on_meta=lambda model: apply_regime(model, regime)).eval()
 
 
 def _generation(

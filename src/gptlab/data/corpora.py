@@ -28,8 +28,9 @@ from typing import Any
 import numpy as np
 
 from gptlab.data.download import fetch
-from gptlab.data.shards import DataError, file_sha256
+from gptlab.data.shards import file_sha256
 from gptlab.data.tokenizers import valid_text
+from gptlab.errors import DataError
 
 NAMES = ("stdlib", "shakespeare", "openwebtext", "fineweb-edu", "text")
 

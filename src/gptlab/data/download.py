@@ -8,8 +8,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from gptlab.config import UserError
 from gptlab.data.shards import file_sha256
+from gptlab.errors import UserError
 
 
 def fetch(url: str, sha256: str, name: str, what: str, flag: str, error: type[UserError]) -> Path:

@@ -38,8 +38,9 @@ from numpy.typing import NDArray
 from gptlab.config import Data
 from gptlab.data.corpora import DEFAULT_VAL_FRACTION, fraction_of, listing, read_text, suffix_of
 from gptlab.data.prepare import BATCH_CHARACTERS, disk_errors, lock, progress_bar, refuse_another, version
-from gptlab.data.shards import MANIFEST_VERSION, DataError, file_sha256, shard_header, token_dtype
+from gptlab.data.shards import MANIFEST_VERSION, file_sha256, shard_header, token_dtype
 from gptlab.data.tokenizers import HuggingFaceTokenizer, Tokenizer, load_tokenizer, make_tokenizer, valid_text
+from gptlab.errors import DataError
 from gptlab.rundir import write_atomically
 
 NAMES = ("eurlex57k", "agnews", "imdb", "constructs")

@@ -38,7 +38,6 @@ from gptlab.data.shards import (
     FORMATS,
     MANIFEST_VERSION,
     MAX_SHARD_TOKENS,
-    DataError,
     Dataset,
     file_sha256,
     read_manifest,
@@ -47,6 +46,7 @@ from gptlab.data.shards import (
     token_dtype,
 )
 from gptlab.data.tokenizers import Tokenizer, load_tokenizer, make_tokenizer
+from gptlab.errors import DataError
 from gptlab.rundir import write_atomically
 
 BATCH_CHARACTERS = 2**20  # a worker's piece of work: a third of a second

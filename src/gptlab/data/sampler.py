@@ -15,7 +15,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gptlab.data.shards import DataError, Tokens
+from gptlab.data.shards import Tokens
+from gptlab.errors import DataError
 
 Indices = NDArray[np.int64]
 Sampling = Literal["shuffled", "random", "sequential"]

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptlab.config import UserError
+from gptlab.errors import DataError
 
 if TYPE_CHECKING:
     from gptlab.data.tokenizers import Tokenizer
@@ -44,10 +44,6 @@ RELEASE_EVERY = 1024  # windows; each maps at most some 64 KiB of pages, so abou
 # for a window of 2 KiB, only pays for what soon lies in the page cache as a whole.
 LARGE_SPLIT_BYTES = 2**30
 SCAN_TOKENS = 2**24  # tokens looked at together when ids are checked: 32 MiB
-
-
-class DataError(UserError):
-    """Data that is missing, damaged or not what was asked for."""
 
 
 # -- one shard ------------------------------------------------------------------------------------------------------

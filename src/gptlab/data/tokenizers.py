@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptlab.data.shards import DataError
+from gptlab.errors import DataError
 
 if TYPE_CHECKING:
     import tiktoken

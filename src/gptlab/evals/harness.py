@@ -16,11 +16,12 @@ import torch
 from lm_eval.api.model import LM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 
-from gptlab.config import UserError
 from gptlab.data.tokenizers import END_OF_TEXT, Tokenizer
+from gptlab.errors import UserError
 from gptlab.evals.likelihood import Ids, Likelihood, encode_pairs, end_of_text, lay_out, likelihoods, rolling_pairs
 from gptlab.model.generate import pick_token
-from gptlab.model.gpt import GPT, KVCache, address
+from gptlab.model.gpt import GPT, KVCache
+from gptlab.seeding import address
 
 # lm-eval bootstraps standard errors in a pool of forked processes, and the end of such a pool can hang: a worker
 # that is terminated may hold the semaphore that another worker waits for. 1,000 draws need no pool.

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from gptlab.data.shards import Tokens
-from gptlab.parallel import ALONE, World
+from gptlab.distributed.world import SINGLE, World
 
 
 @torch.no_grad()
@@ -25,7 +25,7 @@ def heldout_loss(
     context: Callable[[], AbstractContextManager[object]],
     documents: Callable[[torch.Tensor], torch.Tensor | None] = lambda _: None,
     stop: Callable[[], bool] = lambda: False,
-    world: World = ALONE,
+    world: World = SINGLE,
 ) -> tuple[float, np.ndarray] | None:
     """Mean loss in nats a token over windows, and how often each id was predicted.
 
@@ -60,9 +60,9 @@ def heldout_loss(
             counts[: len(seen)] += seen
     finally:
         model.train(was_training)
-    counts = np.pad(counts, (0, world.most(len(counts)) - len(counts)))
-    world.sum(total)
-    world.sum(torch.from_numpy(counts))  # in place: they share memory
+    counts = np.pad(counts, (0, int(world.max(len(counts))) - len(counts)))
+    world.all_reduce(total)
+    world.all_reduce(torch.from_numpy(counts))  # in place: they share memory
     return total.item() / int(counts.sum()), counts
 
 

@@ -29,12 +29,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gptlab.config import UserError
 from gptlab.data.download import fetch
 from gptlab.data.tokenizers import Tokenizer, valid_text
+from gptlab.distributed.world import SINGLE, World
+from gptlab.errors import UserError
 from gptlab.evals.likelihood import Ids, Pairs, encode_pairs, lay_out, likelihoods
 from gptlab.model.gpt import GPT
-from gptlab.parallel import ALONE, World
 from gptlab.rundir import write_atomically
 
 URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
@@ -338,7 +338,7 @@ def evaluate_hellaswag(
     context: Callable[[], AbstractContextManager[object]],
     micro_batch: int,
     stop: Callable[[], bool] = lambda: False,
-    world: World = ALONE,
+    world: World = SINGLE,
 ) -> HellaSwagResult | None:
     """The losses of all endings of all rows, or None when it was stopped; arguments as for `likelihoods`."""
     measured = likelihoods(model, encoded.pairs, device, context, micro_batch, stop, world)

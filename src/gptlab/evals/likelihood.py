@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gptlab.config import UserError
 from gptlab.data.tokenizers import Tokenizer, valid_text
+from gptlab.distributed.world import SINGLE, World
+from gptlab.errors import UserError
 from gptlab.model.gpt import GPT
 from gptlab.model.loss import chunk_length
-from gptlab.parallel import ALONE, World
 
 # Widths that rows are padded to, equally spaced. HellaSwag's validation rows have 159 of GPT-2's tokens on average,
 # padded to one width 302, to four 193, to eight 176.
@@ -152,7 +152,7 @@ def likelihoods(
     context: Callable[[], AbstractContextManager[object]],
     micro_batch: int,
     stop: Callable[[], bool] = lambda: False,
-    world: World = ALONE,
+    world: World = SINGLE,
 ) -> Likelihood | None:
     """The losses of all continuations given their contexts.
 
@@ -192,8 +192,8 @@ def likelihoods(
         done = np.concatenate(order)
         each[done] = torch.cat(losses).cpu().double().numpy()
         right[done] = torch.cat(greedy).cpu().numpy()
-    world.sum(torch.from_numpy(each))  # in place; what the others have done is 0 here
-    world.sum(torch.from_numpy(right))
+    world.all_reduce(torch.from_numpy(each))  # in place; what the others have done is 0 here
+    world.all_reduce(torch.from_numpy(right))
     starts = np.cumsum(pairs.lengths) - pairs.lengths
     return Likelihood(np.add.reduceat(each, starts), np.logical_and.reduceat(right.astype(bool), starts))
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from gptlab.config import UserError
 from gptlab.data.corpora import read_text
 from gptlab.data.tokenizers import Tokenizer
+from gptlab.errors import UserError
 from gptlab.evals.likelihood import encode_pairs, lay_out, likelihoods, rolling_pairs
 from gptlab.model.gpt import GPT
 

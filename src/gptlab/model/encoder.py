@@ -5,19 +5,11 @@ BERT (Devlin et al. 2018, arXiv 1810.04805) puts its norms after the residual su
 token, <s> or [CLS]; there is no pooler.
 
 Shapes are written with B documents, T tokens, C = n_embd, L = n_labels.
-
-Weights come from a Hugging Face folder or id, as a shape and a function that copies them in:
-
-    >>> config, position_offset, fill = read_encoder("FacebookAI/roberta-base", seed=0)
-    >>> model = build_encoder(config, 4271, "cuda", fill=fill, position_offset=position_offset)
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn as nn
@@ -26,19 +18,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from gptlab.config import Model
-from gptlab.model.gpt import MLP, Attention, LayerNorm, address, linear_weights
-from gptlab.model.hub import (
-    HubError,
-    Stored,
-    _model,
-    _read_json,
-    _stored_tensors,
-    copy_stored,
-    download,
-    refuse_others,
-)
+from gptlab.model.gpt import MLP, Attention, LayerNorm, linear_weights
 from gptlab.model.loss import HeadLoss
-from gptlab.parallel import fill_weights
+from gptlab.seeding import address
 
 
 class EncoderBlock(nn.Module):
@@ -166,10 +148,10 @@ class Encoder(nn.Module):
         device, and the same head on an initialised body as on an imported one.
         """
         for name, parameter in self.named_parameters():
-            _initialise(name, parameter, seed)
+            initialise(name, parameter, seed)
 
 
-def _initialise(name: str, parameter: Tensor, seed: int) -> None:
+def initialise(name: str, parameter: Tensor, seed: int) -> None:
     if parameter.dim() < 2:
         parameter.fill_(1.0 if name.endswith("weight") else 0.0)
         return
@@ -190,7 +172,7 @@ def summed_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits, targets, reduction="sum")
 
 
-EncoderFill = Callable[[Encoder], None]
+EncoderInit = Callable[[Encoder], None]
 
 
 def build_encoder(
@@ -198,157 +180,26 @@ def build_encoder(
     n_labels: int,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    fill: int | EncoderFill = 0,
+    init: int | EncoderInit = 0,
     position_offset: int = 2,
-    lay_out: Callable[[Encoder], None] | None = None,
+    on_meta: Callable[[Encoder], None] | None = None,
 ) -> Encoder:
-    """An encoder that is laid out without memory and given it where it will live.
+    """An encoder that is built on the meta device and given memory where it will live.
 
     Args:
         config: its shape, vocab_size set.
         n_labels: rows of the head.
         device: where the weights go.
         dtype: of the parameters.
-        fill: a seed to initialise from, or a function that copies weights in.
+        init: a seed, or a function that sets the weights.
         position_offset: see `Encoder`.
-        lay_out: changes the model before it has memory, such as the dtypes of its parts.
+        on_meta: changes the model while it has no memory, such as the dtypes of its parts.
     """
     with torch.device("meta"):
         model = Encoder(config, n_labels, position_offset).to(dtype)
-        if lay_out is not None:
-            lay_out(model)
+        if on_meta is not None:
+            on_meta(model)
     model = model.to_empty(device=device)
-    fill_weights(model, fill)
+    with torch.no_grad():
+        model.init_weights(init) if isinstance(init, int) else init(model)
     return model
-
-
-# -- import from Hugging Face ---------------------------------------------------------------------------------------
-
-# What files of these types, with or without a head, put before the names of the encoder's own parts.
-_PREFIX = {"roberta": "roberta.", "xlm-roberta": "roberta.", "camembert": "roberta.", "bert": "bert."}
-
-_PARTS = {
-    "wte": ["word_embeddings"],
-    "wpe": ["position_embeddings"],
-    "token_type": ["token_type_embeddings"],
-    "ln_emb": ["LayerNorm"],
-    "attn.c_attn": ["attention.self.query", "attention.self.key", "attention.self.value"],
-    "attn.c_proj": ["attention.output.dense"],
-    "ln_1": ["attention.output.LayerNorm"],
-    "mlp.c_fc": ["intermediate.dense"],
-    "mlp.c_proj": ["output.dense"],
-    "ln_2": ["output.LayerNorm"],
-}
-
-# What transformers takes for a setting that config.json leaves out, in all four types alike save the vocabulary.
-_DEFAULTS: dict[str, Any] = {
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-    "hidden_dropout_prob": 0.1,
-    "max_position_embeddings": 512,
-    "layer_norm_eps": 1e-12,
-    "pad_token_id": 1,
-}
-
-# Settings that change what is computed and that our encoder has in one form only; absent or null means this form.
-_REQUIRED: dict[str, Any] = {
-    "hidden_act": "gelu",
-    "position_embedding_type": "absolute",
-    "is_decoder": False,
-    "add_cross_attention": False,
-    "quantization_config": None,
-}
-
-
-def _hf_names(name: str) -> list[str]:
-    """Hugging Face's name of our parameter, without prefix; several are its equal pieces, first rows first."""
-    layer = re.match(r"h\.(\d+)\.", name)
-    part, kind = name.removeprefix(layer[0] if layer else "").rsplit(".", 1)
-    where = f"encoder.layer.{layer[1]}." if layer else "embeddings."
-    return [f"{where}{piece}.{kind}" for piece in _PARTS[part]]
-
-
-def _encoder_config(folder: Path) -> tuple[Model, int, str]:
-    """The shape of the encoder in a Hugging Face folder, its position offset and its prefix, from its config.json."""
-    file = folder / "config.json"
-    given = _read_json(file)
-    model_type = given.get("model_type")
-    if model_type not in _PREFIX:
-        raise HubError(f"{file}: model_type = {model_type}: only {', '.join(_PREFIX)} can be imported as encoders")
-    for key, needed in _REQUIRED.items():
-        value = needed if given.get(key) is None else given[key]
-        if value != needed:
-            raise HubError(f"{file}: {key} = {value}: gptlab's encoder has no such form, only {needed}")
-    vocab_size = 50265 if model_type == "roberta" else 30522
-    hf = _DEFAULTS | {"vocab_size": vocab_size} | {key: value for key, value in given.items() if value is not None}
-    position_offset = 0 if model_type == "bert" else hf["pad_token_id"] + 1
-    config = _model(
-        file,
-        hf["intermediate_size"],
-        n_layer=hf["num_hidden_layers"],
-        n_head=hf["num_attention_heads"],
-        n_embd=hf["hidden_size"],
-        block_size=hf["max_position_embeddings"] - position_offset,
-        vocab_size=hf["vocab_size"],
-        norm_eps=hf["layer_norm_eps"],
-        mlp="gelu_erf",
-        tied=False,
-        dropout=hf["hidden_dropout_prob"],
-    )
-    return config, position_offset, _PREFIX[model_type]
-
-
-def _encoder_filler(source: Path, stored: Stored, prefix: str, seed: int) -> EncoderFill:
-    """A function that copies stored tensors into an encoder's body, each once, and initialises its head."""
-    tensors: Stored = {}
-    for name, read in stored.items():
-        name = name.removeprefix(prefix)  # a file of the bare encoder has none
-        name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")  # 2018's
-        if not name.startswith(("embeddings.", "encoder.")) or name.endswith("_ids"):
-            continue  # poolers and heads of other tasks, and the buffers of older files
-        if name in tensors:
-            raise HubError(f"{source}: {name} is stored twice")
-        tensors[name] = read
-
-    @torch.no_grad()
-    def fill(model: Encoder) -> None:
-        names = {name: _hf_names(name) for name, _ in model.named_parameters() if not name.startswith("head.")}
-        expected = {piece for pieces in names.values() for piece in pieces}
-        foreign, missing = tensors.keys() - expected, expected - tensors.keys()
-        refuse_others(source, missing, foreign, "encoder")
-        for name, parameter in model.named_parameters():
-            if name not in names:
-                _initialise(name, parameter, seed)
-                continue
-            for part, piece in zip(parameter.chunk(len(names[name])), names[name], strict=True):
-                tensor = tensors[piece]()
-                if name == "token_type.weight":
-                    tensor = tensor[:1]
-                copy_stored(source, piece, tensor, part)
-
-    return fill
-
-
-def read_encoder(source: str | Path, seed: int) -> tuple[Model, int, EncoderFill]:
-    """The encoder of a Hugging Face folder or id, of RoBERTa's, XLM-RoBERTa's, CamemBERT's or BERT's form.
-
-    Its dropout is the file's `hidden_dropout_prob`, in attention too. Of token types the first one is kept; the pooler
-    and the head, whatever they were trained for, stay behind.
-
-    Args:
-        source: a folder with a config.json, or an id such as `FacebookAI/roberta-base`.
-        seed: initialises the head, as `Encoder.init_weights` would.
-
-    Returns:
-        The shape, the position offset, and the function that `build_encoder` takes as `fill`.
-
-    Raises:
-        HubError: nothing there, or nothing that can be imported, now; weights that are not that model's, when filling.
-    """
-    folder = Path(source).expanduser()
-    if not folder.exists():
-        folder = download(str(source), _encoder_config)
-    config, position_offset, prefix = _encoder_config(folder)
-    return config, position_offset, _encoder_filler(folder, _stored_tensors(folder), prefix, seed)

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gptlab.model.gpt import GPT, KVCache, address
+from gptlab.model.gpt import GPT, KVCache
+from gptlab.seeding import address
 
 
 def pick_token(

@@ -5,7 +5,6 @@ Shapes are written with B sequences, T tokens, C = n_embd, H = n_head, D = C / H
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 
 import torch
@@ -16,13 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gptlab.config import Model
 from gptlab.model.loss import HeadLoss, linear_cross_entropy
-from gptlab.parallel import fill_weights
-
-
-def address(*parts: object) -> int:
-    """A seed in [0, 2^63) for what these parts name: random numbers are addressed, not consumed."""
-    text = "/".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+from gptlab.seeding import address
 
 
 class LayerNorm(nn.Module):
@@ -318,24 +311,25 @@ def build_model(
     config: Model,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    fill: int | Callable[[GPT], None] = 0,
-    lay_out: Callable[[GPT], None] | None = None,
+    init: int | Callable[[GPT], None] = 0,
+    on_meta: Callable[[GPT], None] | None = None,
 ) -> GPT:
-    """A GPT that is laid out without memory and given it where it will live.
+    """A GPT that is built on the meta device and given memory where it will live.
 
     Args:
         config: its shape, vocab_size set.
         device: where the weights go.
         dtype: of the parameters; rotary tables stay float32.
-        fill: a seed to initialise from, or a function that copies weights in.
-        lay_out: changes the model before it has memory, such as the dtypes of its parts.
+        init: a seed, or a function that sets the weights.
+        on_meta: changes the model while it has no memory, such as the dtypes of its parts.
     """
     with torch.device("meta"):
         model = GPT(config).to(dtype)
-        if lay_out is not None:
-            lay_out(model)
+        if on_meta is not None:
+            on_meta(model)
     model = model.to_empty(device=device)
     if config.position == "rope":
         model.rope_cos, model.rope_sin = rotary_tables(config, device)
-    fill_weights(model, fill)
+    with torch.no_grad():
+        model.init_weights(init) if isinstance(init, int) else init(model)
     return model

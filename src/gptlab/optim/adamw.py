@@ -9,9 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gptlab.model.gpt import address
+from gptlab.distributed.shard import shard_spec
 from gptlab.optim.rounding import round_stochastically
-from gptlab.parallel import spread_of
+from gptlab.seeding import address
 
 
 class AdamW(torch.optim.Optimizer):
@@ -76,7 +76,7 @@ class AdamW(torch.optim.Optimizer):
 
             if self.rounding == "stochastic" and p.dtype is torch.bfloat16:
                 seed = address(self.seed, "rounding", step, index)
-                p.copy_(round_stochastically(weight.add_(update), seed, spread_of(p)))
+                p.copy_(round_stochastically(weight.add_(update), seed, shard_spec(p)))
             elif "compensation" in state:
                 update.add_(state["compensation"])
                 p.copy_(weight + update)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from gptlab.parallel import Spread, rows_of, spread_of, whole_shape
+from gptlab.distributed.shard import ShardSpec, global_shape, local_rows, shard_spec
 
 # a, b, c of the quintic a x + b x^3 + c x^5 and how often it is applied (Jordan et al. 2024): the steepest at 0 that
 # brings every singular value near 1, and not to 1.
@@ -68,13 +68,13 @@ def small_side(gram: Tensor) -> Tensor:
     return q
 
 
-def shared_out(x: Tensor, dtype: torch.dtype, spread: Spread | None) -> Tensor:
-    """`orthogonalize`, of which each process that the weights are spread over does as many of the B matrices."""
-    if spread is None:
+def shared_out(x: Tensor, dtype: torch.dtype, shard: ShardSpec | None) -> Tensor:
+    """`orthogonalize` B matrices; each rank that the weights are sharded over computes an equal share of them."""
+    if shard is None:
         return orthogonalize(x, dtype)
-    each = -(-len(x) // spread.group.size())
-    mine = x[each * spread.group.rank() :][:each]
-    return replace(spread, shape=x.shape).whole(orthogonalize(mine, dtype))
+    each = -(-len(x) // shard.group.size())
+    mine = x[each * shard.group.rank() :][:each]
+    return replace(shard, shape=x.shape).all_gather(orthogonalize(mine, dtype))
 
 
 class Muon(torch.optim.Optimizer):
@@ -116,7 +116,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {**defaults, "muon": False, "parts": 1, "lr_scale": 1.0, "fused": True})
         for group in self.param_groups:
             for p in group["params"] if group["muon"] else ():
-                assert p.dim() == 2 and whole_shape(p)[0] % group["parts"] == 0, "Muon is for matrices"
+                assert p.dim() == 2 and global_shape(p)[0] % group["parts"] == 0, "Muon is for matrices"
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -128,10 +128,10 @@ class Muon(torch.optim.Optimizer):
                 self._adamw(group, given)
                 continue
             for p in given:
-                sides = sorted((whole_shape(p)[0] // group["parts"], p.shape[1]))
+                sides = sorted((global_shape(p)[0] // group["parts"], p.shape[1]))
                 alike[*sides, p.dtype, p.device].append((group, p))
         for members in alike.values():
-            n = max(1, AT_ONCE // max(whole_shape(p).numel() for _, p in members))
+            n = max(1, AT_ONCE // max(global_shape(p).numel() for _, p in members))
             for i in range(0, len(members), n):
                 self._muon(members[i : i + n])
 
@@ -143,16 +143,16 @@ class Muon(torch.optim.Optimizer):
             if "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
             momentum = self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
-            x, spread = p.grad.lerp(momentum, group["momentum"]), spread_of(p)
-            x = x if spread is None else spread.whole(x)
+            x, shard = p.grad.lerp(momentum, group["momentum"]), shard_spec(p)
+            x = x if shard is None else shard.all_gather(x)
             x = x.unflatten(0, (group["parts"], -1))  # (parts, rows, cols)
             inputs.append(x.mT if x.shape[1] > x.shape[2] else x)
         wide = torch.promote_types(inputs[0].dtype, torch.float32)
         dtype = torch.bfloat16 if inputs[0].is_cuda and wide is torch.float32 else wide
-        outputs = shared_out(torch.cat(inputs), dtype, spread).split([len(x) for x in inputs])
+        outputs = shared_out(torch.cat(inputs), dtype, shard).split([len(x) for x in inputs])
         for (group, p), x in zip(members, outputs, strict=True):
-            rows, cols = whole_shape(p)[0] // group["parts"], p.shape[1]
-            update = rows_of((x.mT if rows > cols else x).flatten(0, 1), p)  # (parts * rows, cols), as p
+            rows, cols = global_shape(p)[0] // group["parts"], p.shape[1]
+            update = local_rows((x.mT if rows > cols else x).flatten(0, 1), p)  # (parts * rows, cols), as p
             weight = p.to(wide)  # p itself where it is wide already
             weight.mul_(1 - group["lr"] * group["weight_decay"])
             weight.add_(update, alpha=-group["lr"] * math.sqrt(max(1, rows / cols)))

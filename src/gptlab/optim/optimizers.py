@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptlab.config import ConfigError, Optim
+from gptlab.config import Optim
+from gptlab.distributed.shard import Weights, global_shape, shard_spec
+from gptlab.errors import ConfigError, NotApplicable
 from gptlab.optim.adamw import AdamW
 from gptlab.optim.muon import Muon
 from gptlab.optim.spam import AdamWSPAM
-from gptlab.parallel import Weights, spread_of, whole_shape
-from gptlab.precision.libraries import NotApplicable, load_library
+from gptlab.precision.libraries import load_library
 
 
 def parameter_groups(model: Weights, weight_decay: float) -> list[dict[str, object]]:
@@ -140,12 +141,12 @@ def _refuse_other_blocks(model: Weights, whole_blocks: bool) -> None:
         NotApplicable: names the first such tensor.
     """
     for name, p in model.named_parameters():
-        spread = spread_of(p)
-        if spread is None:
+        shard = shard_spec(p)
+        if shard is None:
             continue
-        n, row = spread.shape.numel(), spread.shape[1:].numel()
-        each = -(-spread.shape[0] // spread.group.size()) * row
-        starts = range(0, each * spread.group.size(), each)
+        n, row = shard.shape.numel(), shard.shape[1:].numel()
+        each = -(-shard.shape[0] // shard.group.size()) * row
+        starts = range(0, each * shard.group.size(), each)
         sizes = n, *(max(0, min(each, n - start)) for start in starts)
         quantized = {size >= 4096 and not (whole_blocks and size % 256) for size in sizes}
         if quantized != {False} and (quantized != {True} or any(start % 256 for start in starts)):
@@ -208,6 +209,6 @@ def describe(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     }
     if isinstance(optimizer, Muon):
         matrices = [p for group in optimizer.param_groups if group["muon"] for p in group["params"]]
-        of_muon, of_all = (sum(whole_shape(p).numel() for p in some) for some in (matrices, parameters))
+        of_muon, of_all = (sum(global_shape(p).numel() for p in some) for some in (matrices, parameters))
         told["muon_share"] = of_muon / of_all
     return told

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gptlab.parallel import Spread, Weights, over_shards, whole_shape
+from gptlab.distributed.shard import ShardSpec, Weights, all_reduce_shards, global_shape
 
 
-def round_stochastically(x: Tensor, seed: int, spread: Spread | None = None) -> Tensor:
+def round_stochastically(x: Tensor, seed: int, shard: ShardSpec | None = None) -> Tensor:
     """float32 to bf16: to one of the two neighbours, by chances that make the mean x (arXiv 2010.06192, section 4).
 
     A bf16 is the upper half of a float32's bits. A uniform 16-bit number is added to the lower half, which is then cut
@@ -18,14 +18,14 @@ def round_stochastically(x: Tensor, seed: int, spread: Spread | None = None) -> 
     Args:
         x: float32, of any shape.
         seed: the same numbers are drawn for the same seed and shape on one kind of device.
-        spread: x is rows of a whole; they are rounded as they would be in it.
+        shard: x holds local rows; they are rounded as in the whole tensor.
     """
-    shape = spread.shape if spread else x.shape
+    shape = shard.shape if shard else x.shape
     generator = torch.Generator(x.device).manual_seed(seed)
     draws = torch.empty((shape.numel() + 3) // 4, dtype=torch.int64, device=x.device)
     draws.random_(-(2**63), None, generator=generator)  # all 64 bits of a draw: four numbers
     noise = draws.view(torch.int16)[: shape.numel()].view(shape)
-    noise = spread.rows(noise, len(x)) if spread else noise
+    noise = shard.local(noise, len(x)) if shard else noise
     noise = noise.to(torch.int32).bitwise_and_(0xFFFF)
     rounded = noise.add_(x.view(torch.int32)).bitwise_right_shift_(16).to(torch.int16).view(torch.bfloat16)
     # from the largest bf16 on a carry would make infinity, and of a NaN anything: those go to nearest
@@ -48,7 +48,7 @@ class LostUpdates:
 
     def __init__(self, model: Weights, sample: int = 65536) -> None:
         parameters = [p for p in model.parameters() if p.requires_grad]
-        share = sample / sum(whole_shape(p).numel() for p in parameters)
+        share = sample / sum(global_shape(p).numel() for p in parameters)
         self.where = [(p, _places(p.numel(), max(1, round(share * p.numel()))).to(p.device)) for p in parameters]
         self.kept: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
@@ -69,7 +69,7 @@ class LostUpdates:
         parameters, self.kept = [p for p, *_ in self.kept], []
         if not parameters:
             return torch.zeros(())
-        counts = over_shards(torch.stack((torch.stack(lost).sum(), torch.stack(of).sum())), parameters)
+        counts = all_reduce_shards(torch.stack((torch.stack(lost).sum(), torch.stack(of).sum())), parameters)
         return counts[0] / counts[1].clamp(min=1)
 
 

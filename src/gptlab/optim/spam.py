@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gptlab.model.gpt import address
-from gptlab.parallel import norms, rows_of, whole_shape
+from gptlab.distributed.shard import global_shape, local_rows, norms
+from gptlab.seeding import address
 
 Form = Literal["seed", "paper", "stable"]
 
@@ -258,8 +258,8 @@ class AdamWSPAM(torch.optim.AdamW):
             drawn: list[Tensor | None] = []
             for index, p in enumerate(tensors):
                 draw = torch.Generator(p.device).manual_seed(address(self.seed, "sparse momentum", resets, index))
-                share = torch.rand(whole_shape(p), generator=draw, device=p.device) if p.dim() == 2 else None
-                drawn.append(None if share is None else rows_of(share, p) < self.density)
+                share = torch.rand(global_shape(p), generator=draw, device=p.device) if p.dim() == 2 else None
+                drawn.append(None if share is None else local_rows(share, p) < self.density)
             self._masks = resets, drawn
         for p, mask in zip(tensors, self._masks[1], strict=True):
             if mask is not None:

@@ -12,11 +12,7 @@ from typing import Any
 
 import torch
 
-from gptlab.config import UserError
-
-
-class NotApplicable(UserError):
-    """This machine cannot do what the recipe says; the run is never quietly made in another way."""
+from gptlab.errors import NotApplicable
 
 
 def load_library(module: str, wanted_by: str, *names: str) -> Any:

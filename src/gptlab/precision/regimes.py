@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from gptlab.config import Precision
+from gptlab.errors import NotApplicable as NotApplicable
 from gptlab.hardware import Format
-from gptlab.precision.libraries import NotApplicable as NotApplicable
 from gptlab.precision.libraries import load_library
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32

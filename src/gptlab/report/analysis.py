@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import tomli_w
 
-from gptlab.config import Comparison, Metric, Question, UserError, clauses
+from gptlab.config import Comparison, Metric, Question, clauses
+from gptlab.errors import UserError
 from gptlab.report import statistics as st
 from gptlab.report.plots import thin
 from gptlab.report.reading import Array, number

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gptlab.errors import RunError
 from gptlab.report.reading import Array, human, number, series, short_names
-from gptlab.rundir import RunDir, RunError
+from gptlab.rundir import RunDir
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

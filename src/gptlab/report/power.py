@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from gptlab.config import Study, UserError
+from gptlab.config import Study
+from gptlab.errors import UserError
 from gptlab.report import statistics as st
 from gptlab.report.studies import ReadStudy
 

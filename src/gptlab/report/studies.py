@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from gptlab.config import Recipe, Study, UserError, settings
+from gptlab.config import Recipe, Study, settings
+from gptlab.errors import UserError
 from gptlab.report.reading import Array, number, series
 from gptlab.report.statistics import Runs
-from gptlab.rundir import STATUSES, RunDir, open_study, run_name
+from gptlab.rundir import RunDir, open_study, run_name
+from gptlab.status import STATUSES
 
 # what else two runs may differ in, by its name in environment.json
 FACTS = {"device": "device_name", "torch": "torch", "gptlab": "gptlab", "commit": "git_commit", "threads": "threads"}

@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gptlab.report.reading import human
-from gptlab.rundir import STATUSES
+from gptlab.status import STATUSES
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # what spreadsheets begin a formula with, or skip before one
 STYLES = {

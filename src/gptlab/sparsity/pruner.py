@@ -11,9 +11,10 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from gptlab.config import Sparsity, UserError
-from gptlab.model.gpt import address
-from gptlab.parallel import Weights, over_shards, rows_of, whole_shape
+from gptlab.config import Sparsity
+from gptlab.distributed.shard import Weights, all_reduce_shards, global_shape, local_rows
+from gptlab.errors import UserError
+from gptlab.seeding import address
 from gptlab.sparsity import scores
 from gptlab.sparsity.masks import pack, unpack
 from gptlab.sparsity.schedule import is_change, ramp, rigl_fraction, sparsity_at
@@ -195,9 +196,9 @@ class Pruner:
         names = {key.removeprefix("mask/") for key in kept if key.startswith("mask/")}
         assert names == self.parameters.keys(), "the masks are of this model"
         for name, p in self.parameters.items():
-            mask, shape = kept[f"mask/{name}"], whole_shape(p)
+            mask, shape = kept[f"mask/{name}"], global_shape(p)
             if mask.dim() == 1:  # a whole one, as they were packed once: with no regard to rows
-                kept[f"mask/{name}"] = rows_of(pack(unpack(mask, (shape.numel(),)).view(shape)), p)
+                kept[f"mask/{name}"] = local_rows(pack(unpack(mask, (shape.numel(),)).view(shape)), p)
         self._kept, self.changed_at, self._flipped = kept, int(changed[0]), changed[1]
         self._counted = None
         self._masked = any(self._counts().values())
@@ -215,11 +216,11 @@ class Pruner:
 
     def by_layer(self) -> dict[str, float]:
         """That share of each matrix, by its name."""
-        return {name: count / whole_shape(self.parameters[name]).numel() for name, count in self._counts().items()}
+        return {name: count / global_shape(self.parameters[name]).numel() for name, count in self._counts().items()}
 
     def mask_bytes(self) -> int:
         """What the masks take on the device, or on all that have rows of them."""
-        shapes = [whole_shape(p) for p in self.parameters.values()]
+        shapes = [global_shape(p) for p in self.parameters.values()]
         return sum(rows * -(-cols // 8) for rows, cols in shapes)
 
     @property
@@ -252,12 +253,12 @@ class Pruner:
 
     @property
     def _numbers(self) -> int:
-        return sum(whole_shape(p).numel() for p in self.parameters.values())
+        return sum(global_shape(p).numel() for p in self.parameters.values())
 
     def _counts(self) -> dict[str, int]:
         if self._counted is None:
             counts = torch.stack([self._masks(name).sum() for name in self.parameters])
-            over_shards(counts, list(self.parameters.values()))
+            all_reduce_shards(counts, list(self.parameters.values()))
             self._counted = dict(zip(self.parameters, counts.tolist(), strict=True))
         return self._counted
 
@@ -273,7 +274,7 @@ class Pruner:
             packed = pack(mask)
             self._flipped += unpack(packed ^ self._kept[f"mask/{name}"], p.shape).sum()
             self._kept[f"mask/{name}"] = packed
-        over_shards(self._flipped, list(self.parameters.values()))
+        all_reduce_shards(self._flipped, list(self.parameters.values()))
         self._masked, self._counted = True, None
 
     def _clear(self) -> None:
@@ -316,19 +317,19 @@ class Pruner:
         else:
             for name, score in made.items():
                 p = parameters[name]
-                yield from smallest([score], int(share * whole_shape(p).numel()), [p])
+                yield from smallest([score], int(share * global_shape(p).numel()), [p])
 
     def _drawn(self, name: str, seed: int) -> Tensor:
         p = self.parameters[name]
-        n = whole_shape(p).numel()
+        n = global_shape(p).numel()
         order = torch.randperm(n, generator=torch.Generator().manual_seed(address(seed, "rigl", name)))
         mask = torch.zeros(n, dtype=torch.bool)
         mask[order[: int(self.settings.target * n)]] = True
-        return rows_of(mask.view(whole_shape(p)), p).to(p.device)
+        return local_rows(mask.view(global_shape(p)), p).to(p.device)
 
     def _regrown(self, name: str, fraction: float) -> Tensor:
         p = self.parameters[name]
-        n = whole_shape(p).numel()
+        n = global_shape(p).numel()
         masked = int(self.settings.target * n)
         dropped = int(fraction * (n - masked))
         (out,) = smallest([functools.partial(self._score, name)], masked + dropped, [p])
@@ -341,7 +342,7 @@ class Pruner:
         """(), bool: whether every gradient of the optimizer is finite, as loss scaling asks."""
         grads = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([g for g in grads if g.numel()], math.inf)  # there may be no rows here
-        return over_shards((~norm.isfinite()).int(), list(self.parameters.values())) == 0
+        return all_reduce_shards((~norm.isfinite()).int(), list(self.parameters.values())) == 0
 
     @contextlib.contextmanager
     def _timed(self) -> Iterator[None]:

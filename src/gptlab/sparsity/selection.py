@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from gptlab.parallel import over_shards, spread_of
+from gptlab.distributed.shard import all_reduce_shards, shard_spec
 
 BINS = 2**16  # of each half of a float32's bits
 PART = 2**20  # scores that are counted at a time
@@ -27,11 +27,11 @@ def smallest(scores: Sequence[Callable[[], Tensor]], k: int, parameters: Sequenc
         k: 0 to the number of scores, everyone's.
         parameters: what the scores are of, if they may be spread.
     """
-    spread = spread_of(parameters[0]) if parameters else None
+    spread = shard_spec(parameters[0]) if parameters else None
 
     def of_all(counts: Iterator[Tensor]) -> Tensor:
         total = functools.reduce(torch.add, counts)
-        return over_shards(total, parameters) if spread else total
+        return all_reduce_shards(total, parameters) if spread else total
 
     if k == 0:
         for score in scores:
@@ -55,7 +55,7 @@ def smallest(scores: Sequence[Callable[[], Tensor]], k: int, parameters: Sequenc
         for i, score in enumerate(scores):
             for keys in _keys(score()):
                 equals[i, spread.group.rank()] += (keys == threshold).sum()
-        over_shards(equals, parameters)
+        all_reduce_shards(equals, parameters)
         before = equals.flatten().cumsum(0).view_as(equals) - equals
         lefts = left - before[:, spread.group.rank()]
     for i, score in enumerate(scores):

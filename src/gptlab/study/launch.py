@@ -30,9 +30,10 @@ from pydantic import Field, ValidationError
 from rich.table import Table
 from rich.text import Text
 
-from gptlab.config import ConfigError, Count, Positive, Recipe, Section, Study, UserError, load_recipe
+from gptlab.config import Count, Positive, Recipe, Section, Study, load_recipe
+from gptlab.errors import ConfigError, Locked, RunError, UserError
 from gptlab.locks import is_held
-from gptlab.rundir import Locked, RunDir, RunError, open_study, run_name
+from gptlab.rundir import RunDir, open_study, run_name
 from gptlab.study import runner
 from gptlab.study.runner import Runner, gate, is_finished, keep_study, plan, run_study, visible_gpus, write_summary
 from gptlab.study.table import COLOURS, _tail, progress, read_state, read_study

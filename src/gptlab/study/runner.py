@@ -27,8 +27,9 @@ from rich.console import Console
 from rich.live import Live
 
 from gptlab import locks, machine
-from gptlab.config import ConfigError, Recipe, Study, settings, shipped
-from gptlab.rundir import Locked, RunDir, RunError, open_study, run_name, write_atomically
+from gptlab.config import Recipe, Study, settings, shipped
+from gptlab.errors import ConfigError, Locked, RunError
+from gptlab.rundir import RunDir, open_study, run_name, write_atomically
 from gptlab.study.table import RunState, duration, progress, read_state, read_summary, render
 from gptlab.study.worker import RUNNER
 from gptlab.training.signals import STOP_FILE, StopSignal

@@ -17,7 +17,8 @@ from rich.text import Text
 
 from gptlab.config import Study
 from gptlab.locks import is_held
-from gptlab.rundir import STATUSES, RunDir, open_study, run_name
+from gptlab.rundir import RunDir, open_study, run_name
+from gptlab.status import STATUSES
 
 ENDED = tuple(status for status in STATUSES if status != "interrupted")
 COLOURS = {

@@ -14,9 +14,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gptlab.config import Recipe, UserError
+from gptlab.config import Recipe
+from gptlab.errors import Locked, UserError
 from gptlab.machine import process_is_alive
-from gptlab.rundir import Locked, open_study, run_name
+from gptlab.rundir import open_study, run_name
 
 if TYPE_CHECKING:
     from gptlab.training.result import Result

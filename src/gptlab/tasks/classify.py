@@ -13,10 +13,12 @@ import torch.nn.functional as F
 from gptlab.config import Recipe
 from gptlab.data.labeled import LabeledDataset, constant_loss
 from gptlab.data.sampler import permute
-from gptlab.data.shards import DataError
+from gptlab.distributed.shard import init_shards
+from gptlab.distributed.world import SINGLE, World
+from gptlab.distributed.wrap import shard
+from gptlab.errors import DataError
 from gptlab.evals.classification import multi_label_scores, single_label_scores
 from gptlab.model.encoder import Encoder, build_encoder
-from gptlab.parallel import ALONE, World, shard
 from gptlab.precision.regimes import Regime, apply_regime
 
 
@@ -53,7 +55,7 @@ class Classification:
         dataset: LabeledDataset,
         device: torch.device,
         position_offset: int = 2,
-        world: World = ALONE,
+        world: World = SINGLE,
     ) -> None:
         self.world = world
         if recipe.model.vocab_size < dataset.vocab_size:
@@ -73,10 +75,10 @@ class Classification:
         drawn = permute(np.arange(min(n, size)), size, f"{self.recipe.eval.seed}/eval/{split}") if n < size else None
         return np.arange(size) if drawn is None else drawn
 
-    def build(self, regime: Regime, fill: int | Callable[[Encoder], None], sharded: bool = False) -> Encoder:
-        """The model, in the regime's dtypes, initialised from a seed or filled with weights; sharded is with FSDP."""
+    def build(self, regime: Regime, init: int | Callable[[Encoder], None], sharded: bool = False) -> Encoder:
+        """The model, in the regime's dtypes, from a seed or with weights copied in; sharded is with FSDP."""
 
-        def lay_out(model: Encoder) -> None:
+        def on_meta(model: Encoder) -> None:
             apply_regime(model, regime)
             if sharded:
                 shard(model, self.world, self.recipe.distributed.shard_over, self.device, regime.gathered)
@@ -85,9 +87,9 @@ class Classification:
             self.recipe.model,
             self.n_labels,
             self.device,
-            fill=fill,
+            init=init_shards(init) if sharded else init,
             position_offset=self.position_offset,
-            lay_out=lay_out,
+            on_meta=on_meta,
         )
         model.activation_checkpointing = self.recipe.train.activation_checkpointing
         return model
@@ -172,7 +174,7 @@ class Classification:
                 logits[i : i + micro_batch] = out.cpu()
         finally:
             model.train(was_training)
-        numbers, losses = self.world.sum(logits).numpy(), self.world.total(losses)  # zeros where others scored
+        numbers, losses = self.world.all_reduce(logits).numpy(), self.world.sum(losses)  # zeros where others scored
         ids = [truth.label_ids(row) for row in order.tolist()]
         counts = self.dataset.train_counts
         if self.dataset.multi:

@@ -11,7 +11,7 @@ from gptlab.config import Recipe
 from gptlab.data.labeled import LabeledDataset
 from gptlab.data.shards import Dataset
 from gptlab.data.tokenizers import Tokenizer
-from gptlab.parallel import ALONE, World
+from gptlab.distributed.world import SINGLE, World
 from gptlab.tasks.classify import Classification, open_labeled
 from gptlab.tasks.lm import LanguageModelling, open_datasets
 
@@ -23,7 +23,7 @@ def open_data(recipe: Recipe) -> Data:
     return open_labeled(recipe) if recipe.task == "classify" else open_datasets(recipe)
 
 
-def make_task(recipe: Recipe, data: Data, device: torch.device, folder: Path, world: World = ALONE) -> Any:
+def make_task(recipe: Recipe, data: Data, device: torch.device, folder: Path, world: World = SINGLE) -> Any:
     if isinstance(data, LabeledDataset):
         return Classification(recipe, data, device, world=world)
     return LanguageModelling(recipe, data, device, folder, world)

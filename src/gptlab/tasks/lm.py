@@ -10,16 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gptlab.config import Recipe, Sample, UserError
+from gptlab.config import Recipe, Sample
 from gptlab.data.sampler import Mixture, Windows, evaluation_windows
-from gptlab.data.shards import DataError, Dataset, Tokens
+from gptlab.data.shards import Dataset, Tokens
 from gptlab.data.tokenizers import Tokenizer
+from gptlab.distributed.shard import init_shards
+from gptlab.distributed.world import SINGLE, World, world_from_env
+from gptlab.distributed.wrap import shard
+from gptlab.errors import DataError, UserError
 from gptlab.evals.heldout import heldout_loss, scores
 from gptlab.evals.hellaswag import Encoded, evaluate_hellaswag, open_hellaswag, write_results
 from gptlab.model.generate import generate
-from gptlab.model.gpt import GPT, address, build_model
-from gptlab.parallel import ALONE, World, environment, shard
+from gptlab.model.gpt import GPT, build_model
 from gptlab.precision.regimes import Regime, apply_regime
+from gptlab.seeding import address
 
 NOT_DRAWN = {"prompt", "every", "number"}  # settings of `sample` that are not about how an id is drawn
 
@@ -39,7 +43,7 @@ def open_datasets(recipe: Recipe) -> list[Dataset]:
                 f"no prepared dataset at {folder}: `gptlab prepare {recipe.data.corpus} --tokenizer "
                 f"{recipe.data.tokenizer} --out {folder}` makes it, --data.path names another"
             )
-    look = environment().first  # at every shard: once is enough, and 1,000 processes are not kind to a file system
+    look = world_from_env().first  # at every shard: once is enough, and 1,000 processes are not kind to a file system
     datasets = [Dataset(folder, look) for folder in folders]
     for dataset in datasets[1:]:
         if dataset.tokenizer.spec() != datasets[0].tokenizer.spec():
@@ -72,7 +76,7 @@ class LanguageModelling:
     unit = "tokens"
 
     def __init__(
-        self, recipe: Recipe, datasets: list[Dataset], device: torch.device, folder: Path, world: World = ALONE
+        self, recipe: Recipe, datasets: list[Dataset], device: torch.device, folder: Path, world: World = SINGLE
     ) -> None:
         self.recipe, self.device, self.folder, self.world = recipe, device, folder, world
         self.per_step = recipe.batch.tokens_per_step
@@ -101,20 +105,22 @@ class LanguageModelling:
         if recipe.hellaswag.every and recipe.hellaswag.path:
             path, definition = recipe.hellaswag.path, recipe.hellaswag.definition
             if not world.first:
-                world.meet()  # the first one may have to download it
+                world.barrier()  # the first one may have to download it
             self.hellaswag = open_hellaswag(path, datasets[0].tokenizer, recipe.model.block_size, definition)
             if world.first:
-                world.meet()
+                world.barrier()
 
-    def build(self, regime: Regime, fill: int | Callable[[GPT], None], sharded: bool = False) -> GPT:
-        """The model, in the regime's dtypes, initialised from a seed or filled with weights; sharded is with FSDP."""
+    def build(self, regime: Regime, init: int | Callable[[GPT], None], sharded: bool = False) -> GPT:
+        """The model, in the regime's dtypes, from a seed or with weights copied in; sharded is with FSDP."""
 
-        def lay_out(model: GPT) -> None:
+        def on_meta(model: GPT) -> None:
             apply_regime(model, regime)
             if sharded:
                 shard(model, self.world, self.recipe.distributed.shard_over, self.device, regime.gathered)
 
-        model = build_model(self.recipe.model, self.device, fill=fill, lay_out=lay_out)
+        model = build_model(
+            self.recipe.model, self.device, init=init_shards(init) if sharded else init, on_meta=on_meta
+        )
         model.activation_checkpointing = self.recipe.train.activation_checkpointing
         return model
 

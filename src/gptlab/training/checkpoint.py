@@ -29,11 +29,13 @@ import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor
 
+from gptlab.distributed.shard import Weights, global_shape, shard_spec
+from gptlab.distributed.world import SINGLE, World
+from gptlab.errors import RunError
 from gptlab.machine import free_memory
 from gptlab.optim.optimizers import plain_tensors
-from gptlab.parallel import ALONE, Weights, World, spread_of, whole_shape
 from gptlab.precision.libraries import load_library
-from gptlab.rundir import RunDir, RunError, write_atomically
+from gptlab.rundir import RunDir, write_atomically
 from gptlab.sparsity.pruner import Pruner
 
 ROOM = 2e9  # bytes that copies for a checkpoint leave free on the host
@@ -236,7 +238,7 @@ def rows_here(name: str, parameters: Mapping[str, Tensor]) -> tuple[int, int, in
     """
     kind, _, of = name.rpartition("/")
     parameter, part = parameters.get(of), kind.rpartition(".")[2]
-    spread = None if parameter is None else spread_of(parameter)
+    spread = None if parameter is None else shard_spec(parameter)
     if spread is None or parameter is None or part in TABLES:
         return None
     if part in SCALES:
@@ -305,7 +307,7 @@ class Checkpoints:
     """
 
     def __init__(
-        self, run: RunDir, keep_last: int, keep_best: bool, world: World = ALONE, spread: bool = False
+        self, run: RunDir, keep_last: int, keep_best: bool, world: World = SINGLE, spread: bool = False
     ) -> None:
         self.run, self.keep_last, self.keep_best, self.world = run, keep_last, keep_best, world
         self.writer: threading.Thread | None = None
@@ -341,13 +343,13 @@ class Checkpoints:
             tensors["sparsity"] = pruner.tensors()
         # of each tensor, which rows are here: None where all processes have the same, and the first writes it
         extents = {kind: {name: extent(name, t, parameters) for name, t in of.items()} for kind, of in tensors.items()}
-        spread = spread_of(next(iter(parameters.values())))
+        spread = shard_spec(next(iter(parameters.values())))
         if spread is not None:
             tensors = {
                 kind: {
                     name: t
                     for name, t in of.items()
-                    if (self.world.first if extents[kind][name] is None else spread.keeper)
+                    if (self.world.first if extents[kind][name] is None else spread.is_writer)
                 }
                 for kind, of in tensors.items()
             }
@@ -456,7 +458,7 @@ class Checkpoints:
         Raises:
             RunError: there are checkpoints and every one is damaged, or it is of another model.
         """
-        path, damage = self.world.from_first(self._newest() if self.world.first else (None, None))
+        path, damage = self.world.broadcast(self._newest() if self.world.first else (None, None))
         if damage:
             raise RunError(damage)
         if path is None:
@@ -466,7 +468,7 @@ class Checkpoints:
             raise RunError(f"checkpoint {path} has other tensors than this model: {_differ(saved, parameters)}")
         with torch.no_grad():
             for name, p in parameters.items():
-                if saved.shape("model", name) != tuple(whole_shape(p)):
+                if saved.shape("model", name) != tuple(global_shape(p)):
                     raise RunError(f"checkpoint {path}: {name} is of shape {saved.shape('model', name)}")
                 stored = _read(saved, "model", name, parameters)
                 if stored.dtype != p.dtype:

@@ -8,9 +8,11 @@ from typing import Any
 from gptlab.config import build_recipe
 from gptlab.data.shards import Dataset
 from gptlab.data.tokenizers import load_tokenizer
+from gptlab.errors import RunError
+from gptlab.interop.nanogpt import import_nanogpt
+from gptlab.interop.source import read_source, tokenizer_spec
 from gptlab.model.gpt import build_model
-from gptlab.model.hub import import_nanogpt, read_source, tokenizer_spec
-from gptlab.rundir import RunDir, RunError
+from gptlab.rundir import RunDir
 from gptlab.training.checkpoint import Checkpoints
 
 
@@ -47,7 +49,7 @@ def import_run(kind: str, source: str, out: Path, overrides: dict[str, Any]) -> 
     }
     recipe = build_recipe(described, overrides)
     with run.lock():
-        model = build_model(recipe.model, "cpu", fill=fill)
+        model = build_model(recipe.model, "cpu", init=fill)
         checkpoints = Checkpoints(run, keep_last=1, keep_best=False)
         checkpoints.save(model, None, {"step": 0})
         checkpoints.wait()

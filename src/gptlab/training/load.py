@@ -10,15 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from gptlab.config import Recipe, UserError
+from gptlab.config import Recipe
 from gptlab.data.tokenizers import Tokenizer, load_tokenizer
+from gptlab.errors import RunError, UserError
 from gptlab.evals.heldout import heldout_loss, scores, whole_split
 from gptlab.evals.hellaswag import evaluate_hellaswag, open_hellaswag, wilson_interval, write_results
 from gptlab.evals.perplexity import lambada_perplexity, load_lambada, load_wikitext, wikitext_perplexity
 from gptlab.model.encoder import Encoder, build_encoder
 from gptlab.model.gpt import GPT, build_model
 from gptlab.precision.regimes import Regime, apply_regime, enter_regime, make_regime
-from gptlab.rundir import RunDir, RunError
+from gptlab.rundir import RunDir
 from gptlab.tasks.classify import Classification, open_labeled
 from gptlab.tasks.lm import NOT_DRAWN, continuations, document_numbers, open_datasets
 from gptlab.training.checkpoint import Saved, checkpoint_step, find_checkpoint
@@ -77,9 +78,9 @@ def load_run(path: str | Path, checkpoint: str = "last", device: str = "auto") -
     model: GPT | Encoder
     if recipe.task == "classify":
         n_labels = Saved(chosen).shape("model", "head.weight")[0]
-        model = build_encoder(recipe.model, n_labels, where, fill=fill, lay_out=lambda m: apply_regime(m, regime))
+        model = build_encoder(recipe.model, n_labels, where, init=fill, on_meta=lambda m: apply_regime(m, regime))
     else:
-        model = build_model(recipe.model, where, fill=fill, lay_out=lambda m: apply_regime(m, regime))
+        model = build_model(recipe.model, where, init=fill, on_meta=lambda m: apply_regime(m, regime))
     tokenizer = load_tokenizer(run.tokenizer_file)
     return Run(Path(path), recipe, model.eval(), tokenizer, checkpoint_step(chosen))
 

@@ -11,7 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from gptlab.config import Recipe, UserError
+from gptlab.config import Recipe
+from gptlab.errors import UserError
 from gptlab.rundir import RunDir
 
 

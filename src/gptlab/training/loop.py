@@ -19,16 +19,18 @@ from typing import Any
 import torch
 
 from gptlab import machine, planner
-from gptlab.config import Recipe, UserError
+from gptlab.config import Recipe
+from gptlab.distributed.shard import LocalShards
+from gptlab.distributed.world import World, is_lost_rank, process_group
+from gptlab.distributed.wrap import make_scaler, replicate, sync_gradients, with_last
+from gptlab.errors import NotApplicable, RunError, UserError
 from gptlab.hardware import gpu_of, mfu
-from gptlab.model.gpt import address
 from gptlab.optim.optimizers import make_optimizer, set_lr
 from gptlab.optim.rounding import LostUpdates
 from gptlab.optim.schedule import learning_rate
-from gptlab.parallel import Shards, World, joined, lost_another, make_scaler, replicate, sending, with_last
-from gptlab.precision.libraries import NotApplicable
 from gptlab.precision.regimes import enter_regime
-from gptlab.rundir import RunDir, RunError
+from gptlab.rundir import RunDir
+from gptlab.seeding import address
 from gptlab.tasks.data import Data, make_task, open_data, tokenizer_of, train_tokens
 from gptlab.training.checkpoint import Checkpoints, list_checkpoints
 from gptlab.training.guard import Divergence, Guard
@@ -66,7 +68,7 @@ def train(
     if resume == "never" and run.exists():
         raise RunError(f"{run.path} already has a run in it: --resume auto goes on with it, --out names another folder")
     device, datasets = pick_device(recipe.train.device), open_data(recipe)
-    with joined(recipe.distributed.strategy, device) as world:
+    with process_group(recipe.distributed.strategy, device) as world:
         run.writes = world.first
         before = run.read_json("result.json")
         signal = StopSignal(run.path if world.first else None)
@@ -82,8 +84,8 @@ def train(
                 except Exception as error:
                     result = result_of(error, run, device, world)
                     if world.size > 1:  # the others wait for this process: whoever started them all ends them
-                        say_end(result, run, world, lost_another(error), before)
-                        if lost_another(error):
+                        say_end(result, run, world, is_lost_rank(error), before)
+                        if is_lost_rank(error):
                             sys.exit(1)  # its traceback would be of this process, and the fault is the other's
                         if result.status == "out_of_memory":
                             sys.exit(3)
@@ -94,11 +96,11 @@ def train(
                     less = True
                 if not (less and halve_micro_batch(recipe, run, quiet)):
                     break
-            if not world.from_first(run.exists()):
+            if not world.broadcast(run.exists()):
                 run.write_recipe(resolve(recipe, run, datasets, device, world)[0])
             if result.to_json() != run.read_json("result.json"):
                 run.write_json("result.json", result.to_json())
-        return world.from_first(result)
+        return world.broadcast(result)
 
 
 @contextlib.contextmanager
@@ -110,7 +112,7 @@ def hold(run: RunDir, world: World) -> Iterator[None]:
             held.enter_context(run.lock())
         except UserError as error:
             refused = error
-        if refused := world.from_first(refused):
+        if refused := world.broadcast(refused):
             raise refused
         yield
 
@@ -139,7 +141,7 @@ def _train(
     recipe, fill = resolve(recipe, run, datasets, device, world)
     limit = recipe.step_limit(train_tokens(recipe, datasets))
     before = run.read_json("result.json")
-    world.meet()  # all have read what the first process is about to write
+    world.barrier()  # all have read what the first process is about to write
     if before.get("status") == "completed" and before["steps"] >= limit:
         return Result.from_json(before)
     if not recipe.train.eval_only:
@@ -147,9 +149,9 @@ def _train(
         assert isinstance(most, int), "resolved"
         world.pieces(n // world.size, n, most)  # says before anything is written that they cannot be shared
         found = planner.fits(recipe, device, world.size)
-        if (refuses := world.most(world.rank if found.refused else -1)) >= 0:
+        if (refuses := int(world.max(world.rank if found.refused else -1))) >= 0:
             facts = found.sentence, found.needed_gb, found.available_gb
-            sentence, asked, free = world.of(facts, refuses)
+            sentence, asked, free = world.broadcast(facts, src=refuses)
             if list_checkpoints(run):
                 raise RunError(f"{run.path} cannot go on here: it {sentence}")
             return Result(
@@ -160,12 +162,12 @@ def _train(
     sharded = world.size > 1 and recipe.distributed.strategy == "fsdp"
     task = make_task(recipe, datasets, device, run.path, world)
     model = task.build(regime, fill, sharded)
-    weights = Shards(model) if sharded else model  # what this process has of them
+    weights = LocalShards(model) if sharded else model  # what this process has of them
     optimizer = make_optimizer(weights, recipe.optim, recipe.seed)
     pruner = make_pruner(weights, optimizer, recipe)
     scaler = make_scaler(device, regime.loss_scaling, sharded)
     checkpoints = Checkpoints(run, recipe.checkpoint.keep_last, recipe.checkpoint.keep_best, world, sharded)
-    constant = world.from_first(task.constant_loss() if world.first else None)
+    constant = world.broadcast(task.constant_loss() if world.first else None)
     guard, lost = Guard(constant, recipe.schedule.warmup_steps), LostUpdates(weights)
     watched = Watched(weights, regime.weights is not torch.float32, world)
     # SPAM clips by itself, when it has looked at the norm
@@ -213,8 +215,8 @@ def _train(
     def spent() -> dict[str, float]:
         return {
             "wall_seconds": state["wall_seconds"] + time.perf_counter() - began,
-            "cpu_seconds": state["cpu_seconds"] + world.total(time.process_time() - cpu_began),
-            "energy_joules": state["energy_joules"] + world.total(energy.joules() or 0.0),
+            "cpu_seconds": state["cpu_seconds"] + world.sum(time.process_time() - cpu_began),
+            "energy_joules": state["energy_joules"] + world.sum(energy.joules() or 0.0),
         }
 
     def stop() -> bool:
@@ -271,7 +273,7 @@ def _train(
             # evaluate, save, and see whether to stop
             watch.pause()
             if what := [name for name in task.due(step, ends) if name not in measured]:
-                whole = task.build(regime, weights.fill) if isinstance(weights, Shards) else model
+                whole = task.build(regime, weights.gather_into) if isinstance(weights, LocalShards) else model
                 scores = task.evaluate(what, whole, regime, micro_batch, stop)
                 del whole  # FSDP's copy is not to stay while training goes on
                 if scores is None:
@@ -307,13 +309,13 @@ def _train(
             factor = scaler.scale(torch.full((), 1 / per_step, device=device))
             loss, largest = torch.zeros((), device=device), torch.zeros((), device=device)
             for batch, last in with_last(task.micro_batches(step, micro_batch)):
-                with sending(net, last):
+                with sync_gradients(net, last):
                     with regime.context(device):
                         scaled, value, logit = net(*batch, factor)  # a HeadLoss
                     scaled.backward()
                 loss, largest = loss + value / per_step, torch.maximum(largest, logit)
-            if isinstance(weights, Shards):
-                weights.take_gradients()
+            if isinstance(weights, LocalShards):
+                weights.collect_gradients()
             scaler.unscale_(optimizer)
             if due(step + 1, recipe.faults.gradient_every):
                 spike_gradients(weights, recipe.faults.gradient_factor)
@@ -355,9 +357,9 @@ def _train(
         time_per_iter_ms=1000 * statistics.median(times) if times else None,
         time_per_iter_p95_ms=1000 * percentile(times, 0.95) if times else None,
         timed_steps=len(times),
-        peak_memory_gb=world.highest(peak_memory_gb(device)),
+        peak_memory_gb=world.max(peak_memory_gb(device)),
         peak_memory_reserved_gb=(
-            world.highest(torch.cuda.max_memory_reserved(device) / 1e9) if device.type == "cuda" else None
+            world.max(torch.cuda.max_memory_reserved(device) / 1e9) if device.type == "cuda" else None
         ),
         wall_seconds=sums["wall_seconds"],
         cpu_seconds=sums["cpu_seconds"],

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from gptlab.config import Recipe
-from gptlab.parallel import Weights
+from gptlab.distributed.shard import Weights
 from gptlab.rundir import RunDir
 from gptlab.sparsity.pruner import Pruner
 

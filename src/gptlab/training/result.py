@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from gptlab.config import Recipe
-from gptlab.parallel import World, lost_another
+from gptlab.distributed.world import World, is_lost_rank
 from gptlab.rundir import RunDir
 from gptlab.training.checkpoint import checkpoint_step, list_checkpoints
 
@@ -100,7 +100,7 @@ def result_of(error: Exception, run: RunDir, device: torch.device, world: World)
     first, *_ = str(error).splitlines() or [""]
     says = f"{type(error).__name__}: {first}"
     if world.size > 1:
-        what = "lost another one" if lost_another(error) else "failed"
+        what = "lost another one" if is_lost_rank(error) else "failed"
         says = f"process {world.rank} of {world.size} {what}: {says}"
     return Result("failed", reason=says)
 

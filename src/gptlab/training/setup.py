@@ -17,17 +17,18 @@ from torch import nn
 
 import gptlab
 from gptlab import planner
-from gptlab.config import Model, Recipe, UserError, settings
+from gptlab.config import Model, Recipe, settings
 from gptlab.data.labeled import LabeledDataset
 from gptlab.data.tokenizers import load_tokenizer
+from gptlab.distributed.world import SINGLE, World
+from gptlab.distributed.world import world_from_env as started
+from gptlab.errors import RunError, UserError
 from gptlab.hardware import device_name
-from gptlab.model.encoder import read_encoder
-from gptlab.model.hub import read_source
+from gptlab.interop.hf_encoder import read_encoder
+from gptlab.interop.source import read_source
 from gptlab.optim.optimizers import describe
-from gptlab.parallel import ALONE, World
-from gptlab.parallel import environment as started
 from gptlab.precision.regimes import make_regime
-from gptlab.rundir import RunDir, RunError
+from gptlab.rundir import RunDir
 from gptlab.tasks.data import Data, corpus_of, fingerprint, paths, tokenizer_of, train_tokens, vocab_size_of
 from gptlab.training.checkpoint import Saved, find_checkpoint, list_checkpoints
 
@@ -68,7 +69,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def resolve(
-    recipe: Recipe, run: RunDir, datasets: Data, device: torch.device, world: World = ALONE
+    recipe: Recipe, run: RunDir, datasets: Data, device: torch.device, world: World = SINGLE
 ) -> tuple[Recipe, int | Callable[[Any], None]]:
     """The recipe with every default filled in, and what the weights start from (a seed, or a function that copies).
 
@@ -107,7 +108,7 @@ def resolve(
         settled["compile.enabled"] = stored.compile.enabled if stored else device.type == "cuda"
     if recipe.batch.micro_batch == "auto":  # a resumed run keeps its own: dropout and rounding depend on it
         settled["batch.micro_batch"] = (
-            stored.batch.micro_batch if stored else world.least(largest_micro_batch(recipe, device, world.size))
+            stored.batch.micro_batch if stored else int(world.min(largest_micro_batch(recipe, device, world.size)))
         )
     if not recipe.schedule.decay_steps:
         limit = recipe.step_limit(train_tokens(recipe, datasets))

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import Tensor
 
-from gptlab.parallel import ALONE, Weights, World, norms, over_shards
+from gptlab.distributed.shard import Weights, all_reduce_shards, norms
+from gptlab.distributed.world import SINGLE, World
 from gptlab.rundir import RunDir
 from gptlab.training.guard import Divergence
 
@@ -50,7 +51,7 @@ class Watched:
         world: its processes read together what each has seen.
     """
 
-    def __init__(self, model: Weights, weights_too: bool, world: World = ALONE) -> None:
+    def __init__(self, model: Weights, weights_too: bool, world: World = SINGLE) -> None:
         self.world = world
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self.names, self.parameters = [name for name, _ in named], [p for _, p in named]
@@ -74,11 +75,11 @@ class Watched:
         """The waiting updates; `step` is the number of the last one."""
         rows = torch.stack([row for row, _ in self.waiting])
         if self.world.size > 1:
-            rows[:, 0] = self.world.sum(rows[:, 0].contiguous())
-            rows[:, 1] = self.world.max(rows[:, 1].nan_to_num(nan=math.inf, posinf=math.inf))
+            rows[:, 0] = self.world.all_reduce(rows[:, 0].contiguous())
+            rows[:, 1] = self.world.all_reduce(rows[:, 1].nan_to_num(nan=math.inf, posinf=math.inf), "max")
         self.rows = rows.tolist()
         broken = torch.stack([broken for _, broken in self.waiting])
-        self.broken = self.broken[-1:] + self.world.max(broken).tolist()
+        self.broken = self.broken[-1:] + self.world.all_reduce(broken, "max").tolist()
         self.waiting = []
         first = step - len(self.rows) + 1
         return [Update(first + i, row[0], row[2], row[1]) for i, row in enumerate(self.rows)]
@@ -106,7 +107,7 @@ class Watched:
             else:  # the backward pass comes to the last parameter first
                 named = [name for name, norm in zip(self.names, row[3:], strict=True) if not math.isfinite(norm)]
                 tensor = f"gradient of {named[-1]}" if named else "gradient norm"
-        counts = over_shards(torch.stack([(~torch.isfinite(p)).sum() for p in self.parameters]), self.parameters)
+        counts = all_reduce_shards(torch.stack([(~torch.isfinite(p)).sum() for p in self.parameters]), self.parameters)
         run.write_json(
             "divergence.json",
             {

@@ -26,10 +26,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gptlab.config import Model, UserError
+from gptlab.config import Model
 from gptlab.data.tokenizers import Tokenizer, load_tokenizer
+from gptlab.errors import UserError
+from gptlab.interop.hf import copy_stored, refuse_others
 from gptlab.model.gpt import GPT, build_model
-from gptlab.model.hub import copy_stored, refuse_others
 
 FORMAT, VERSION = "gptlab-sparse24", 1
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -194,7 +195,7 @@ def load_sparse24(
         except (OSError, SafetensorError) as error:
             raise UserError(f"{file} cannot be read: {error}") from None
 
-    model = build_model(config, device, dtype, fill=fill).eval().requires_grad_(False)
+    model = build_model(config, device, dtype, init=fill).eval().requires_grad_(False)
     if semi_structured:
         reason = to_semi_structured(model)
         if reason and semi_structured is True:

@@ -7,12 +7,11 @@ rotary positions, RMSNorm and SwiGLU are `LlamaForCausalLM`. Both directions go 
 Reading gives a shape and a function that copies weights in, one tensor at a time, as `build_model` takes them:
 
     >>> config, fill = read_source("openai-community/gpt2")
-    >>> model = build_model(config, "cuda", fill=fill)
+    >>> model = build_model(config, "cuda", init=init)
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
 import re
@@ -29,15 +28,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gptlab.config import Model, UserError
+from gptlab.config import Model
+from gptlab.errors import HubError
 from gptlab.model.gpt import GPT
 
-Fill = Callable[[GPT], None]
+Init = Callable[[GPT], None]
 Stored = dict[str, Callable[[], Tensor]]  # name of a stored tensor -> a function that reads it
-
-
-class HubError(UserError):
-    """A model that has no form on the other side, or files that cannot be read."""
 
 
 # -- names and shapes on both sides ---------------------------------------------------------------------------------
@@ -254,7 +250,7 @@ _REQUIRED: dict[str, dict[str, Any]] = {
 _ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_erf", "relu2": "relu2"}
 
 
-def _model(file: Path, mlp_width: int, **settings: Any) -> Model:
+def model_shape(file: Path, mlp_width: int, **settings: Any) -> Model:
     """A validated shape, with the width left at 0 where that means the same."""
     try:
         config = Model(mlp_width=mlp_width, **settings)
@@ -266,7 +262,7 @@ def _model(file: Path, mlp_width: int, **settings: Any) -> Model:
     return default if default.mlp_hidden == config.mlp_hidden else config
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -291,7 +287,7 @@ def hf_config(folder: str | Path) -> Model:
 
 def _hf_config(folder: Path) -> tuple[Model, str]:
     file = folder / "config.json"
-    given = _read_json(file)
+    given = read_json(file)
     model_type = given.get("model_type")
     if model_type not in _DEFAULTS:
         raise HubError(f"{file}: model_type = {model_type}: only gpt2 and llama can be imported")
@@ -306,7 +302,7 @@ def _hf_config(folder: Path) -> tuple[Model, str]:
     if model_type == "gpt2":
         if hf["activation_function"] not in _ACTIVATIONS:
             refuse("activation_function", hf["activation_function"], ", ".join(_ACTIVATIONS))
-        return _model(
+        return model_shape(
             file,
             hf["n_inner"] or 0,
             n_layer=hf["n_layer"],
@@ -325,7 +321,7 @@ def _hf_config(folder: Path) -> tuple[Model, str]:
     refuse("mlp_bias", hf["mlp_bias"], hf["attention_bias"])  # ours has all biases or none
     refuse("rope_type", rope.get("rope_type", rope.get("type", "default")), "default")
     refuse("partial_rotary_factor", rope.get("partial_rotary_factor", 1.0), 1.0)
-    return _model(
+    return model_shape(
         file,
         hf["intermediate_size"],
         n_layer=hf["num_hidden_layers"],
@@ -359,7 +355,7 @@ def _stored_safetensors(files: Iterable[Path]) -> Stored:
     return stored
 
 
-def _torch_load(file: Path) -> Any:
+def torch_load(file: Path) -> Any:
     """A file of torch.save, of tensors and plain values only. Nothing is unpickled that could run code."""
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
@@ -372,28 +368,28 @@ def _torch_load(file: Path) -> Any:
         raise HubError(f"{file} cannot be read: {str(error).splitlines()[0]}") from None
 
 
-def _stored_tensors(folder: Path) -> Stored:
+def stored_tensors(folder: Path) -> Stored:
     """The weights of a folder: model.safetensors, its shards, or else pytorch_model.bin."""
     if (folder / "model.safetensors").is_file():
         return _stored_safetensors([folder / "model.safetensors"])
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        shards = sorted(set(_read_json(index).get("weight_map", {}).values()))
+        shards = sorted(set(read_json(index).get("weight_map", {}).values()))
         if any(Path(shard).name != shard for shard in shards):
             raise HubError(f"{index} names files outside its folder")
         return _stored_safetensors(folder / shard for shard in shards)
     if (folder / "pytorch_model.bin").is_file():
-        return _plain_tensors(folder / "pytorch_model.bin", _torch_load(folder / "pytorch_model.bin"))
+        return plain_tensors(folder / "pytorch_model.bin", torch_load(folder / "pytorch_model.bin"))
     raise HubError(f"{folder} has no weights: neither model.safetensors, nor an index of shards, nor pytorch_model.bin")
 
 
-def _plain_tensors(file: Path, state: Any) -> Stored:
+def plain_tensors(file: Path, state: Any) -> Stored:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise HubError(f"{file} holds no dictionary of tensors")
     return {name: partial(state.__getitem__, name) for name in state}
 
 
-def _filler(source: Path, stored: Stored, model_type: str, conv1d: bool) -> Fill:
+def make_init(source: Path, stored: Stored, model_type: str, conv1d: bool) -> Init:
     """A function that copies stored tensors into a model, each parameter once and from everything that is stored."""
     prefix = _PREFIX[model_type]
     tensors: Stored = {}
@@ -444,7 +440,7 @@ def copy_stored(source: Path, name: str, tensor: Tensor, part: Tensor) -> None:
     part.copy_(tensor)
 
 
-def import_hf(folder: str | Path) -> tuple[Model, Fill]:
+def import_hf(folder: str | Path) -> tuple[Model, Init]:
     """The model of a Hugging Face folder, as a shape and a function for `build_model`.
 
     Raises:
@@ -452,7 +448,7 @@ def import_hf(folder: str | Path) -> tuple[Model, Fill]:
     """
     folder = Path(folder)
     config, model_type = _hf_config(folder)
-    return config, _filler(folder, _stored_tensors(folder), model_type, conv1d=True)
+    return config, make_init(folder, stored_tensors(folder), model_type, conv1d=True)
 
 
 _TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"]
@@ -486,99 +482,3 @@ def download(name: str, check: Callable[[Path], object] | None = None) -> Path:
     if any(folder.glob("*.safetensors")):
         return folder
     return fetch("config.json", *_TOKENIZER_FILES, "pytorch_model.bin")
-
-
-# -- import from nanoGPT --------------------------------------------------------------------------------------------
-
-
-def import_nanogpt(file: str | Path) -> tuple[Model, Fill]:
-    """The model of a nanoGPT checkpoint (`ckpt.pt`), as a shape and a function for `build_model`.
-
-    Its MLP is the exact GELU, as in nanoGPT since February 2023. Optimizer state and settings stay behind, and
-    dropout is 0 (see `hf_config`).
-
-    Raises:
-        HubError: not nanoGPT's, or holding what only a full unpickling would load.
-    """
-    file = Path(file)
-    checkpoint = _torch_load(file)
-    if not isinstance(checkpoint, dict) or not {"model", "model_args"} <= checkpoint.keys():
-        raise HubError(f"{file} is no nanoGPT checkpoint: it has no 'model' and 'model_args'")
-    arguments = checkpoint["model_args"]
-    shape = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias")
-    absent = [key for key in shape if key not in arguments]
-    if absent:
-        raise HubError(f"{file}: its model_args lack {', '.join(absent)}")
-    config = _model(file, 0, mlp="gelu_erf", **{key: arguments[key] for key in shape})
-    return config, _filler(file, _plain_tensors(file, checkpoint["model"]), "gpt2", conv1d=False)
-
-
-# -- one door -------------------------------------------------------------------------------------------------------
-
-
-# ids without an owner; a folder may be called so, as gptlab's own gpt2/ is
-GPT2_IDS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
-
-
-def _locate(source: str | Path) -> Path:
-    """A nanoGPT checkpoint file or a Hugging Face folder, downloaded if it is an id."""
-    path = Path(source).expanduser()
-    if not path.exists() or (str(source) in GPT2_IDS and not (path / "config.json").is_file()):
-        return download(str(source))
-    if path.is_dir() and not (path / "config.json").is_file():
-        if (path / "ckpt.pt").is_file():  # nanoGPT's out_dir
-            return path / "ckpt.pt"
-        raise HubError(f"{path} is neither a Hugging Face model (config.json) nor nanoGPT's output (ckpt.pt)")
-    return path
-
-
-def read_source(source: str | Path) -> tuple[Model, Fill]:
-    """The model of a Hugging Face folder or id, or of a nanoGPT checkpoint; the source itself tells which.
-
-    Args:
-        source: a folder with a config.json, a folder with a ckpt.pt, a nanoGPT checkpoint file, or a Hugging Face id.
-
-    Returns:
-        The shape, and the function that `build_model` takes as `fill`.
-
-    Raises:
-        HubError: nothing there, or nothing that can be imported.
-    """
-    path = _locate(source)
-    return import_hf(path) if path.is_dir() else import_nanogpt(path)
-
-
-# Of GPT-2's 50257 tokens in the order of their ids, in the byte-level alphabet, joined by line feeds.
-_GPT2_VOCABULARY = "e35a33a0b2250c932ffdafc4c3a3552aef0cc7af7a11e9ebfddf1d2a6517371f"
-
-
-def _is_gpt2(described: Mapping[str, Any]) -> bool:
-    """Whether a tokenizer.json gives GPT-2's ids for every text: its vocabulary, and its way of cutting words."""
-    vocabulary = dict(described["model"].get("vocab", {})) if described["model"].get("type") == "BPE" else {}
-    vocabulary |= {token["content"]: token["id"] for token in described.get("added_tokens", [])}
-    tokens = "\n".join(sorted(vocabulary, key=vocabulary.__getitem__))
-    cutting = described.get("pre_tokenizer") or {}
-    return (
-        hashlib.sha256(tokens.encode()).hexdigest() == _GPT2_VOCABULARY
-        and sorted(vocabulary.values()) == list(range(len(vocabulary)))
-        and described.get("normalizer") is None
-        and (cutting.get("type"), cutting.get("add_prefix_space")) == ("ByteLevel", False)
-        and cutting.get("use_regex", True)
-    )
-
-
-def tokenizer_spec(source: str | Path) -> dict[str, Any] | None:
-    """The tokenizer that comes with a model, as `load_tokenizer` takes it; None where none comes with it.
-
-    Args:
-        source: as for `read_source`. nanoGPT keeps no tokenizer in its checkpoints; its padded 50304 is GPT-2's.
-    """
-    path = _locate(source)
-    if path.is_file():
-        return {"kind": "gpt2"} if import_nanogpt(path)[0].vocab_size in (50257, 50304) else None
-    file = path / "tokenizer.json"
-    if not file.is_file():
-        config, model_type = _hf_config(path)
-        return {"kind": "gpt2"} if model_type == "gpt2" and config.vocab_size == 50257 else None
-    described = _read_json(file)
-    return {"kind": "gpt2"} if _is_gpt2(described) else {"kind": "hf", "name": Path(source).name, "json": described}

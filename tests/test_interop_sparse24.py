@@ -18,12 +18,13 @@ from torch.sparse._semi_structured_conversions import (
     sparse_semi_structured_to_dense_cutlass,
 )
 
-from gptlab.config import Model, UserError
+from gptlab.config import Model
 from gptlab.data.tokenizers import make_tokenizer
+from gptlab.errors import UserError
+from gptlab.interop.sparse24 import block_matrices, compress, decompress, export_sparse24, load_sparse24
 from gptlab.model import sparse24
 from gptlab.model.generate import generate
 from gptlab.model.gpt import GPT, build_model
-from gptlab.model.sparse24 import block_matrices, compress, decompress, export_sparse24, load_sparse24
 
 CLASSIC = Model(n_layer=2, n_head=2, n_embd=32, block_size=24, vocab_size=80)
 MODERN = CLASSIC.model_copy(update={"position": "rope", "norm": "rmsnorm", "mlp": "swiglu", "bias": False})
@@ -39,7 +40,7 @@ def to_24(weight: Tensor) -> Tensor:
 
 def sparse_model(config: Model = CLASSIC, **changes: object) -> GPT:
     """A 2:4 model with every parameter off its initial value."""
-    model = build_model(config.model_copy(update=changes), fill=3).eval()
+    model = build_model(config.model_copy(update=changes), init=3).eval()
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -16,9 +16,12 @@ from torch import Tensor
 
 from gptlab.config import Model
 from gptlab.data.tokenizers import CharTokenizer, Tokenizer, load_tokenizer
+from gptlab.errors import HubError
+from gptlab.interop.hf import export_hf, hf_config
+from gptlab.interop.nanogpt import import_nanogpt
+from gptlab.interop.source import read_source, tokenizer_spec
 from gptlab.model import hub
 from gptlab.model.gpt import GPT, build_model
-from gptlab.model.hub import HubError, export_hf, hf_config, import_nanogpt, read_source, tokenizer_spec
 
 V = 80
 CLASSIC = Model(n_layer=2, n_head=2, n_embd=32, block_size=24, vocab_size=V)
@@ -27,7 +30,7 @@ MODERN = CLASSIC.model_copy(update={"position": "rope", "norm": "rmsnorm", "mlp"
 
 def make(config: Model, **changes: object) -> GPT:
     """A model with every parameter off its initial value: unit norms and zero biases would hide a mistake."""
-    model = build_model(config.model_copy(update=changes), fill=3)
+    model = build_model(config.model_copy(update=changes), init=3)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -56,7 +59,7 @@ def edit_config(folder: Path, **changes: object) -> None:
 
 def imported(source: str | Path) -> GPT:
     config, fill = read_source(source)
-    return build_model(config, fill=fill)
+    return build_model(config, init=fill)
 
 
 @pytest.fixture
@@ -472,7 +475,7 @@ def test_a_folder_called_as_a_hub_id_is_not_taken_for_the_model(
         asked.append(name)
         raise HubError("no network")
 
-    monkeypatch.setattr("gptlab.model.hub.download", download)
+    monkeypatch.setattr("gptlab.interop.source.download", download)
     with pytest.raises(HubError, match="no network"):
         read_source("gpt2")
     assert asked == ["gpt2"]

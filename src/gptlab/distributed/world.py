@@ -1,0 +1,154 @@
+"""Which process this is of those that train one run, and how they agree.
+
+torchrun starts the processes. A `World` of one process works too: nothing is sent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from gptlab.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """The ranks that train together. All ranks call each method that sends something."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    """The rank within this machine, and the number of its GPU."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0, which writes and prints."""
+        return self.rank == 0
+
+    def share(self, items: Iterable[T]) -> Iterator[T | None]:
+        """This rank's part of the items: every size-th.
+
+        All ranks yield equally often, so that they can call collectives in between; a rank without an item at the end
+        yields None.
+        """
+        items = iter(items)
+        while batch := list(itertools.islice(items, self.size)):
+            yield batch[self.rank] if self.rank < len(batch) else None
+
+    def pieces(self, mine: int, n: int, most: int) -> list[slice]:
+        """Split this rank's sequences of a step into micro-batches.
+
+        All ranks get the same number of micro-batches. Full micro-batches and a smaller last one are preferred; where
+        that gives a rank too few, the sizes are evened out.
+
+        Args:
+            mine: sequences of this rank, n // size or one more.
+            n: sequences of the whole step.
+            most: sequences in a micro-batch.
+
+        Raises:
+            UserError: a rank would have an empty micro-batch.
+        """
+        count = math.ceil(math.ceil(n / self.size) / most)
+        if n // self.size < count:
+            raise UserError(
+                f"{n} sequences a step cannot be shared by {self.size} processes in micro-batches of {most}: "
+                f"batch.tokens_per_step must be a multiple of {self.size} sequences"
+                + (", or --batch.micro-batch more than 1" if n >= self.size else ", or start fewer processes")
+            )
+        if math.ceil(mine / most) == count:
+            return [slice(i, min(i + most, mine)) for i in range(0, mine, most)]
+        return [slice(mine * i // count, mine * (i + 1) // count) for i in range(count)]
+
+    # -- collectives. Numbers and objects travel in host memory, so that no GPU is waited for.
+
+    def all_reduce(self, tensor: Tensor, op: Literal["sum", "max"] = "sum") -> Tensor:
+        """Reduce a tensor over ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor, dist.ReduceOp.SUM if op == "sum" else dist.ReduceOp.MAX)
+        return tensor
+
+    def sum(self, number: float) -> float:
+        return number if self.size == 1 else float(self.all_reduce(torch.tensor(number, dtype=torch.float64)))
+
+    def max(self, number: float) -> float:
+        return number if self.size == 1 else float(self.all_reduce(torch.tensor(number, dtype=torch.float64), "max"))
+
+    def min(self, number: float) -> float:
+        return -self.max(-number)
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on some rank."""
+        return flag if self.size == 1 else bool(self.all_reduce(torch.tensor(int(flag)), "max"))
+
+    def broadcast(self, value: T, src: int = 0) -> T:
+        """The value of rank `src`."""
+        values: list[Any] = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(values, src=src)
+        return values[0]
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.size > 1:
+            self.all_reduce(torch.zeros(()))
+
+
+SINGLE = World()  # one process
+
+
+def is_lost_rank(error: BaseException) -> bool:
+    """Whether an error says that the connection to another rank broke. gloo raises a plain RuntimeError."""
+    return isinstance(error, dist.DistError) or (type(error) is RuntimeError and "onnection" in str(error))
+
+
+def world_from_env() -> World:
+    """The world that torchrun's environment variables describe. Nothing is connected."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    rank, size, local_rank = (int(os.environ.get(name, default)) for name, default in zip(names, "010", strict=True))
+    return World(rank, size, local_rank)
+
+
+@contextlib.contextmanager
+def process_group(strategy: str, device: torch.device) -> Iterator[World]:
+    """Connect the ranks of this run: over NCCL where there are GPUs, and over gloo.
+
+    Raises:
+        UserError: torchrun started several processes, and distributed.strategy is none.
+    """
+    world = world_from_env()
+    if world.size == 1:
+        yield SINGLE
+        return
+    if strategy == "none":
+        raise UserError(f"distributed.strategy = none: {world.size} processes were started; ddp or fsdp share the work")
+    if not dist.is_available():
+        raise UserError(
+            f"{world.size} processes were started, and this build of PyTorch cannot connect them: start one"
+        )
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    # gloo keeps a socket to every other rank. Windows has no such limit, and macOS refuses what it calls infinite.
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if not dist.is_initialized():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    yield world
+    # skipped after an error: other ranks may wait in a collective, and the launcher ends them
+    if dist.is_initialized():
+        world.barrier()
+        dist.destroy_process_group()

@@ -1,0 +1,80 @@
+"""Models of other libraries: the source itself tells whose it is."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gptlab.config import Model
+from gptlab.errors import HubError
+from gptlab.interop.hf import Init, _hf_config, download, import_hf, read_json
+from gptlab.interop.nanogpt import import_nanogpt
+
+# ids without an owner; a folder may be called so, as gptlab's own gpt2/ is
+GPT2_IDS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+
+
+def _locate(source: str | Path) -> Path:
+    """A nanoGPT checkpoint file or a Hugging Face folder, downloaded if it is an id."""
+    path = Path(source).expanduser()
+    if not path.exists() or (str(source) in GPT2_IDS and not (path / "config.json").is_file()):
+        return download(str(source))
+    if path.is_dir() and not (path / "config.json").is_file():
+        if (path / "ckpt.pt").is_file():  # nanoGPT's out_dir
+            return path / "ckpt.pt"
+        raise HubError(f"{path} is neither a Hugging Face model (config.json) nor nanoGPT's output (ckpt.pt)")
+    return path
+
+
+def read_source(source: str | Path) -> tuple[Model, Init]:
+    """The model of a Hugging Face folder or id, or of a nanoGPT checkpoint; the source itself tells which.
+
+    Args:
+        source: a folder with a config.json, a folder with a ckpt.pt, a nanoGPT checkpoint file, or a Hugging Face id.
+
+    Returns:
+        The shape, and the function that `build_model` takes as `fill`.
+
+    Raises:
+        HubError: nothing there, or nothing that can be imported.
+    """
+    path = _locate(source)
+    return import_hf(path) if path.is_dir() else import_nanogpt(path)
+
+
+# Of GPT-2's 50257 tokens in the order of their ids, in the byte-level alphabet, joined by line feeds.
+_GPT2_VOCABULARY = "e35a33a0b2250c932ffdafc4c3a3552aef0cc7af7a11e9ebfddf1d2a6517371f"
+
+
+def _is_gpt2(described: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer.json gives GPT-2's ids for every text: its vocabulary, and its way of cutting words."""
+    vocabulary = dict(described["model"].get("vocab", {})) if described["model"].get("type") == "BPE" else {}
+    vocabulary |= {token["content"]: token["id"] for token in described.get("added_tokens", [])}
+    tokens = "\n".join(sorted(vocabulary, key=vocabulary.__getitem__))
+    cutting = described.get("pre_tokenizer") or {}
+    return (
+        hashlib.sha256(tokens.encode()).hexdigest() == _GPT2_VOCABULARY
+        and sorted(vocabulary.values()) == list(range(len(vocabulary)))
+        and described.get("normalizer") is None
+        and (cutting.get("type"), cutting.get("add_prefix_space")) == ("ByteLevel", False)
+        and cutting.get("use_regex", True)
+    )
+
+
+def tokenizer_spec(source: str | Path) -> dict[str, Any] | None:
+    """The tokenizer that comes with a model, as `load_tokenizer` takes it; None where none comes with it.
+
+    Args:
+        source: as for `read_source`. nanoGPT keeps no tokenizer in its checkpoints; its padded 50304 is GPT-2's.
+    """
+    path = _locate(source)
+    if path.is_file():
+        return {"kind": "gpt2"} if import_nanogpt(path)[0].vocab_size in (50257, 50304) else None
+    file = path / "tokenizer.json"
+    if not file.is_file():
+        config, model_type = _hf_config(path)
+        return {"kind": "gpt2"} if model_type == "gpt2" and config.vocab_size == 50257 else None
+    described = read_json(file)
+    return {"kind": "gpt2"} if _is_gpt2(described) else {"kind": "hf", "name": Path(source).name, "json": described}
