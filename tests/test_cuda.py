@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import gptlab
 from gptlab import planner
 from gptlab.config import Optim, Recipe, load_study
-from gptlab.distributed.shard import LocalShards
+from gptlab.distributed.shard import LocalShards, init_shards
 from gptlab.distributed.world import SINGLE
 from gptlab.distributed.wrap import make_scaler, replicate, shard
 from gptlab.model.gpt import GPT, build_model
@@ -308,11 +308,13 @@ def test_one_process_over_nccl_trains_as_one_without(dataset: Path, monkeypatch:
     try:
         copy = build_model(config, DEVICE, init=0)
         assert updates(replicate(copy), copy, copy, 4) == pytest.approx(expected, rel=20 * ROUNDING)
-        spread = build_model(config, DEVICE, init=0, on_meta=lambda model: shard(model, SINGLE, 0, DEVICE, None))
+        spread = build_model(
+            config, DEVICE, init=init_shards(0), on_meta=lambda model: shard(model, SINGLE, 0, DEVICE, None)
+        )
         weights = LocalShards(spread)
         assert updates(spread, weights, spread, 4) == pytest.approx(expected, rel=20 * ROUNDING)
         whole = build_model(config, DEVICE, init=1)
-        weights.fill(whole)
+        weights.gather_into(whole)
         assert torch.equal(whole.wte.weight, dict(weights.named_parameters())["wte.weight"].detach())
     finally:
         dist.destroy_process_group()

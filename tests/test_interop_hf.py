@@ -17,10 +17,10 @@ from torch import Tensor
 from gptlab.config import Model
 from gptlab.data.tokenizers import CharTokenizer, Tokenizer, load_tokenizer
 from gptlab.errors import HubError
+from gptlab.interop import hf, source
 from gptlab.interop.hf import export_hf, hf_config
 from gptlab.interop.nanogpt import import_nanogpt
 from gptlab.interop.source import read_source, tokenizer_spec
-from gptlab.model import hub
 from gptlab.model.gpt import GPT, build_model
 
 V = 80
@@ -206,7 +206,7 @@ def test_export_is_whole_or_not_there(tmp_path, monkeypatch):
     def full_disk(*_: object, **__: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(hub, "save_file", full_disk)
+    monkeypatch.setattr(hf, "save_file", full_disk)
     with pytest.raises(OSError, match="No space"):
         export_hf(make(CLASSIC), None, tmp_path / "broken")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "full"]
@@ -341,12 +341,12 @@ def test_tokenizer_goes_with_the_model(exported):
 @pytest.mark.parametrize("exported", ["gpt2"], indirect=True)
 def test_gpt2s_tokenizer_is_told_by_its_vocabulary_and_its_way_of_cutting_words(exported):
     described = json.loads((exported[1] / "tokenizer.json").read_text(encoding="utf-8"))
-    assert hub._is_gpt2(described)
-    assert not hub._is_gpt2(described | {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}})
-    assert not hub._is_gpt2(described | {"normalizer": {"type": "Lowercase"}})
+    assert source._is_gpt2(described)
+    assert not source._is_gpt2(described | {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}})
+    assert not source._is_gpt2(described | {"normalizer": {"type": "Lowercase"}})
     vocabulary = described["model"]["vocab"]
     swapped = vocabulary | {"hello": vocabulary["Ġworld"], "Ġworld": vocabulary["hello"]}
-    assert not hub._is_gpt2(described | {"model": described["model"] | {"vocab": swapped}})
+    assert not source._is_gpt2(described | {"model": described["model"] | {"vocab": swapped}})
 
 
 def test_a_folder_without_tokenizer_files(tmp_path):

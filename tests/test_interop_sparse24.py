@@ -21,8 +21,8 @@ from torch.sparse._semi_structured_conversions import (
 from gptlab.config import Model
 from gptlab.data.tokenizers import make_tokenizer
 from gptlab.errors import UserError
+from gptlab.interop import sparse24
 from gptlab.interop.sparse24 import block_matrices, compress, decompress, export_sparse24, load_sparse24
-from gptlab.model import sparse24
 from gptlab.model.generate import generate
 from gptlab.model.gpt import GPT, build_model
 

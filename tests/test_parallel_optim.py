@@ -93,7 +93,7 @@ def run(weights: Weights, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         for kind, t in {"weight": p.detach(), **kept}.items():
             if type(t) is Tensor and t.shape == p.shape:
                 spread = shard_spec(p)
-                found[f"{kind}/{name}"] = plain(t if spread is None else spread.whole(t))
+                found[f"{kind}/{name}"] = plain(t if spread is None else spread.all_gather(t))
     shared = optimizer.state.get("spam", {})  # type: ignore[call-overload]
     return {**found, **{f"spam.{kind}": torch.as_tensor(value).numpy() for kind, value in shared.items()}}
 

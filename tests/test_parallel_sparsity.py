@@ -106,7 +106,7 @@ def whole(weights: Weights, pruner: Pruner) -> dict[str, np.ndarray]:
     found = {}
     for key, t in {**{f"weight/{name}": p.detach() for name, p in parameters.items()}, **pruner.tensors()}.items():
         spread = None if key == "changed" else shard_spec(parameters[key.split("/")[1]])
-        found[key] = (t.clone() if spread is None else spread.whole(t)).numpy()
+        found[key] = (t.clone() if spread is None else spread.all_gather(t)).numpy()
     return found
 
 
