@@ -30,8 +30,12 @@ from gptlab.optim.optimizers import make_optimizer
 from gptlab.precision.regimes import NotApplicable, apply_regime, enter_regime
 from gptlab.rundir import RunDir
 from gptlab.tasks.lm import LanguageModelling
-from gptlab.training import loop
-from gptlab.training.load import evaluate_run
+from gptlab.training.guard import Diverged
+from gptlab.training.job import open_job
+from gptlab.training.loop import fit
+from gptlab.training.scoring import evaluate_run
+from gptlab.training.throughput import Stopwatch
+from gptlab.training.trainer import Trainer
 
 DEVICE = torch.device(os.environ.get("GPTLAB_CUDA_TESTS", "cuda"))
 CUDA = DEVICE.type == "cuda"
@@ -367,21 +371,23 @@ def test_running_out_of_memory_halves_the_micro_batch(
 # -- divergence, and waiting for the GPU ----------------------------------------------------------------------------
 
 
-def test_the_guard_names_a_planted_nan(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    @torch.no_grad()
-    def plant(model: nn.Module, factor: float) -> None:
-        dict(model.named_parameters())["h.0.mlp.c_fc.weight"].grad[1, 2] = math.nan  # type: ignore[index]
+def test_the_guard_names_a_planted_nan(dataset: Path, tmp_path: Path) -> None:
+    with open_job(small(dataset, train__max_steps=9), tmp_path, "auto", quiet=True) as job, Trainer(job) as trainer:
 
-    monkeypatch.setattr(loop, "spike_gradients", plant)
-    result = gptlab.train(small(dataset, faults__gradient_every=3, train__max_steps=9), tmp_path / "run", quiet=True)
+        def plant(step: int) -> None:
+            if step == 2:
+                dict(trainer.model.named_parameters())["h.0.mlp.c_fc.weight"].grad[1, 2] = math.nan
+
+        trainer.inject_faults = plant  # type: ignore[method-assign]
+        with pytest.raises(Diverged) as caught:
+            fit(trainer)
+        result = trainer.result(caught.value)
     assert (result.status, result.failed_at_step, result.failure) == ("diverged", 3, "non_finite")
     assert result.failed_tensor == "gradient of h.0.mlp.c_fc.weight"
 
 
 @pytest.mark.parametrize("regime", ["amp_bf16", "amp_fp16", "bf16_pure"])
-def test_a_step_waits_for_the_gpu_only_where_a_line_is_logged(
-    regime: str, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_waits_for_the_gpu_only_where_a_line_is_logged(regime: str, dataset: Path, tmp_path: Path) -> None:
     waits: list[int] = []
     seen: list[warnings.WarningMessage] = []
 
@@ -389,7 +395,7 @@ def test_a_step_waits_for_the_gpu_only_where_a_line_is_logged(
         if CUDA:
             torch.cuda.set_sync_debug_mode(name)
 
-    class Listening(loop.Stopwatch):
+    class Listening(Stopwatch):
         def start(self) -> None:
             super().start()
             seen.clear()
@@ -400,7 +406,6 @@ def test_a_step_waits_for_the_gpu_only_where_a_line_is_logged(
             waits.append(sum("synchroniz" in str(warning.message) for warning in seen))
             super().step()
 
-    monkeypatch.setattr(loop, "Stopwatch", Listening)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         seen = caught
@@ -410,7 +415,10 @@ def test_a_step_waits_for_the_gpu_only_where_a_line_is_logged(
             mode("default")
             assert len(caught) == 1
         recipe = small(dataset, precision__regime=regime, log__every=5, train__max_steps=14)
-        assert gptlab.train(recipe, tmp_path / "run", quiet=True).status == "completed"
+        with open_job(recipe, tmp_path, "auto", quiet=True) as job, Trainer(job) as trainer:
+            trainer.monitor.watch = Listening(trainer.device)
+            fit(trainer)
+            assert trainer.result().status == "completed"
     assert len(waits) == 14
     logged = {1, 5, 10, 14}
     assert [n for step, n in enumerate(waits, 1) if step not in logged] == [0] * 10

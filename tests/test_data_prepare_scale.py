@@ -16,7 +16,7 @@ from conftest import WORDS, tiny_recipe
 
 from gptlab.data.prepare import prepare
 from gptlab.data.shards import Dataset, write_shard
-from gptlab.tasks.lm import LanguageModelling
+from gptlab.tasks.lm import LanguageModelling, TextData
 
 
 def write_documents(path: Path, count: int, words: int) -> Path:
@@ -94,7 +94,7 @@ def test_two_epochs_of_training_across_shards_and_resumed_between(tmp_path: Path
     recipe = tiny_recipe(tmp_path, model__vocab_size=4096, model__block_size=32)  # 8 sequences a step: 3 + 3 + 2
 
     def batches(begin: int, end: int) -> torch.Tensor:
-        task = LanguageModelling(recipe, [Dataset(tmp_path)], torch.device("cpu"), tmp_path)
+        task = LanguageModelling(recipe, TextData([Dataset(tmp_path)]), torch.device("cpu"), tmp_path)
         rows = [
             torch.cat([x, y[:, -1:]], dim=1)
             for step in range(begin, end)
@@ -125,7 +125,7 @@ def test_a_prepared_corpus_trains_as_one_stream(tmp_path: Path) -> None:
             str(source), out=tmp_path / str(shard_tokens), tokenizer="byte", shard_tokens=shard_tokens, progress=False
         )
         recipe = tiny_recipe(out, data__tokenizer="byte", model__vocab_size=257)
-        task = LanguageModelling(recipe, [Dataset(out)], torch.device("cpu"), tmp_path)
+        task = LanguageModelling(recipe, TextData([Dataset(out)]), torch.device("cpu"), tmp_path)
         seen.append(torch.cat([x for step in range(60) for x, _, _ in task.micro_batches(step, 3)]))
     assert len(Dataset(out).train.shards) > 5
     assert torch.equal(seen[0], seen[1])

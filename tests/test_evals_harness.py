@@ -33,7 +33,8 @@ from gptlab.evals.perplexity import (
 )
 from gptlab.interop.hf import export_hf
 from gptlab.model.gpt import GPT, build_model
-from gptlab.training.load import Run, evaluate_run
+from gptlab.training.load import Run
+from gptlab.training.scoring import evaluate_run
 
 CPU = torch.device("cpu")
 BLOCK = 64

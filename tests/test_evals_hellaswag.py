@@ -23,7 +23,7 @@ from torch import Tensor
 
 from gptlab.config import Model
 from gptlab.data.tokenizers import characters_tokenizer, load_tokenizer
-from gptlab.errors import DataError, UserError
+from gptlab.errors import DataError, Stopped, UserError
 from gptlab.evals import hellaswag, likelihood
 from gptlab.evals.hellaswag import (
     Encoded,
@@ -322,11 +322,13 @@ def test_stop():
     model, encoded = make().train(), encode_rows(make_rows(20), TOKENIZER, BLOCK)
     asked = []
 
-    def stop() -> bool:
+    def check_stop() -> None:
         asked.append(None)
-        return len(asked) == 3
+        if len(asked) == 3:
+            raise Stopped
 
-    assert evaluate_hellaswag(model, encoded, CPU, contextlib.nullcontext, 1, stop) is None
+    with pytest.raises(Stopped):
+        evaluate_hellaswag(model, encoded, CPU, contextlib.nullcontext, 1, check_stop)
     assert len(asked) == 3
     assert model.training
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_recipe
-from test_training_resume import assert_same_run, stop_at
+from test_training_resume import assert_same_run, train_until
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -270,9 +270,7 @@ def test_killed_and_resumed(dataset: Path, tmp_path: Path, monkeypatch: pytest.M
 
     recipe = tiny_recipe(dataset, optim__name="muon", train__max_steps=12)
     train(recipe, tmp_path / "whole", quiet=True)
-    with monkeypatch.context() as patch:
-        stop_at(patch, 6)
-        assert train(recipe, tmp_path / "pieces", quiet=True).status == "interrupted"
+    assert train_until(recipe, tmp_path / "pieces", 6).status == "interrupted"
     assert train(recipe, tmp_path / "pieces", quiet=True).status == "completed"
     assert_same_run(tmp_path / "whole", tmp_path / "pieces")
 

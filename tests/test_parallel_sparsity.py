@@ -25,7 +25,6 @@ from gptlab.seeding import address
 from gptlab.sparsity import selection
 from gptlab.sparsity.masks import pack, unpack
 from gptlab.sparsity.pruner import Pruner
-from gptlab.training.pruning import spike_gradients
 
 pytestmark = pytest.mark.xdist_group("parallel_sparsity")  # they share processes that take seconds to start
 
@@ -75,7 +74,7 @@ def prune(weights: Weights, name: str) -> dict[str, Any]:
     for step in range(20):
         for i, p in enumerate(parameters):
             p.grad = drawn(p, step, i)
-        spike_gradients(weights, 2.0)
+        torch._foreach_mul_([p.grad for p in parameters], 2.0)
         if step == 12:
             spread = shard_spec(parameters[0])
             if spread is None or spread.group.rank() == 0:

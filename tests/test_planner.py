@@ -35,7 +35,7 @@ from gptlab.optim.optimizers import make_optimizer, plain_tensors
 from gptlab.planner import GB, Device, Shape
 from gptlab.precision.regimes import apply_regime
 from gptlab.sparsity.pruner import Pruner
-from gptlab.tasks.data import open_data, vocab_size_of
+from gptlab.tasks.base import open_data
 
 CPU = torch.device("cpu")
 LABELS = 50
@@ -612,7 +612,7 @@ def test_a_vocabulary_that_is_known_without_data(tokenizer: str, ids: int, tmp_p
 
 def test_a_vocabulary_that_is_in_the_dataset(recipe: Recipe, tmp_path: Path) -> None:
     shape, epoch, notes = planner.resolve(recipe)
-    assert shape.model.vocab_size == vocab_size_of(open_data(recipe)) and epoch and not notes
+    assert shape.model.vocab_size == open_data(recipe).vocab_size and epoch and not notes
     found = planner.plan(recipe, Device.named("L4"))
     assert found.data == 2 * epoch
     with pytest.raises(UserError, match="data.tokenizer = char: how many ids"):

@@ -14,8 +14,8 @@ from gptlab.config import Recipe, build_recipe, load_study
 from gptlab.data.labeled import LabeledDataset, constant_loss, prepare_labeled
 from gptlab.errors import ConfigError, DataError, RunError, UserError
 from gptlab.rundir import RunDir
-from gptlab.tasks.classify import Classification
-from gptlab.training.load import evaluate_run
+from gptlab.tasks.classify import Classification, LabeledData
+from gptlab.training.scoring import evaluate_run
 
 WORDS = ["alpha", "beta", "gamma", "delta", "and", "or", "with", "the", "of", "in"]
 
@@ -84,10 +84,10 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(labelled: Path, tmp_path: P
     assert losses(tmp_path / "whole", "val_loss")[-1] == losses(tmp_path / "cut", "val_loss")[-1]
 
 
-def test_a_step_has_the_same_documents_whatever_the_micro_batch(labelled: Path) -> None:
+def test_a_step_has_the_same_documents_whatever_the_micro_batch(labelled: Path, tmp_path: Path) -> None:
     dataset = LabeledDataset(labelled)
     made = recipe(labelled, model__vocab_size=dataset.vocab_size)
-    task = Classification(made, dataset, torch.device("cpu"))
+    task = Classification(made, LabeledData(dataset), torch.device("cpu"), tmp_path)
 
     def rows(step: int, micro_batch: int) -> list[tuple[int, ...]]:
         found = []
@@ -121,7 +121,7 @@ def test_what_does_not_fit_is_said(labelled: Path, dataset: Path, tmp_path: Path
         gptlab.train(recipe(labelled, task="lm", model__mlp="gelu"), tmp_path / "b", quiet=True)
     gptlab.train(recipe(labelled, train__max_steps=1), tmp_path / "c", quiet=True)
     run = gptlab.load_run(tmp_path / "c", device="cpu")
-    with pytest.raises(RunError, match="classifier's run: it writes no text"):
+    with pytest.raises(RunError, match="run of task = classify: it generates no text"):
         run.sample("alpha")
     with pytest.raises(UserError, match="HellaSwag is for language models"):
         evaluate_run(run, ["hellaswag"], {})

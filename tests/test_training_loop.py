@@ -24,7 +24,8 @@ from gptlab.optim.optimizers import make_optimizer, parameter_groups
 from gptlab.optim.schedule import learning_rate
 from gptlab.precision.regimes import REGIMES
 from gptlab.rundir import RunDir
-from gptlab.training.load import evaluate_run, load_run
+from gptlab.training.load import load_run
+from gptlab.training.scoring import evaluate_run
 from gptlab.training.setup import largest_micro_batch
 from gptlab.training.throughput import Stopwatch, percentile
 
@@ -249,7 +250,7 @@ def test_a_gpu_without_room_is_a_result(dataset: Path, tmp_path: Path, monkeypat
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError(says)
 
-    monkeypatch.setattr("gptlab.training.loop.make_optimizer", full)
+    monkeypatch.setattr("gptlab.training.trainer.make_optimizer", full)
     result = gptlab.train(tiny_recipe(dataset), tmp_path / "run", quiet=True)
     assert result.status == "out_of_memory" and result.reason.startswith(says)
     assert result.memory_asked_gb == pytest.approx(1.5 * 2**30 / 1e9)
@@ -293,7 +294,7 @@ def test_a_micro_batch_that_was_given_is_not_changed(
     too_large(monkeypatch, 2)
     result = gptlab.train(tiny_recipe(dataset, batch__micro_batch=4), tmp_path / "run", quiet=True)
     assert (result.status, result.steps) == ("out_of_memory", 0)
-    assert result.reason is not None and "--batch.micro-batch 2 takes less" in result.reason
+    assert result.reason is not None and "--batch.micro-batch 2 needs less" in result.reason
     assert RunDir(tmp_path / "run").read_recipe().batch.micro_batch == 4
 
 

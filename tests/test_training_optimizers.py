@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import tiny_recipe
 from safetensors.torch import load_file
-from test_training_resume import assert_same_run, stop_at
+from test_training_resume import assert_same_run, train_until
 
 from gptlab.rundir import RunDir
 from gptlab.training.checkpoint import list_checkpoints
@@ -48,9 +48,7 @@ def test_stopped_anywhere_it_is_the_uninterrupted_run(
     assert whole.status == "completed", whole.reason
     assert whole.final_val_loss is not None and math.isfinite(whole.final_val_loss)
     for step in (3, 9, 15):
-        with monkeypatch.context() as patch:
-            stop_at(patch, step)
-            assert train(recipe, tmp_path / "pieces", quiet=True).status == "interrupted"
+        assert train_until(recipe, tmp_path / "pieces", step).status == "interrupted"
     pieces = train(recipe, tmp_path / "pieces", quiet=True)
     assert_same_run(tmp_path / "whole", tmp_path / "pieces")
     for file in ("optimizer", "sparsity"):
@@ -138,9 +136,7 @@ def test_injected_bad_batches(dataset: Path, tmp_path: Path, monkeypatch: pytest
     bad = [line["loss"] for line in lines if line["step"] % 4 == 0]
     good = [line["loss"] for line in lines if line["step"] % 4 and line["step"] > 16]
     assert min(bad) > 3.0 > max(good)
-    with monkeypatch.context() as patch:
-        stop_at(patch, 10)
-        train(recipe, tmp_path / "pieces", quiet=True)
+    train_until(recipe, tmp_path / "pieces", 10)
     train(recipe, tmp_path / "pieces", quiet=True)
     assert_same_run(tmp_path / "whole", tmp_path / "pieces")
 

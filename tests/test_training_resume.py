@@ -20,7 +20,10 @@ from gptlab.config import Recipe
 from gptlab.errors import RunError
 from gptlab.rundir import RunDir
 from gptlab.training.checkpoint import Checkpoints, best_checkpoint, find_checkpoint, list_checkpoints, verify
-from gptlab.training.loop import train
+from gptlab.training.job import open_job
+from gptlab.training.loop import fit, train
+from gptlab.training.outcome import Result
+from gptlab.training.trainer import Trainer
 
 MEASURED = ("step", "tokens", "loss", "lr", "grad_norm", "loss_scale", "val_loss", "train_eval_loss", "val_perplexity")
 
@@ -41,18 +44,12 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert torch.equal(tensor, weights(other)[name]), name
 
 
-def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Ask the run to stop as the signal would, when it draws the batch of update `step`."""
-    from gptlab.tasks.lm import LanguageModelling
-
-    original = LanguageModelling.micro_batches
-
-    def micro_batches(self: Any, at: int, micro_batch: int) -> Any:
-        if at == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, at, micro_batch)
-
-    monkeypatch.setattr(LanguageModelling, "micro_batches", micro_batches)
+def train_until(recipe: Recipe, out: Path, step: int) -> Result:
+    """Train, asked to stop when update `step` is done, as a signal asks."""
+    with open_job(recipe, out, "auto", quiet=True) as job, Trainer(job) as trainer:
+        job.signal = lambda: trainer.state.step > step  # type: ignore[assignment]
+        fit(trainer)
+        return job.finish(trainer.result())
 
 
 @pytest.mark.parametrize(
@@ -64,9 +61,7 @@ def test_interrupted_and_resumed_is_the_uninterrupted_run(
     recipe = tiny_recipe(dataset, precision__regime=regime)
     assert train(recipe, tmp_path / "whole", quiet=True).status == "completed"
     for step in (0, 9, 17):  # before the first update, between checkpoints, where an evaluation is due next
-        with monkeypatch.context() as patch:
-            stop_at(patch, step)
-            result = train(recipe, tmp_path / "pieces", quiet=True)
+        result = train_until(recipe, tmp_path / "pieces", step)
         assert (result.status, result.steps) == ("interrupted", step + 1)
         assert json.loads((tmp_path / "pieces/result.json").read_text(encoding="utf-8"))["status"] == "interrupted"
     assert train(recipe, tmp_path / "pieces", quiet=True).status == "completed"

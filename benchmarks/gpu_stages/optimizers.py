@@ -28,7 +28,7 @@ from gptlab.optim.optimizers import make_optimizer
 from gptlab.precision.regimes import enter_regime
 from gptlab.sparsity.masks import unpack
 from gptlab.sparsity.pruner import Pruner
-from gptlab.training.watched import clip_gradients
+from gptlab.training.step_buffer import clip_gradients
 from gpu_stages.stage import Row, Stage, kernels_of, pick, run, synchronize
 
 EVERY = 50  # steps between changes of the masks

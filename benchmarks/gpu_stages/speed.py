@@ -211,7 +211,7 @@ class Speed:
         self.stage.note(f"{self.short(name)} kernels", **row)
 
         def end() -> None:
-            from gptlab.training.watched import clip_gradients
+            from gptlab.training.step_buffer import clip_gradients
 
             clip_gradients(model.model, 1.0)
             model.optimizer.step()

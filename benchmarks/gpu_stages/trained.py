@@ -15,15 +15,16 @@ import torch
 
 from gptlab import planner
 from gptlab.config import Recipe
+from gptlab.distributed.world import SINGLE
 from gptlab.distributed.wrap import make_scaler
 from gptlab.hardware import mfu
 from gptlab.optim.optimizers import make_optimizer, set_lr
 from gptlab.optim.schedule import learning_rate
 from gptlab.precision.regimes import enter_regime
 from gptlab.rundir import RunDir
-from gptlab.tasks.data import make_task, open_data
+from gptlab.tasks.base import TASKS, open_data
 from gptlab.training.setup import resolve
-from gptlab.training.watched import Watched, clip_gradients
+from gptlab.training.step_buffer import Seen, StepBuffer, clip_gradients
 from gpu_stages.stage import Row, Stage, peak_of, synchronize
 
 TINY = {
@@ -66,11 +67,11 @@ class Trained:
         self.regime = enter_regime(recipe.precision, device)
         data = open_data(recipe)
         self.recipe, fill = resolve(recipe, RunDir(work / "no-run"), data, device)
-        self.task = make_task(self.recipe, data, device, work)
+        self.task = TASKS[recipe.task](self.recipe, data, device, work, SINGLE)
         self.model = self.task.build(self.regime, fill)
         self.optimizer = make_optimizer(self.model, self.recipe.optim, self.recipe.seed)
         self.scaler = make_scaler(device, self.regime.loss_scaling, False)
-        self.watched = Watched(self.model, self.regime.weights is not torch.float32)
+        self.buffer = StepBuffer(self.model, self.regime.weights is not torch.float32)
         if self.recipe.compile.enabled:
             self.model.compile(dynamic=False)
         self.step = 0
@@ -88,10 +89,10 @@ class Trained:
         return out
 
     def update(self) -> None:
-        """One update, `Watched` included; nothing waits for the GPU."""
+        """One update, as `gptlab.training.loop.update` makes it; nothing waits for the GPU."""
         recipe, device, per_step = self.recipe, self.device, self.tokens
         enter_regime(recipe.precision, device)  # TF32 or not holds for the whole process
-        set_lr(self.optimizer, learning_rate(self.step, recipe.optim.lr, recipe.schedule))
+        set_lr(self.optimizer, lr := learning_rate(self.step, recipe.optim.lr, recipe.schedule))
         factor = self.scaler.scale(torch.full((), 1 / per_step, device=device))
         loss, largest = torch.zeros((), device=device), torch.zeros((), device=device)
         assert isinstance(recipe.batch.micro_batch, int)
@@ -101,13 +102,13 @@ class Trained:
         self.scaler.unscale_(self.optimizer)
         norms = clip_gradients(self.model, recipe.optim.grad_clip or math.inf)
         self.scaler.step(self.optimizer)
-        self.watched.update(loss, largest, norms)
+        self.buffer.append(Seen(lr, loss, largest, norms))
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.losses.append(loss.detach())
         self.step += 1
         if self.step % 10 == 0:
-            self.watched.read(self.step)
+            self.buffer.read(self.step)
 
     def warm_up(self, updates: int) -> float:
         """Make some updates; returns seconds of the first one, which compiles."""

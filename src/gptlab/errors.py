@@ -27,3 +27,15 @@ class HubError(UserError):
 
 class NotApplicable(UserError):
     """This machine cannot do what the recipe asks for. The run is never silently made another way."""
+
+
+class Stopped(Exception):
+    """The run was asked to stop. All ranks raise it at the same place."""
+
+
+class OutOfMemory(RuntimeError):
+    """This rank ran out of memory, and the other ranks wait for it."""
+
+
+class LostRank(RuntimeError):
+    """The connection to another rank broke: that rank failed first, and its error says why."""

@@ -32,7 +32,7 @@ from torch.overrides import TorchFunctionMode
 
 from gptlab import hardware
 from gptlab.config import Model, Precision, Recipe, Study, build_recipe
-from gptlab.data.labeled import CLASSES, LabeledDataset
+from gptlab.data.labeled import CLASSES
 from gptlab.errors import ConfigError, DataError, UserError
 from gptlab.hardware import GB, Gpu
 from gptlab.machine import free_memory
@@ -44,7 +44,7 @@ from gptlab.optim.optimizers import make_optimizer, set_lr
 from gptlab.precision.regimes import FP32, Regime, apply_regime, enter_regime, make_regime
 from gptlab.rundir import RunDir
 from gptlab.sparsity.pruner import prunable
-from gptlab.tasks.data import open_data, train_tokens, vocab_size_of
+from gptlab.tasks.base import open_data
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -176,16 +176,20 @@ def resolve(recipe: Recipe) -> tuple[Shape, int | None, list[str]]:
                 f"data.tokenizer = {name}: how many ids it has is known when {recipe.data.folder} is prepared; "
                 f"--model.vocab-size N says it before"
             )
-        model = model.model_copy(update={"vocab_size": vocab_size_of(data) if data is not None else known})
+        model = model.model_copy(update={"vocab_size": data.vocab_size if data is not None else known})
     labels = 0
     if recipe.task == "classify":
-        labels = data.n_train_labels if isinstance(data, LabeledDataset) else LABELS.get(recipe.data.corpus, 0)
+        labels = data.facts()["labels"] if data is not None else LABELS.get(recipe.data.corpus, 0)
         if not labels:
             raise UserError(
                 f"data.corpus = {recipe.data.corpus}: how many labels it has is known when {recipe.data.folder} is "
                 f"prepared; `gptlab prepare {recipe.data.corpus}` does it"
             )
-    return Shape(model, recipe.precision, labels), None if data is None else train_tokens(recipe, data), notes
+    return (
+        Shape(model, recipe.precision, labels),
+        None if data is None else data.epoch_tokens(recipe.model.block_size),
+        notes,
+    )
 
 
 # -- activations ----------------------------------------------------------------------------------------------------

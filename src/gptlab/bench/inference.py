@@ -30,8 +30,7 @@ from gptlab.model.gpt import GPT, KVCache, build_model
 from gptlab.precision.regimes import REGIMES, NotApplicable, Regime, apply_regime, enter_regime
 from gptlab.rundir import RunDir
 from gptlab.seeding import address
-from gptlab.tasks.data import vocab_size_of
-from gptlab.tasks.lm import open_datasets
+from gptlab.tasks.base import open_data
 from gptlab.training.setup import cropped, pick_device, start_from
 from gptlab.training.throughput import Stopwatch, percentile
 
@@ -189,7 +188,7 @@ def vocab_size(recipe: Recipe) -> int:
     if name != "char":
         return make_tokenizer(name, lambda: iter(())).vocab_size
     try:
-        return vocab_size_of(open_datasets(recipe))
+        return open_data(recipe).vocab_size
     except DataError:
         raise ConfigError(
             f"model.vocab_size = 0: how many characters there are is known from a prepared dataset only, and "

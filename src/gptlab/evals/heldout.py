@@ -24,22 +24,22 @@ def heldout_loss(
     device: torch.device,
     context: Callable[[], AbstractContextManager[object]],
     documents: Callable[[torch.Tensor], torch.Tensor | None] = lambda _: None,
-    stop: Callable[[], bool] = lambda: False,
+    check_stop: Callable[[], None] = lambda: None,
     world: World = SINGLE,
-) -> tuple[float, np.ndarray] | None:
-    """Mean loss in nats a token over windows, and how often each id was predicted.
+) -> tuple[float, np.ndarray]:
+    """Mean loss in nats a token over windows, and how often each id was a target.
 
-    Every batch has the same shape, the last one padded, so that a compiled model is compiled once. Nothing random is
-    drawn and the model is left in the mode it was found in.
+    Every batch has the same shape, the last one padded, so that a compiled model is compiled once. No random numbers
+    are drawn, and the model keeps its mode (train or eval).
 
     Args:
         model: called as model(tokens, targets, documents), the summed loss.
         starts: first positions of windows of block_size tokens and their targets.
-        stop: looked at between batches; true ends the evaluation, and in all processes at once.
-        world: its processes take every size-th batch each.
+        check_stop: called between batches by all ranks; raises Stopped to end the evaluation.
+        world: its ranks share the batches.
 
     Returns:
-        (loss, counts of the target ids), or None when it was stopped.
+        (loss, counts of the target ids).
     """
     was_training = model.training
     model.eval()
@@ -47,8 +47,7 @@ def heldout_loss(
     try:
         micro_batch = min(micro_batch, len(starts))
         for i in world.share(range(0, len(starts), micro_batch)):
-            if stop():
-                return None
+            check_stop()
             if i is None:
                 continue
             batch = _padded(tokens, starts[i : i + micro_batch], block_size, micro_batch)

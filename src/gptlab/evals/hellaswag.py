@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from gptlab.data.download import fetch
 from gptlab.data.tokenizers import Tokenizer, valid_text
 from gptlab.distributed.world import SINGLE, World
-from gptlab.errors import UserError
+from gptlab.errors import DataError
 from gptlab.evals.likelihood import Ids, Pairs, encode_pairs, lay_out, likelihoods
 from gptlab.model.gpt import GPT
 from gptlab.rundir import write_atomically
@@ -45,10 +45,6 @@ LLMC_MAGIC, LLMC_VERSION = 20240522, 1
 LLMC_ROW = 65535  # what begins a row
 
 Definition = Literal["tokens", "harness"]
-
-
-class HellaSwagError(UserError):
-    """A file that does not hold HellaSwag's rows, or a row that cannot be scored."""
 
 
 # -- rows -----------------------------------------------------------------------------------------------------------
@@ -71,7 +67,7 @@ def load_rows(path: str | Path) -> list[Row]:
     """The rows of hellaswag_val.jsonl, or of the same with gzip (.gz).
 
     Raises:
-        HellaSwagError: the file is missing, damaged or empty, or a line of it is no row; the line is named.
+        DataError: the file is missing, damaged or empty, or a line of it is no row; the line is named.
     """
     path, rows, number = Path(path), [], 0
     try:
@@ -82,13 +78,13 @@ def load_rows(path: str | Path) -> list[Row]:
                         rows.append(_row(json.loads(line.decode())))
                 except ValueError as error:  # UTF-8, JSON (without a line number of its own), and what _row says
                     says = getattr(error, "msg", error)
-                    raise HellaSwagError(f"{path}, line {number} is not a HellaSwag row: {says}") from None
+                    raise DataError(f"{path}, line {number} is not a HellaSwag row: {says}") from None
     except FileNotFoundError:
-        raise HellaSwagError(f"there is no HellaSwag file {path}: hellaswag.path names hellaswag_val.jsonl") from None
+        raise DataError(f"there is no HellaSwag file {path}: hellaswag.path names hellaswag_val.jsonl") from None
     except (OSError, EOFError, zlib.error) as error:
-        raise HellaSwagError(f"{path} cannot be read beyond line {number}: {error}") from None
+        raise DataError(f"{path} cannot be read beyond line {number}: {error}") from None
     if not rows:
-        raise HellaSwagError(f"{path} has no rows")
+        raise DataError(f"{path} has no rows")
     return rows
 
 
@@ -116,15 +112,15 @@ def load_llmc(path: str | Path) -> list[tuple[int, int, list[NDArray[Any]]]]:
     """Index, label and GPT-2's ids of the context and the four endings, of each row of llm.c's hellaswag_val.bin.
 
     Raises:
-        HellaSwagError: the file is missing or damaged, or another one.
+        DataError: the file is missing or damaged, or another one.
     """
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        raise HellaSwagError(f"{path} cannot be read: {error}") from None
+        raise DataError(f"{path} cannot be read: {error}") from None
     header = np.frombuffer(content[: 4 * LLMC_HEADER], "<i4")
     if len(header) < LLMC_HEADER or (header[0], header[1]) != (LLMC_MAGIC, LLMC_VERSION):
-        raise HellaSwagError(f"{path} is not llm.c's hellaswag_val.bin: its header is another")
+        raise DataError(f"{path} is not llm.c's hellaswag_val.bin: its header is another")
     body = np.frombuffer(content[4 * LLMC_HEADER :], "<u2", (len(content) - 4 * LLMC_HEADER) // 2)
     rows, at = [], 0
     for number in range(int(header[2])):
@@ -138,16 +134,16 @@ def load_llmc(path: str | Path) -> list[tuple[int, int, list[NDArray[Any]]]]:
             if begins != LLMC_ROW or n_endings != 4 or label > 3 or at > len(body) or not all(map(len, pieces)):
                 raise ValueError
         except (IndexError, ValueError):
-            raise HellaSwagError(f"{path} is damaged: its row {number} of {header[2]} is no row") from None
+            raise DataError(f"{path} is damaged: its row {number} of {header[2]} is no row") from None
         rows.append((ind, label, pieces))
     if not rows:
-        raise HellaSwagError(f"{path} has no rows")
+        raise DataError(f"{path} has no rows")
     return rows
 
 
 def download() -> Path:
     """The original hellaswag_val.jsonl, kept in the user's cache folder and checked by its sha256."""
-    return fetch(URL, SHA256, "hellaswag_val.jsonl", "HellaSwag", "--hellaswag.path", HellaSwagError)
+    return fetch(URL, SHA256, "hellaswag_val.jsonl", "HellaSwag", "--hellaswag.path", DataError)
 
 
 # -- tokens ---------------------------------------------------------------------------------------------------------
@@ -174,14 +170,14 @@ def open_hellaswag(path: str, tokenizer: Tokenizer, block_size: int, definition:
         block_size: the model's, in tokens.
 
     Raises:
-        HellaSwagError: the file cannot be had or read, or does not fit the tokenizer or the definition.
+        DataError: the file cannot be had or read, or does not fit the tokenizer or the definition.
     """
     if Path(path).suffix != ".bin":
         return encode_rows(load_rows(download() if path == "download" else path), tokenizer, block_size, definition)
     if definition == "harness":
-        raise HellaSwagError(f"{path} has no text, which hellaswag.definition = harness needs: use hellaswag_val.jsonl")
+        raise DataError(f"{path} has no text, which hellaswag.definition = harness needs: use hellaswag_val.jsonl")
     if tokenizer.spec() != {"kind": "gpt2"}:
-        raise HellaSwagError(f"{path} holds GPT-2's ids, and this model's tokenizer is {tokenizer.name}")
+        raise DataError(f"{path} holds GPT-2's ids, and this model's tokenizer is {tokenizer.name}")
     rows = load_llmc(path)
     return _encoded([(ind, label) for ind, label, _ in rows], [pieces for *_, pieces in rows], block_size)
 
@@ -199,7 +195,7 @@ def encode_rows(
         block_size: the model's, in tokens; at least 2.
 
     Raises:
-        HellaSwagError: a text of which the tokenizer leaves nothing, a block_size of 1, or a row without what the
+        DataError: a text of which the tokenizer leaves nothing, a block_size of 1, or a row without what the
             harness's definition is made of.
         DataError: a text that the tokenizer has no ids for.
     """
@@ -219,7 +215,7 @@ def _encoded(which: Sequence[tuple[int, int]], pieces: Sequence[Sequence[NDArray
     n_cut = 0
     for (ind, _), (context, *endings) in zip(which, pieces, strict=True):
         if not all(len(piece) for piece in (context, *endings)):
-            raise HellaSwagError(f"HellaSwag row {ind}: its context or an ending has no tokens")
+            raise DataError(f"HellaSwag row {ind}: its context or an ending has no tokens")
         longest = max(len(ending) for ending in endings)
         n_cut += len(context) + longest > block_size
         context = context[-max(1, block_size - longest) :]
@@ -234,7 +230,7 @@ def _encode_harness(rows: Sequence[Row], tokenizer: Tokenizer, block_size: int) 
     texts: list[tuple[str, str]] = []
     for row in rows:
         if row.activity_label is None or row.ctx_a is None or row.ctx_b is None:
-            raise HellaSwagError(
+            raise DataError(
                 f"HellaSwag row {row.ind} lacks activity_label, ctx_a or ctx_b, which hellaswag.definition = harness "
                 "puts together: use the original hellaswag_val.jsonl"
             )
@@ -243,7 +239,7 @@ def _encode_harness(rows: Sequence[Row], tokenizer: Tokenizer, block_size: int) 
     pairs = encode_pairs(tokenizer, texts)
     for i, (_, ending) in enumerate(pairs):
         if not ending:
-            raise HellaSwagError(f"HellaSwag row {rows[i // 4].ind}: an ending has no tokens")
+            raise DataError(f"HellaSwag row {rows[i // 4].ind}: an ending has no tokens")
     too_long = [len(context) + len(ending) > block_size + 1 for context, ending in pairs]
     return Encoded(
         ind=np.array([row.ind for row in rows]),
@@ -257,7 +253,7 @@ def _encode_harness(rows: Sequence[Row], tokenizer: Tokenizer, block_size: int) 
 
 def _check_block(block_size: int) -> None:
     if block_size < 2:
-        raise HellaSwagError("model.block_size = 1: HellaSwag needs room for a token of context and one of an ending")
+        raise DataError("model.block_size = 1: HellaSwag needs room for a token of context and one of an ending")
 
 
 def _without_brackets(text: str) -> str:
@@ -337,13 +333,11 @@ def evaluate_hellaswag(
     device: torch.device,
     context: Callable[[], AbstractContextManager[object]],
     micro_batch: int,
-    stop: Callable[[], bool] = lambda: False,
+    check_stop: Callable[[], None] = lambda: None,
     world: World = SINGLE,
-) -> HellaSwagResult | None:
-    """The losses of all endings of all rows, or None when it was stopped; arguments as for `likelihoods`."""
-    measured = likelihoods(model, encoded.pairs, device, context, micro_batch, stop, world)
-    if measured is None:
-        return None
+) -> HellaSwagResult:
+    """The losses of all endings of all rows; arguments as for `likelihoods`."""
+    measured = likelihoods(model, encoded.pairs, device, context, micro_batch, check_stop, world)
     losses = measured.losses.reshape(-1, 4)
     return HellaSwagResult(encoded.ind, encoded.label, losses, encoded.lengths, encoded.definition)
 

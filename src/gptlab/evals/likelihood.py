@@ -151,30 +151,25 @@ def likelihoods(
     device: torch.device,
     context: Callable[[], AbstractContextManager[object]],
     micro_batch: int,
-    stop: Callable[[], bool] = lambda: False,
+    check_stop: Callable[[], None] = lambda: None,
     world: World = SINGLE,
-) -> Likelihood | None:
+) -> Likelihood:
     """The losses of all continuations given their contexts.
 
-    Nothing random is drawn and the model is left in the mode it was found in.
+    No random numbers are drawn, and the model keeps its mode (train or eval).
 
     Args:
         context: makes the autocast context of a forward pass.
-        micro_batch: how many rows of block_size tokens go through the model at once; of shorter ones as many as have
-            as many tokens.
-        stop: looked at between batches; true ends the evaluation, and in all processes at once.
-        world: its processes take every size-th batch each.
-
-    Returns:
-        Losses, or None when it was stopped.
+        micro_batch: rows of block_size tokens in one forward pass; batches of shorter rows have about as many tokens.
+        check_stop: called between batches by all ranks; raises Stopped to end the evaluation.
+        world: its ranks share the batches.
     """
     was_training = model.training
     model.eval()
     order, losses, greedy = [], [], []
     try:
         for batch in world.share(_batches(pairs, micro_batch)):
-            if stop():
-                return None
+            check_stop()
             if batch is None:
                 continue
             tokens, positions, branches, sources, targets = (torch.from_numpy(a).to(device) for a in batch[1:])

@@ -7,11 +7,12 @@ import functools
 import math
 import time
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gptlab.config import Sparsity
+from gptlab.config import Recipe, Sparsity
 from gptlab.distributed.shard import Weights, all_reduce_shards, global_shape, local_rows
 from gptlab.errors import UserError
 from gptlab.seeding import address
@@ -45,6 +46,37 @@ def prunable(model: Weights, head: bool) -> dict[str, nn.Parameter]:
     }
     assert found and len({id(p) for p in found.values()}) == len(found), "there are matrices, each of them once"
     return found
+
+
+# Optimizers that move a weight by its own moments and gradient alone: where these are zero, a zero stays.
+ELEMENTWISE = ("adamw", "adamw-spam", "adamw-prune", "sgd")
+
+
+def make_pruner(model: Weights, optimizer: torch.optim.Optimizer, recipe: Recipe) -> Pruner | NoPruner:
+    """The pruner of a recipe with schedule.decay_steps resolved."""
+    if recipe.sparsity.method == "none":
+        return NoPruner()
+    again = recipe.optim.name not in ELEMENTWISE
+    return Pruner(model, optimizer, recipe.sparsity, recipe.schedule.decay_steps, recipe.seed, every_update=again)
+
+
+class NoPruner:
+    """A dense run: nothing is masked."""
+
+    def before_update(self, step: int) -> None: ...
+
+    def after_update(self, step: int) -> None: ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None: ...
+
+    def facts(self) -> dict[str, Any]:
+        return {}
+
+    def overhead(self) -> float:
+        return 0.0
 
 
 class Pruner:
@@ -209,6 +241,16 @@ class Pruner:
                 p.copy_(kept[f"dense/{name}"]).mul_(self._keeps(name))
 
     # -- facts
+
+    def facts(self) -> dict[str, Any]:
+        """What sparsity.json says: the share that is masked, of all and of each matrix, and the last change."""
+        return {
+            "sparsity": self.sparsity(),
+            "mask_bytes": self.mask_bytes(),
+            "changed_at": self.changed_at,
+            "changes": self.changes,
+            "by_matrix": self.by_layer(),
+        }
 
     def sparsity(self) -> float:
         """The share of the prunable weights that is masked, now."""

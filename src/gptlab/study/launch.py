@@ -246,9 +246,9 @@ def launch_recipe(recipe: Recipe, out: Path, on: str, resources: Resources, comm
     if show:
         return launch
     _check(out, on)
-    from gptlab.tasks.data import open_data, train_tokens
+    from gptlab.tasks.base import open_data
 
-    limit, run = recipe.step_limit(train_tokens(recipe, open_data(recipe))), RunDir(out)
+    limit, run = recipe.step_limit(open_data(recipe).epoch_tokens(recipe.model.block_size)), RunDir(out)
     if is_held(out):
         raise Locked(f"{out} is being trained by another process")
     before = run.read_json("result.json")

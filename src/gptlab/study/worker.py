@@ -20,7 +20,7 @@ from gptlab.machine import process_is_alive
 from gptlab.rundir import open_study, run_name
 
 if TYPE_CHECKING:
-    from gptlab.training.result import Result
+    from gptlab.training.outcome import Result
 
 RUNNER = "GPTLAB_STUDY_RUNNER"  # environment variable: the process id of the runner that started this worker
 LOCK_SECONDS = 600.0  # an orphan of a killed runner ends after its current step and a checkpoint

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from gptlab.config import Recipe
 from gptlab.data.labeled import LabeledDataset, constant_loss
 from gptlab.data.sampler import permute
+from gptlab.data.tokenizers import Tokenizer
 from gptlab.distributed.shard import init_shards
 from gptlab.distributed.world import SINGLE, World
 from gptlab.distributed.wrap import shard
@@ -33,36 +35,66 @@ def open_labeled(recipe: Recipe) -> LabeledDataset:
     return LabeledDataset(folder)
 
 
-class Classification:
-    """Data, loss and scores of a classification run; the face of `LanguageModelling`.
+@dataclass(frozen=True)
+class LabeledData:
+    """The prepared dataset of a classification run."""
 
-    A step has batch.tokens_per_step / model.block_size documents. Those of one step are sorted by length before they
-    are cut into micro-batches, so that little is padded; which documents they are depends on the seed and step alone.
+    dataset: LabeledDataset
+
+    @property
+    def paths(self) -> list[Path]:
+        return [self.dataset.path]
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.dataset.tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        return self.dataset.vocab_size
+
+    @property
+    def corpus(self) -> str:
+        return str(self.dataset.manifest["corpus"] or "")
+
+    def fingerprint(self) -> str:
+        return self.dataset.fingerprint()
+
+    def epoch_tokens(self, block_size: int) -> int:
+        """A document counts block_size tokens."""
+        return len(self.dataset.splits["train"]) * block_size
+
+    def facts(self) -> dict[str, int]:
+        return {"train_documents": len(self.dataset.splits["train"]), "labels": self.dataset.n_train_labels}
+
+
+class Classification:
+    """Data, loss and scores of a classification run.
+
+    A step has batch.tokens_per_step / model.block_size documents. The documents of a step are sorted by length before
+    they are cut into micro-batches, to save padding. The documents of a step depend on the seed and the step alone.
 
     Args:
         recipe: with model.vocab_size resolved.
-        dataset: its training labels are the model's outputs.
+        data: its training labels are the model's outputs.
         device: where batches go.
-        position_offset: rows of the position table before the first position (RoBERTa has 2).
-        world: its processes share each batch, and each evaluation.
+        folder: unused, for classification writes no files of its own.
+        world: its ranks share each batch and each evaluation.
     """
 
-    unit = "samples"
+    unit: ClassVar[str] = "samples"
+    scores: ClassVar[tuple[str, ...]] = ("loss",)
 
     def __init__(
-        self,
-        recipe: Recipe,
-        dataset: LabeledDataset,
-        device: torch.device,
-        position_offset: int = 2,
-        world: World = SINGLE,
+        self, recipe: Recipe, data: LabeledData, device: torch.device, folder: Path, world: World = SINGLE
     ) -> None:
+        dataset = data.dataset
         self.world = world
         if recipe.model.vocab_size < dataset.vocab_size:
             raise DataError(
                 f"model.vocab_size = {recipe.model.vocab_size}: {dataset.path} has {dataset.vocab_size} token ids"
             )
-        self.recipe, self.dataset, self.device, self.position_offset = recipe, dataset, device, position_offset
+        self.recipe, self.dataset, self.device = recipe, dataset, device
         self.per_step = recipe.sequences_per_step
         self.n_labels = dataset.n_train_labels
         n = max(1, recipe.eval.tokens // recipe.model.block_size)
@@ -75,8 +107,25 @@ class Classification:
         drawn = permute(np.arange(min(n, size)), size, f"{self.recipe.eval.seed}/eval/{split}") if n < size else None
         return np.arange(size) if drawn is None else drawn
 
+    @staticmethod
+    def open_data(recipe: Recipe) -> LabeledData:
+        return LabeledData(open_labeled(recipe))
+
+    @staticmethod
+    def stored_model(
+        recipe: Recipe,
+        shape: Callable[[str], tuple[int, ...]],
+        device: torch.device,
+        regime: Regime,
+        init: int | Callable[[Encoder], None],
+    ) -> Encoder:
+        n_labels = shape("head.weight")[0]
+        return build_encoder(
+            recipe.model, n_labels, device, init=init, on_meta=lambda model: apply_regime(model, regime)
+        )
+
     def build(self, regime: Regime, init: int | Callable[[Encoder], None], sharded: bool = False) -> Encoder:
-        """The model, in the regime's dtypes, from a seed or with weights copied in; sharded is with FSDP."""
+        """The model in the regime's dtypes, from a seed or with weights copied in; sharded with FSDP."""
 
         def on_meta(model: Encoder) -> None:
             apply_regime(model, regime)
@@ -88,25 +137,25 @@ class Classification:
             self.n_labels,
             self.device,
             init=init_shards(init) if sharded else init,
-            position_offset=self.position_offset,
             on_meta=on_meta,
         )
         model.activation_checkpointing = self.recipe.train.activation_checkpointing
         return model
 
     def constant_loss(self) -> float:
-        """Loss of a document when every label is guessed at its frequency in training, in nats."""
+        """The loss in nats when every label is predicted at its frequency in the training split."""
         return constant_loss(self.dataset)
 
     def micro_batches(self, step: int, micro_batch: int) -> Iterator[tuple[Any, ...]]:
-        """What the model takes in update `step`: tokens (B, T), lengths (B,) and targets, (B, labels) or (B,)."""
+        """This rank's micro-batches of update `step`: tokens (B, T), lengths (B,) and targets, (B, labels) or (B,)."""
         n, size = self.per_step, len(self.dataset.splits["train"])
         epochs, places = np.divmod(np.arange(step * n, (step + 1) * n), size)
         documents = places.copy()
         for epoch in np.unique(epochs).tolist():
             here, key = epochs == epoch, f"{self.recipe.seed}/data/{epoch}"
             documents[here] = permute(places[here], size, key)
-        mine = self._by_length("train", documents)[self.world.rank :: self.world.size]  # as long ones as the others
+        # every size-th, so that all ranks have documents of about the same length
+        mine = self._by_length("train", documents)[self.world.rank :: self.world.size]
         for piece in self.world.pieces(len(mine), n, micro_batch):
             rows = mine[piece]
             tokens, lengths = self._batch("train", rows)
@@ -125,21 +174,30 @@ class Classification:
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.to(self.device)
 
-    def due(self, step: int, ends: bool) -> list[str]:
-        """What is to be measured after `step` updates: "loss" (and the scores with it) or nothing."""
+    def due(self, step: int, last: bool) -> list[str]:
+        """What to evaluate after `step` updates: "loss", with all scores, or nothing."""
         every = self.recipe.train.eval_every
-        return ["loss"] if ends or step == 0 or (every and step % every == 0) else []
+        return ["loss"] if last or step == 0 or (every and step % every == 0) else []
 
     def evaluate(
-        self, what: list[str], model: Encoder, regime: Regime, micro_batch: int, stop: Callable[[], bool]
-    ) -> dict[str, float] | None:
-        """val_loss and the scores of a model (and train_eval_loss); None when `stop` said so."""
+        self, what: list[str], model: Encoder, regime: Regime, micro_batch: int, check_stop: Callable[[], None]
+    ) -> dict[str, Any]:
+        """val_loss, the scores of a model, and train_eval_loss."""
         result: dict[str, float] = {}
         for split, documents in self.samples.items() if what else ():
-            scored = self.score(split, documents, model, regime, micro_batch, stop)
-            if scored is None:
-                return None
+            scored = self.score(split, documents, model, regime, micro_batch, check_stop)
             result |= {"train_eval_loss": scored["loss"]} if split == "train" else _named(scored)
+        return result
+
+    def evaluate_split(self, model: Encoder, regime: Regime, micro_batch: int) -> dict[str, float]:
+        """val_loss and the scores over the whole validation split; test_loss, ... where there is a test split."""
+        result: dict[str, float] = {}
+        for split in ("val", "test"):
+            if split in self.dataset.splits:
+                everything = np.arange(len(self.dataset.splits[split]))
+                scored = self.score(split, everything, model, regime, micro_batch)
+                prefixed = {(k if split == "val" and k != "loss" else f"{split}_{k}"): v for k, v in scored.items()}
+                result |= prefixed | {"documents" if split == "val" else "test_documents": len(everything)}
         return result
 
     def score(
@@ -149,17 +207,16 @@ class Classification:
         model: Encoder,
         regime: Regime,
         micro_batch: int,
-        stop: Callable[[], bool] = lambda: False,
-    ) -> dict[str, float] | None:
-        """Mean loss of some documents in float32, and their scores. Nothing random is drawn."""
+        check_stop: Callable[[], None] = lambda: None,
+    ) -> dict[str, float]:
+        """Mean loss of some documents in float32, and their scores. No random numbers are drawn."""
         was_training = model.training
         model.eval()
         order, losses, truth = self._by_length(split, documents), 0.0, self.dataset.splits[split]
         logits = torch.zeros(len(order), self.n_labels)
         try:
             for i in self.world.share(range(0, len(order), micro_batch)):
-                if stop():
-                    return None
+                check_stop()
                 if i is None:
                     continue
                 rows = order[i : i + micro_batch]
@@ -174,7 +231,7 @@ class Classification:
                 logits[i : i + micro_batch] = out.cpu()
         finally:
             model.train(was_training)
-        numbers, losses = self.world.all_reduce(logits).numpy(), self.world.sum(losses)  # zeros where others scored
+        numbers, losses = self.world.all_reduce(logits).numpy(), self.world.sum(losses)  # 0 where other ranks score
         ids = [truth.label_ids(row) for row in order.tolist()]
         counts = self.dataset.train_counts
         if self.dataset.multi:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from gptlab.distributed.shard import init_shards
 from gptlab.distributed.world import SINGLE, World, world_from_env
 from gptlab.distributed.wrap import shard
 from gptlab.errors import DataError, UserError
-from gptlab.evals.heldout import heldout_loss, scores
+from gptlab.evals.heldout import heldout_loss, scores, whole_split
 from gptlab.evals.hellaswag import Encoded, evaluate_hellaswag, open_hellaswag, write_results
 from gptlab.model.generate import generate
 from gptlab.model.gpt import GPT, build_model
@@ -28,8 +29,40 @@ from gptlab.seeding import address
 NOT_DRAWN = {"prompt", "every", "number"}  # settings of `sample` that are not about how an id is drawn
 
 
+@dataclass(frozen=True)
+class TextData:
+    """The prepared datasets of a language-modelling run: one, or the parts of a mixture."""
+
+    datasets: list[Dataset]
+
+    @property
+    def paths(self) -> list[Path]:
+        return [dataset.path for dataset in self.datasets]
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.datasets[0].tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        return max(d.vocab_size or d.tokenizer.vocab_size for d in self.datasets)
+
+    @property
+    def corpus(self) -> str:
+        return ", ".join(dict.fromkeys(d.manifest["corpus"] for d in self.datasets if d.manifest["corpus"]))
+
+    def fingerprint(self) -> str:
+        return " ".join(dataset.fingerprint() for dataset in self.datasets)
+
+    def epoch_tokens(self, block_size: int) -> int:
+        return sum(len(dataset.train) for dataset in self.datasets)
+
+    def facts(self) -> dict[str, int]:
+        return {"val_tokens": len(self.datasets[0].val)}
+
+
 def open_datasets(recipe: Recipe) -> list[Dataset]:
-    """The prepared datasets a recipe names.
+    """The prepared datasets that a recipe names.
 
     Raises:
         DataError: one is missing (it says how to prepare it), named twice, or made with another tokenizer.
@@ -64,22 +97,21 @@ class LanguageModelling:
 
     Args:
         recipe: with model.vocab_size resolved.
-        datasets: one, or the parts of a mixture in the order of data.mixture; validation is of the first.
+        data: validation is of the first dataset of a mixture.
         device: where batches go.
         folder: where hellaswag_results.jsonl goes.
-        world: its processes share each batch, and each evaluation.
-
-    Attributes:
-        unit: what is counted: a step has `per_step` of them, and its loss is their mean.
+        world: its ranks share each batch and each evaluation.
     """
 
-    unit = "tokens"
+    unit: ClassVar[str] = "tokens"
+    scores: ClassVar[tuple[str, ...]] = ("loss", "hellaswag", "wikitext", "lambada", "harness")
 
     def __init__(
-        self, recipe: Recipe, datasets: list[Dataset], device: torch.device, folder: Path, world: World = SINGLE
+        self, recipe: Recipe, data: TextData, device: torch.device, folder: Path, world: World = SINGLE
     ) -> None:
+        datasets = data.datasets
         self.recipe, self.device, self.folder, self.world = recipe, device, folder, world
-        self.per_step = recipe.batch.tokens_per_step
+        self.datasets, self.per_step = datasets, recipe.batch.tokens_per_step
         self.bad_every = recipe.faults.batch_every
         for dataset in datasets:
             dataset.check(recipe.model.vocab_size)
@@ -105,44 +137,57 @@ class LanguageModelling:
         if recipe.hellaswag.every and recipe.hellaswag.path:
             path, definition = recipe.hellaswag.path, recipe.hellaswag.definition
             if not world.first:
-                world.barrier()  # the first one may have to download it
+                world.barrier()  # rank 0 may have to download it
             self.hellaswag = open_hellaswag(path, datasets[0].tokenizer, recipe.model.block_size, definition)
             if world.first:
                 world.barrier()
 
+    @staticmethod
+    def open_data(recipe: Recipe) -> TextData:
+        return TextData(open_datasets(recipe))
+
+    @staticmethod
+    def stored_model(
+        recipe: Recipe,
+        shape: Callable[[str], tuple[int, ...]],
+        device: torch.device,
+        regime: Regime,
+        init: int | Callable[[GPT], None],
+    ) -> GPT:
+        return build_model(recipe.model, device, init=init, on_meta=lambda model: apply_regime(model, regime))
+
     def build(self, regime: Regime, init: int | Callable[[GPT], None], sharded: bool = False) -> GPT:
-        """The model, in the regime's dtypes, from a seed or with weights copied in; sharded is with FSDP."""
+        """The model in the regime's dtypes, from a seed or with weights copied in; sharded with FSDP."""
 
         def on_meta(model: GPT) -> None:
             apply_regime(model, regime)
             if sharded:
                 shard(model, self.world, self.recipe.distributed.shard_over, self.device, regime.gathered)
 
-        model = build_model(
-            self.recipe.model, self.device, init=init_shards(init) if sharded else init, on_meta=on_meta
-        )
+        weights = init_shards(init) if sharded else init
+        model = build_model(self.recipe.model, self.device, init=weights, on_meta=on_meta)
         model.activation_checkpointing = self.recipe.train.activation_checkpointing
         return model
 
     def constant_loss(self) -> float:
-        """Nats a token of the best guess that looks at nothing: the entropy of the first million training tokens."""
+        """The entropy of the first million training tokens, in nats: the loss of the best constant prediction."""
         n = min(self.windows.windows_per_epoch, -(-(1 << 20) // self.recipe.model.block_size))
         counts = np.bincount(self.windows.batch(0, n).ravel())
         shares = counts[counts > 0] / counts.sum()
         return float(-(shares * np.log(shares)).sum())
 
     def documents(self, tokens: Tensor) -> Tensor | None:
-        """Numbers of the documents (B, T) that tokens belong to, or None where attention is not limited to them."""
+        """(B, T) the document of each token, or None where attention is not limited to documents."""
         return document_numbers(tokens, self.eot)
 
     def micro_batches(self, step: int, micro_batch: int) -> Iterator[tuple[Any, ...]]:
-        """What the model takes in update `step`: inputs, targets and document numbers, (micro_batch, T) each.
+        """This rank's micro-batches of update `step`: inputs, targets and document numbers, (micro_batch, T) each.
 
-        The last ones may have fewer rows. Which windows they are, over all processes, depends on the seed and the step
-        alone. Every faults.batch_every-th update sees uniformly random tokens instead.
+        The last ones may have fewer rows. The windows of a step, over all ranks, depend on the seed and the step alone.
+        Every faults.batch_every-th update gets uniformly random tokens instead.
         """
         n, rank, size = self.recipe.sequences_per_step, self.world.rank, self.world.size
-        first, end = n * rank // size, n * (rank + 1) // size  # the rows of the step that are this process's
+        first, end = n * rank // size, n * (rank + 1) // size  # this rank's rows of the step
         for piece in self.world.pieces(end - first, n, micro_batch):
             rows = slice(first + piece.start, first + piece.stop)
             batch = torch.from_numpy(self.windows.batch(step * n + rows.start, rows.stop - rows.start))  # (B, T + 1)
@@ -154,38 +199,43 @@ class LanguageModelling:
             x, y = batch[:, :-1].to(self.device), batch[:, 1:].to(self.device)
             yield x, y, self.documents(x)
 
-    def due(self, step: int, ends: bool) -> list[str]:
-        """What is to be done after `step` updates, in part: "loss", "hellaswag", "samples"."""
+    def due(self, step: int, last: bool) -> list[str]:
+        """What to evaluate after `step` updates: some of "loss", "hellaswag", "samples"."""
         every = {"loss": self.recipe.train.eval_every}
         if self.hellaswag:
             every["hellaswag"] = self.recipe.hellaswag.every
         if self.recipe.sample.every:
             every["samples"] = self.recipe.sample.every
-        return [what for what in every if ends or step == 0 or (every[what] and step % every[what] == 0)]
+        return [what for what in every if last or step == 0 or (every[what] and step % every[what] == 0)]
 
     def evaluate(
-        self, what: list[str], model: GPT, regime: Regime, micro_batch: int, stop: Callable[[], bool]
-    ) -> dict[str, Any] | None:
-        """Scores of a model: val_loss and its kin (and train_eval_loss), HellaSwag; None when `stop` said so.
+        self, what: list[str], model: GPT, regime: Regime, micro_batch: int, check_stop: Callable[[], None]
+    ) -> dict[str, Any]:
+        """Scores of a model: val_loss, what follows from it, train_eval_loss, HellaSwag.
 
         Args:
-            what: as `due` says it. "samples" are texts, a list under that key, drawn in float32 or the weights' dtype.
-            micro_batch: sequences in one pass; it changes no score by more than rounding.
+            what: as `due` returns it. "samples" adds a list of texts, drawn in float32 or the weights' dtype.
+            micro_batch: sequences in a forward pass. It changes scores by rounding only.
+            check_stop: called between batches; raises Stopped to end the evaluation.
         """
         result: dict[str, Any] = {}
         if "samples" in what and self.world.first:
             result["samples"] = sample_texts(model, self.tokenizer, self.recipe.sample)
         if "hellaswag" in what and self.hellaswag is not None:
             answers = evaluate_hellaswag(
-                model, self.hellaswag, self.device, lambda: regime.context(self.device), micro_batch, stop, self.world
+                model,
+                self.hellaswag,
+                self.device,
+                lambda: regime.context(self.device),
+                micro_batch,
+                check_stop,
+                self.world,
             )
-            if answers is None:
-                return None
             if self.world.first:
                 write_results(self.folder / "hellaswag_results.jsonl", answers)
             result.update(answers.scores())
         for split, tokens in self.splits.items() if "loss" in what else ():
-            measured = heldout_loss(
+            loss, counts = heldout_loss(
                 model,
                 tokens,
                 self.starts[split],
@@ -194,21 +244,36 @@ class LanguageModelling:
                 self.device,
                 lambda: regime.context(self.device),
                 self.documents,
-                stop,
+                check_stop,
                 self.world,
             )
-            if measured is None:
-                return None
-            loss, counts = measured
             if split == "train":
                 result["train_eval_loss"] = loss
             else:
                 result.update(scores(loss, counts, self.token_bytes))
         return result
 
+    def evaluate_split(self, model: GPT, regime: Regime, micro_batch: int) -> dict[str, float]:
+        """val_loss, val_perplexity, val_bits_per_byte over the whole validation split, and the tokens predicted."""
+        dataset, block = self.datasets[0], self.recipe.model.block_size
+        starts = whole_split(dataset.val, block)
+        if not len(starts):
+            raise DataError(f"{dataset.path}: the validation split is shorter than one window of {block} tokens")
+        loss, counts = heldout_loss(
+            model,
+            dataset.val,
+            starts,
+            block,
+            micro_batch,
+            self.device,
+            lambda: regime.context(self.device),
+            self.documents,
+        )
+        return {**scores(loss, counts, dataset.tokenizer.token_bytes()), "tokens": int(counts.sum())}
+
 
 def continuations(model: GPT, tokenizer: Tokenizer, prompt: str, samples: int, **settings: Any) -> Iterator[list[int]]:
-    """The ids that follow a prompt, one of each of so many samples at a time; an empty prompt is end-of-text.
+    """The ids that follow a prompt, one of each sample at a time; an empty prompt is end-of-text.
 
     Args:
         settings: max_tokens, temperature, top_k, top_p and seed, as `generate` takes them.

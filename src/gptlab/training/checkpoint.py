@@ -36,7 +36,7 @@ from gptlab.machine import free_memory
 from gptlab.optim.optimizers import plain_tensors
 from gptlab.precision.libraries import load_library
 from gptlab.rundir import RunDir, write_atomically
-from gptlab.sparsity.pruner import Pruner
+from gptlab.sparsity.pruner import NoPruner, Pruner
 
 ROOM = 2e9  # bytes that copies for a checkpoint leave free on the host
 BLOCK = 256  # numbers that share a scale in 8-bit moments
@@ -323,7 +323,7 @@ class Checkpoints:
         model: Weights,
         optimizer: torch.optim.Optimizer | None,
         progress: dict[str, Any],
-        pruner: Pruner | None = None,
+        pruner: Pruner | NoPruner | None = None,
     ) -> None:
         """Copy the state and write it in the background, or write it now where there is no room for copies.
 
@@ -339,8 +339,8 @@ class Checkpoints:
             return
         parameters: dict[str, Tensor] = dict(model.named_parameters())
         tensors = {"model": parameters, "optimizer": optimizer_tensors(model, optimizer) if optimizer else {}}
-        if pruner:
-            tensors["sparsity"] = pruner.tensors()
+        if masks := pruner.tensors() if pruner else {}:
+            tensors["sparsity"] = masks
         # of each tensor, which rows are here: None where all processes have the same, and the first writes it
         extents = {kind: {name: extent(name, t, parameters) for name, t in of.items()} for kind, of in tensors.items()}
         spread = shard_spec(next(iter(parameters.values())))
@@ -451,7 +451,7 @@ class Checkpoints:
                 shutil.rmtree(path)
 
     def restore(
-        self, model: Weights, optimizer: torch.optim.Optimizer, pruner: Pruner | None = None
+        self, model: Weights, optimizer: torch.optim.Optimizer, pruner: Pruner | NoPruner | None = None
     ) -> dict[str, Any] | None:
         """Load the newest checkpoint that is whole; its training.json, or None where there is none.
 
@@ -477,7 +477,7 @@ class Checkpoints:
         kinds = {name.split("/", 1)[0] for name in saved.names("optimizer")}
         moments = ((name, _read(saved, "optimizer", name, parameters)) for name in saved.names("optimizer"))
         load_optimizer_tensors(model, optimizer, moments, kinds)
-        if pruner:
+        if isinstance(pruner, Pruner):
             names = saved.names("sparsity")
             pruner.load_tensors({name: _read(saved, "sparsity", name, parameters) for name in names})
         state: dict[str, Any] = json.loads((path / "training.json").read_text(encoding="utf-8"))

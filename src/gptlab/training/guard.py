@@ -53,6 +53,14 @@ class Divergence:
     """One sentence with the numbers."""
 
 
+class Diverged(Exception):
+    """The run has diverged. No checkpoint holds what broke."""
+
+    def __init__(self, divergence: Divergence, tensor: str | None = None) -> None:
+        super().__init__(divergence.reason)
+        self.divergence, self.tensor = divergence, tensor
+
+
 class Guard:
     """Tells from the losses of a run whether it has diverged.
 

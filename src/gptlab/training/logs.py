@@ -1,4 +1,4 @@
-"""What a run says while it trains: metrics.jsonl, the terminal, TensorBoard and Weights & Biases."""
+"""What a run logs while it trains: metrics.jsonl, the terminal, TensorBoard and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -17,22 +17,25 @@ from gptlab.rundir import RunDir
 
 
 class Logs:
-    """Writes each line of metrics everywhere it belongs.
+    """Writes each line of metrics to all its places.
 
-    On a terminal there is one live progress bar; elsewhere (a file, a batch system) a plain line per evaluation and
-    about ten training lines a minute at most.
+    On a terminal there is a progress bar. Elsewhere (a file, a batch system) there is a plain line for each evaluation
+    and at most ten training lines a minute.
 
     Args:
         run: its metrics.jsonl is appended to.
         recipe: names the run for Weights & Biases.
+        unit: "tokens" or "samples", as the task counts.
         total_steps: where the bar ends.
         step: where it begins.
         quiet: print nothing.
     """
 
-    def __init__(self, run: RunDir, recipe: Recipe, total_steps: int, step: int, quiet: bool = False) -> None:
+    def __init__(
+        self, run: RunDir, recipe: Recipe, unit: str, total_steps: int, step: int, quiet: bool = False
+    ) -> None:
         self.run, self.file = run, run.open_metrics()
-        self.total_steps, self.quiet, self.unit = total_steps, quiet, "tokens" if recipe.task == "lm" else "samples"
+        self.total_steps, self.quiet, self.unit = total_steps, quiet, unit
         self.console = Console(file=sys.stderr)
         self.bar: Progress | None = None
         self.last_print = -math.inf
@@ -47,7 +50,7 @@ class Logs:
                 import wandb
             except ImportError:
                 raise UserError("log.wandb = true: wandb is not installed; `pip install wandb` adds it") from None
-            if run.writes:  # all processes look for the package, so that all end where it is missing
+            if run.writes:  # all ranks import the package, so that all of them stop where it is missing
                 self.wandb = wandb.init(
                     project="gptlab", name=run.path.name, dir=str(run.path), config=recipe.model_dump(), resume="allow"
                 )
@@ -64,13 +67,13 @@ class Logs:
             self.bar.start()
             self.bar.add_task("", total=total_steps, completed=step)
 
-    def say(self, text: str) -> None:
-        """A line for the reader, beside the bar."""
+    def message(self, text: str) -> None:
+        """A line on the terminal, above the progress bar."""
         if not self.quiet:
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def training(self, line: dict[str, Any]) -> None:
-        """A training line: step, tokens or samples, loss, lr, grad_norm, their number a second, what else there is."""
+        """A training line: step, tokens or samples, loss, lr, grad_norm, throughput and more."""
         self._write(line)
         mfu = f"MFU {100 * line['mfu']:.1f}%  " if "mfu" in line else ""
         text = (
@@ -81,24 +84,24 @@ class Logs:
             self.bar.update(self.bar.task_ids[0], completed=line["step"], description=text)
         elif time.monotonic() - self.last_print > 6:  # seconds
             self.last_print = time.monotonic()
-            self.say(f"step {line['step']}/{self.total_steps}  {text}")
+            self.message(f"step {line['step']}/{self.total_steps}  {text}")
 
     def evaluation(self, line: dict[str, Any]) -> None:
         self._write(line)
         scores = "  ".join(
             f"{key} {_number(value)}" for key, value in line.items() if key not in ("step", "tokens", "samples")
         )
-        self.say(f"step {line['step']}/{self.total_steps}  {scores}")
+        self.message(f"step {line['step']}/{self.total_steps}  {scores}")
 
     def samples(self, step: int, texts: list[str]) -> None:
-        """Texts that the model wrote, into samples/step-00000500.txt: a run that comes by again writes them again."""
+        """Write generated texts to samples/step-00000500.txt. A resumed run writes the same file again."""
         if not texts:
             return
         folder = self.run.path / "samples"
         folder.mkdir(exist_ok=True)
         text = "\n---\n".join(texts) + "\n"
         (folder / f"step-{step:08d}.txt").write_text(text, encoding="utf-8")
-        self.say(f"step {step}/{self.total_steps}  {text}")
+        self.message(f"step {step}/{self.total_steps}  {text}")
 
     def _write(self, line: dict[str, Any]) -> None:
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}

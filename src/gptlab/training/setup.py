@@ -18,7 +18,6 @@ from torch import nn
 import gptlab
 from gptlab import planner
 from gptlab.config import Model, Recipe, settings
-from gptlab.data.labeled import LabeledDataset
 from gptlab.data.tokenizers import load_tokenizer
 from gptlab.distributed.world import SINGLE, World
 from gptlab.distributed.world import world_from_env as started
@@ -29,7 +28,7 @@ from gptlab.interop.source import read_source
 from gptlab.optim.optimizers import describe
 from gptlab.precision.regimes import make_regime
 from gptlab.rundir import RunDir
-from gptlab.tasks.data import Data, corpus_of, fingerprint, paths, tokenizer_of, train_tokens, vocab_size_of
+from gptlab.tasks.base import Task, TaskData
 from gptlab.training.checkpoint import Saved, find_checkpoint, list_checkpoints
 
 # What a resumed run may change: it bends neither the losses nor the data already seen.
@@ -69,7 +68,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def resolve(
-    recipe: Recipe, run: RunDir, datasets: Data, device: torch.device, world: World = SINGLE
+    recipe: Recipe, run: RunDir, data: TaskData, device: torch.device, world: World = SINGLE
 ) -> tuple[Recipe, int | Callable[[Any], None]]:
     """The recipe with every default filled in, and what the weights start from (a seed, or a function that copies).
 
@@ -90,18 +89,17 @@ def resolve(
     elif recipe.train.init_from and not list_checkpoints(run):
         source, fill = start_from(recipe.train.init_from)
         spoken = RunDir(recipe.train.init_from).tokenizer_file
-        if spoken.is_file() and load_tokenizer(spoken).spec() != tokenizer_of(datasets).spec():
-            where = paths(datasets)[0]
-            raise RunError(f"train.init_from = {recipe.train.init_from}: has another tokenizer than {where}")
+        if spoken.is_file() and load_tokenizer(spoken).spec() != data.tokenizer.spec():
+            raise RunError(f"train.init_from = {recipe.train.init_from}: has another tokenizer than {data.paths[0]}")
         if recipe.model.block_size < source.block_size:
             source, fill = cropped(source, recipe.model.block_size, fill)
         model = source.model_copy(update={"dropout": recipe.model.dropout})
     if not model.vocab_size:
-        model = model.model_copy(update={"vocab_size": vocab_size_of(datasets)})
+        model = model.model_copy(update={"vocab_size": data.vocab_size})
 
     folders = {str(Path(folder).resolve()): weight for folder, weight in recipe.data.mixture.items()}
-    data = {"path": "", "mixture": folders} if folders else {"path": str(Path(recipe.data.folder).resolve())}
-    settled: dict[str, Any] = {"model": model.model_dump(), "data": {**recipe.data.model_dump(), **data}}
+    where = {"path": "", "mixture": folders} if folders else {"path": str(Path(recipe.data.folder).resolve())}
+    settled: dict[str, Any] = {"model": model.model_dump(), "data": {**recipe.data.model_dump(), **where}}
     recipe = recipe.replace(settled)
     settled = {}
     if recipe.compile.enabled == "auto":
@@ -111,14 +109,14 @@ def resolve(
             stored.batch.micro_batch if stored else int(world.min(largest_micro_batch(recipe, device, world.size)))
         )
     if not recipe.schedule.decay_steps:
-        limit = recipe.step_limit(train_tokens(recipe, datasets))
+        limit = recipe.step_limit(data.epoch_tokens(recipe.model.block_size))
         settled["schedule.decay_steps"] = stored.schedule.decay_steps if stored else limit
     recipe = recipe.replace(settled)
     if stored is not None:
         refuse_differences(stored, recipe, run)
         trained_on = run.read_json("environment.json").get("data", {}).get("fingerprint")
-        if trained_on and trained_on != fingerprint(datasets):
-            raise RunError(f"{run.path} was trained on other data than {', '.join(map(str, paths(datasets)))} holds")
+        if trained_on and trained_on != data.fingerprint():
+            raise RunError(f"{run.path} was trained on other data than {', '.join(map(str, data.paths))} holds")
     return recipe, fill
 
 
@@ -198,7 +196,7 @@ def largest_micro_batch(recipe: Recipe, device: torch.device, processes: int = 1
 
 def environment(
     recipe: Recipe,
-    datasets: Data,
+    data: TaskData,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     device: torch.device,
@@ -223,36 +221,24 @@ def environment(
         "parameters": sum(p.numel() for p in model.parameters()),
         "optimizer": describe(optimizer),
         "data": {
-            "path": [str(path.resolve()) for path in paths(datasets)],
-            "corpus": corpus_of(recipe, datasets),
-            "tokenizer": recipe.data.tokenizer,
-            "train_tokens": train_tokens(recipe, datasets),
-            **_sizes(datasets),
-            "fingerprint": fingerprint(datasets),
+            "path": [str(path.resolve()) for path in data.paths],
+            "corpus": data.corpus or recipe.data.corpus,
+            "tokenizer": data.tokenizer.name,
+            "train_tokens": data.epoch_tokens(recipe.model.block_size),
+            **data.facts(),
+            "fingerprint": data.fingerprint(),
         },
     }
 
 
-def _sizes(data: Data) -> dict[str, int]:
-    if isinstance(data, LabeledDataset):
-        return {"train_documents": len(data.splits["train"]), "labels": data.n_train_labels}
-    return {"val_tokens": len(data[0].val)}
-
-
-def summary(recipe: Recipe, model: Any, device: torch.device, limit: int, step: int, world: World) -> str:
-    """One line on what is about to happen, for the terminal."""
-    compiled, batch, block = ", compiled" if recipe.compile.enabled else "", recipe.batch, recipe.model.block_size
+def summary(recipe: Recipe, task: Task, model: Any, device: torch.device, limit: int, step: int, world: World) -> str:
+    """One line for the terminal on what is about to happen."""
+    compiled, micro_batch = ", compiled" if recipe.compile.enabled else "", recipe.batch.micro_batch
     where = device.type if world.size == 1 else f"{world.size} x {device.type} ({recipe.distributed.strategy})"
-    if recipe.task == "classify":
-        return (
-            f"{recipe.name} (seed {recipe.seed}): {model.parameter_count() / 1e6:.1f}M parameters, "
-            f"{recipe.precision.regime}{compiled} on {where}; steps {step} to {limit} of "
-            f"{recipe.sequences_per_step} documents, in micro-batches of {batch.micro_batch}"
-        )
     return (
         f"{recipe.name} (seed {recipe.seed}): {model.parameter_count() / 1e6:.1f}M parameters, "
-        f"{recipe.precision.regime}{compiled} on {where}; steps {step} to {limit} of {batch.tokens_per_step:,} "
-        f"tokens, in micro-batches of {batch.micro_batch} x {block}"
+        f"{recipe.precision.regime}{compiled} on {where}; steps {step} to {limit} of {task.per_step:,} {task.unit}, "
+        f"in micro-batches of {micro_batch} x {recipe.model.block_size} tokens"
     )
 
 

@@ -1,4 +1,4 @@
-"""What is kept of every update until it is read: its loss, its gradient's norms, and which weights it broke."""
+"""What is kept on the device of every update until it is read: loss, gradient norms, and which weights broke."""
 
 from __future__ import annotations
 
@@ -11,11 +11,26 @@ from torch import Tensor
 from gptlab.distributed.shard import Weights, all_reduce_shards, norms
 from gptlab.distributed.world import SINGLE, World
 from gptlab.rundir import RunDir
-from gptlab.training.guard import Divergence
+from gptlab.training.guard import Diverged, Divergence
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What `update` observed, as tensors that nobody has waited for."""
+
+    lr: float
+    loss: Tensor
+    """(): mean over this rank's units of the step, in nats; the ranks' losses add up to the step's."""
+    largest_logit: Tensor
+    """(): the largest |logit|."""
+    norms: Tensor
+    """(n + 1,): see `clip_gradients`."""
 
 
 @dataclass(frozen=True)
 class Update:
+    """An update as numbers."""
+
     step: int
     loss: float
     grad_norm: float
@@ -23,12 +38,13 @@ class Update:
 
 
 def clip_gradients(model: Weights, max_norm: float) -> Tensor:
-    """Scale the gradients down to a global norm of max_norm, as torch's clip_grad_norm_; their own norms before that.
+    """Scale the gradients down to a global norm of max_norm, as torch's clip_grad_norm_ does.
 
     With an infinite max_norm they are only measured.
 
     Returns:
-        (n + 1,): the global norm, then that of each parameter, in the order of model.parameters().
+        (n + 1,): the norms before clipping: the global norm, then each parameter's, in the order of
+        model.parameters().
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     grads = [p.grad for p in parameters if p.grad is not None]
@@ -42,13 +58,13 @@ def clip_gradients(model: Weights, max_norm: float) -> Tensor:
     return torch.cat((total[None], each)).float()
 
 
-class Watched:
-    """The updates since they were last read; a GPU does not wait for any of them.
+class StepBuffer:
+    """The updates since the last `read`. A GPU does not wait for them before that.
 
     Args:
         model: its parameters.
-        weights_too: look at the weights after each update; only in 16 bits can they break with a finite gradient.
-        world: its processes read together what each has seen.
+        weights_too: check the weights after each update. Only 16-bit weights can break with a finite gradient.
+        world: its ranks read together.
     """
 
     def __init__(self, model: Weights, weights_too: bool, world: World = SINGLE) -> None:
@@ -64,15 +80,16 @@ class Watched:
         return len(self.waiting)
 
     @torch.no_grad()
-    def update(self, loss: Tensor, largest: Tensor, norms: Tensor) -> None:
-        row = torch.cat((torch.stack((loss, largest.to(loss.dtype))), norms.to(loss.dtype)))
+    def append(self, seen: Seen) -> None:
+        loss = seen.loss
+        row = torch.cat((torch.stack((loss, seen.largest_logit.to(loss.dtype))), seen.norms.to(loss.dtype)))
         broken = torch.zeros(0, dtype=torch.int32)
         if self.weights_too:
             broken = torch.stack([~torch.isfinite(p).all() for p in self.parameters]).int()
         self.waiting.append((row, broken))
 
     def read(self, step: int) -> list[Update]:
-        """The waiting updates; `step` is the number of the last one."""
+        """The buffered updates, in order; `step` is the number of the last one. All ranks call this."""
         rows = torch.stack([row for row, _ in self.waiting])
         if self.world.size > 1:
             rows[:, 0] = self.world.all_reduce(rows[:, 0].contiguous())
@@ -84,14 +101,14 @@ class Watched:
         first = step - len(self.rows) + 1
         return [Update(first + i, row[0], row[2], row[1]) for i, row in enumerate(self.rows)]
 
-    def evidence(self, diverged: Divergence, updates: list[Update], run: RunDir) -> tuple[Divergence, str | None]:
+    def evidence(self, diverged: Divergence, updates: list[Update], run: RunDir) -> Diverged:
         """Find the first tensor that was not finite, and write divergence.json.
 
         Returns:
-            The divergence, dated back to the update that broke the weights where it was one; the tensor's name.
+            The exception to raise. Where an update broke the weights, the divergence is dated back to that update.
         """
         tensor: str | None = None
-        at = diverged.step - updates[0].step  # place of its step among the rows read last
+        at = diverged.step - updates[0].step  # index into the rows read last
         if diverged.kind == "non_finite" and 0 <= at < len(self.rows):
             row, before = self.rows[at], at - len(updates) - 1
             broken = self.broken[before] if self.weights_too and len(self.broken) >= -before else []
@@ -104,7 +121,7 @@ class Watched:
                 )
             elif not math.isfinite(row[0]):
                 tensor = "loss" if math.isfinite(row[1]) else "logits"
-            else:  # the backward pass comes to the last parameter first
+            else:  # the backward pass reaches the last parameter first
                 named = [name for name, norm in zip(self.names, row[3:], strict=True) if not math.isfinite(norm)]
                 tensor = f"gradient of {named[-1]}" if named else "gradient norm"
         counts = all_reduce_shards(torch.stack([(~torch.isfinite(p)).sum() for p in self.parameters]), self.parameters)
@@ -123,4 +140,4 @@ class Watched:
                 "weights_not_finite": {name: n for name, n in zip(self.names, counts.tolist(), strict=True) if n},
             },
         )
-        return diverged, tensor
+        return Diverged(diverged, tensor)

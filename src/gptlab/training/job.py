@@ -1,0 +1,124 @@
+"""What is open while a run trains: its folder and lock, its data, the ranks, and the signal to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gptlab.config import Recipe
+from gptlab.distributed.world import World, process_group
+from gptlab.errors import RunError, UserError
+from gptlab.rundir import RunDir
+from gptlab.tasks.base import TaskData, open_data
+from gptlab.training.checkpoint import checkpoint_step, list_checkpoints
+from gptlab.training.outcome import Result
+from gptlab.training.setup import pick_device, resolve
+from gptlab.training.signals import StopSignal
+
+FIRST_STEPS = 10  # a run that runs out of memory later than this is not tried again with smaller micro-batches
+
+
+@dataclass
+class Job:
+    """One call of `train`."""
+
+    recipe: Recipe
+    run: RunDir
+    data: TaskData
+    device: torch.device
+    world: World
+    signal: StopSignal
+    quiet: bool
+    before: dict[str, Any]
+    """result.json as an earlier attempt left it."""
+
+    def halve_micro_batch(self) -> bool:
+        """After running out of memory in the first steps: half the micro-batch, with twice the accumulation.
+
+        Only where batch.micro_batch is auto: a given number is not changed. The new one goes into recipe.toml.
+
+        Returns:
+            Whether the run can be tried again.
+        """
+        if self.recipe.batch.micro_batch != "auto" or not self.run.exists():
+            return False
+        stored = self.run.read_recipe()
+        begun = max((checkpoint_step(path) for path in list_checkpoints(self.run)), default=0)
+        done = max((line["step"] for line in self.run.read_metrics() if "loss" in line), default=0)
+        most = stored.batch.micro_batch
+        if most == "auto" or most == 1 or done > begun + FIRST_STEPS:
+            return False
+        self.run.write_recipe(stored.replace({"batch.micro_batch": most // 2}))
+        gc.collect()  # what the failed attempt still holds
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()  # the result's peak is of the attempt that succeeds
+        if not self.quiet:
+            print(
+                f"out of memory with micro-batches of {most} sequences: trying again with {most // 2}; a step still "
+                f"has {self.recipe.batch.tokens_per_step:,} tokens",
+                file=sys.stderr,
+                flush=True,
+            )
+        return True
+
+    def finish(self, result: Result) -> Result:
+        """Write result.json, where it does not say so already; the result that all ranks return."""
+        if not self.world.broadcast(self.run.exists()):
+            self.run.write_recipe(resolve(self.recipe, self.run, self.data, self.device, self.world)[0])
+        if result.to_json() != self.run.read_json("result.json"):
+            self.run.write_json("result.json", result.to_json())
+        return self.world.broadcast(result)
+
+
+@contextlib.contextmanager
+def open_job(recipe: Recipe, out: str | Path | None, resume: str, quiet: bool) -> Iterator[Job]:
+    """Open the data, connect the ranks, lock the run directory and listen for signals; arguments as for `train`.
+
+    Raises:
+        UserError: the data, the device or the folder cannot be used.
+    """
+    run = RunDir(out or f"runs/{recipe.name}_seed{recipe.seed}")
+    if resume == "never" and run.exists():
+        raise RunError(f"{run.path} already has a run in it: --resume auto resumes it, --out names another folder")
+    device, data = pick_device(recipe.train.device), open_data(recipe)
+    with process_group(recipe.distributed.strategy, device) as world:
+        run.writes = world.first
+        before = run.read_json("result.json")
+        signal = StopSignal(run.path if world.first else None)
+        with _locked(run, world), signal, _cpu_threads(recipe.train.threads):
+            yield Job(recipe, run, data, device, world, signal, quiet, before)
+
+
+@contextlib.contextmanager
+def _locked(run: RunDir, world: World) -> Iterator[None]:
+    """Hold the run's lock. Rank 0 takes it, and all ranks raise the error where it cannot."""
+    with contextlib.ExitStack() as held:
+        refused: UserError | None = None
+        try:
+            held.enter_context(run.lock())
+        except UserError as error:
+            refused = error
+        if refused := world.broadcast(refused):
+            raise refused
+        yield
+
+
+@contextlib.contextmanager
+def _cpu_threads(number: int) -> Iterator[None]:
+    """Set PyTorch's number of CPU threads, and restore it for the next run in this process. 0 leaves it as it is."""
+    before = torch.get_num_threads()
+    if number:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        if number:
+            torch.set_num_threads(before)

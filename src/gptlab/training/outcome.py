@@ -1,0 +1,229 @@
+"""How a run ended: what result.json holds, and which status an error becomes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import re
+import statistics
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from gptlab.distributed.world import World, is_lost_rank
+from gptlab.errors import LostRank, NotApplicable, OutOfMemory, UserError
+from gptlab.rundir import RunDir
+from gptlab.training.guard import Diverged
+from gptlab.training.throughput import peak_memory_gb, percentile
+
+if TYPE_CHECKING:
+    from gptlab.training.job import Job
+    from gptlab.training.trainer import Trainer
+
+
+@dataclass
+class Result:
+    """How a run ended; result.json holds the same, without what does not apply."""
+
+    status: str
+    """completed, diverged, out_of_memory, interrupted, failed or not_applicable."""
+    steps: int = 0
+    tokens: int | None = None
+    samples: int | None = None
+    final_train_loss: float | None = None
+    final_val_loss: float | None = None
+    val_perplexity: float | None = None
+    val_bits_per_byte: float | None = None
+    final_train_eval_loss: float | None = None
+    """The loss over as many tokens of the training split, where eval.train asks for it."""
+    tokens_per_second: float | None = None
+    """In the steady state: a step over its median time. The process's first ten steps (compilation, warm-up) are left
+    out, evaluations and checkpoints too."""
+    samples_per_second: float | None = None
+    """The same in documents, for task = classify."""
+    time_per_iter_ms: float | None = None
+    """Median over the steady state."""
+    time_per_iter_p95_ms: float | None = None
+    timed_steps: int | None = None
+    """Steps that the times are of."""
+    peak_memory_gb: float | None = None
+    peak_memory_reserved_gb: float | None = None
+    """What PyTorch took from the GPU, with what it did not use."""
+    wall_seconds: float | None = None
+    cpu_seconds: float | None = None
+    energy_joules: float | None = None
+    cost: float | None = None
+    sparsity: float | None = None
+    """Share of the prunable weights that is zero."""
+    mask_bytes: int | None = None
+    """What the masks take, one bit a weight."""
+    mask_overhead_percent: float | None = None
+    """Share of the steps' time that went into masks."""
+    skipped_steps: int | None = None
+    """Updates left out because their float16 gradients overflowed."""
+    largest_logit: float | None = None
+    """The largest |logit| of any training step."""
+    scores: dict[str, float] = field(default_factory=dict)
+    """A classifier's scores at the end; result.json has them beside the rest."""
+    failed_at_step: int | None = None
+    failure: str | None = None
+    """Kind of divergence: non_finite, spike or collapse."""
+    failed_tensor: str | None = None
+    """The first tensor concerned."""
+    memory_asked_gb: float | None = None
+    """Where memory ran out: what the last tensor would have taken, and what the device had free and in all."""
+    memory_free_gb: float | None = None
+    memory_total_gb: float | None = None
+    reason: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        plain = {key: value for key, value in asdict(self).items() if value is not None and key != "scores"}
+        return {**plain, **self.scores}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Result:
+        known = {f.name for f in fields(cls)}
+        scores = {key: value for key, value in content.items() if key not in known}
+        return cls(**{key: value for key, value in content.items() if key in known}, scores=scores)
+
+
+class NotStarted(Exception):
+    """Nothing has to be trained, or nothing can be; the result says which."""
+
+    def __init__(self, result: Result) -> None:
+        super().__init__(result.reason or result.status)
+        self.result = result
+
+
+# The status of a run that an exception ended; the first class that fits. A divergence is not among them: the trainer
+# knows more of it. See `result_of_run`.
+STATUS_OF: dict[type[Exception], str] = {
+    NotApplicable: "not_applicable",
+    OutOfMemory: "out_of_memory",
+    LostRank: "failed",
+    Exception: "failed",
+}
+
+
+def typed(error: Exception, world: World) -> Exception:
+    """The error as one of our types, where PyTorch raises a type that says less."""
+    first, *_ = str(error).splitlines() or [""]
+    rank = f"rank {world.rank} of {world.size}"
+    # on a CPU PyTorch raises a plain RuntimeError
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error):
+        return OutOfMemory(str(error))
+    if world.size > 1 and is_lost_rank(error):
+        return LostRank(f"{rank} lost its connection to another rank: {type(error).__name__}: {first}")
+    return error
+
+
+def outcome_of(error: Exception, job: Job) -> Result:
+    """The result of a run that an error ended.
+
+    Raises:
+        UserError: as it came: nothing has been written.
+        Exception: a failed run's error, when its result is written. With several processes every error is raised, as
+            the other ranks wait for this one; the first rank that fails writes result.json.
+    """
+    if isinstance(error, NotStarted):
+        return error.result
+    if isinstance(error, UserError) and not isinstance(error, NotApplicable):
+        raise error
+    known = typed(error, job.world)
+    status = next(status for kind, status in STATUS_OF.items() if isinstance(known, kind))
+    if status == "not_applicable":
+        return Result(status, reason=str(known))
+    if status == "out_of_memory":
+        result = out_of_memory(str(known), job.run, job.device)
+    else:
+        first, *_ = str(known).splitlines() or [""]
+        result = Result(status, reason=first if isinstance(known, LostRank) else f"{type(known).__name__}: {first}")
+    if job.world.size > 1:
+        rank = f"rank {job.world.rank} of {job.world.size}"
+        if not isinstance(known, LostRank):
+            result.reason = f"{rank}: {result.reason}"
+        _write_first(result, job)
+        if known is error:
+            raise error
+        raise type(known)(result.reason) from error
+    if status == "failed":
+        job.run.write_json("result.json", result.to_json())
+        raise error
+    return result
+
+
+def _write_first(result: Result, job: Job) -> None:
+    """Write result.json, unless another rank has, or the file is that of an earlier attempt."""
+    file = job.run.path / "result.json"
+    with contextlib.suppress(OSError):
+        if job.before and job.run.read_json("result.json") == job.before:
+            file.unlink()
+        with open(file, "x", encoding="utf-8") as opened:
+            json.dump(result.to_json(), opened, indent=2)
+
+
+def result_of_run(t: Trainer, diverged: Diverged | None) -> Result:
+    """The result of a run that reached its end, was stopped, or diverged. All ranks call this."""
+    unit, state, lines, spent = t.task.unit, t.state, t.run.read_metrics(), t.spent()
+    times, all_seconds = t.monitor.watch.steady(), sum(t.monitor.watch.step_seconds)
+    finished = state.step >= t.limit and not set(t.task.due(state.step, True)) - set(state.evaluated)
+    evaluations = [line for line in lines if "val_loss" in line]
+    last = evaluations[-1] if evaluations and not diverged else {}
+    named = {"step", unit, "val_loss", "train_eval_loss", *(f.name for f in fields(Result))}
+    median = statistics.median(times) if times else None
+    counts: dict[str, Any] = {unit: state.step * t.task.per_step}
+    counts[f"{unit}_per_second"] = t.task.per_step / median if median else None
+    masks, masking = t.pruner.facts(), t.monitor.mask_seconds
+    reserved = torch.cuda.max_memory_reserved(t.device) / 1e9 if t.device.type == "cuda" else None
+    return Result(
+        status="diverged" if diverged else "completed" if finished else "interrupted",
+        steps=state.step,
+        **counts,
+        final_train_loss=next((line["loss"] for line in reversed(lines) if "loss" in line), None),
+        final_val_loss=last.get("val_loss"),
+        val_perplexity=last.get("val_perplexity"),
+        val_bits_per_byte=last.get("val_bits_per_byte"),
+        final_train_eval_loss=last.get("train_eval_loss"),
+        time_per_iter_ms=1000 * median if median else None,
+        time_per_iter_p95_ms=1000 * percentile(times, 0.95) if times else None,
+        timed_steps=len(times),
+        peak_memory_gb=t.world.max(peak_memory_gb(t.device)),
+        peak_memory_reserved_gb=None if reserved is None else t.world.max(reserved),
+        wall_seconds=spent["wall_seconds"],
+        cpu_seconds=spent["cpu_seconds"],
+        energy_joules=spent["energy_joules"] or None,
+        cost=spent["wall_seconds"] / 3600 * t.recipe.train.price_per_hour or None,
+        sparsity=masks.get("sparsity"),
+        mask_bytes=masks.get("mask_bytes"),
+        mask_overhead_percent=100 * masking / all_seconds if masking else None,
+        skipped_steps=state.skipped_steps if t.regime.loss_scaling else None,
+        largest_logit=state.largest_logit if math.isfinite(state.largest_logit) else None,
+        scores={key: last[key] for key in last if key not in named},
+        failed_at_step=diverged.divergence.step if diverged else None,
+        failure=diverged.divergence.kind if diverged else None,
+        failed_tensor=diverged.tensor if diverged else None,
+        reason=diverged.divergence.reason if diverged else None,
+    )
+
+
+def out_of_memory(message: str, run: RunDir, device: torch.device) -> Result:
+    """What was asked for, as PyTorch's message says, and what is free while the run still holds its memory."""
+    import psutil
+
+    free, total = psutil.virtual_memory().available, psutil.virtual_memory().total
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+    asked = re.search(r"tried to allocate ([\d.]+) (\w+)", message, re.IGNORECASE)
+    unit = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+    reason = message.splitlines()[0] if message else "out of memory"
+    if run.exists() and (most := run.read_recipe().batch.micro_batch) != "auto" and most > 1:
+        reason += f"; --batch.micro-batch {most // 2} needs less memory and trains the same; auto finds what fits"
+    return Result(
+        "out_of_memory",
+        memory_asked_gb=float(asked[1]) * unit.get(asked[2], 1) / 1e9 if asked else None,
+        memory_free_gb=free / 1e9,
+        memory_total_gb=total / 1e9,
+        reason=reason,
+    )

@@ -1,0 +1,141 @@
+"""Scores of a finished run: what `gptlab eval --on` measures."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from gptlab.config import Recipe
+from gptlab.distributed.world import SINGLE
+from gptlab.errors import RunError, UserError
+from gptlab.evals.hellaswag import evaluate_hellaswag, open_hellaswag, wilson_interval, write_results
+from gptlab.evals.perplexity import lambada_perplexity, load_lambada, load_wikitext, wikitext_perplexity
+from gptlab.precision.regimes import Regime, enter_regime
+from gptlab.rundir import RunDir
+from gptlab.tasks.base import TASKS, open_data
+from gptlab.training.load import Run
+from gptlab.training.setup import largest_micro_batch
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A run to score, and how its forward passes are made."""
+
+    run: Run
+    recipe: Recipe
+    """With the overrides of this evaluation."""
+    regime: Regime
+    micro_batch: int
+    tasks: Sequence[str]
+    """Of lm-eval."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.run.model.device
+
+    @property
+    def passes(self) -> tuple[torch.device, Callable[[], AbstractContextManager[object]], int]:
+        """Device, autocast context and micro-batch, as the evaluations take them."""
+        return self.device, partial(self.regime.context, self.device), self.micro_batch
+
+
+def heldout_scores(e: Evaluation) -> dict[str, float]:
+    data = open_data(e.recipe)
+    trained_on = RunDir(e.run.path).read_json("environment.json").get("data", {}).get("fingerprint")
+    if e.recipe.task == "classify" and trained_on != data.fingerprint():  # outputs stand for that dataset's labels
+        raise RunError(f"{data.paths[0]} is not the dataset that {e.run.path} was trained on: labels may differ")
+    if data.tokenizer.spec() != e.run.tokenizer.spec():
+        raise RunError(
+            f"{data.paths[0]} was made with another tokenizer ({data.tokenizer.name}) than {e.run.path} was trained "
+            f"with ({e.run.tokenizer.name})"
+        )
+    recipe = e.recipe.replace({"hellaswag.every": 0})  # HellaSwag has a scorer of its own
+    task = TASKS[recipe.task](recipe, data, e.device, e.run.path, SINGLE)
+    return task.evaluate_split(e.run.model, e.regime, e.micro_batch)
+
+
+def hellaswag_scores(e: Evaluation) -> dict[str, float]:
+    if not e.recipe.hellaswag.path:
+        raise UserError("no HellaSwag file is named: --hellaswag.path FILE names hellaswag_val.jsonl")
+    rows = open_hellaswag(
+        e.recipe.hellaswag.path, e.run.tokenizer, e.recipe.model.block_size, e.recipe.hellaswag.definition
+    )
+    answers = evaluate_hellaswag(e.run.model, rows, *e.passes)
+    write_results(e.run.path / "hellaswag_results.jsonl", answers)
+    result: dict[str, float] = {}
+    for name, share in answers.scores().items():
+        low, high = wilson_interval(share, answers.n)
+        result |= {name: share, f"{name}_low": low, f"{name}_high": high}
+    return result | {"hellaswag_rows": answers.n}
+
+
+def wikitext_scores(e: Evaluation) -> dict[str, float]:
+    if not e.recipe.eval.wikitext:
+        raise UserError("no WikiText file is named: --eval.wikitext FILE names wiki.test.raw")
+    return wikitext_perplexity(e.run.model, e.run.tokenizer, load_wikitext(e.recipe.eval.wikitext), *e.passes)
+
+
+def lambada_scores(e: Evaluation) -> dict[str, float]:
+    if not e.recipe.eval.lambada:
+        raise UserError("no LAMBADA file is named: --eval.lambada FILE names lambada_test_en.jsonl")
+    return lambada_perplexity(e.run.model, e.run.tokenizer, load_lambada(e.recipe.eval.lambada), *e.passes)
+
+
+def harness_scores(e: Evaluation) -> dict[str, float]:
+    if not e.tasks:
+        raise UserError("no task is named: --tasks hellaswag arc_easy runs two of lm-eval's")
+    if importlib.util.find_spec("lm_eval") is None:
+        raise UserError("--on harness needs lm-eval: pip install 'gptlab[harness]'")
+    from gptlab.evals.harness import HarnessLM, run_harness
+
+    return run_harness(HarnessLM(e.run.model, e.run.tokenizer, *e.passes), e.tasks)
+
+
+# by the names of `gptlab eval --on`, in the order in which they are measured
+SCORERS: dict[str, Callable[[Evaluation], dict[str, float]]] = {
+    "loss": heldout_scores,
+    "hellaswag": hellaswag_scores,
+    "wikitext": wikitext_scores,
+    "lambada": lambada_scores,
+    "harness": harness_scores,
+}
+
+
+def evaluate_run(run: Run, on: Sequence[str], overrides: dict[str, Any], tasks: Sequence[str] = ()) -> dict[str, float]:
+    """Score a run in its own precision regime; losses are computed in float32.
+
+    Args:
+        on: what to measure, any of:
+            "loss" over the whole validation split: val_loss, val_perplexity, val_bits_per_byte and the tokens
+            predicted. For a classifier val_loss and its scores, and with a test split test_loss and so on.
+            "hellaswag": hellaswag_acc and hellaswag_acc_norm, or by the harness's definition hellaswag_harness_acc
+            and hellaswag_harness_acc_norm, with 95% intervals; every row goes into the run's hellaswag_results.jsonl.
+            "wikitext", "lambada": see `gptlab.evals.perplexity`.
+            "harness": lm-eval's tasks, see `gptlab.evals.harness.run_harness`.
+        overrides: dotted settings, such as data.path for a dataset other than the run's, or hellaswag.path.
+        tasks: for "harness": names of lm-eval's tasks, or paths to YAML files.
+
+    Raises:
+        UserError: a dataset, file or task that is missing or does not fit the run, or lm-eval is not installed.
+    """
+    recipe = run.recipe.replace(overrides)
+    regime = enter_regime(recipe.precision, run.model.device)
+    micro_batch = recipe.batch.micro_batch
+    if micro_batch == "auto":
+        micro_batch = largest_micro_batch(recipe, run.model.device)
+    if unknown := [name for name in on if name not in TASKS[recipe.task].scores]:
+        raise UserError(f"{run.path} is a run of task = {recipe.task}: --on {unknown[0]} does not apply to it")
+    if tasks and "harness" not in on:
+        raise UserError("--tasks names tasks of lm-eval: --on harness runs them")
+    evaluation = Evaluation(run, recipe, regime, micro_batch, tasks)
+    result: dict[str, float] = {"step": run.step}
+    for name, scorer in SCORERS.items():
+        if name in on:
+            result |= scorer(evaluation)
+    return result

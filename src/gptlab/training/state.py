@@ -1,0 +1,36 @@
+"""What a resumed run needs to know beside tensors: one object, stored in a checkpoint's training.json."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+
+@dataclass
+class State:
+    step: int = 0
+    """Optimizer updates done."""
+    evaluated: list[str] = field(default_factory=list)
+    """What has been evaluated at this step."""
+    val_loss: float | None = None
+    """The held-out loss at this step; None before it is evaluated."""
+    wall_seconds: float = 0.0
+    """Of earlier processes of this run, as are the two below."""
+    cpu_seconds: float = 0.0
+    energy_joules: float = 0.0
+    skipped_steps: int = 0
+    """Updates that loss scaling skipped."""
+    largest_logit: float = 0.0
+
+    def next(self) -> None:
+        """An update is done, and nothing is evaluated yet."""
+        self.step, self.evaluated, self.val_loss = self.step + 1, [], None
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> State:
+        """Other keys are ignored; `measured` is what `evaluated` was called in gptlab 0.1."""
+        state = {"evaluated": state.get("measured", []), **state}
+        return cls(**{f.name: state[f.name] for f in fields(cls) if f.name in state})

@@ -1,0 +1,223 @@
+"""The parts of one run, built in the order in which a reader needs them."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from types import TracebackType
+
+import torch
+
+from gptlab import machine, planner
+from gptlab.distributed.shard import LocalShards
+from gptlab.distributed.wrap import make_scaler, replicate
+from gptlab.errors import RunError, Stopped
+from gptlab.optim.optimizers import make_optimizer
+from gptlab.precision.regimes import enter_regime
+from gptlab.seeding import address
+from gptlab.sparsity.pruner import make_pruner
+from gptlab.tasks.base import TASKS, Init
+from gptlab.training.checkpoint import Checkpoints, list_checkpoints
+from gptlab.training.guard import Diverged, Divergence
+from gptlab.training.job import Job
+from gptlab.training.logs import Logs
+from gptlab.training.monitor import Monitor
+from gptlab.training.outcome import NotStarted, Result, result_of_run
+from gptlab.training.setup import environment, resolve, summary
+from gptlab.training.state import State
+from gptlab.training.throughput import Energy
+
+
+class Trainer:
+    """Everything that `fit` and `update` work with. A context: it closes logs and waits for the last checkpoint.
+
+    Args:
+        job: what is open.
+
+    Raises:
+        NotStarted: the run has finished, or does not fit into memory.
+        UserError: the run cannot go on with these settings or data; nothing is overwritten.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.run, self.world, self.device = job, job.run, job.world, job.device
+        self.began, self.cpu_began, self.energy = time.perf_counter(), time.process_time(), Energy(self.device)
+        self.regime = enter_regime(job.recipe.precision, self.device)
+        set_determinism(job.recipe.train.deterministic)
+        self.recipe, init = resolve(job.recipe, self.run, job.data, self.device, self.world)
+        self.limit = self.recipe.step_limit(job.data.epoch_tokens(self.recipe.model.block_size))
+        self.micro_batch = int(self.recipe.batch.micro_batch)  # "auto" is resolved
+        self._preflight()
+        self._build(init)
+        self._restore()
+        self._open_logs()
+
+    def _preflight(self) -> None:
+        """Refuse what need not or cannot start, before anything is written."""
+        stored = self.run.read_json("result.json")
+        self.world.barrier()  # all ranks have read what rank 0 is about to write
+        if stored.get("status") == "completed" and stored["steps"] >= self.limit:
+            raise NotStarted(Result.from_json(stored))
+        if self.recipe.train.eval_only:
+            return
+        n = self.recipe.sequences_per_step
+        self.world.pieces(n // self.world.size, n, self.micro_batch)  # raises where ranks cannot share them
+        plan = planner.fits(self.recipe, self.device, self.world.size)
+        if (refusing := int(self.world.max(self.world.rank if plan.refused else -1))) < 0:
+            return
+        facts = plan.sentence, plan.needed_gb, plan.available_gb
+        sentence, asked, free = self.world.broadcast(facts, src=refusing)
+        if list_checkpoints(self.run):
+            raise RunError(f"{self.run.path} cannot go on here: it {sentence}")
+        raise NotStarted(
+            Result("out_of_memory", failed_at_step=0, memory_asked_gb=asked, memory_free_gb=free, reason=sentence)
+        )
+
+    def _build(self, init: Init) -> None:
+        """Task, model, optimizer, pruner, loss scaling, checkpoints."""
+        recipe, world = self.recipe, self.world
+        self.sharded = world.size > 1 and recipe.distributed.strategy == "fsdp"
+        self.task = TASKS[recipe.task](recipe, self.job.data, self.device, self.run.path, world)
+        self.model = self.task.build(self.regime, init, self.sharded)
+        self.weights = LocalShards(self.model) if self.sharded else self.model  # this rank's part of them
+        self.optimizer = make_optimizer(self.weights, recipe.optim, recipe.seed)
+        self.pruner = make_pruner(self.weights, self.optimizer, recipe)
+        self.scaler = make_scaler(self.device, self.regime.loss_scaling, self.sharded)
+        self.checkpoints = Checkpoints(
+            self.run, recipe.checkpoint.keep_last, recipe.checkpoint.keep_best, world, self.sharded
+        )
+        # SPAM clips by itself, after it has seen the norm
+        self.max_norm = math.inf if recipe.optim.name == "adamw-spam" else recipe.optim.grad_clip or math.inf
+        self.monitor = Monitor(self)
+
+    def _restore(self) -> None:
+        """The newest checkpoint, if there is one; then the files that say what runs here."""
+        restored = self.checkpoints.restore(self.weights, self.optimizer, self.pruner)
+        self.state, self.saved_step = State(), -1
+        if restored:
+            self.state = State.from_state_dict(restored)
+            self.saved_step = self.state.step
+            self.scaler.load_state_dict(restored["scaler"])
+            if "guard" in restored:
+                self.monitor.guard.load_state_dict(restored["guard"])
+        self.run.write_recipe(self.recipe)
+        self.run.write_json("tokenizer.json", self.job.data.tokenizer.spec())
+        if self.world.first:
+            facts = environment(self.recipe, self.job.data, self.model, self.optimizer, self.device, self.world)
+            self.run.write_json("environment.json", facts)
+        self.run.cut_metrics(self.saved_step)
+        self.run.remove("result.json")  # without it the run is running, or was killed
+        if self.recipe.compile.enabled:
+            self.model.compile(dynamic=False)
+        self.net = replicate(self.model) if self.world.size > 1 and not self.sharded else self.model
+        self.frees_gradients = self.net is self.model  # DDP's stay in its buckets
+
+    def _open_logs(self) -> None:
+        recipe, quiet = self.recipe, self.job.quiet or not self.world.first
+        self.logs = Logs(self.run, recipe, self.task.unit, self.limit, self.state.step, quiet)
+        self.logs.message(summary(recipe, self.task, self.model, self.device, self.limit, self.state.step, self.world))
+        if self.device.type == "mps":
+            self.logs.message("train.device = mps is untested: compare a short run with --train.device cpu")
+        alone = self.device.type == "cpu" and self.world.size == 1 and not quiet
+        if alone and (crowded := machine.crowded(torch.get_num_threads())):
+            self.logs.message(crowded)
+        if recipe.hellaswag.every and not recipe.hellaswag.path:
+            self.logs.message("HellaSwag is left out: --hellaswag.path FILE names hellaswag_val.jsonl")
+
+    def __enter__(self) -> Trainer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.logs.close()
+        self.checkpoints.wait()
+
+    # -- what `fit` asks for
+
+    def logs_at(self, step: int) -> bool:
+        return step == 1 or step >= self.limit or due(step, self.recipe.log.every)
+
+    def stop_requested(self) -> bool:
+        """Whether some rank was asked to stop: all ranks stop at the same step."""
+        return self.world.any(self.job.signal())
+
+    def check_stop(self) -> None:
+        """Raises Stopped on all ranks where a stop was requested."""
+        if self.stop_requested():
+            raise Stopped
+
+    def evaluate(self, last: bool) -> None:
+        """Evaluate what is due at this step and not done yet.
+
+        Raises:
+            Stopped: a stop was requested meanwhile; nothing of it is kept.
+            Diverged: the held-out loss is not finite.
+        """
+        state = self.state
+        what = [name for name in self.task.due(state.step, last) if name not in state.evaluated]
+        if not what:
+            return
+        whole = self.task.build(self.regime, self.weights.gather_into) if self.sharded else self.model
+        scores = self.task.evaluate(what, whole, self.regime, self.micro_batch, self.check_stop)
+        self.logs.samples(state.step, scores.pop("samples", []))
+        if scores:
+            self.logs.evaluation({"step": state.step, self.task.unit: state.step * self.task.per_step, **scores})
+        state.evaluated, state.val_loss = [*state.evaluated, *what], scores.get("val_loss", state.val_loss)
+        if state.val_loss is not None and not math.isfinite(state.val_loss):
+            reason = f"the held-out loss is {state.val_loss} at step {state.step}"
+            raise Diverged(Divergence(state.step, "non_finite", reason))
+
+    def save(self) -> None:
+        """Copy the state; a thread writes the files. `State`, scaler and guard go into training.json."""
+        progress = {
+            **self.state.state_dict(),
+            **self.spent(),
+            "scaler": self.scaler.state_dict(),
+            "guard": self.monitor.guard.state_dict(),
+        }
+        self.checkpoints.save(self.weights, self.optimizer, progress, self.pruner)
+        self.saved_step = self.state.step
+
+    # -- what `update` asks for
+
+    def seed_dropout(self, step: int) -> None:
+        if self.recipe.model.dropout:
+            rank = [self.world.rank] if self.world.rank else []
+            torch.manual_seed(address(self.recipe.seed, "dropout", step, *rank))
+
+    def collect_gradients(self) -> None:
+        """FSDP's gradients go to the local rows."""
+        if self.sharded:
+            self.weights.collect_gradients()
+
+    @torch.no_grad()
+    def inject_faults(self, step: int) -> None:
+        """Every faults.gradient_every updates a gradient spike, for the `spikes` study: gradients times a factor."""
+        if due(step + 1, self.recipe.faults.gradient_every):
+            grads = [p.grad for p in self.weights.parameters() if p.grad is not None]
+            torch._foreach_mul_(grads, self.recipe.faults.gradient_factor)
+
+    # -- the end
+
+    def spent(self) -> dict[str, float]:
+        """Seconds and joules of the run so far, earlier processes included."""
+        state, world = self.state, self.world
+        return {
+            "wall_seconds": state.wall_seconds + time.perf_counter() - self.began,
+            "cpu_seconds": state.cpu_seconds + world.sum(time.process_time() - self.cpu_began),
+            "energy_joules": state.energy_joules + world.sum(self.energy.joules() or 0.0),
+        }
+
+    def result(self, diverged: Diverged | None = None) -> Result:
+        """How the run ended. All ranks call this."""
+        return result_of_run(self, diverged)
+
+
+def set_determinism(on: bool) -> None:
+    if on:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses, or does not repeat
+    torch.use_deterministic_algorithms(on)
+
+
+def due(step: int, every: int) -> bool:
+    return every > 0 and step > 0 and step % every == 0
