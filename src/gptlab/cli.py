@@ -25,13 +25,14 @@ from gptlab.config import (
     shipped,
     unknown_setting,
 )
-from gptlab.errors import ConfigError, UserError
+from gptlab.errors import ConfigError, LostRank, OutOfMemory, UserError
+from gptlab.status import EXIT_CODES
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-# Exit statuses: 0 done, 1 the work failed, 2 the call was wrong, 3 diverged or out of memory, 4 interrupted.
-EXIT = {"completed": 0, "failed": 1, "not_applicable": 2, "diverged": 3, "out_of_memory": 3, "interrupted": 4}
+
+LINGER = 5  # seconds
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -49,6 +50,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             time.sleep(2)  # if the first process says the same, torchrun ends this one meanwhile: it is said once
         print(f"gptlab: {error}", file=sys.stderr)
         sys.exit(2)
+    except OutOfMemory as error:
+        print(f"gptlab: {error}", file=sys.stderr)
+        sys.exit(3)
+    except LostRank as error:
+        print(f"gptlab: {error}", file=sys.stderr)
+        time.sleep(LINGER)  # the rank that failed first ends first, and torchrun reports that one
+        sys.exit(1)
     except BrokenPipeError:  # `gptlab sample RUN | head`
         sys.stderr.close()
         sys.exit(0)
@@ -137,7 +145,7 @@ def train(options: argparse.Namespace) -> int:
 
     result = train(recipe, out, resume=options.resume)
     # torchrun takes any status but 0 for a failure, and would start a run again that has ended in an orderly way
-    status = 0 if "TORCHELASTIC_RUN_ID" in os.environ and result.status != "failed" else EXIT[result.status]
+    status = 0 if "TORCHELASTIC_RUN_ID" in os.environ and result.status != "failed" else EXIT_CODES[result.status]
     if not world_from_env().first:  # of its processes one writes and prints
         return status
     draw_run(out)
