@@ -26,7 +26,8 @@ from gptlab.config import Model, Optim
 from gptlab.model.gpt import build_model
 from gptlab.optim.optimizers import make_optimizer
 from gptlab.rundir import RunDir
-from gptlab.training.checkpoint import Checkpoints, optimizer_tensors
+from gptlab.training.checkpoint import Checkpoints
+from gptlab.training.tensors import optimizer_tensors
 
 
 def give_memory_back() -> None:

@@ -17,7 +17,8 @@ from gptlab.optim.rounding import LostUpdates, round_stochastically
 from gptlab.precision.regimes import NotApplicable
 from gptlab.rundir import RunDir
 from gptlab.seeding import address
-from gptlab.training.checkpoint import Checkpoints, load_optimizer_tensors, optimizer_tensors
+from gptlab.training.checkpoint import Checkpoints
+from gptlab.training.tensors import load_optimizer_tensors, optimizer_tensors
 
 BF16 = torch.bfloat16
 
@@ -348,5 +349,5 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_moments_of_another_library_are_refused() -> None:
     model = two_layers(torch.float32)
-    with pytest.raises(RunError, match="in 8 bits of torchao"):
+    with pytest.raises(RunError, match="8-bit moments are torchao"):
         load_optimizer_tensors(model, make_optimizer(model, Optim()), [], {"exp_avg.codes"})

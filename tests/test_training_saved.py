@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 
 from gptlab.errors import RunError
 from gptlab.rundir import RunDir
-from gptlab.training.checkpoint import DTYPES, Checkpoints, Saved, find_checkpoint, write_safetensors
+from gptlab.training.checkpoint import Checkpoints, find_checkpoint
+from gptlab.training.tensors import DTYPES, Saved, write_safetensors
 
 
 def test_the_library_reads_every_dtype_and_shape(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
     recipe.toml  environment.json  tokenizer.json  metrics.jsonl  result.json  card.md
     checkpoints/step-00000500/  plots/
 
-A run directory is the only thing that passes from training to analysis.
+Nothing but run directories passes from training to analysis.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gptlab.errors import ConfigError, Locked, RunError
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader, or a crash, sees the old content or the new one and nothing between."""
+    """Write a text file atomically: a reader, or a crash, leaves the old content or the new one."""
     temporary = path.with_name(f".{path.name}.tmp")
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
@@ -36,7 +36,7 @@ class RunDir:
 
     Args:
         path: the folder; for reading it must hold a recipe.toml (see `open`).
-        writes: whether this process is the one that writes; of the others nothing comes.
+        writes: False on ranks that must not write: their writes do nothing.
     """
 
     def __init__(self, path: str | Path, writes: bool = True) -> None:
@@ -58,7 +58,7 @@ class RunDir:
     def exists(self) -> bool:
         return self.recipe_file.is_file()
 
-    # -- what is written once
+    # -- files that are written as a whole
 
     def write_recipe(self, recipe: Recipe) -> None:
         if not self.writes:
@@ -91,7 +91,7 @@ class RunDir:
         except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise RunError(f"{file} is damaged: {error}") from None
 
-    # -- metrics: a line is appended at a time; a kill can leave half a line, which readers pass over
+    # -- metrics: appended line by line. A kill can leave half a line, which readers skip.
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Every line of metrics.jsonl as a dictionary; NaN and infinities are floats."""
@@ -108,7 +108,7 @@ class RunDir:
                         yield value
 
     def cut_metrics(self, step: int) -> None:
-        """Forget what was measured after `step`, as a run that goes on from there will measure it again."""
+        """Remove the lines after `step`: a run that resumes from there writes them again."""
         if not self.writes:
             return
         kept = "".join(json.dumps(line) + "\n" for line in self._metric_lines() if line["step"] <= step)
@@ -125,7 +125,7 @@ class RunDir:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run for one process. Raises Locked where another one trains it."""
+        """Hold the run for this process. Raises Locked if another process trains it."""
         if not self.writes:
             yield
             return
@@ -133,16 +133,16 @@ class RunDir:
             yield
 
 
-# -- a study's folder: study.toml, a run directory for each arm and seed, and each run's summary beside it as JSON
+# -- a study's folder: study.toml, a run directory for each arm and seed, and a summary of each run as JSON beside it
 
 
 def run_name(arm: str, seed: int) -> str:
-    """The name of a run's folder in its study's, and of its summary without .json."""
+    """The name of a run's folder within the study's folder, and of its summary without .json."""
     return f"{arm}_seed{seed}"
 
 
 def open_study(folder: str | Path) -> Study:
-    """The study that a folder holds. Raises RunError where it holds none."""
+    """The study in a folder. Raises RunError if the folder holds no study."""
     if not (Path(folder) / "study.toml").is_file():
         raise RunError(f"{folder} is not a study's folder: it has no study.toml")
     return load_study(Path(folder) / "study.toml")

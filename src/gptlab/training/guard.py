@@ -1,13 +1,13 @@
-"""Divergence told from noise: a run's loss curve is watched update by update.
+"""Detects divergence: a run's loss curve is judged update by update.
 
-The guard remembers a curve as the medians of blocks of 50 losses; the lowest of the last six is the level it compares
-with. A rise counts as a divergence when it is far above that level, has lasted and is not on its way back. Every
-threshold is a share of the level, of the noise or of what has been learnt: nats of a language model and the
-thousandths of a multi-label loss are judged alike. The numbers were chosen on the synthetic curves of
-tests/test_training_guard.py, which says how often the guard is wrong on them.
+The guard keeps the medians of blocks of 50 losses; the lowest of the last six is the level. A rise is a divergence
+when it is far above the level, has lasted, and is not falling back. Every threshold is a share of the level, of the
+noise or of what has been learnt, so that the nats of a language model and the thousandths of a multi-label loss are
+judged alike. The numbers were chosen on the synthetic curves of tests/test_training_guard.py, which states the guard's
+error rates on them.
 
-What it cannot tell apart: a model that forgets, and data that is read in order and turns much harder for 40 steps.
-Small batches of sequential data do that, at the end of an easy stretch.
+The guard cannot distinguish a model that forgets from data that is read in order and becomes much harder for 40 steps,
+as small batches of sequential data do at the end of an easy stretch.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ RECENT = 200  # losses kept, to look up where a rise began
 
 @dataclass(frozen=True)
 class Divergence:
-    """A training run that failed, as its loss shows it."""
+    """How and where a training run failed."""
 
     step: int
-    """Where it began, not where it was noticed: the first value that is not finite, the first step of the rise."""
+    """Where it began, not where it was noticed: the first non-finite value, or the first step of the rise."""
     kind: str
     """non_finite, spike (the loss rose and stays up) or collapse (it is no better than the constant predictor's)."""
     reason: str
@@ -62,12 +62,12 @@ class Diverged(Exception):
 
 
 class Guard:
-    """Tells from the losses of a run whether it has diverged.
+    """Decides from the losses of a run whether it has diverged.
 
     Args:
-        constant_loss: the loss in nats of the best constant prediction: the entropy of the token or label frequencies;
-            None where it is not known, and a collapse to it is then not told from a spike.
-        warmup_steps: of the learning rate; a loss that rests at the constant predictor's may do so for four of them.
+        constant_loss: the loss in nats of the best constant prediction, the entropy of token or label frequencies.
+            With None a collapse to that loss is not distinguished from a spike.
+        warmup_steps: of the learning rate. A loss may rest at the constant prediction's for four warm-ups.
     """
 
     def __init__(self, constant_loss: float | None, warmup_steps: int) -> None:
@@ -84,16 +84,16 @@ class Guard:
         self._draw_lines()
 
     def update(self, step: int, loss: float, grad_norm: float, skipped: bool = False) -> Divergence | None:
-        """Take in one optimizer update; call it for each, in order.
+        """Judge one optimizer update; call it for each update, in order.
 
         Args:
             step: the update's number.
             loss: its training loss in nats.
             grad_norm: the gradient's norm before clipping.
-            skipped: the loss scaler left this update out; a gradient that is not finite is then no news.
+            skipped: the loss scaler skipped this update, because its gradient is not finite.
 
         Returns:
-            The divergence that shows with this step, else None. The first one counts.
+            The divergence that this step shows, or None. The first divergence counts.
         """
         if not math.isfinite(loss):
             return Divergence(step, "non_finite", f"the training loss is {loss} at step {step}")
@@ -125,7 +125,7 @@ class Guard:
         self._draw_lines()
 
     def _draw_lines(self) -> None:
-        """Where a loss has left its level (`lower`), where it is far above it (`upper`), where it is `hopeless`."""
+        """Set the thresholds: a loss above `lower` has left the level, above `upper` is far from it, or is `hopeless`."""
         self.level = self.lower = self.upper = self.hopeless = math.inf
         if self.first is None:
             return
@@ -143,7 +143,7 @@ class Guard:
         self.lower = self.level + CLEAR * (self.upper - self.level)
 
     def _rise(self, step: int) -> Divergence | None:
-        """The loss is far above its level: does it stay there?"""
+        """The divergence, if the loss stays far above its level."""
         last = self.recent[-HOLD:]
         if (
             sum(loss > self.lower for loss in last) < HELD
@@ -164,7 +164,7 @@ class Guard:
         return Divergence(began, "collapse" if near else "spike", f"{reason} for {step - began + 1} steps")
 
     def _beginning(self) -> tuple[int, float]:
-        """Which of the recent losses is the first of the rise, and the level that it rose from."""
+        """(index, level): the first of the recent losses that belongs to the rise, and the level before it."""
         # The losses since then are mostly beyond the lower line, those before are not.
         first = len(self.recent)
         balance = highest = 0
@@ -182,7 +182,7 @@ class Guard:
         return first, level
 
     def _rest(self, step: int) -> Divergence | None:
-        """A block ended: has the loss been no better than the constant predictor's, and no nearer, for too long?"""
+        """The divergence, if the loss has been no better than a constant prediction's for too long. A block has ended."""
         if self.constant is None or len(self.levels) < LAST_BLOCKS:
             return None
         now = median(self.levels[-LAST_BLOCKS:])
@@ -201,7 +201,7 @@ class Guard:
     STATE = ("recent", "block", "levels", "spreads", "first", "skips", "best", "resting_since")
 
     def state_dict(self) -> dict[str, Any]:
-        """What JSON can hold and a resumed run needs to reach the same verdicts."""
+        """What a resumed run needs to reach the same verdicts, as JSON values."""
         state = {name: getattr(self, name) for name in self.STATE}
         return {name: list(value) if isinstance(value, list) else value for name, value in state.items()}
 

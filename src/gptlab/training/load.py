@@ -16,8 +16,9 @@ from gptlab.precision.regimes import make_regime
 from gptlab.rundir import RunDir
 from gptlab.tasks.base import TASKS
 from gptlab.tasks.lm import NOT_DRAWN, continuations
-from gptlab.training.checkpoint import Saved, checkpoint_step, find_checkpoint
+from gptlab.training.checkpoint import checkpoint_step, find_checkpoint
 from gptlab.training.setup import pick_device, start_from
+from gptlab.training.tensors import Saved
 
 
 @dataclass

@@ -29,7 +29,8 @@ from gptlab.optim.optimizers import describe
 from gptlab.precision.regimes import make_regime
 from gptlab.rundir import RunDir
 from gptlab.tasks.base import Task, TaskData
-from gptlab.training.checkpoint import Saved, find_checkpoint, list_checkpoints
+from gptlab.training.checkpoint import find_checkpoint, list_checkpoints
+from gptlab.training.tensors import Saved
 
 # What a resumed run may change: it bends neither the losses nor the data already seen.
 MAY_CHANGE = (

@@ -1,4 +1,4 @@
-"""How fast training goes: seconds of each step, energy and memory."""
+"""Throughput: seconds of each step, energy and memory."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 
 from gptlab.machine import peak_memory
 
-UNTIMED = 10  # steps at the start of a process that compile, warm up and fill caches, and are left out
+UNTIMED = 10  # the first steps of a process compile, warm up and fill caches; they are left out
 
 
 class Stopwatch:
-    """Seconds of every training step: evaluating and saving are not among them.
+    """Seconds of every training step, without evaluation and saving.
 
-    On a GPU a step is timed by events in its queue, and nobody waits for it.
+    On a GPU, events in the queue time a step, and the process does not wait for it.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -47,7 +47,7 @@ class Stopwatch:
         self.mark = None
 
     def lap(self) -> float:
-        """Mean seconds a step since the last lap; on a GPU, when their results have been read."""
+        """Mean seconds a step since the last lap. On a GPU, call it after the steps' results have been read."""
         if self.cuda and self.marks:
             self.marks[-1][1].synchronize()
         seconds = [(a.elapsed_time(b) / 1000 if self.cuda else b - a) for a, b in self.marks]
@@ -56,17 +56,17 @@ class Stopwatch:
         return statistics.mean(seconds)
 
     def steady(self) -> list[float]:
-        """Seconds of the steps that count: the first ten, or half of fewer than twenty, are left out."""
+        """Seconds of all steps but the first ten, or the first half of fewer than twenty."""
         return self.step_seconds[min(UNTIMED, len(self.step_seconds) // 2) :]
 
 
 def percentile(values: list[float], share: float) -> float:
-    """The value that `share` of the values do not exceed (nearest rank)."""
+    """The smallest value that at least `share` of the values do not exceed (nearest rank)."""
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
 class Energy:
-    """Joules that the GPU has used since this was made, where NVML counts them (Volta and later); else None."""
+    """Joules that the GPU has used since this object was made; None where NVML does not count them (before Volta)."""
 
     def __init__(self, device: torch.device) -> None:
         self.handle: Any = None
@@ -79,7 +79,7 @@ class Energy:
             uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
             self.handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
             self.nvml, self.begin = pynvml, pynvml.nvmlDeviceGetTotalEnergyConsumption(self.handle)  # millijoules
-        except Exception:  # no NVML, no permission, no counter: then nothing is said of energy
+        except Exception:  # no NVML, no permission, no counter: energy is not reported
             self.handle = None
 
     def joules(self) -> float | None:
@@ -89,7 +89,7 @@ class Energy:
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """The most memory this process has held, in GB (1e9 bytes): of the GPU, or of the host for a CPU run."""
+    """The peak memory of this process in GB (1e9 bytes): of the GPU, or of the host for a CPU run."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     return peak_memory() / 1e9
