@@ -125,7 +125,7 @@ class Guard:
         self._draw_lines()
 
     def _draw_lines(self) -> None:
-        """Set the thresholds: a loss above `lower` has left the level, above `upper` is far from it, or is `hopeless`."""
+        """Set the thresholds: above `lower` a loss has left the level, above `upper` it is far from the level."""
         self.level = self.lower = self.upper = self.hopeless = math.inf
         if self.first is None:
             return
@@ -182,7 +182,7 @@ class Guard:
         return first, level
 
     def _rest(self, step: int) -> Divergence | None:
-        """The divergence, if the loss has been no better than a constant prediction's for too long. A block has ended."""
+        """After a block: the divergence, if the loss has stayed at a constant prediction's for too long."""
         if self.constant is None or len(self.levels) < LAST_BLOCKS:
             return None
         now = median(self.levels[-LAST_BLOCKS:])
