@@ -315,7 +315,7 @@ def test_the_characters_of_a_prepared_dataset_are_counted(tiny: str, dataset: Pa
         (["TINY", "--prompt-tokens", "28", "--new-tokens", "5"], "28 + 5: must be at most model.block_size = 32"),
         (["TINY", "--model.block-size", "1"], "1 + 2: must be at most"),
         (["TINY", "--optim.lrr", "1"], "no setting 'optim.lrr'; did you mean 'optim.lr'?"),
-        (["TINY", "--json", "."], "--json .: is a folder"),
+        (["TINY", "--json", "."], "--json: . is a folder"),
     ],
 )
 def test_a_wrong_call_is_a_sentence_and_2(

@@ -90,7 +90,36 @@ def test_train_leaves_a_whole_run_directory(
         (["train", "shakespeare-char-cpu", "--data.path", "/nowhere"], "no prepared dataset at /nowhere"),
         (["train", "shakespeare-char-cpu", "--train.device", "cuda"], "train.device = cuda: this machine"),
         (["train", "shakespeare-char-cpu", "--lr", "1"], "no setting 'lr'; did you mean 'optim.lr'?"),
-        (["train"], "the following arguments are required: RECIPE"),
+        (["train", "shakespeare-char-cpu", "--task", "clasify"], "task = clasify: must be one of 'lm' or 'classify'"),
+        (["train", "shakespeare-char-cpu", "--steps", "9"], "no flag --steps; did you mean --train.max-steps?"),
+        (
+            ["train", "shakespeare-char-cpu", "--batch-size=9"],
+            "did you mean --batch.micro-batch (sequences per forward",
+        ),
+        (["train", "shakespeare-char-cpu", "--epochs", "1"], "did you mean --train.max-epochs?"),
+        (["train", "shakespeare-char-cpu", "--learning-rate", "1"], "did you mean --optim.lr?"),
+        (["train", "shakespeare-char-cpu", "--train.max-steps"], "--train.max-steps needs a value"),
+        (["train", "shakespeare-char-cpu", "--seed", "x"], "argument --seed: invalid int value: 'x'"),
+        (["train", "shakespeare-char-cpu", "more"], "unrecognized arguments: more (`gptlab --help` lists"),
+        (["train"], "the following arguments are required: RECIPE (`gptlab train --help` lists the arguments)"),
+        (["prepare", "nothing"], "no corpus 'nothing'"),
+        (["prepare", "stdlib", "--part", "5/4"], "part 5/4: give I/N"),
+        (["plan", "nothing"], "no recipe 'nothing'"),
+        (["plan", "smoke-lm", "--json", "/"], "argument --json: / is a folder; give a file name"),
+        (["plan", "smoke-lm", "--gpus", "0"], "--gpus 0: must be at least 1"),
+        (["import", "hf", "nowhere"], "the following arguments are required: --out"),
+        (["import", "nanogpt", "nowhere", "--out", "x"], "nowhere cannot be read"),
+        (["study", "run", "nothing"], "no study 'nothing'"),
+        (["study", "run", "smoke", "--seed", "0", "--seeds", "1"], "--seeds: not allowed with argument --seed"),
+        (["study", "status", "nowhere"], "nowhere is not a study's folder"),
+        (["study", "report", "nowhere"], "nowhere is not a study's folder"),
+        (["study", "power", "precision-lm", "--effect", "1"], "one of the arguments --pilot --noise is required"),
+        (["launch", "smoke-lm"], "`gptlab launch RECIPE|STUDY --on slurm|local` starts jobs"),
+        (["launch", "smoke-lm", "--on", "local", "--arm", "x"], "--arm, --seeds and --jobs are for a study"),
+        (["launch", "--status", "nowhere"], "nothing was launched in nowhere"),
+        (["stop", "nowhere"], "nowhere is neither a run's folder nor a study's"),
+        (["bench", "step"], "invalid choice: 'step'"),
+        (["bench", "inference", "nothing"], "no recipe 'nothing'"),
         (["fly"], "invalid choice: 'fly'"),
         (["eval", "/nowhere"], "/nowhere is not a run directory"),
         (["sample", "/nowhere", "--optim.lr", "1"], "`gptlab sample` takes no settings such as --optim.lr"),
@@ -117,6 +146,23 @@ def test_a_wrong_call_is_a_sentence_and_2(
     assert sentence in err
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []  # nothing is left behind
+
+
+@pytest.mark.parametrize("verb", [["train"], ["plan"], ["launch", "--on", "local"]])
+def test_a_run_directory_is_not_a_recipe(verb: list[str], run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = call(capsys, *verb, run)
+    assert (status, err) == (
+        2,
+        f"gptlab: {run} is a run directory; did you mean `gptlab {verb[0]} {run / 'recipe.toml'}`?\n",
+    )
+
+
+def test_the_task_is_a_setting_too() -> None:
+    words = ["train", "x", "--task", "lm", "--seed", "1", "--out=y", "--task=classify", "--optim.lr", "2"]
+    assert cli.lift_settings(words) == (
+        ["train", "x", "--seed", "1", "--out=y"],
+        {"task": "classify", "optim.lr": 2},
+    )
 
 
 def test_a_divergence_is_a_result_with_its_step(

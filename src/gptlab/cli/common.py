@@ -1,0 +1,83 @@
+"""What the verbs share: the parser class, flags that several verbs have, and how a table or a JSON file is written."""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gptlab.config import read_layer, shipped, unknown_setting
+from gptlab.errors import UserError
+
+OTHER_TRAINERS = {
+    "steps": "--train.max-steps",
+    "max_iters": "--train.max-steps",
+    "epochs": "--train.max-epochs",
+    "batch_size": "--batch.micro-batch (sequences per forward pass) or --batch.tokens-per-step",
+    "learning_rate": "--optim.lr",
+}  # flags that users of other trainers type, and what to type here
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises UserError instead of exiting."""
+
+    def error(self, message: str) -> Any:
+        flag = message.partition("unrecognized arguments: --")[2].partition(" ")[0].partition("=")[0]
+        if meant := OTHER_TRAINERS.get(flag.replace("-", "_")):
+            raise UserError(f"no flag --{flag}; did you mean {meant}?")
+        if " mean " in (says := str(unknown_setting(flag.replace("-", "_")))):  # --lr for --optim.lr
+            raise UserError(says)
+        raise UserError(f"{message} (`{self.prog} --help` lists the arguments)")
+
+
+def add_verb(
+    verbs: Any, name: str, do: Callable[[Any], int | None] | None, help: str, settings: bool = False, **more: Any
+) -> argparse.ArgumentParser:
+    """Add a verb: `do(options)` returns its exit status (None: 0); `settings`: it takes --section.key VALUE."""
+    added: argparse.ArgumentParser = verbs.add_parser(name, help=help, description=help, **more)
+    added.set_defaults(do=do, takes_settings=settings)
+    return added
+
+
+def add_trained_run(parser: argparse.ArgumentParser) -> None:
+    """The arguments RUN and --checkpoint, for verbs that load a trained model."""
+    parser.add_argument("folder", metavar="RUN", help="run directory")
+    parser.add_argument("--checkpoint", default="last", metavar="last|best|STEP", help="default: last")
+
+
+def output_file(text: str) -> Path:
+    """The type of a flag that names a file to write."""
+    if Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder; give a file name")
+    return Path(text)
+
+
+def write_json(file: Path, facts: Any) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {file}: {error.strerror}") from None
+
+
+def recipe_or_study(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
+    """The content of the file that options.name names, not yet validated, and whether it is a study's."""
+    refuse_run(options.verb, options.name)
+    layer = read_layer(options.name, "studies" if options.name in shipped("studies") else "recipes")
+    return layer, "arms" in layer or "arms_of" in layer
+
+
+def refuse_run(verb: str, name: str) -> None:
+    """Raises UserError if a run directory was given where a recipe was expected."""
+    if (recipe := Path(name) / "recipe.toml").is_file():
+        raise UserError(f"{name} is a run directory; did you mean `gptlab {verb} {recipe}`?")
+
+
+def wide_console(width: int) -> Any:
+    """A rich Console for tables, `width` columns wide where the output is a file or a pipe."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = width
+    return console

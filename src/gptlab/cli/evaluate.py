@@ -1,0 +1,62 @@
+"""gptlab eval, gptlab sample"""
+
+import argparse
+import json
+from typing import Any
+
+from gptlab.cli.common import add_trained_run, add_verb, output_file, write_json
+
+SCORES = ["loss", "hellaswag", "wikitext", "lambada", "harness"]
+
+
+def add_to(verbs: Any) -> None:
+    help = (
+        "Score a trained model: loss over the whole validation split, HellaSwag (--hellaswag.path FILE), WikiText "
+        "(--eval.wikitext FILE), LAMBADA (--eval.lambada FILE), or tasks of lm-eval (--on harness --tasks NAME)."
+    )
+    add_trained_run(v := add_verb(verbs, "eval", do_evaluate, help, settings=True))
+    v.add_argument("--on", nargs="+", choices=SCORES, default=["loss"], help="what to measure (default: loss)")
+    v.add_argument("--tasks", nargs="+", default=[], metavar="TASK", help="harness: names of lm-eval's tasks, or files")
+    v.add_argument("--out", type=output_file, metavar="FILE.json", help="also write the scores to this file")
+
+    add_trained_run(v := add_verb(verbs, "sample", do_sample, "Generate text with a trained model."))
+    v.add_argument("--prompt", metavar="TEXT", help="text to continue (default: the recipe's sample.prompt)")
+    v.add_argument("--max-tokens", type=int, metavar="N", help="tokens to generate (default: sample.max_tokens)")
+    v.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (default: sample.temperature)")
+    v.add_argument("--top-k", type=int, metavar="K", help="sample from the K likeliest tokens (default: sample.top_k)")
+    v.add_argument("--top-p", type=float, metavar="P", help="nucleus sampling (default: sample.top_p)")
+    v.add_argument("--seed", type=int, metavar="N", help="seed of the generation (default: sample.seed)")
+    v.add_argument("--samples", type=int, default=1, metavar="N", help="number of texts (default: 1)")
+
+
+def do_evaluate(options: argparse.Namespace) -> None:
+    from gptlab.training.load import evaluate_run, load_run
+
+    run = load_run(options.folder, options.checkpoint)
+    scores = evaluate_run(run, options.on, options.overrides, options.tasks)
+    print(json.dumps(scores, indent=2))
+    if options.out:
+        write_json(options.out, scores)
+
+
+def do_sample(options: argparse.Namespace) -> None:
+    from gptlab.training.load import load_run
+
+    run = load_run(options.folder, options.checkpoint)
+    keys = ("prompt", "max_tokens", "temperature", "top_k", "top_p", "seed")
+    given = {f"sample.{key}": getattr(options, key) for key in keys if getattr(options, key) is not None}
+    run.recipe = run.recipe.replace(given)  # the same bounds as in a recipe
+    if options.samples > 1:
+        for text in run.sample(samples=options.samples):
+            print(text + "\n" + "-" * 40)
+        return
+    print(run.recipe.sample.prompt, end="", flush=True)
+    ids: list[int] = []
+    shown = 0
+    for (token,) in run.stream(run.recipe.sample.prompt):
+        ids.append(token)
+        text = run.tokenizer.decode(ids)
+        whole = text.rstrip("\N{REPLACEMENT CHARACTER}")  # hold back a character whose last bytes are missing
+        print(whole[shown:], end="", flush=True)
+        shown = max(shown, len(whole))
+    print()

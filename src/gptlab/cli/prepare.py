@@ -1,0 +1,74 @@
+"""gptlab prepare"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from gptlab.cli.common import add_verb
+from gptlab.config import Data
+from gptlab.errors import UserError
+
+CORPORA = (
+    "stdlib, shakespeare, openwebtext, fineweb-edu, or a file or folder of text; labelled documents: eurlex57k, "
+    "agnews, imdb, constructs, or a file or folder with --label-field"
+)
+
+
+def add_to(verbs: Any) -> None:
+    v = add_verb(verbs, "prepare", do_prepare, "Turn text or labelled documents into a dataset that `train` reads.")
+    v.add_argument("corpus", metavar="CORPUS", help=CORPORA)
+    v.add_argument("--from", dest="source", metavar="PATH", help="read this local text or Hugging Face dataset instead")
+    v.add_argument("--out", type=Path, metavar="DIR", help="folder to write (default: data/CORPUS-TOKENIZER)")
+    v.add_argument("--tokenizer", default="gpt2", help="gpt2, byte, char, bpe-N or a tokenizer.json (default: gpt2)")
+    v.add_argument("--format", choices=["llmc", "nanogpt", "npy"], default="llmc", help="of shards (default: llmc)")
+    v.add_argument("--shard-tokens", type=int, default=100_000_000, metavar="N", help="tokens per shard (default: 1e8)")
+    v.add_argument("--workers", type=int, metavar="N", help="number of tokenizer threads (default: all cores)")
+    v.add_argument("--val-fraction", type=float, metavar="X", help="share of the documents to use for validation")
+    v.add_argument("--val-tokens", type=int, metavar="N", help="use the first N tokens for validation instead")
+    v.add_argument("--text-field", default="text", metavar="NAME", help="field with the text (default: text)")
+    v.add_argument("--label-field", metavar="NAME", help="field with the labels; makes a dataset for task = classify")
+    v.add_argument("--max-documents", type=int, metavar="N", help="stop after N documents (labelled: N per split)")
+    v.add_argument("--part", metavar="I/N", help="prepare part I of N; in a job array: $SLURM_ARRAY_TASK_ID/14")
+    v.add_argument("--merge", action="store_true", help="combine the finished parts into one dataset")
+
+
+def do_prepare(options: argparse.Namespace) -> None:
+    from gptlab.data.labeled import NAMES, prepare_labeled
+    from gptlab.data.prepare import merge, prepare
+
+    if options.corpus in NAMES or options.label_field:
+        if options.val_tokens is not None or options.format != "llmc":
+            raise UserError("--val-tokens and --format are for text without labels: use --val-fraction")
+        if options.part or options.merge:
+            raise UserError("--part and --merge are for text without labels")
+        folder = prepare_labeled(
+            options.corpus,
+            source=options.source,
+            out=options.out,
+            tokenizer=options.tokenizer,
+            text_field=options.text_field,
+            label_field=options.label_field,
+            max_documents=options.max_documents,
+            val_fraction=options.val_fraction,
+        )
+        print(f"dataset: {folder}")
+        return
+    if options.merge:
+        folder = merge(options.out or Data(corpus=options.corpus, tokenizer=options.tokenizer).folder)
+        print(f"dataset: {folder}")
+        return
+    folder = prepare(
+        options.corpus,
+        source=options.source,
+        out=options.out,
+        tokenizer=options.tokenizer,
+        format=options.format,
+        shard_tokens=options.shard_tokens,
+        workers=options.workers,
+        val_fraction=options.val_fraction,
+        val_tokens=options.val_tokens,
+        text_field=options.text_field,
+        max_documents=options.max_documents,
+        part=options.part,
+    )
+    print(f"dataset: {folder}")

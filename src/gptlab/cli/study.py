@@ -1,0 +1,123 @@
+"""gptlab study run, status, report, power"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from gptlab import __version__
+from gptlab.cli.common import Parser, add_verb, wide_console
+from gptlab.config import Study, load_comparison, load_study
+from gptlab.errors import UserError
+
+
+def add_to(verbs: Any) -> None:
+    v = add_verb(verbs, "study", None, "Train every arm of a study with every seed, and answer the study's questions.")
+    parts = v.add_subparsers(dest="part", required=True, metavar="run|status|report|power", parser_class=Parser)
+
+    v = add_verb(parts, "run", do_study_run, "Train the runs of a study. Finished runs are kept.", settings=True)
+    v.add_argument(
+        "study", metavar="STUDY", help="a name that `gptlab studies` lists, a TOML file, or a study's folder"
+    )
+    v.add_argument("--arm", nargs="+", action="extend", metavar="NAME", help="run only these arms, without sanity gate")
+    add_seeds(v, "run only this seed")
+    v.add_argument("--jobs", type=int, metavar="N", help="runs at the same time (default: one per GPU, or one)")
+    v.add_argument("--out", type=Path, metavar="DIR", help="the study's folder (default: results/<study>)")
+
+    v = add_verb(parts, "status", do_study_status, "Show the runs of a study and their results so far.")
+    v.add_argument("folder", type=Path, metavar="DIR", help="the study's folder")
+
+    v = add_verb(parts, "report", do_study_report, "Answer the questions of studies: tables, figures and a web page.")
+    v.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="folders of studies, finished or not")
+    v.add_argument("--compare", metavar="NAME", help="a comparison of two studies: precision, or a TOML file")
+    v.add_argument("--out", type=Path, metavar="DIR", help="default: the study's folder, or results/A-and-B")
+    v.add_argument("--figures", nargs="+", choices=["png", "svg"], default=["png"], help="formats (default: png)")
+
+    v = add_verb(parts, "power", do_study_power, "Estimate how many seeds a study needs to detect a difference.")
+    v.add_argument("study", metavar="STUDY", help="a name that `gptlab studies` lists, or a TOML file")
+    v.add_argument(
+        "--effect", type=float, required=True, metavar="X", help="difference to detect, in the metric's unit"
+    )
+    which = v.add_mutually_exclusive_group(required=True)
+    which.add_argument("--pilot", type=Path, metavar="DIR", help="estimate the noise from the runs in a study's folder")
+    which.add_argument("--noise", type=float, metavar="SD", help="standard deviation over seeds of the difference")
+
+
+def add_seeds(parser: argparse.ArgumentParser, seed_help: str) -> None:
+    """The flags --seed and --seeds, of which a call has at most one."""
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--seeds", type=int, metavar="N", help="run the first N seeds of a study (default: its own)")
+    which.add_argument("--seed", type=int, metavar="K", help=seed_help)
+
+
+def requested_study(options: argparse.Namespace, name: str) -> tuple[Study, Path, list[int] | None]:
+    """The study a call names, its folder, and the seeds asked for (None: the study's)."""
+    from gptlab.study.runner import find_study, first_seeds
+
+    name, begun = find_study(name)
+    study = load_study(name, options.overrides)
+    seeds = None if options.seed is None else [options.seed]
+    if options.seeds is not None:
+        seeds = first_seeds(study, options.seeds)
+    return study, Path(options.out or begun or f"results/{study.name}"), seeds
+
+
+def do_study_run(options: argparse.Namespace) -> int:
+    from gptlab.study.runner import run_study
+
+    study, folder, seeds = requested_study(options, options.study)
+    return run_study(study, folder, options.arm, seeds, options.jobs)
+
+
+def do_study_status(options: argparse.Namespace) -> None:
+    from gptlab.study.table import read_study, render
+
+    states = read_study(options.folder)
+    wide_console(200).print(render(states, jobs=sum(state.status == "running" for state in states)))
+
+
+def do_study_report(options: argparse.Namespace) -> None:
+    from gptlab.report.analysis import analyse
+    from gptlab.report.figures import draw_report
+    from gptlab.report.page import write_page
+    from gptlab.report.studies import read_study_folder
+    from gptlab.report.tables import print_report, write_csv
+
+    folders = list({folder.resolve(): folder for folder in options.folders}.values())
+    studies = [read_study_folder(folder) for folder in folders]
+    names = [read.study.name for read in studies]
+    for name in names:
+        if names.count(name) > 1:
+            twice = [str(read.folder) for read in studies if read.study.name == name]
+            raise UserError(f"{' and '.join(twice)} hold one study, {name}: a report takes it once")
+    comparison, control = None, None
+    if options.compare:
+        comparison = load_comparison(options.compare)
+        if comparison.control:
+            control = next((read for read in studies if read.study.name == comparison.control.study), None)
+    payload = analyse(studies, comparison, control)
+    payload |= {"gptlab": __version__, "command": shlex.join(["gptlab", *sys.argv[1:]])}
+    out = options.out or (folders[0] if len(studies) == 1 else Path("results") / "-and-".join(names))
+    console = wide_console(160)
+    print_report(payload, console)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_page(payload, out / "report.html")
+        files = [*write_csv(payload, out), *draw_report(payload, out / "plots", options.figures)]
+    except OSError as error:
+        raise UserError(f"{error.filename or out} cannot be written: {error.strerror}; --out names a folder") from None
+    print(f"page: {out / 'report.html'}")
+    print(f"tables and figures: {len(files)} files in {out} and {out / 'plots'}")
+
+
+def do_study_power(options: argparse.Namespace) -> None:
+    from gptlab.report.power import Noise, pilot_noise, power_report
+    from gptlab.report.studies import read_study_folder
+
+    study = load_study(options.study)
+    if options.pilot is None:
+        noise = Noise(options.noise)
+    else:
+        noise = pilot_noise(read_study_folder(options.pilot), study.metric.name)
+    print("\n".join(power_report(study, options.effect, noise)))

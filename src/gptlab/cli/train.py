@@ -1,0 +1,75 @@
+"""gptlab train"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from gptlab.cli.common import add_verb, refuse_run
+from gptlab.config import build_recipe, read_layer, settings
+from gptlab.status import EXIT_CODES
+
+
+def add_to(verbs: Any) -> None:
+    layout: dict[str, Any] = {"epilog": settings_help(), "formatter_class": argparse.RawDescriptionHelpFormatter}
+    help = "Train a recipe, or resume a run that was stopped."
+    v = add_verb(verbs, "train", do_train, help, settings=True, **layout)
+    v.add_argument("recipe", metavar="RECIPE", help="a name that `gptlab recipes` lists, or a path to a TOML file")
+    v.add_argument("--out", metavar="DIR", help="run directory (default: runs/<recipe>_seed<k>)")
+    v.add_argument("--seed", type=int, metavar="N", help="seed of initialisation, dropout and data order")
+    help = "whether to resume a run that is in DIR (default: auto)"
+    v.add_argument("--resume", choices=["auto", "never"], default="auto", help=help)
+
+
+def settings_help() -> str:
+    """All settings of a recipe, with default and meaning."""
+    lines = ["settings (type any of them as --section.key VALUE; the defaults hold where the recipe sets no value):"]
+    for name, field in settings():
+        if name not in ("name", "description", "seed"):
+            shown = json.dumps(field.get_default(call_default_factory=True))
+            lines.append(f"  --{name.replace('_', '-'):35} {field.description} [{shown}]")
+    return "\n".join(lines)
+
+
+def do_train(options: argparse.Namespace) -> int:
+    refuse_run("train", options.recipe)
+    seed = {} if options.seed is None else {"seed": options.seed}
+    recipe = build_recipe(read_layer(options.recipe), options.overrides, seed)
+    out = Path(options.out or f"runs/{recipe.name}_seed{recipe.seed}")
+    from gptlab.machine import spin_less
+
+    spin_less(os.environ)  # before PyTorch is loaded
+    from gptlab.distributed.world import world_from_env
+    from gptlab.training.loop import train
+
+    result = train(recipe, out, resume=options.resume)
+    # torchrun treats every status but 0 as a failure and would restart a run that ended in an orderly way
+    status = EXIT_CODES[result.status]
+    if "TORCHELASTIC_RUN_ID" in os.environ and result.status != "failed":
+        status = 0
+    if not world_from_env().first:
+        return status
+    draw_run(out)
+    says = f"{result.status} after {result.steps} steps"
+    if result.final_val_loss is not None:
+        says += f", val_loss {result.final_val_loss:.4f}"
+    if result.reason:
+        at = f" at step {result.failed_at_step}" if result.failed_at_step and "at step" not in result.reason else ""
+        says += f": {result.reason}{at}"
+    print(f"{says}\nrun: {out}")
+    if result.status == "interrupted":
+        print("to resume, run the same command again")
+    return status
+
+
+def draw_run(out: Path) -> None:
+    """Draw the plots and write the card of a run that has measured something."""
+    from gptlab.report.card import write_card
+    from gptlab.report.plots import draw
+    from gptlab.rundir import RunDir
+
+    run = RunDir(out)
+    if run.read_json("result.json").get("status") in ("completed", "diverged", "interrupted"):
+        draw([run], run.plots)
+        write_card(run)
