@@ -6,11 +6,11 @@ python3 gpt2/prepare_data.py --dataset shakespeare
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import checkout
 
 CORPORA = {"shakespeare": "shakespeare", "finewebedu": "fineweb-edu", "openwebtext": "openwebtext"}
@@ -22,28 +22,18 @@ def call_of(words: Sequence[str]) -> list[str]:
         prog="prepare_data.py",
         description="Prepare a dataset.",
         allow_abbrev=False,
-        epilog="What else `gptlab prepare` takes, such as --max-documents N, is passed to it.",
+        epilog="Other arguments of `gptlab prepare`, such as --max-documents N, are passed on.",
     )
     parser.add_argument("--dataset", choices=list(CORPORA), default="shakespeare", help="default: shakespeare")
-    parser.add_argument("--from", dest="source", metavar="PATH", help="local text, or a hub id, instead of a download")
+    parser.add_argument(
+        "--from", dest="source", metavar="PATH", help="read this local text or Hugging Face dataset instead"
+    )
     parser.add_argument("--out", metavar="DIR", help="default: data/CORPUS-gpt2 at the repository's root")
-    options, rest = parser.parse_known_args(words)
-    call = ["prepare", CORPORA[options.dataset], *rest]
-    if options.source:
-        is_path = Path(options.source).exists()  # or else an id
-        call += ["--from", checkout.from_root(options.source) if is_path else options.source]
-    return [*call, "--out", checkout.from_root(options.out)] if options.out else call
-
-
-def main() -> None:
-    checkout.enter()
-    from gptlab import cli
-
-    call = call_of(sys.argv[1:])
-    print(shlex.join(["gptlab", *call]), flush=True)
-    checkout.go_to_root()
-    cli.main(call)
+    options, rest = parser.parse_known_args(checkout.from_folder(words))
+    source = ["--from", options.source] if options.source else []
+    out = ["--out", options.out] if options.out else []
+    return ["prepare", CORPORA[options.dataset], *rest, *source, *out]
 
 
 if __name__ == "__main__":
-    main()
+    checkout.run(call_of)

@@ -1,7 +1,9 @@
 """The scripts of the precision studies, called word for word, with overrides that make the runs tiny."""
 
+import importlib
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -139,6 +141,61 @@ def test_every_configuration_of_the_language_model(dataset: Path, tmp_path: Path
         json.loads((tmp_path / "results/lm/fp32_tf32_matmul_seed0.json").read_text(encoding="utf-8"))["status"]
         == "not_applicable"
     )
+
+
+@pytest.mark.parametrize(("kind", "count"), [("lm", 10), ("cls", 12)])
+def test_published_names_the_published_configurations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str, count: int
+) -> None:
+    asked = []
+    monkeypatch.setattr(runner, "run_study", lambda study, out, arms, *_: asked.append((study.name, str(out), arms)))
+    monkeypatch.chdir(tmp_path)
+    call(monkeypatch, f"experiments/{kind}/run.py --config published --seeds 3")
+    ((study, out, arms),) = asked
+    assert (study, out, len(arms), len(set(arms))) == (f"precision-{kind}", f"results/{kind}", count, count)
+    assert set(arms) <= set(load_study(study).arms)
+    assert ("amp_bf16_fp32_head" in arms) == (kind == "cls")  # heads are compared in classification only
+    assert capsys.readouterr().out == ""  # no hours: the dataset is not there
+
+
+def test_the_hours_are_printed_before_several_runs_begin(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runner, "run_study", lambda *_: print("begins"))
+    file = study_file(tmp_path, dataset)
+    call(monkeypatch, "experiments/lm/run.py --config all --seeds 2 --train.max-steps 100000000", "--study", file)
+    hours, begins = capsys.readouterr().out.splitlines()
+    assert re.match(r"3 arms x 2 seeds = 6 runs: about [0-9.,]+ hours on one .* at 40% of its peak FLOP/s", hours)
+    assert begins == "begins"
+    call(monkeypatch, "experiments/lm/run.py --config fast", "--study", file)
+    assert capsys.readouterr().out == "begins\n"
+
+
+def test_a_python_without_gptlab_is_left_for_the_environment_of_make_install(tmp_path: Path) -> None:
+    if not (ROOT / ".venv/bin/python").exists():
+        pytest.skip("there is no .venv: `make install` makes it")
+    bare = [sys.executable, "-I", "-S"]  # sees the standard library only
+    for name, words, says in (
+        ("experiments/cls/run.py", ["--config", "x"], "run.py: study precision-cls has no arm 'x'"),
+        ("experiments/lm/prepare_data.py", ["--from", "/nowhere"], "gptlab: /nowhere does not exist"),
+    ):
+        done = subprocess.run([*bare, ROOT / name, *words], cwd=tmp_path, capture_output=True, text=True)
+        assert (done.returncode, done.stderr.startswith(says)) == (2, True), done.stderr
+
+
+def test_within_the_checkout_all_scripts_work_at_its_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    checkout = importlib.import_module("checkout")
+    for folder in (ROOT, ROOT / "experiments/lm", ROOT / "docs"):
+        monkeypatch.chdir(folder)
+        assert checkout.folder() == ROOT
+    words = ["--from", "README.md", "--out=../x", "--tokenizer", "gpt2", "--data.path", "img"]
+    expected = ["--from", "docs/README.md", "--out=x", "--tokenizer", "gpt2", "--data.path", "docs/img"]
+    assert checkout.from_folder(words) == expected
+    monkeypatch.chdir(tmp_path)
+    assert checkout.folder() == tmp_path
+    assert checkout.from_folder(words) == [*words[:2], *words[2:]]
 
 
 def test_data_is_prepared_where_the_recipes_look_for_it(

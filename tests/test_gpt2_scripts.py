@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+import gptlab
 from gptlab.cli import lift_settings
 from gptlab.config import Recipe, build_recipe, read_layer
+from gptlab.data.shards import Dataset
 from gptlab.errors import UserError
 from gptlab.rundir import RunDir
 
@@ -177,10 +179,10 @@ TINY = (
 
 
 def call(script: ModuleType, line: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Run a script's main in this process: its exit status."""
+    """Run a script in this process: its exit status."""
     monkeypatch.setattr(sys, "argv", [script.__file__, *line.split()])
     with pytest.raises(SystemExit) as exit:
-        script.main()
+        script.checkout.run(script.call_of)
     return int(exit.value.code or 0)
 
 
@@ -199,6 +201,28 @@ def test_trains_from_within_its_folder(
     assert capsys.readouterr().out.startswith("gptlab train gpt2-shakespeare-w7900 --optim.name=adamw ")
     recipe = RunDir(tmp_path / "run").read_recipe()
     assert (recipe.optim.name, recipe.sequences_per_step, recipe.batch.micro_batch) == ("adamw", 8, 4)
+
+
+def test_a_short_run_has_a_short_warm_up_and_learns(dataset: Path, tmp_path: Path) -> None:
+    """The published example is 5 steps long, and the recipe's warm-up 30."""
+    epochs = 4.5 * 8 * 32 / len(Dataset(dataset).train)
+    line = TINY.replace("--train.max-steps 6", f"--num-epochs {epochs:.6f} --optim.lr 3e-3 --data.path {dataset}")
+
+    def fall(warmup: str) -> tuple[int, float]:
+        """Steps of warm-up of a run of 5 steps, and by how much its val_loss fell."""
+        recipe = resolved(line.replace("--schedule.warmup-steps 0", warmup))[0]
+        out = tmp_path / str(recipe.schedule.warmup_steps)
+        result = gptlab.train(recipe, out, quiet=True)
+        assert result.steps == 5
+        first = next(line["val_loss"] for line in RunDir(out).read_metrics() if "val_loss" in line)
+        return recipe.schedule.warmup_steps, first - result.final_val_loss
+
+    (short, learnt), (given, little) = fall(""), fall("--schedule.warmup-steps 30")
+    assert (short, given) == (0, 30)  # what the caller gives, stays
+    assert learnt > 0.1 and learnt > 2 * little
+    assert resolved("--train.max-steps 50")[0].schedule.warmup_steps == 30 * 50 // 300
+    assert resolved("--train.max-steps 9000")[0].schedule.warmup_steps == 30
+    assert resolved("--dataset openwebtext --train.max-steps 100")[0].schedule.warmup_steps == 10
 
 
 def test_is_called_from_the_root_and_from_its_folder(tmp_path: Path) -> None:

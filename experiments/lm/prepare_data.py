@@ -1,11 +1,18 @@
-"""OpenWebText as GPT-2's tokens, where the precision study looks for them: data/openwebtext-gpt2.
+"""Prepare OpenWebText in GPT-2's tokens, where run.py reads it: data/openwebtext-gpt2.
 
 python experiments/lm/prepare_data.py [--from PATH] [--out DIR] ...    # any argument of `gptlab prepare`
 """
 
 import sys
+from pathlib import Path
 
-from gptlab.cli import main
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import checkout
+
+
+def call_of(words: list[str]) -> list[str]:
+    return ["prepare", "openwebtext", "--tokenizer", "gpt2", *checkout.from_folder(words)]
+
 
 if __name__ == "__main__":
-    main(["prepare", "openwebtext", "--tokenizer", "gpt2", *sys.argv[1:]])
+    checkout.run(call_of)

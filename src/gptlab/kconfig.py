@@ -32,6 +32,7 @@ FOLDER = Path(".kconfig")  # what is made on the way: Kconfig, and the recipe th
 ALIASES = {
     "gpt2-shakespeare-matrix": "shakespeare-matrix",
     "gpt2-adamwprune-finewebedu-79000-bitter-lesson": "bitter-lesson",
+    "gpt2-adamwprune-finewebedu-79000-bitter-lesson-as-published": "bitter-lesson-as-published",
 }
 LARGEST = 2**63 - 1  # of TOML's whole numbers
 
