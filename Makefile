@@ -16,17 +16,17 @@ KCONFIG := $(BIN)/python -m gptlab.kconfig
 .PHONY: help install demo test test-all lint format clean menuconfig run test-matrix
 
 help:
-	@echo "make demo      install, train a small GPT on Python's own source for a minute or two, show what it learnt"
+	@echo "make demo      install, then train a small GPT on Python's source code in a minute or two and show the result"
 	@echo "make test      install, run the tests (under 5 minutes)"
-	@echo "make test-all  the long tests too: kills, compilation, whole runs"
-	@echo "make lint      ruff, mypy and the rooms' import rules"
-	@echo "make format    let ruff lay out the code"
-	@echo "make install   .venv with everything in it; TORCH_INDEX=https://download.pytorch.org/whl/cpu without a GPU,"
+	@echo "make test-all  run the long tests too: kills, compilation, whole runs"
+	@echo "make lint      run ruff, mypy and the check of the import rules"
+	@echo "make format    format the code with ruff"
+	@echo "make install   make .venv with all dependencies; TORCH_INDEX=https://download.pytorch.org/whl/cpu without a GPU,"
 	@echo "               PYTHON=python3.13 for another interpreter"
-	@echo "make defconfig-NAME   write .config: a recipe or study, as 'gptlab recipes' and 'gptlab studies' list them"
-	@echo "make menuconfig       change it in menus"
-	@echo "make                  with a .config: train the recipe, or run the study, that it is of (also: make run)"
-	@echo "make test-matrix      run the study that it is of"
+	@echo "make defconfig-NAME   write .config for a recipe or study; 'gptlab recipes' and 'gptlab studies' list the names"
+	@echo "make menuconfig       change .config in menus"
+	@echo "make                  with a .config: train its recipe, or run its study (also: make run)"
+	@echo "make test-matrix      run the study of .config"
 	@echo "make clean     remove .venv and caches; runs/ and data/ stay"
 
 install: $(STAMP)

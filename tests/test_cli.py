@@ -101,6 +101,7 @@ def test_train_leaves_a_whole_run_directory(
         (["train", "shakespeare-char-cpu", "--train.max-steps"], "--train.max-steps needs a value"),
         (["train", "shakespeare-char-cpu", "--seed", "x"], "argument --seed: invalid int value: 'x'"),
         (["train", "shakespeare-char-cpu", "more"], "unrecognized arguments: more (`gptlab --help` lists"),
+        (["train", "precision-lm"], "precision-lm is a study; did you mean `gptlab study run precision-lm`?"),
         (["train"], "the following arguments are required: RECIPE (`gptlab train --help` lists the arguments)"),
         (["prepare", "nothing"], "no corpus 'nothing'"),
         (["prepare", "stdlib", "--part", "5/4"], "part 5/4: give I/N"),

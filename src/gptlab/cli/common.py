@@ -61,16 +61,13 @@ def write_json(file: Path, facts: Any) -> None:
 
 
 def recipe_or_study(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
-    """The content of the file that options.name names, not yet validated, and whether it is a study's."""
-    refuse_run(options.verb, options.name)
+    """The content of the recipe or study that options.name names, not yet validated, and whether it is a study."""
+    if (recipe := Path(options.name) / "recipe.toml").is_file():
+        raise UserError(f"{options.name} is a run directory; did you mean `gptlab {options.verb} {recipe}`?")
+    if (Path(options.name) / "study.toml").is_file():  # the folder of a study that was begun
+        return {}, True
     layer = read_layer(options.name, "studies" if options.name in shipped("studies") else "recipes")
     return layer, "arms" in layer or "arms_of" in layer
-
-
-def refuse_run(verb: str, name: str) -> None:
-    """Raises UserError if a run directory was given where a recipe was expected."""
-    if (recipe := Path(name) / "recipe.toml").is_file():
-        raise UserError(f"{name} is a run directory; did you mean `gptlab {verb} {recipe}`?")
 
 
 def wide_console(width: int) -> Any:

@@ -59,10 +59,7 @@ def do_launch(options: argparse.Namespace) -> int | None:
         )
     flags = {key: getattr(options, key) for key in launching.FLAGS if getattr(options, key) is not None}
     resources = launching.read_resources(options.profile, flags)
-    layer: dict[str, Any] = {}
-    is_study = Path(options.name).is_dir() and not (Path(options.name) / "recipe.toml").is_file()
-    if not is_study:
-        layer, is_study = recipe_or_study(options)
+    layer, is_study = recipe_or_study(options)
     if is_study:
         study, folder, seeds = requested_study(options, options.name)
         started = launching.launch_study(
@@ -78,11 +75,9 @@ def do_launch(options: argparse.Namespace) -> int | None:
         print("\n".join(launching.scripts(started)))
         return None
     for part in started.parts:
-        of = f" of {len(part.runs)} runs" if part.runs else ""
-        print(f"{part.name}: job {part.job}{of}")
-    print(
-        f"{started.folder}: logs are in {started.folder / launching.FILES}; `gptlab launch --status {started.folder}`"
-    )
+        print(f"{part.name}: job {part.job}" + f" of {len(part.runs)} runs" * bool(part.runs))
+    folder = started.folder
+    print(f"{folder}: logs are in {folder / launching.FILES}; `gptlab launch --status {folder}` shows the jobs")
     return None
 
 

@@ -11,7 +11,7 @@ from gptlab.errors import UserError
 def add_to(verbs: Any) -> None:
     help = "Estimate what a recipe or a study needs: GPU memory, time, cost, host memory and disk."
     v = add_verb(verbs, "plan", do_plan, help, settings=True)
-    v.add_argument("name", metavar="RECIPE|STUDY", help="a shipped name, or a path to a TOML file")
+    v.add_argument("name", metavar="RECIPE|STUDY", help="a shipped name, a TOML file, or a study's folder")
     v.add_argument("--gpu", metavar="NAME", help="H100, A100-80, RTX4090, ... (default: this machine's device)")
     v.add_argument("--memory", type=float, metavar="GB", help="GPU memory; without --gpu no time is estimated")
     v.add_argument("--gpus", type=int, default=1, metavar="N", help="number of GPUs, one process per GPU (default: 1)")
@@ -25,6 +25,7 @@ def add_to(verbs: Any) -> None:
 def do_plan(options: argparse.Namespace) -> None:
     from gptlab import planner
     from gptlab.planner import Device
+    from gptlab.study.runner import find_study
     from gptlab.training.setup import pick_device
 
     layer, is_study = recipe_or_study(options)
@@ -41,7 +42,7 @@ def do_plan(options: argparse.Namespace) -> None:
     if is_study:
         if options.sizes or options.micro_batches:
             raise UserError("--sizes and --micro-batches are for a recipe, not for a study")
-        study = planner.plan_study(load_study(options.name, options.overrides), device, **cost)
+        study = planner.plan_study(load_study(find_study(options.name)[0], options.overrides), device, **cost)
         shown, facts = planner.render_study(study), study.to_json()
     elif options.sizes or options.micro_batches:
         rows = planner.sweep([layer, options.overrides], device, options.sizes, options.micro_batches, **cost)

@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from gptlab.cli.common import add_verb, refuse_run
-from gptlab.config import build_recipe, read_layer, settings
+from gptlab.cli.common import add_verb, recipe_or_study
+from gptlab.config import build_recipe, settings
+from gptlab.errors import UserError
 from gptlab.status import EXIT_CODES
 
 
@@ -15,7 +16,7 @@ def add_to(verbs: Any) -> None:
     layout: dict[str, Any] = {"epilog": settings_help(), "formatter_class": argparse.RawDescriptionHelpFormatter}
     help = "Train a recipe, or resume a run that was stopped."
     v = add_verb(verbs, "train", do_train, help, settings=True, **layout)
-    v.add_argument("recipe", metavar="RECIPE", help="a name that `gptlab recipes` lists, or a path to a TOML file")
+    v.add_argument("name", metavar="RECIPE", help="a name that `gptlab recipes` lists, or a path to a TOML file")
     v.add_argument("--out", metavar="DIR", help="run directory (default: runs/<recipe>_seed<k>)")
     v.add_argument("--seed", type=int, metavar="N", help="seed of initialisation, dropout and data order")
     help = "whether to resume a run that is in DIR (default: auto)"
@@ -33,9 +34,11 @@ def settings_help() -> str:
 
 
 def do_train(options: argparse.Namespace) -> int:
-    refuse_run("train", options.recipe)
+    layer, is_study = recipe_or_study(options)
+    if is_study:
+        raise UserError(f"{options.name} is a study; did you mean `gptlab study run {options.name}`?")
     seed = {} if options.seed is None else {"seed": options.seed}
-    recipe = build_recipe(read_layer(options.recipe), options.overrides, seed)
+    recipe = build_recipe(layer, options.overrides, seed)
     out = Path(options.out or f"runs/{recipe.name}_seed{recipe.seed}")
     from gptlab.machine import spin_less
 
@@ -44,10 +47,9 @@ def do_train(options: argparse.Namespace) -> int:
     from gptlab.training.loop import train
 
     result = train(recipe, out, resume=options.resume)
-    # torchrun treats every status but 0 as a failure and would restart a run that ended in an orderly way
-    status = EXIT_CODES[result.status]
-    if "TORCHELASTIC_RUN_ID" in os.environ and result.status != "failed":
-        status = 0
+    # torchrun takes every status but 0 for a failure, and would restart a run that ended in an orderly way
+    orderly = "TORCHELASTIC_RUN_ID" in os.environ and result.status != "failed"
+    status = 0 if orderly else EXIT_CODES[result.status]
     if not world_from_env().first:
         return status
     draw_run(out)
