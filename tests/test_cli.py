@@ -112,6 +112,7 @@ def test_train_leaves_a_whole_run_directory(
         (["import", "nanogpt", "nowhere", "--out", "x"], "nowhere cannot be read"),
         (["study", "run", "nothing"], "no study 'nothing'"),
         (["study", "run", "smoke", "--seed", "0", "--seeds", "1"], "--seeds: not allowed with argument --seed"),
+        (["study", "run", "precision-lm", "--name", "x"], "--name and --description are for a recipe"),
         (["study", "status", "nowhere"], "nowhere is not a study's folder"),
         (["study", "report", "nowhere"], "nowhere is not a study's folder"),
         (["study", "power", "precision-lm", "--effect", "1"], "one of the arguments --pilot --noise is required"),

@@ -55,6 +55,8 @@ def requested_study(options: argparse.Namespace, name: str) -> tuple[Study, Path
     """The study a call names, its folder, and the seeds asked for (None: the study's)."""
     from gptlab.study.runner import find_study, first_seeds
 
+    if "name" in options.overrides or "description" in options.overrides:
+        raise UserError("--name and --description are for a recipe; the runs of a study have its name")
     name, begun = find_study(name)
     study = load_study(name, options.overrides)
     seeds = None if options.seed is None else [options.seed]
