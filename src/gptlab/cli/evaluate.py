@@ -30,7 +30,8 @@ def add_to(verbs: Any) -> None:
 
 
 def do_evaluate(options: argparse.Namespace) -> None:
-    from gptlab.training.load import evaluate_run, load_run
+    from gptlab.training.load import load_run
+    from gptlab.training.scoring import evaluate_run
 
     run = load_run(options.folder, options.checkpoint)
     scores = evaluate_run(run, options.on, options.overrides, options.tasks)

@@ -12,7 +12,9 @@ from gptlab import __version__
 from gptlab.cli import bench, evaluate, launch, output, plan, prepare, study, train
 from gptlab.cli.common import Parser, add_verb
 from gptlab.config import parse_flag, read_layer, settings, shipped
-from gptlab.errors import ConfigError, UserError
+from gptlab.errors import ConfigError, LostRank, OutOfMemory, UserError
+
+LINGER = 5  # seconds
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -30,6 +32,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             time.sleep(2)  # if rank 0 says the same, torchrun ends this rank meanwhile and it is said once
         print(f"gptlab: {error}", file=sys.stderr)
         sys.exit(2)
+    except OutOfMemory as error:
+        print(f"gptlab: {error}", file=sys.stderr)
+        sys.exit(3)
+    except LostRank as error:
+        print(f"gptlab: {error}", file=sys.stderr)
+        time.sleep(LINGER)  # the rank that failed first ends first, and torchrun reports that rank
+        sys.exit(1)
     except BrokenPipeError:  # `gptlab sample RUN | head`
         sys.stderr.close()
         sys.exit(0)
