@@ -1,12 +1,27 @@
 """Settings: merged in order, validated once, and refused in sentences."""
 
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
-from gptlab.cli import lift_settings
-from gptlab.config import PRESETS, Recipe, build_recipe, load_recipe, parse_flag, read_layer, settings, shipped
+from gptlab.cli import lift_settings, settings_help
+from gptlab.config import (
+    PRESETS,
+    Recipe,
+    build_recipe,
+    flag_sections,
+    load_recipe,
+    may_change,
+    may_differ,
+    parse_flag,
+    read_layer,
+    settings,
+    shipped,
+    unknown_setting,
+)
 from gptlab.errors import ConfigError
 
 
@@ -40,7 +55,7 @@ def test_later_layers_win_and_a_preset_holds_within_its_own_layer() -> None:
         ({"model": 3}, "model = 3: must be a section of settings"),
         ({"model.n_head": 5}, "model.n_embd = 48: must be divisible by model.n_head = 5"),
         ({"batch.tokens_per_step": 1000}, "batch.tokens_per_step = 1000: must be a multiple of model.block_size = 64"),
-        ({"batch.micro_batch": 5}, "batch.micro_batch = 5: is more than the 4 sequences of a step"),
+        ({"batch.micro_batch": 5}, "batch.micro_batch = 5: must not exceed the 4 sequences of a step"),
         ({"schedule.min_lr": 1.0}, "schedule.min_lr = 1.0: must not exceed optim.lr"),
         ({"train.max_steps": 0}, "the run has no end: set train.max_steps, train.max_tokens or train.max_epochs"),
         ({"data.path": "a", "data.mixture": {"b": 1.0}}, "data.path and data.mixture are both set"),
@@ -116,6 +131,73 @@ def test_no_recipe_is_a_sentence(tmp_path: Path) -> None:
 def test_every_setting_says_what_it_is() -> None:
     for name, field in settings():
         assert field.description, name
+
+
+ALWAYS = {
+    "name",
+    "description",
+    "data.path",
+    "train.max_steps",
+    "train.max_tokens",
+    "train.max_epochs",
+    "train.eval_every",
+    "train.price_per_hour",
+    "hellaswag.every",
+    "hellaswag.path",
+    "hellaswag.definition",
+    "checkpoint.every",
+    "checkpoint.keep_last",
+    "checkpoint.keep_best",
+    "distributed.strategy",
+    "distributed.shard_over",
+    "sample.every",
+    "sample.number",
+    "sample.prompt",
+    "sample.max_tokens",
+    "sample.temperature",
+    "sample.top_k",
+    "sample.top_p",
+    "sample.seed",
+    "log.every",
+    "log.tensorboard",
+    "log.wandb",
+}
+
+
+def test_what_a_resumed_run_and_a_study_may_change() -> None:
+    names = [name for name, _ in settings()]
+    on_resume = {"batch.micro_batch", "compile.enabled", "train.activation_checkpointing"}
+    assert {name for name in names if may_change(name)} == ALWAYS | on_resume
+    assert {name for name in names if may_differ(name)} == ALWAYS | {"seed"}
+
+
+def test_the_documentation_says_what_may_change() -> None:
+    printed = subprocess.run([sys.executable, "-m", "gptlab.config"], capture_output=True, text=True, check=True).stdout
+    assert printed in (Path(__file__).parents[1] / "docs/recipes.md").read_text(encoding="utf-8")
+
+
+def test_help_says_what_may_be_typed() -> None:
+    rows = [row for _, rows in flag_sections().values() for row in rows]
+    assert [row.name for row in rows if row.name != "model.preset"] == [name for name, _ in settings()]
+    accepts = {row.flag: row.accepts for row in rows}
+    assert accepts["--optim.name"] == "adamw|adamw_8bit|adamw-spam|adamw-prune|muon|sgd"
+    assert accepts["--batch.micro-batch"] == "N|auto"
+    assert accepts["--compile.enabled"] == "true|false|auto"
+    assert accepts["--optim.lr"] == "X"
+    assert accepts["--data.path"] == "TEXT"
+    for row in rows:
+        for value in (*row.choices, *([row.default] if row.name != "model.preset" else [])):
+            try:
+                build_recipe({"train.max_steps": 1}, {row.name: value})
+            except ConfigError as error:  # another setting may forbid it
+                assert "must be one of" not in str(error)
+    page = settings_help().splitlines()
+    assert max(map(len, page)) <= 100
+    assert "  --model.position learned|rope     Position embeddings" in "\n".join(page)
+
+
+def test_a_setting_without_a_section_is_not_a_flag() -> None:
+    assert str(unknown_setting("task")) == "no flag '--task'; did you mean a line 'task = ...' in the recipe file?"
 
 
 def test_limits_take_the_first() -> None:

@@ -3,11 +3,12 @@
 import argparse
 import json
 import os
+import textwrap
 from pathlib import Path
 from typing import Any
 
 from gptlab.cli.common import add_verb, recipe_or_study
-from gptlab.config import build_recipe, settings
+from gptlab.config import build_recipe, flag_sections
 from gptlab.errors import UserError
 from gptlab.status import EXIT_CODES
 
@@ -24,12 +25,22 @@ def add_to(verbs: Any) -> None:
 
 
 def settings_help() -> str:
-    """All settings of a recipe, with default and meaning."""
-    lines = ["settings (type any of them as --section.key VALUE; the defaults hold where the recipe sets no value):"]
-    for name, field in settings():
-        if name not in ("name", "description", "seed"):
-            shown = json.dumps(field.get_default(call_default_factory=True))
-            lines.append(f"  --{name.replace('_', '-'):35} {field.description} [{shown}]")
+    """Every setting of a recipe that is a flag, by section and at most 100 columns wide, for `gptlab train --help`."""
+    lines = ["settings (the values of a recipe replace the defaults):"]
+    for title, rows in flag_sections().values():
+        lines += ["", title] if title else []
+        for row in rows:
+            if row.name in ("name", "description", "seed"):
+                continue
+            default = row.default if row.default in row.choices else json.dumps(row.default)
+            text = row.description if row.default in ("", {}) else f"{row.description} (default: {default})"
+            head, text = f"  {row.flag} {row.accepts}", " ".join(text.split())
+            wrapped = textwrap.wrap(text, 100, initial_indent=" " * 36, subsequent_indent=" " * 36)
+            if len(head) < 36:
+                wrapped[0] = f"{head:36}{wrapped[0].lstrip()}"
+            else:
+                lines.append(head)
+            lines += wrapped
     return "\n".join(lines)
 
 

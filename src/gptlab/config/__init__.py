@@ -1,59 +1,39 @@
-"""Recipes and studies: every setting of a run in one schema, its layers, and the files they come from."""
+"""Recipes and studies: every setting of a run in one schema, its layers, and the files they come from.
 
-from gptlab.config.schema import (
-    PRESETS,
-    Comparison,
-    Count,
-    Data,
-    Metric,
-    Model,
-    Optim,
-    Positive,
-    Precision,
-    Question,
-    Recipe,
-    Sample,
-    Schedule,
-    Section,
-    Sparsity,
-    Study,
-    build_recipe,
-    clauses,
-    load_comparison,
-    load_recipe,
-    load_study,
-    parse_flag,
-    read_layer,
-    settings,
-    shipped,
-    unknown_setting,
-)
+A setting has the same name, bounds and errors in a recipe file, in an arm of a study and as a flag:
 
-__all__ = [
-    "PRESETS",
-    "Comparison",
-    "Count",
-    "Data",
-    "Metric",
-    "Model",
-    "Optim",
-    "Positive",
-    "Precision",
-    "Question",
-    "Recipe",
-    "Sample",
-    "Schedule",
-    "Section",
-    "Sparsity",
-    "Study",
-    "build_recipe",
-    "clauses",
-    "load_comparison",
-    "load_recipe",
-    "load_study",
-    "parse_flag",
-    "read_layer",
-    "settings",
-    "shipped",
-    "unknown_setting",
-]
+    >>> recipe = load_recipe("shakespeare-char-cpu", {"optim.lr": "3e-4"})
+    >>> recipe.optim.lr
+    0.0003
+"""
+
+from gptlab.config.files import load_recipe as load_recipe
+from gptlab.config.files import read_layer as read_layer
+from gptlab.config.files import shipped as shipped
+from gptlab.config.flags import Setting as Setting
+from gptlab.config.flags import flag_sections as flag_sections
+from gptlab.config.flags import parse_flag as parse_flag
+from gptlab.config.recipe import Recipe as Recipe
+from gptlab.config.recipe import build_recipe as build_recipe
+from gptlab.config.recipe import may_change as may_change
+from gptlab.config.recipe import may_differ as may_differ
+from gptlab.config.recipe import settings as settings
+from gptlab.config.recipe import unknown_setting as unknown_setting
+from gptlab.config.sections import PRESETS as PRESETS
+from gptlab.config.sections import Count as Count
+from gptlab.config.sections import Data as Data
+from gptlab.config.sections import Model as Model
+from gptlab.config.sections import Optim as Optim
+from gptlab.config.sections import Positive as Positive
+from gptlab.config.sections import Precision as Precision
+from gptlab.config.sections import Sample as Sample
+from gptlab.config.sections import Schedule as Schedule
+from gptlab.config.sections import Section as Section
+from gptlab.config.sections import Sparsity as Sparsity
+from gptlab.config.study import Comparison as Comparison
+from gptlab.config.study import Metric as Metric
+from gptlab.config.study import Question as Question
+from gptlab.config.study import Study as Study
+from gptlab.config.study import clauses as clauses
+from gptlab.config.study import load_comparison as load_comparison
+from gptlab.config.study import load_study as load_study

@@ -27,28 +27,13 @@ from rich.console import Console
 from rich.live import Live
 
 from gptlab import locks, machine
-from gptlab.config import Recipe, Study, settings, shipped
+from gptlab.config import Recipe, Study, may_differ, settings, shipped
 from gptlab.errors import ConfigError, Locked, RunError
 from gptlab.rundir import RunDir, open_study, run_name, write_atomically
 from gptlab.study.table import RunState, duration, progress, read_state, read_summary, render
 from gptlab.study.worker import RUNNER
 from gptlab.training.signals import STOP_FILE, StopSignal
 
-# What may differ between two calls for the same study: it changes no loss, speed or memory of any run.
-MAY_DIFFER = (
-    "name",
-    "description",
-    "seed",
-    "data.path",
-    "train.max_",
-    "train.eval_every",
-    "train.price_per_hour",
-    "hellaswag.",
-    "checkpoint.",
-    "distributed.",
-    "sample.",
-    "log.",
-)
 RESULTS = ("completed", "diverged", "out_of_memory")  # not trained again; failed and not_applicable are looked at again
 RETRIES = 2  # of a fault of the machine
 POLL_SECONDS = 0.1
@@ -283,7 +268,7 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
     A limit is none of them, unless the learning rate decays towards it: a run of 100 steps that is made a longer one
     has had its decay, and would not be the run that a longer limit alone stands for.
     """
-    names = [name for name, _ in settings() if not name.startswith(MAY_DIFFER)]
+    names = [name for name, _ in settings() if not may_differ(name)]
     values: dict[str, Any] = {name: reduce(getattr, name.split("."), recipe) for name in names}
     if recipe.schedule.shape == "constant":
         values["schedule.decay_steps"] = 0

@@ -17,7 +17,7 @@ from torch import nn
 
 import gptlab
 from gptlab import planner
-from gptlab.config import Model, Recipe, settings
+from gptlab.config import Model, Recipe, may_change, settings
 from gptlab.data.tokenizers import load_tokenizer
 from gptlab.distributed.world import SINGLE, World
 from gptlab.distributed.world import world_from_env as started
@@ -31,24 +31,6 @@ from gptlab.rundir import RunDir
 from gptlab.tasks.base import Task, TaskData
 from gptlab.training.checkpoint import find_checkpoint, list_checkpoints
 from gptlab.training.tensors import Saved
-
-# What a resumed run may change: it bends neither the losses nor the data already seen.
-MAY_CHANGE = (
-    "name",
-    "description",
-    "data.path",
-    "batch.micro_batch",
-    "compile.",
-    "distributed.",
-    "train.max_",
-    "train.eval_every",
-    "train.activation_checkpointing",
-    "train.price_per_hour",
-    "hellaswag.",
-    "checkpoint.",
-    "sample.",
-    "log.",
-)
 
 
 def pick_device(name: str) -> torch.device:
@@ -132,7 +114,7 @@ def refuse_differences(stored: Recipe, recipe: Recipe, run: RunDir) -> None:
     differ = [
         f"{name} ({value(before, name)} then, {value(now, name)} now)"
         for name, _ in settings()
-        if not name.startswith(MAY_CHANGE) and value(before, name) != value(now, name)
+        if not may_change(name) and value(before, name) != value(now, name)
     ]
     if differ:
         raise RunError(

@@ -1,0 +1,308 @@
+"""Studies: a recipe, its arms, its seeds and the questions asked of them; and comparisons of two studies."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import Field, model_validator
+
+from gptlab.config.files import read_layer
+from gptlab.config.flags import parse_flags
+from gptlab.config.layers import flat, merged, nested, validated
+from gptlab.config.recipe import Recipe, build_recipe
+from gptlab.config.sections import Int, Section
+from gptlab.errors import ConfigError
+
+FRONTIER_DIFFERS = "frontier differs"
+
+
+class Metric(Section):
+    """The quantity by which arms are compared."""
+
+    name: str = "final_val_loss"
+    """A key of result.json."""
+    better: Literal["lower", "higher"] = "lower"
+    """Which direction is better."""
+    margin: float = Field(0.0, ge=0)
+    """Largest difference that counts as equivalent, in the metric's unit."""
+
+
+CLAUSE = re.compile(r"(not )?(better|worse|equivalent|diverges)(?: in (\S+))?")
+
+
+def clauses(text: str) -> list[tuple[bool, str, str]]:
+    """The clauses of confirmed_if or rejected_if as (negated, verdict, study or "").
+
+    Raises:
+        ValueError: a part between commas is not a clause.
+    """
+    found = []
+    for part in text.split(","):
+        match = CLAUSE.fullmatch(part.strip())
+        if match is None:
+            raise ValueError(
+                f"{text!r}: each clause between commas must be better, worse, equivalent or diverges, with `not` "
+                f"before it to negate it, and with `in STUDY` after it in a comparison"
+            )
+        found.append((bool(match[1]), match[2], match[3] or ""))
+    return found
+
+
+class Question(Section):
+    """A claim that a study decides."""
+
+    id: str
+    claim: str
+    contrast: list[str] = Field(default_factory=list)
+    """Two arms; the second is the reference. `adamw_*` stands for the best of the matching arms: on each seed the arm
+    that is best on the other seeds."""
+    metric: Metric | None = None
+    """Default: the study's metric."""
+    confirmed_if: str
+    """The verdicts that together confirm the claim: "better", "not worse"; in a comparison "better in A, not better in
+    B", or "frontier differs": an arm is on the frontier of speed and memory in one study and not in the other."""
+    rejected_if: str = ""
+    """The verdicts of which any rejects the claim. Default: the opposite of any verdict that confirms it."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Question:
+        if self.confirmed_if == FRONTIER_DIFFERS:
+            return self
+        if len(set(self.contrast)) != 2 or len(self.contrast) != 2:
+            raise ValueError(f"question {self.id}: contrast = {self.contrast}: must name two arms")
+        for text in filter(None, (self.confirmed_if, self.rejected_if)):
+            try:
+                clauses(text)
+            except ValueError as error:
+                raise ValueError(f"question {self.id}: {error}") from None
+        return self
+
+    @property
+    def asked(self) -> list[tuple[bool, str, str]]:
+        """The clauses of confirmed_if and rejected_if."""
+        confirming = [] if self.confirmed_if == FRONTIER_DIFFERS else clauses(self.confirmed_if)
+        return confirming + (clauses(self.rejected_if) if self.rejected_if else [])
+
+
+def _unique_ids(questions: list[Question]) -> None:
+    ids = [question.id for question in questions]
+    if twice := sorted({name for name in ids if ids.count(name) > 1}):
+        raise ValueError(f"two questions have the same id: {', '.join(twice)}")
+
+
+class Default(Section):
+    """A rule, stated before the runs, that chooses the default arm.
+
+    The incumbent stays unless another arm is better than it (by the study's metric, after Holm over the candidates)
+    and trains in no more time than `time_of`. The best of such arms is chosen.
+    """
+
+    incumbent: str
+    among: list[str] = Field(min_length=1)
+    """The candidates that may replace the incumbent."""
+    time_of: str = ""
+    """The arm whose training time a candidate may exceed by at most 2%. Default: the incumbent."""
+
+
+class Arm(Section):
+    """A named set of overrides of the study's recipe."""
+
+    group: Literal["core", "extended"] = "core"
+    """Extended arms start after the core arms have passed the sanity gate."""
+    note: str = ""
+    """One line for tables."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Nested settings, as in a recipe file."""
+
+
+class Study(Section):
+    """A recipe, its arms, its seeds, and the questions asked of them; `load_study` reads a study."""
+
+    name: str
+    description: str = ""
+    recipe: dict[str, Any]
+    """The settings that all arms share."""
+    arms: dict[str, Arm] = Field(min_length=1)
+    flags: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the command line; they replace the arms' settings."""
+    seeds: list[Int] = Field(default=[0, 1, 2], min_length=1)
+    baseline: str
+    """The arm that the other arms are compared with."""
+    metric: Metric = Metric()
+    questions: list[Question] = Field(default_factory=list)
+    default: Default | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Study:
+        if self.baseline not in self.arms:
+            raise ValueError(f"baseline = {self.baseline}: must be one of the arms {', '.join(self.arms)}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds = {self.seeds}: contains a seed twice")
+        for what, name in (("name", self.name), *(("arm", arm) for arm in self.arms)):
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", name):
+                raise ValueError(f"{what} {name!r}: must consist of letters, digits and _ . + -")
+        _unique_ids(self.questions)
+        for question in self.questions:
+            for arm in question.contrast:
+                if not fnmatch.filter(self.arms, arm):
+                    raise ValueError(f"question {question.id}: there is no arm {arm!r}")
+            if question.confirmed_if == FRONTIER_DIFFERS or any(study for _, _, study in question.asked):
+                raise ValueError(
+                    f"question {question.id}: {question.confirmed_if!r} belongs in a comparison of studies"
+                )
+        if self.default is not None:
+            for arm in (self.default.incumbent, *self.default.among, self.default.time_of or self.baseline):
+                if arm not in self.arms:
+                    raise ValueError(f"default: there is no arm {arm!r}")
+        return self
+
+    def build(self, arm: str, seed: int) -> Recipe:
+        """The recipe of a run. Raises ConfigError, which names the arm, if the settings are not valid."""
+        try:
+            return build_recipe(
+                self.recipe, self.arms[arm].settings, self.flags, {"name": f"{self.name}/{arm}", "seed": seed}
+            )
+        except ConfigError as error:
+            raise ConfigError(f"study {self.name}, arm {arm}: {error}") from None
+
+    def beaten(self) -> list[tuple[str, str]]:
+        """The (arm, setting) pairs where a flag replaces the arm's value by a different one."""
+        flags = dict(flat(nested(self.flags)))
+        return [
+            (arm, key)
+            for arm, part in self.arms.items()
+            for key, value in flat(nested(part.settings))
+            if key in flags and flags[key] != value
+        ]
+
+    def to_toml(self) -> str:
+        """The study as a file that contains its recipe, so that later versions of the recipe change nothing."""
+        content = self.model_dump(exclude={"arms"}, exclude_none=True)
+        content["arms"] = {
+            name: {"group": arm.group, "note": arm.note, **nested(arm.settings)} for name, arm in self.arms.items()
+        }
+        return tomli_w.dumps(content)
+
+
+def load_study(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Study:
+    """Read a study by shipped name or path, and validate the recipes of all its runs.
+
+    In a study file, `recipe` is a recipe's name, path or settings; `settings` are overrides for all arms; an arm's
+    table has settings besides `group` and `note`. `arms_of = "STUDY"` takes arms, baseline and questions from another
+    study and adds the file's own arms to them.
+
+    Args:
+        name_or_path: a name that `gptlab studies` lists, or a path to a TOML file.
+        overrides: dotted names to values, as on the command line; they replace the arms' settings.
+
+    Raises:
+        ConfigError: an unknown study, recipe or setting, or a value out of bounds; names the arm if an arm is wrong.
+    """
+    content = read_layer(name_or_path, "studies")
+    where = f"study {content['name']}"
+    for key in ("arms", "settings", "flags"):
+        if not isinstance(content.get(key, {}), dict):
+            raise ConfigError(f"{where}: {key} = {content[key]}: must be a table")
+    if "arms_of" in content:
+        content = _inherited(content, where)
+    if "recipe" not in content:
+        raise ConfigError(f"{where}: recipe is missing: a recipe's name or path, or a table of settings")
+    base = content["recipe"]
+    try:
+        recipe = merged(base if isinstance(base, dict) else read_layer(base), content.pop("settings", {}))
+        content["recipe"] = {k: v for k, v in recipe.items() if k not in ("name", "description", "seed")}
+        build_recipe(content["recipe"])
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    if not content.get("arms"):
+        raise ConfigError(f"{where}: has no arms; add a table [arms.NAME] with the settings of each arm")
+    arms = {name: _arm_table(arm, f"{where}, arm {name}") for name, arm in content["arms"].items()}
+    content["arms"] = {
+        name: {
+            "settings": {k: v for k, v in arm.items() if k not in ("group", "note")},
+            **{k: arm[k] for k in ("group", "note") if k in arm},
+        }
+        for name, arm in arms.items()
+    }
+    content["flags"] = merged(content.get("flags", {}), parse_flags(overrides))
+    study = validated(Study, content, f"{where}: ")
+    for arm in study.arms:
+        study.build(arm, study.seeds[0])
+    return study
+
+
+def _arm_table(arm: Any, where: str) -> dict[str, Any]:
+    """An arm as its file has it. Raises ConfigError if it is not a table, or sets what all arms share."""
+    if not isinstance(arm, dict):
+        raise ConfigError(f"{where}: is {arm!r} and must be a table of settings")
+    for key in ("name", "description", "seed"):
+        if key in arm:
+            raise ConfigError(f"{where}: sets {key}, which an arm cannot; all arms have the seeds of the study")
+    return arm
+
+
+def _inherited(content: dict[str, Any], where: str) -> dict[str, Any]:
+    """A study file with the arms, baseline, questions, metric, seeds and default of the study in `arms_of`."""
+    other = read_layer(content.pop("arms_of"), "studies")
+    if "arms_of" in other:
+        raise ConfigError(
+            f"{where}: arms_of = {other['name']}: takes its arms from {other['arms_of']}; name {other['arms_of']}"
+        )
+    arms = dict(other.get("arms", {}))
+    for name, arm in content.get("arms", {}).items():
+        arms[name] = merged(arms.get(name, {}), _arm_table(arm, f"{where}, arm {name}"))
+    keys = ("baseline", "questions", "metric", "seeds", "default")
+    return {**{key: other[key] for key in keys if key in other}, **content, "arms": arms}
+
+
+class Control(Section):
+    """A study with the learning rate of the other study, to see whether a flip comes from the learning rate."""
+
+    of: str
+    """The study that it replaces."""
+    study: str
+
+
+class Comparison(Section):
+    """Two studies of the same arms, and the questions asked of both; `load_comparison` reads a comparison."""
+
+    name: str
+    description: str = ""
+    compare: list[str] = Field(min_length=2, max_length=2)
+    """Names of the studies."""
+    control: Control | None = None
+    questions: list[Question] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Comparison:
+        first, second = self.compare
+        if first == second:
+            raise ValueError(f"compare = {self.compare}: must name two different studies")
+        if self.control and self.control.of not in self.compare:
+            raise ValueError(f"control.of = {self.control.of}: must be one of {first}, {second}")
+        if self.control and self.control.study in self.compare:
+            raise ValueError(f"control.study = {self.control.study}: must differ from {first} and {second}")
+        _unique_ids(self.questions)
+        for question in self.questions:
+            for _, _, study in question.asked:
+                if study not in self.compare:
+                    raise ValueError(
+                        f"question {question.id}: {question.confirmed_if!r}: each clause must end with `in {first}` or "
+                        f"`in {second}`"
+                    )
+        return self
+
+
+def load_comparison(name_or_path: str | Path) -> Comparison:
+    """Read a comparison of studies by shipped name or path.
+
+    Raises:
+        ConfigError: there is no such file, or something in it is wrong.
+    """
+    content = read_layer(name_or_path, "comparisons")
+    return validated(Comparison, content, f"comparison {content['name']}: ")
