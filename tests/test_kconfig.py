@@ -109,8 +109,8 @@ def test_every_setting_is_one_symbol_and_every_symbol_a_setting() -> None:
     assert table["SPARSITY_METHOD_2_4"][1] == "2:4"
     # -1 says auto, so it must not be a value
     for setting in kconfig.all_settings():
-        if setting.kind == "int" and setting.values:
-            assert setting.values == ("auto",) and setting.low >= 0
+        if setting.kind == "int" and setting.choices:
+            assert setting.choices == ("auto",) and setting.low >= 0
     loaded = by_kconfiglib(kconfig.start("smoke-lm"))
     assert set(loaded.syms) - set(loaded.const_syms) >= set(table)
     assert {symbol.name for symbol in loaded.unique_defined_syms} == {*table, "RECIPE", "STUDY"}
@@ -229,18 +229,21 @@ def test_what_is_left_out_is_the_recipes_and_the_last_word_counts() -> None:
         ("CONFIG_OPTIM_LRR=1", ".config, line 2: no symbol 'CONFIG_OPTIM_LRR'; did you mean 'CONFIG_OPTIM_LR'?"),
         ("# CONFIG_MODEL_TIE is not set", "no symbol 'CONFIG_MODEL_TIE'; did you mean 'CONFIG_MODEL_TIED'?"),
         ("CONFIG_ZZZZ=y", ".config, line 2: no symbol 'CONFIG_ZZZZ'"),
-        ("OPTIM_LR=1", ".config, line 2: 'OPTIM_LR=1' is no CONFIG_NAME=value"),
+        ("OPTIM_LR=1", ".config, line 2: 'OPTIM_LR=1' is not of the form CONFIG_NAME=value"),
         ("CONFIG_MODEL_BIAS=maybe", ".config, line 2: CONFIG_MODEL_BIAS=maybe: must be y or n"),
         ("CONFIG_OPTIM_LR=-1", "optim.lr = -1: must be greater than 0"),
         ("CONFIG_OPTIM_LR=fast", "optim.lr = fast: must be a number"),
         ("CONFIG_MODEL_N_HEAD=-1", "model.n_head = -1: must be at least 1"),
         ("CONFIG_SPAM_INTERVAL=0", "optim.spam_interval = 0: must be at least 1"),
         ("CONFIG_BATCH_TOKENS_PER_STEP=100", "must be a multiple of model.block_size = 32"),
-        ('CONFIG_STUDY="sizes"', "one of CONFIG_RECIPE and CONFIG_STUDY must be a name"),
-        ('CONFIG_RECIPE=""', "one of CONFIG_RECIPE and CONFIG_STUDY must be a name"),
+        ('CONFIG_STUDY="sizes"', "either CONFIG_RECIPE or CONFIG_STUDY must be set"),
+        ('CONFIG_RECIPE=""', "either CONFIG_RECIPE or CONFIG_STUDY must be set"),
         ('CONFIG_RECIPE="smoke-ml"', "no recipe 'smoke-ml': did you mean 'smoke-lm'?"),
         ('CONFIG_RECIPE=""\nCONFIG_STUDY="size"', "no study 'size': did you mean 'sizes'?"),
-        ('CONFIG_RECIPE=""\nCONFIG_STUDY="sizes"\nCONFIG_SEED=3', "sets seed, which is the study's own"),
+        (
+            'CONFIG_RECIPE=""\nCONFIG_STUDY="sizes"\nCONFIG_SEED=3',
+            "sets seed, which only the study sizes can set",
+        ),
     ],
 )
 def test_what_is_wrong_is_said(lines: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -259,9 +262,9 @@ def test_defconfig(capsys: pytest.CaptureFixture[str]) -> None:
     assert (status, "did you mean 'gpt2-shakespeare-l4'?" in err, kconfig.CONFIG.exists()) == (2, True, False)
     assert call(capsys, "run")[0] == 2  # there is none
     _, out, _ = call(capsys, "defconfig", "gpt2-shakespeare-l4")
-    assert "in place of" not in out and "recipe gpt2-shakespeare-l4" in out
+    assert "replaced" not in out and "recipe gpt2-shakespeare-l4" in out
     _, out, _ = call(capsys, "defconfig", "architecture-smoke")
-    assert "in place of the one there was" in out and "study architecture-smoke: `make test-matrix`" in out
+    assert ".config was replaced and holds" in out and "study architecture-smoke: `make test-matrix`" in out
     before = kconfig.CONFIG.read_bytes()
     assert call(capsys, "defconfig", "nothing-of-the-kind")[0] == 2
     assert kconfig.CONFIG.read_bytes() == before

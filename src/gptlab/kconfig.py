@@ -1,9 +1,9 @@
-"""The make front: a Kconfig made of the schema, and a .config that is a recipe, or a study and flags for all its arms.
+"""The make front: a Kconfig made from the schema, and a .config that stands for a recipe or a study.
 
     make defconfig-NAME -> .config -> make menuconfig -> make, make test-matrix
 
-Every setting is one symbol, `optim.lr` CONFIG_OPTIM_LR (a choice has one for each value), and the same in either
-direction. What a .config leaves out is as in the recipe or study that it names.
+A setting is one symbol, `optim.lr` CONFIG_OPTIM_LR; a choice has a symbol for each value. A setting that the .config
+leaves out is as in the recipe or study that the .config names.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import functools
-import itertools
 import json
 import os
 import re
@@ -19,16 +18,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import TypeAdapter
+from typing import Any
 
 from gptlab import config as schema
-from gptlab.config import Recipe, build_recipe, shipped
+from gptlab.config import Recipe, build_recipe, flag_sections, shipped
 from gptlab.errors import ConfigError, UserError
 
 CONFIG = Path(".config")
-FOLDER = Path(".kconfig")  # what is made on the way: Kconfig, and the recipe that is trained
+FOLDER = Path(".kconfig")  # for generated files: the Kconfig, and the recipe to train
 ALIASES = {
     "gpt2-shakespeare-matrix": "shakespeare-matrix",
     "gpt2-adamwprune-finewebedu-79000-bitter-lesson": "bitter-lesson",
@@ -37,17 +34,17 @@ ALIASES = {
 LARGEST = 2**63 - 1  # of TOML's whole numbers
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(schema.Setting):
     """A setting as Kconfig has it."""
 
-    name: str
-    help: str
-    kind: str
-    """bool, choice, int or string; `auto` is -1 in an int, and numbers with a point are strings."""
-    values: tuple[Any, ...]
-    """What it can be by name: all of a choice, `auto` of an int or a string, or nothing."""
-    low: int | None
+    @property
+    def kind(self) -> str:
+        """bool, choice, int or string. In an int -1 stands for `auto`; numbers with a decimal point are strings."""
+        if "integer" in self.types:
+            return "int"
+        if self.choices == (True, False):
+            return "bool"
+        return "choice" if self.choices and "number" not in self.types else "string"
 
     @property
     def symbol(self) -> str:
@@ -59,42 +56,42 @@ class Setting:
         return f"{self.symbol}_{re.sub('[^A-Z0-9]', '_', as_text(value).upper())}"
 
     def written(self, value: Any) -> str:
-        """A value as Kconfig writes it."""
+        """A value in Kconfig's syntax."""
         if self.kind == "bool":
             return "y" if value else "n"
         if self.kind == "int":
             return "-1" if value == "auto" else str(value)
-        if isinstance(value, str):  # there are no line breaks within a value
+        if isinstance(value, str):  # a value cannot contain a line break
             value = value.replace("\\", r"\\").replace("\n", r"\n").replace("\r", r"\r")
         return _quoted(as_text(value))
 
     def read(self, text: str) -> Any:
-        """The value that a .config gives an int or a string, quoted or not; the schema judges it."""
+        """The value of an int or a string in a .config, quoted or not, before validation."""
         text = _unquoted(text)
-        if self.kind == "int" and text == "-1" and "auto" in self.values:
+        if self.kind == "int" and text == "-1" and "auto" in self.choices:
             return "auto"
         value = schema.parse_flag(self.name, text)
         breaks = {"n": "\n", "r": "\r"}
         return re.sub(r"\\(.)", lambda m: breaks.get(m[1], m[1]), value) if isinstance(value, str) else value
 
     def lines(self, value: Any) -> list[str]:
-        """The setting in a .config."""
-        switches = [(self.symbol, value)] if self.kind == "bool" else []
+        """The lines of the setting in a .config."""
+        if self.kind in ("int", "string"):
+            return [f"CONFIG_{self.symbol}={self.written(value)}"]
+        switches = {self.symbol: value}
         if self.kind == "choice":
-            switches = [(self.of_value(one), one == value) for one in self.values]
-        if switches:
-            return [f"CONFIG_{symbol}=y" if on else f"# CONFIG_{symbol} is not set" for symbol, on in switches]
-        return [f"CONFIG_{self.symbol}={self.written(value)}"]
+            switches = {self.of_value(one): one == value for one in self.choices}
+        return [f"CONFIG_{symbol}=y" if on else f"# CONFIG_{symbol} is not set" for symbol, on in switches.items()]
 
     def entry(self, default: Any) -> list[str]:
-        """The setting in a Kconfig."""
-        help = ["\thelp", *(f"\t  {line.strip()}" for line in self.help.splitlines()), ""]
+        """The lines of the setting in a Kconfig."""
+        help = ["\thelp", *(f"\t  {line.strip()}" for line in self.description.splitlines()), ""]
         if self.kind == "choice":
             lines = ["choice", f'\tprompt "{self.name}"', f"\tdefault {self.of_value(default)}", *help]
-            for value in self.values:
+            for value in self.choices:
                 lines += [f"config {self.of_value(value)}", f'\tbool "{as_text(value)}"', ""]
             return [*lines, "endchoice", ""]
-        or_auto = self.kind == "int" and "auto" in self.values
+        or_auto = self.kind == "int" and "auto" in self.choices
         lines = [f"config {self.symbol}", f'\t{self.kind} "{self.name}{" (-1: auto)" * or_auto}"']
         if self.kind == "int" and self.low is not None:
             lines.append(f"\trange {-1 if or_auto else self.low} {LARGEST}")
@@ -102,38 +99,34 @@ class Setting:
 
 
 @functools.cache
-def all_settings() -> tuple[Setting, ...]:
+def menus() -> dict[str, tuple[Setting, ...]]:
+    """The settings by the title of their menu; those without a section have the title ""."""
+    return {
+        title: tuple(Setting(**vars(row)) for row in rows if row.name != "model.preset")
+        for title, rows in flag_sections().values()
+    }
+
+
+def all_settings() -> list[Setting]:
     """Every setting of the schema, in its order."""
-    found = []
-    for name, field in schema.settings():
-        annotation: Any = Annotated[field.annotation, field]
-        accepts = TypeAdapter(annotation).json_schema()
-        parts = accepts.get("anyOf", [accepts])
-        types = {part["type"] for part in parts}
-        named = [v for part in parts for v in part.get("enum", [part["const"]] if "const" in part else [])]
-        kind = "int" if "integer" in types else "choice" if named and "number" not in types else "string"
-        if "boolean" in types:
-            kind, named = ("choice", [*named, True, False]) if named else ("bool", [])
-        low = next((part[key] for part in parts for key in ("ge", "minimum") if key in part), None)
-        found.append(Setting(name, field.description, kind, tuple(named), low))
-    return tuple(found)
+    return [setting for rows in menus().values() for setting in rows]
 
 
 @functools.cache
 def symbols() -> dict[str, tuple[Setting, Any]]:
-    """The setting of every symbol, and the value it stands for where it is one of a choice."""
+    """The setting of every symbol, and the value that the symbol of a choice stands for."""
     pairs = [
         (setting.symbol if value is None else setting.of_value(value), (setting, value))
         for setting in all_settings()
-        for value in (setting.values if setting.kind == "choice" else (None,))
+        for value in (setting.choices if setting.kind == "choice" else (None,))
     ]
     table = dict(pairs)
-    assert len(table | {"RECIPE": 0, "STUDY": 0}) == len(pairs) + 2, "every symbol is of one setting"
+    assert len(table | {"RECIPE": 0, "STUDY": 0}) == len(pairs) + 2, "two settings share a symbol"
     return table
 
 
 def as_text(value: Any) -> str:
-    """A value as on a command line: a text as it is, the rest as TOML."""
+    """A value as on a command line: text as it is, everything else as TOML."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{json.dumps(k, ensure_ascii=False)} = {as_text(v)}" for k, v in value.items()) + "}"
     return str(value).lower() if isinstance(value, bool) else str(list(value) if isinstance(value, tuple) else value)
@@ -149,7 +142,7 @@ def _unquoted(text: str) -> str:
 
 
 def _no_macro(text: str) -> str:
-    """$ would begin one in a Kconfig."""
+    """Escape $, which starts a macro in a Kconfig."""
     return text.replace("$", "\\$")
 
 
@@ -158,24 +151,23 @@ def _no_macro(text: str) -> str:
 
 @dataclass(frozen=True)
 class Config:
-    """What a .config says."""
+    """The content of a .config."""
 
     study: str
-    """Name of the study it runs, or empty."""
+    """Name of the study, or empty."""
     source: str
-    """Name of the recipe it started from, or empty: of a study it has the shared recipe."""
+    """Name of the recipe it started from; empty for a study."""
     base: Recipe
-    """The settings of that recipe."""
+    """The settings of that recipe, or the settings that all arms of the study share."""
     recipe: Recipe
     """The settings of the .config."""
 
-    def sections(self) -> list[tuple[str, list[Setting]]]:
-        """Its settings by title of their section; names, seeds and the task of a study's runs are not set here."""
-        groups = itertools.groupby(all_settings(), lambda setting: setting.name.rpartition(".")[0])
-        return [(_title(name), list(group)) for name, group in groups if name or not self.study]
+    def sections(self) -> list[tuple[str, tuple[Setting, ...]]]:
+        """Title and settings of every section. Name, description, task and seed of a study's runs are the study's."""
+        return [(title, rows) for title, rows in menus().items() if title or not self.study]
 
     def to_text(self) -> str:
-        """The whole .config, as Kconfig's own tools write it."""
+        """The whole .config, byte for byte as Kconfig's own tools write it."""
         lines = [f"CONFIG_RECIPE={_quoted(self.source)}", f"CONFIG_STUDY={_quoted(self.study)}"]
         for title, group in self.sections():
             lines += ["", "#", f"# {title}", "#"] if title else []
@@ -184,7 +176,7 @@ class Config:
         return "\n".join(lines) + "\n"
 
     def to_kconfig(self) -> str:
-        """The Kconfig that this .config is of: the schema, with what it started from as defaults."""
+        """The Kconfig for this .config: the schema, with the settings of the recipe or study as defaults."""
         lines = [f"mainmenu {_no_macro(_quoted(f'gptlab: {self.study or self.source}'))}", ""]
         for symbol, text in (("RECIPE", self.source), ("STUDY", self.study)):
             lines += [f"config {symbol}", "\tstring", f"\tdefault {_no_macro(_quoted(text))}", ""]
@@ -194,7 +186,7 @@ class Config:
         return "\n".join(lines)
 
     def command(self) -> list[str]:
-        """What runs it, after `gptlab`; a recipe has to be in FOLDER then."""
+        """The words after `gptlab` that run it. A recipe must have been written to FOLDER."""
         if not self.study:
             return ["train", str(FOLDER / "recipe.toml")]
         chosen = [s for _, group in self.sections() for s in group if _value(self.recipe, s) != _value(self.base, s)]
@@ -205,13 +197,8 @@ def _value(recipe: Recipe, setting: Setting) -> Any:
     return functools.reduce(getattr, setting.name.split("."), recipe)
 
 
-def _title(section: str) -> str:
-    says = Recipe.model_fields[section].annotation.__doc__ if section else ""
-    return f"{section}: " + re.split(r"[.;:]( |$)| \(", says)[0] if says else ""
-
-
 def start(name: str) -> Config:
-    """The .config of a shipped recipe or study. Raises ConfigError where NAME is neither."""
+    """The .config of a shipped recipe or study. Raises ConfigError if there is none of that name."""
     meant = ALIASES.get(name, name)
     if meant in shipped("studies"):
         return _config(meant, "", {})
@@ -229,16 +216,16 @@ def _config(study: str, source: str, layer: Mapping[str, Any]) -> Config:
 
 
 def read(path: Path = CONFIG) -> Config:
-    """What a .config says.
+    """Read a .config.
 
     Raises:
-        ConfigError: there is none, or a line, a symbol or a value of it is wrong.
+        ConfigError: there is no such file, or a line, a symbol or a value in it is wrong.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(
-            f"there is no {path}: `make defconfig-NAME` writes one, NAME as `gptlab recipes` and `gptlab studies` list"
+            f"there is no {path}: `make defconfig-NAME` writes it; `gptlab recipes` and `gptlab studies` list the names"
         ) from None
     heads = {"RECIPE": "", "STUDY": ""}
     layer: dict[str, Any] = {}
@@ -246,7 +233,7 @@ def read(path: Path = CONFIG) -> Config:
         match = re.fullmatch(r"(?:CONFIG_(\w+)=(.*)|# CONFIG_(\w+) is not set)\s*", line)
         if not match:
             if line.strip() and not line.startswith("#"):
-                raise ConfigError(f"{path}, line {number}: {line.strip()!r} is no CONFIG_NAME=value")
+                raise ConfigError(f"{path}, line {number}: {line.strip()!r} is not of the form CONFIG_NAME=value")
             continue
         symbol, value = match[1] or match[3], (match[2] or "n").strip()
         if symbol in heads:
@@ -266,15 +253,13 @@ def read(path: Path = CONFIG) -> Config:
         elif value == "y":
             layer[setting.name] = stands_for
     if bool(heads["RECIPE"]) == bool(heads["STUDY"]):
-        raise ConfigError(
-            f"{path}: one of CONFIG_RECIPE and CONFIG_STUDY must be a name: `make defconfig-NAME` writes it"
-        )
+        raise ConfigError(f"{path}: either CONFIG_RECIPE or CONFIG_STUDY must be set: `make defconfig-NAME` writes it")
     if own := [name for name in layer if heads["STUDY"] and "." not in name]:
-        raise ConfigError(f"{path}: sets {own[0]}, which is the study's own: CONFIG_STUDY is {heads['STUDY']}")
+        raise ConfigError(f"{path}: sets {own[0]}, which only the study {heads['STUDY']} can set; remove the line")
     return _config(heads["STUDY"], heads["RECIPE"], layer)
 
 
-# -- what make calls ------------------------------------------------------------------------------------------------
+# -- commands, as make calls them -----------------------------------------------------------------------------------
 
 
 def write_kconfig(config: Config) -> Path:
@@ -285,10 +270,10 @@ def write_kconfig(config: Config) -> Path:
 
 def defconfig(name: str) -> None:
     config = start(name)
-    instead = " in place of the one there was" if CONFIG.exists() else ""
+    replaced = " was replaced and" if CONFIG.exists() else ""
     CONFIG.write_text(config.to_text(), encoding="utf-8")
     what = f"study {config.study}: `make test-matrix`" if config.study else f"recipe {config.source}: `make`"
-    print(f".config is written{instead}, of {what} runs it, `make menuconfig` changes it")
+    print(f".config{replaced} holds {what} runs it, `make menuconfig` changes it")
 
 
 def menuconfig() -> None:
@@ -300,13 +285,13 @@ def menuconfig() -> None:
         from menuconfig import menuconfig as open_menu
     except ImportError:
         raise UserError("menuconfig needs kconfiglib: `make install` or `pip install kconfiglib`") from None
-    CONFIG.write_text(config.to_text(), encoding="utf-8")  # as Kconfig quotes it, whoever wrote it
+    CONFIG.write_text(config.to_text(), encoding="utf-8")  # in Kconfig's quoting, even if it was written by hand
     open_menu(Kconfig(str(write_kconfig(config))))
     read()
 
 
 def run(config: Config) -> None:
-    """Become `gptlab train` or `gptlab study run`, which says how it ends."""
+    """Replace this process by `gptlab train` or `gptlab study run`."""
     if not config.study:
         FOLDER.mkdir(exist_ok=True)
         (FOLDER / "recipe.toml").write_text(config.recipe.to_toml(), encoding="utf-8")
@@ -317,7 +302,7 @@ def run(config: Config) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m gptlab.kconfig", description=__doc__.partition("\n")[0])
     parser.add_argument("verb", choices=["defconfig", "menuconfig", "run", "test-matrix", "write"])
-    parser.add_argument("name", nargs="?", help="of a recipe or study, for defconfig")
+    parser.add_argument("name", nargs="?", help="name of a recipe or study, for defconfig")
     options = parser.parse_args(argv)
     try:
         if options.verb == "defconfig":
@@ -330,8 +315,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             config = read()
             if options.verb == "test-matrix" and not config.study:
                 raise ConfigError(
-                    f".config is of a recipe, {config.source or config.recipe.name}, and test-matrix runs a study: "
-                    f"`make defconfig-gpt2-shakespeare-matrix` writes one"
+                    f".config holds the recipe {config.source}, and test-matrix runs a study: "
+                    f"`make defconfig-gpt2-shakespeare-matrix` writes the .config of a study"
                 )
             run(config)
     except UserError as error:

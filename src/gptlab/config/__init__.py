@@ -7,12 +7,12 @@ A setting has the same name, bounds and errors in a recipe file, in an arm of a 
     0.0003
 """
 
-from gptlab.config.files import load_recipe as load_recipe
-from gptlab.config.files import read_layer as read_layer
-from gptlab.config.files import shipped as shipped
-from gptlab.config.flags import Setting as Setting
-from gptlab.config.flags import flag_sections as flag_sections
-from gptlab.config.flags import parse_flag as parse_flag
+from gptlab.config.layers import Setting as Setting
+from gptlab.config.layers import flag_sections as flag_sections
+from gptlab.config.layers import load_recipe as load_recipe
+from gptlab.config.layers import parse_flag as parse_flag
+from gptlab.config.layers import read_layer as read_layer
+from gptlab.config.layers import shipped as shipped
 from gptlab.config.recipe import Recipe as Recipe
 from gptlab.config.recipe import build_recipe as build_recipe
 from gptlab.config.recipe import may_change as may_change

@@ -1,3 +1,3 @@
-from gptlab.config.flags import marks_as_markdown
+from gptlab.config.layers import marks_as_markdown
 
 print(marks_as_markdown())

@@ -1,147 +1,156 @@
-"""Layers of settings: merged in order, validated once, and refused in sentences.
-
-A recipe file, an arm's overrides and the flags of a command line are such layers: dictionaries with the same keys.
-"""
+"""Where layers of settings come from: flags, with what may be typed for each, and shipped or own TOML files."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+import functools
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
-
-from gptlab.config.sections import PRESETS
+from gptlab.config.recipe import Recipe, build_recipe, settings_marked, unknown_setting
+from gptlab.config.sections import IN_STUDY, ON_RESUME, PRESETS
 from gptlab.errors import ConfigError
 
-Validated = TypeVar("Validated", bound=BaseModel)
+TYPES = {"integer": "N", "number": "X", "string": "TEXT", "array": "LIST", "object": "TABLE"}
 
 
-def settings_of(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every setting of a model and its sections as (dotted name, pydantic FieldInfo), in the order of the schema."""
-    for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from settings_of(field.annotation, f"{prefix}{name}.")
-        else:
-            yield prefix + name, field
+@dataclass(frozen=True)
+class Setting:
+    """What may be typed for a setting, its default and its meaning."""
+
+    name: str
+    types: tuple[str, ...]
+    """JSON Schema's types of its values: boolean, integer, number, string, array, object."""
+    choices: tuple[Any, ...]
+    """Values with a name: all values of a choice or a boolean, `auto` beside a number, else empty."""
+    low: int | None
+    """Lower bound of a whole number."""
+    default: Any
+    description: str
+
+    @property
+    def flag(self) -> str:
+        return f"--{self.name.replace('_', '-')}"
+
+    @property
+    def accepts(self) -> str:
+        """What may be typed: `N|auto`, `true|false`, `ddp|fsdp|none`, `TEXT`."""
+        free = [TYPES[kind] for kind in self.types if kind in TYPES and not (kind == "string" and self.choices)]
+        return "|".join([*free, *(str(v).lower() if isinstance(v, bool) else v for v in self.choices)])
 
 
-def nested(layer: Mapping[str, Any]) -> dict[str, Any]:
-    """Nest dotted keys: {"optim.lr": 1} becomes {"optim": {"lr": 1}}. model.preset is replaced by the shape it names.
+def _setting(name: str, part: Mapping[str, Any]) -> Setting:
+    """A setting from its JSON Schema."""
+    branches = part.get("anyOf", [part])
+    types = tuple(dict.fromkeys(branch["type"] for branch in branches))
+    choices = [True, False] if "boolean" in types else []
+    for branch in branches:
+        choices += branch.get("enum", [branch["const"]] if "const" in branch else [])
+    low = next((branch[key] for branch in branches for key in ("ge", "minimum") if key in branch), None)
+    return Setting(name, types, tuple(choices), low, part.get("default", {}), part["description"])
+
+
+@functools.cache
+def flag_sections() -> dict[str, tuple[str, tuple[Setting, ...]]]:
+    """Title and settings of every section, in the order of the schema; settings without a section have the key ""."""
+    schema = Recipe.model_json_schema()
+    found = {"": ("", tuple(_setting(k, part) for k, part in schema["properties"].items() if "$ref" not in part))}
+    for name, part in schema["properties"].items():
+        if "$ref" in part:
+            section = schema["$defs"][part["$ref"].rpartition("/")[2]]
+            title = f"{name}: " + re.split(r"[.;:]( |$)| \(", section["description"])[0]
+            rows = [_setting(f"{name}.{key}", setting) for key, setting in section["properties"].items()]
+            found[name] = (title, (PRESET, *rows) if name == "model" else tuple(rows))
+    return found
+
+
+PRESET = Setting("model.preset", ("string",), tuple(PRESETS), None, "", "Layers, heads and width of a known size.")
+
+
+@functools.cache
+def flags_by_name() -> dict[str, Setting]:
+    return {setting.name: setting for _, rows in flag_sections().values() for setting in rows}
+
+
+def parse_flag(name: str, text: str) -> Any:
+    """The value of a setting from text, as on a command line: TOML, or plain text where the setting takes text.
 
     Raises:
-        ConfigError: a section that is given a value, or an unknown preset.
+        ConfigError: `name` is not a setting.
     """
-    result: dict[str, Any] = {}
-    for key, value in layer.items():
-        section, dot, leaf = key.partition(".")
-        if dot:
-            inner = result.setdefault(section, {})
-            if not isinstance(inner, dict):
-                raise ConfigError(f"{section} = {inner}: must be a section of settings")
-            inner[leaf] = value
-        elif isinstance(value, Mapping) and isinstance(result.get(key, {}), dict):
-            result[key] = {**result.get(key, {}), **value}
-        else:
-            result[key] = value
-    model = result.get("model")
-    if isinstance(model, dict) and "preset" in model:
-        preset = model.pop("preset")
-        if preset not in PRESETS:
-            raise ConfigError(f"model.preset = {preset!r}: must be one of {', '.join(PRESETS)}")
-        result["model"] = {**PRESETS[preset], **model}
-    return result
-
-
-def flat(layer: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The (dotted name, value) pairs of a nested layer."""
-    for key, value in layer.items():
-        if isinstance(value, Mapping) and prefix + key != "data.mixture":
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
-def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Layers nested and merged setting by setting; later layers win."""
-    result: dict[str, Any] = {}
-    for layer in layers:
-        for key, value in nested(layer).items():
-            is_section = isinstance(value, dict) and isinstance(result.get(key), dict)
-            result[key] = {**result[key], **value} if is_section else value
-    return result
-
-
-def validated(model: type[Validated], content: Mapping[str, Any], where: str = "") -> Validated:
-    """The model made of `content`. Raises ConfigError with a sentence for each wrong setting, after `where`."""
+    if name not in flags_by_name():
+        raise unknown_setting(name)
+    if flags_by_name()[name].types == ("string",):
+        return text
     try:
-        return model.model_validate(content)
-    except ValidationError as error:
-        names = [name for name, _ in settings_of(model)]
-        raise ConfigError(where + _sentences(error, names)) from None
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # validation says what is wrong with it
 
 
-def unknown_name(name: str, known: Iterable[str]) -> ConfigError:
-    """The error for a name that is not a setting, with the known name that was probably meant."""
-    known = [*known, "model.preset"]
-    if name in known:  # from a command line: only settings of a section are flags
-        return ConfigError(f"no flag '--{name}'; did you mean a line '{name} = ...' in the recipe file?")
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
-    if not close:  # the right word in the wrong section
-        leaf = name.rsplit(".", 1)[-1]
-        close = [key for key in known if key.rsplit(".", 1)[-1] == leaf]
-    hint = f"; did you mean '{close[0]}'?" if close else ""
-    return ConfigError(f"no setting '{name}'{hint}")
+def parse_flags(overrides: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A layer of dotted names to values, in which text is read as on a command line."""
+    return {k: parse_flag(k, v) if isinstance(v, str) else v for k, v in (overrides or {}).items()}
 
 
-# Pydantic's error types: what a value must be, and the key of the bound in the error's context.
-_BOUNDS = {
-    "greater_than": ("greater than", "gt"),
-    "greater_than_equal": ("at least", "ge"),
-    "less_than": ("less than", "lt"),
-    "less_than_equal": ("at most", "le"),
-}
-_KINDS = {
-    "bool": "true or false",
-    "int": "a whole number",
-    "float": "a number",
-    "string": "text",
-    "dict": "a table",
-    "finite_number": "a finite number",
-    "model": "a section of settings",
-    "model_attributes": "a section of settings",
-}
+def marks_as_markdown() -> str:
+    """What may change without becoming another run, for docs/recipes.md: `python -m gptlab.config` prints it."""
+    lines = []
+    for title, mark in (("Resuming may change", ON_RESUME), ("Calls for one study may differ in", IN_STUDY)):
+        marked = settings_marked(mark)
+        names: list[str] = []
+        for section, (_, rows) in flag_sections().items():
+            whole = section and all(row.name in marked for row in rows)
+            names += [f"{section}.*"] if whole else [row.name for row in rows if row.name in marked]
+        lines.append(f"{title} " + ", ".join(f"`{name}`" for name in names) + ".")
+    return "\n\n".join(lines)
 
 
-def _sentences(error: ValidationError, known: list[str]) -> str:
-    """Pydantic's errors, one sentence per setting: `optim.lr = -1: must be greater than 0`."""
-    problems: dict[str, list[str]] = {}
-    for item in error.errors():
-        name = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            problems.setdefault(str(unknown_name(name, known)), [])
-        elif item["type"] == "missing":  # only in a study: every setting of a recipe has a default
-            problems.setdefault(f"{name} is missing", [])
-        elif item["type"] == "value_error":  # a complete sentence of our own
-            problems.setdefault(str(item["ctx"]["error"]), [])
-        else:  # the location may go on after the setting: an element, or a branch of a union
-            name = next((key for key in known if "." in key and name.startswith(key + ".")), name)
-            value = item["input"] if not isinstance(item["input"], dict) else "{...}"
-            problems.setdefault(f"{name} = {value}", []).append(_requirement(item))
-    lines = [f"{head}: must be {' or '.join(dict.fromkeys(says))}" if says else head for head, says in problems.items()]
-    return "\n".join(lines)
+# -- files ----------------------------------------------------------------------------------------------------------
 
 
-def _requirement(item: Any) -> str:
-    """What a value must be: `greater than 0`."""
-    kind = item["type"]
-    if kind in _BOUNDS:
-        words, key = _BOUNDS[kind]
-        return f"{words} {item['ctx'][key]:g}"
-    if kind == "literal_error":
-        expected: str = item["ctx"]["expected"]
-        return f"one of {expected}" if " or " in expected else expected
-    if kind == "too_short":
-        return f"a list of at least {item['ctx']['min_length']}"
-    stem = kind.removesuffix("_type").removesuffix("_parsing")
-    return _KINDS.get(stem, item["msg"].replace("Input should be ", ""))
+def shipped(kind: str = "recipes") -> dict[str, Path]:
+    """Paths of the shipped recipes, studies or comparisons by name."""
+    folder = Path(str(resources.files("gptlab") / kind))
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def read_layer(name_or_path: str | Path, kind: str = "recipes") -> dict[str, Any]:
+    """The content of a recipe, study or comparison file, by shipped name or path, before validation.
+
+    Raises:
+        ConfigError: there is no such file, or it is not TOML.
+    """
+    text = str(name_or_path)
+    path = shipped(kind).get(text) or Path(text)
+    if not path.is_file():
+        close = difflib.get_close_matches(text, shipped(kind), n=1, cutoff=0.4)
+        hint = f"did you mean '{close[0]}'? " if close else ""
+        listed = f"`gptlab {kind}` lists the shipped {kind}"
+        if kind == "comparisons":
+            listed = f"shipped are {', '.join(shipped(kind))}"
+        one = {"recipes": "recipe", "studies": "study", "comparisons": "comparison"}[kind]
+        raise ConfigError(f"no {one} '{text}': {hint}{listed}; a path to a TOML file works too")
+    try:
+        layer = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not a TOML file: {error}") from None
+    return {"name": path.stem, **layer}
+
+
+def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Read a recipe by shipped name or path.
+
+    Args:
+        name_or_path: a name that `gptlab recipes` lists, or a path to a TOML file.
+        overrides: dotted names to values that replace the file's; text is read as on the command line.
+
+    Raises:
+        ConfigError: an unknown recipe or setting, or a value out of bounds.
+    """
+    return build_recipe(read_layer(name_or_path), parse_flags(overrides))

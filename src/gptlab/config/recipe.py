@@ -1,42 +1,27 @@
-"""A recipe: all settings of a run, what identifies a run, and the rules between settings."""
+"""A recipe: layers of settings merged in order, validated once, and refused in sentences.
+
+A recipe file, an arm's overrides and the flags of a command line are layers: dictionaries with the same keys.
+"""
 
 from __future__ import annotations
 
+import difflib
 import functools
 import math
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import tomli_w
-from pydantic import model_validator
+from pydantic import BaseModel, ValidationError, model_validator
 
-from gptlab.config.layers import merged, settings_of, unknown_name, validated
-from gptlab.config.sections import (
-    IN_STUDY,
-    ON_RESUME,
-    Batch,
-    Checkpoint,
-    Compile,
-    Data,
-    Distributed,
-    Eval,
-    Faults,
-    HellaSwag,
-    Int,
-    Log,
-    Model,
-    Optim,
-    Precision,
-    Sample,
-    Schedule,
-    Section,
-    Sparsity,
-    Train,
-)
+from gptlab.config import sections
+from gptlab.config.sections import IN_STUDY, ON_RESUME, PRESETS
 from gptlab.errors import ConfigError
 
+Validated = TypeVar("Validated", bound=BaseModel)
 
-class Recipe(Section):
+
+class Recipe(sections.Section):
     """Everything that defines a run."""
 
     name: Annotated[str, ON_RESUME, IN_STUDY] = "recipe"
@@ -45,28 +30,28 @@ class Recipe(Section):
     """One line for `gptlab recipes`."""
     task: Literal["lm", "classify"] = "lm"
     """What the model learns: the next token (a GPT), or a document's labels (an encoder with a linear head)."""
-    seed: Annotated[Int, IN_STUDY] = 1337
+    seed: Annotated[sections.Int, IN_STUDY] = 1337
     """Seed of initialization, dropout and data order; --seed and the seeds of a study replace it."""
-    model: Model = Model()
-    data: Data = Data()
-    batch: Batch = Batch()
-    optim: Optim = Optim()
-    sparsity: Sparsity = Sparsity()
-    schedule: Schedule = Schedule()
-    train: Train = Train()
-    eval: Eval = Eval()
-    hellaswag: Annotated[HellaSwag, ON_RESUME, IN_STUDY] = HellaSwag()
-    checkpoint: Annotated[Checkpoint, ON_RESUME, IN_STUDY] = Checkpoint()
-    precision: Precision = Precision()
-    compile: Annotated[Compile, ON_RESUME] = Compile()
-    distributed: Annotated[Distributed, ON_RESUME, IN_STUDY] = Distributed()
-    sample: Annotated[Sample, ON_RESUME, IN_STUDY] = Sample()
-    log: Annotated[Log, ON_RESUME, IN_STUDY] = Log()
-    faults: Faults = Faults()
+    model: sections.Model = sections.Model()
+    data: sections.Data = sections.Data()
+    batch: sections.Batch = sections.Batch()
+    optim: sections.Optim = sections.Optim()
+    sparsity: sections.Sparsity = sections.Sparsity()
+    schedule: sections.Schedule = sections.Schedule()
+    train: sections.Train = sections.Train()
+    eval: sections.Eval = sections.Eval()
+    hellaswag: Annotated[sections.HellaSwag, ON_RESUME, IN_STUDY] = sections.HellaSwag()
+    checkpoint: Annotated[sections.Checkpoint, ON_RESUME, IN_STUDY] = sections.Checkpoint()
+    precision: sections.Precision = sections.Precision()
+    compile: Annotated[sections.Compile, ON_RESUME] = sections.Compile()
+    distributed: Annotated[sections.Distributed, ON_RESUME, IN_STUDY] = sections.Distributed()
+    sample: Annotated[sections.Sample, ON_RESUME, IN_STUDY] = sections.Sample()
+    log: Annotated[sections.Log, ON_RESUME, IN_STUDY] = sections.Log()
+    faults: sections.Faults = sections.Faults()
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        for rules in (_batch_rules, _optim_rules, _spam_rules, _sparsity_rules, _classifier_rules):
+        for rules in (_step_rules, _optim_rules, _sparsity_rules, _classifier_rules):
             for problem in rules(self):
                 raise ValueError(problem)
         return self
@@ -107,28 +92,23 @@ def build_recipe(*layers: Mapping[str, Any]) -> Recipe:
     return validated(Recipe, merged(*layers))
 
 
-def settings() -> Iterator[tuple[str, Any]]:
-    """Every setting of a recipe as (dotted name, pydantic FieldInfo), in the order of the schema."""
-    return settings_of(Recipe)
+# -- names of settings ----------------------------------------------------------------------------------------------
 
 
-def unknown_setting(name: str) -> ConfigError:
-    """The error for a name that is not a setting of a recipe, with the setting that was probably meant."""
-    return unknown_name(name, (key for key, _ in settings()))
-
-
-# -- what identifies a run ------------------------------------------------------------------------------------------
+def settings(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting as (dotted name, pydantic FieldInfo), in the order of the schema."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from settings(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name, field
 
 
 @functools.cache
 def settings_marked(mark: str) -> tuple[str, ...]:
-    """The settings with a mark of their own or of their section: ON_RESUME or IN_STUDY."""
-    sections = Recipe.model_fields
-    return tuple(
-        name
-        for name, field in settings()
-        if mark in field.metadata or mark in sections[name.partition(".")[0]].metadata
-    )
+    """The settings with a mark, ON_RESUME or IN_STUDY, of their own or of their section."""
+    tops = Recipe.model_fields
+    return tuple(k for k, field in settings() if mark in [*field.metadata, *tops[k.partition(".")[0]].metadata])
 
 
 def may_change(name: str) -> bool:
@@ -141,34 +121,130 @@ def may_differ(name: str) -> bool:
     return name in settings_marked(IN_STUDY)
 
 
+def unknown_setting(name: str, model: type[BaseModel] = Recipe) -> ConfigError:
+    """The error for a name that is not a setting, with the setting that was probably meant."""
+    known = [key for key, _ in settings(model)] + ["model.preset"]
+    if name in known:  # on a command line, where only the settings of a section are flags
+        return ConfigError(f"no flag '--{name}'; did you mean a line '{name} = ...' in the recipe file?")
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    if not close:  # the right word in the wrong section
+        close = [key for key in known if key.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
+    hint = f"; did you mean '{close[0]}'?" if close else ""
+    return ConfigError(f"no setting '{name}'{hint}")
+
+
+# -- merging and validating -----------------------------------------------------------------------------------------
+
+
+def nested(layer: Mapping[str, Any]) -> dict[str, Any]:
+    """Nest dotted keys: {"optim.lr": 1} becomes {"optim": {"lr": 1}}. model.preset is replaced by the shape it names.
+
+    Raises:
+        ConfigError: a section that is given a value, or an unknown preset.
+    """
+    result: dict[str, Any] = {}
+    for key, value in layer.items():
+        section, dot, leaf = key.partition(".")
+        if dot:
+            inner = result.setdefault(section, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"{section} = {inner}: must be a section of settings")
+            inner[leaf] = value
+        elif isinstance(value, Mapping) and isinstance(result.get(key, {}), dict):
+            result[key] = {**result.get(key, {}), **value}
+        else:
+            result[key] = value
+    model = result.get("model")
+    if isinstance(model, dict) and "preset" in model:
+        preset = model.pop("preset")
+        if preset not in PRESETS:
+            raise ConfigError(f"model.preset = {preset!r}: must be one of {', '.join(PRESETS)}")
+        result["model"] = {**PRESETS[preset], **model}
+    return result
+
+
+def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Layers nested and merged setting by setting; later layers win."""
+    result: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in nested(layer).items():
+            is_section = isinstance(value, dict) and isinstance(result.get(key), dict)
+            result[key] = {**result[key], **value} if is_section else value
+    return result
+
+
+def validated(model: type[Validated], content: Mapping[str, Any], where: str = "") -> Validated:
+    """The model made of `content`. Raises ConfigError with a sentence for each wrong setting, after `where`."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(where + _sentences(error, model)) from None
+
+
+_BOUNDS = {"greater_than": "gt", "greater_than_equal": "ge", "less_than": "lt", "less_than_equal": "le"}
+_WORDS = {"gt": "greater than", "ge": "at least", "lt": "less than", "le": "at most"}
+_KINDS = {"bool": "true or false", "int": "a whole number", "float": "a number", "string": "text", "dict": "a table"}
+
+
+def _sentences(error: ValidationError, model: type[BaseModel]) -> str:
+    """Pydantic's errors, one sentence per setting: `optim.lr = -1: must be greater than 0`."""
+    problems: dict[str, list[str]] = {}
+    for item in error.errors():
+        name = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            problems.setdefault(str(unknown_setting(name, model)), [])
+        elif item["type"] == "missing":  # only in a study: every setting of a recipe has a default
+            problems.setdefault(f"{name} is missing", [])
+        elif item["type"] == "value_error":  # a complete sentence of our own
+            problems.setdefault(str(item["ctx"]["error"]), [])
+        else:  # the location may go on after the setting: an element, or a branch of a union
+            name = next((key for key, _ in settings(model) if "." in key and name.startswith(key + ".")), name)
+            value = item["input"] if not isinstance(item["input"], dict) else "{...}"
+            problems.setdefault(f"{name} = {value}", []).append(_requirement(item))
+    lines = [f"{head}: must be {' or '.join(dict.fromkeys(says))}" if says else head for head, says in problems.items()]
+    return "\n".join(lines)
+
+
+def _requirement(item: Any) -> str:
+    """What pydantic requires of a value: `greater than 0`."""
+    kind, context = item["type"], item.get("ctx", {})
+    if kind in _BOUNDS:
+        return f"{_WORDS[_BOUNDS[kind]]} {context[_BOUNDS[kind]]:g}"
+    if kind == "literal_error":
+        return f"one of {context['expected']}" if " or " in context["expected"] else str(context["expected"])
+    if kind == "too_short":
+        return f"a list of at least {context['min_length']}"
+    if kind == "finite_number":
+        return "a finite number"
+    if kind in ("model_type", "model_attributes_type"):
+        return "a section of settings"
+    return _KINDS.get(kind.removesuffix("_type").removesuffix("_parsing"), item["msg"].replace("Input should be ", ""))
+
+
 # -- rules between settings: each yields a sentence for what is wrong -----------------------------------------------
 
 
-def _batch_rules(recipe: Recipe) -> Iterator[str]:
-    tokens, block, micro_batch = recipe.batch.tokens_per_step, recipe.model.block_size, recipe.batch.micro_batch
+def _step_rules(recipe: Recipe) -> Iterator[str]:
+    tokens, micro, block = recipe.batch.tokens_per_step, recipe.batch.micro_batch, recipe.model.block_size
+    train, min_lr, lr = recipe.train, recipe.schedule.min_lr, recipe.optim.lr
     if tokens % block:
-        nearest = max(1, round(tokens / block)) * block
-        yield (
-            f"batch.tokens_per_step = {tokens}: must be a multiple of model.block_size = {block}; the nearest is "
-            f"{nearest}"
-        )
-    if isinstance(micro_batch, int) and micro_batch > recipe.sequences_per_step:
-        yield (
-            f"batch.micro_batch = {micro_batch}: must not exceed the {recipe.sequences_per_step} sequences of a step "
-            f"(batch.tokens_per_step / model.block_size = {tokens} / {block})"
-        )
-    if not (recipe.train.max_steps or recipe.train.max_tokens or recipe.train.max_epochs or recipe.train.eval_only):
+        wrong = f"batch.tokens_per_step = {tokens}: must be a multiple of model.block_size = {block}"
+        yield f"{wrong}; the nearest is {max(1, round(tokens / block)) * block}"
+    if isinstance(micro, int) and micro > recipe.sequences_per_step:
+        wrong = f"batch.micro_batch = {micro}: must not exceed the {recipe.sequences_per_step} sequences of a step"
+        yield f"{wrong} (batch.tokens_per_step / model.block_size = {tokens} / {block})"
+    if min_lr > lr:
+        yield f"schedule.min_lr = {min_lr}: must not exceed optim.lr = {lr}"
+    if not (train.max_steps or train.max_tokens or train.max_epochs or train.eval_only):
         yield "the run has no end: set train.max_steps, train.max_tokens or train.max_epochs"
 
 
 def _optim_rules(recipe: Recipe) -> Iterator[str]:
     optim, regime = recipe.optim, recipe.precision.regime
-    if recipe.schedule.min_lr > optim.lr:
-        yield f"schedule.min_lr = {recipe.schedule.min_lr}: must not exceed optim.lr = {optim.lr}"
     if optim.rounding != "nearest" and regime != "bf16_pure":
-        yield f"optim.rounding = {optim.rounding}: needs bf16 weights, precision.regime = bf16_pure"
+        yield f"optim.rounding = {optim.rounding}: works only with precision.regime = bf16_pure, not {regime}"
     if optim.rounding != "nearest" and optim.name != "adamw":
-        yield f"optim.rounding = {optim.rounding}: works only with optim.name = adamw"
+        yield f"optim.rounding = {optim.rounding}: works only with optim.name = adamw, not {optim.name}"
     if optim.name not in ("adamw", "adamw-spam", "adamw-prune") or optim.rounding != "nearest":
         needs = "works only with optim.name = adamw, adamw-spam or adamw-prune and with optim.rounding = nearest"
         if optim.kernel != "fused":
@@ -177,53 +253,37 @@ def _optim_rules(recipe: Recipe) -> Iterator[str]:
             yield f"optim.amsgrad = true: {needs}"
     if optim.name == "muon" and regime == "fp16_pure":
         yield "optim.name = muon: does not work with precision.regime = fp16_pure, where its momentum would underflow"
-
-
-def _spam_rules(recipe: Recipe) -> Iterator[str]:
-    optim = recipe.optim
-    if optim.name != "adamw-spam":
-        return
-    if optim.spam_form == "stable" and optim.spam_theta != "auto":
-        yield f"optim.spam_theta = {optim.spam_theta}: has no meaning with optim.spam_form = stable; remove it"
-    if optim.spam_form == "stable" and optim.spam_warmup_steps not in ("auto", 0):
-        yield f"optim.spam_warmup_steps = {optim.spam_warmup_steps}: must be 0 with optim.spam_form = stable"
-    if optim.spam_density < 1 and not (optim.spam_form == "paper" and optim.spam_periodic_reset):
-        yield (
-            f"optim.spam_density = {optim.spam_density}: below 1 works only with optim.spam_form = paper and "
-            f"optim.spam_periodic_reset = true"
-        )
+    if optim.name == "adamw-spam" and optim.spam_form == "stable":
+        if optim.spam_theta != "auto":
+            yield f"optim.spam_theta = {optim.spam_theta}: has no meaning with optim.spam_form = stable; remove it"
+        if optim.spam_warmup_steps not in ("auto", 0):
+            yield f"optim.spam_warmup_steps = {optim.spam_warmup_steps}: must be 0 with optim.spam_form = stable"
+    resets = optim.spam_form == "paper" and optim.spam_periodic_reset
+    if optim.name == "adamw-spam" and optim.spam_density < 1 and not resets:
+        yield f"optim.spam_density = {optim.spam_density}: below 1 works only with optim.spam_form = paper and resets"
 
 
 def _sparsity_rules(recipe: Recipe) -> Iterator[str]:
-    sparsity, prunes = recipe.sparsity, recipe.optim.name == "adamw-prune"
-    if sparsity.method == "state" and not prunes:
-        yield f"sparsity.method = state: needs optim.name = adamw-prune, not {recipe.optim.name}"
-    if sparsity.method != "state" and prunes:
-        yield f"optim.name = adamw-prune: needs sparsity.method = state, not {sparsity.method}"
+    sparsity, name = recipe.sparsity, recipe.optim.name
+    if sparsity.method == "state" and name != "adamw-prune":
+        yield f"sparsity.method = state: works only with optim.name = adamw-prune, not {name}"
+    if sparsity.method != "state" and name == "adamw-prune":
+        yield f"optim.name = adamw-prune: works only with sparsity.method = state, not {sparsity.method}"
     if sparsity.method != "none" and sparsity.begin >= sparsity.end:
         yield f"sparsity.begin = {sparsity.begin}: must be before sparsity.end = {sparsity.end}"
     if sparsity.method == "2:4" and sparsity.target != 0.5:
         yield "sparsity.method = 2:4: always gives sparsity 0.5; remove sparsity.target"
-    if recipe.faults.batch_every and recipe.task != "lm":
-        yield f"faults.batch_every = {recipe.faults.batch_every}: works only with task = lm"
 
 
 def _classifier_rules(recipe: Recipe) -> Iterator[str]:
-    """A classifier is BERT's encoder, which these settings cannot change."""
+    """A classifier is BERT's encoder, which has one form of these parts."""
     if recipe.task != "classify":
         return
-    wants = {
-        "position": "learned",
-        "norm": "layernorm",
-        "mlp": "gelu_erf",
-        "bias": True,
-        "qk_norm": False,
-        "document_attention": False,
-        "zero_init": False,
-    }
-    for key, value in wants.items():
-        given = getattr(recipe.model, key)
-        if given != value:
+    wants = {"position": "learned", "norm": "layernorm", "mlp": "gelu_erf", "bias": True}
+    for key, value in (wants | dict.fromkeys(("qk_norm", "document_attention", "zero_init"), False)).items():
+        if (given := getattr(recipe.model, key)) != value:
             yield f"model.{key} = {str(given).lower()}: must be {str(value).lower()} where task = classify"
     if recipe.data.mixture:
         yield "data.mixture: works only with task = lm; a classifier trains on one prepared dataset"
+    if recipe.faults.batch_every:
+        yield f"faults.batch_every = {recipe.faults.batch_every}: works only with task = lm"

@@ -36,16 +36,12 @@ def _whole(value: object) -> object:
 Int = Annotated[int, BeforeValidator(_whole)]
 Positive = Annotated[Int, Field(ge=1)]
 Count = Annotated[Int, Field(ge=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
     model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
 
@@ -69,8 +65,7 @@ class Model(Section):
     norm_eps: float = Field(1e-5, gt=0)
     """Added to the variance inside the norm."""
     mlp: Literal["gelu", "gelu_erf", "swiglu", "relu2"] = "gelu"
-    """Activation: GPT-2's tanh GELU, the exact GELU (as in nanoGPT), SwiGLU (arXiv 2002.05202) or squared ReLU
-    (arXiv 2109.08668)."""
+    """GPT-2's tanh GELU, exact GELU (nanoGPT), SwiGLU (arXiv 2002.05202) or squared ReLU (arXiv 2109.08668)."""
     mlp_width: Count = 0
     """Hidden width of the MLP. 0: 4 n_embd, or 8/3 n_embd for swiglu, which has the same number of parameters."""
     bias: bool = True
@@ -155,13 +150,10 @@ class Optim(Section):
     kernel: Literal["fused", "foreach"] = "fused"
     """PyTorch's kernel for AdamW: fused computes in float32, foreach in the dtype of the weights."""
     rounding: Literal["nearest", "stochastic", "kahan"] = "nearest"
-    """How updates are added to bf16 weights: rounded to nearest, rounded stochastically, or with Kahan summation
-    (arXiv 2010.06192)."""
+    """Rounding of updates to bf16 weights: to nearest, stochastic, or Kahan summation (arXiv 2010.06192)."""
     lr: float = Field(6e-4, gt=0)
     """Peak learning rate."""
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
-        (0.9, 0.95), strict=False
-    )
+    betas: tuple[Decay, Decay] = Field((0.9, 0.95), strict=False)
     """Decay rates of the first and second moments."""
     eps: float = Field(1e-8, gt=0)
     """Added to the square root of the second moment."""
@@ -171,18 +163,16 @@ class Optim(Section):
     """Maximum global norm of the gradients; 0 turns clipping off."""
     muon_lr: float = Field(0.02, gt=0)
     """Peak learning rate of Muon's matrices (kellerjordan.github.io/posts/muon); follows the same schedule as lr."""
-    muon_momentum: float = Field(0.95, ge=0, lt=1)
+    muon_momentum: Decay = 0.95
     """Decay rate of Muon's Nesterov momentum."""
     amsgrad: bool | Literal["auto"] = "auto"
     """Divide by the largest second moment so far (arXiv 1904.09237). auto: only adamw-spam with spam_form = seed."""
     spam_form: Literal["seed", "paper", "stable"] = "seed"
-    """Spike handling of adamw-spam: z-score and clipping at theta; SPAM (arXiv 2501.06842); Stable-SPAM
-    (arXiv 2502.17055)."""
+    """adamw-spam: z-score and clipping at theta; SPAM (arXiv 2501.06842); or Stable-SPAM (arXiv 2502.17055)."""
     spam_enable_clip: bool = True
     """Clip gradient spikes, entry by entry."""
     spam_spike_threshold: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
-    """Weaken the moments when the gradient norm is this many standard deviations high; 0 is off. auto: 2 for seed, else
-    0."""
+    """Standard deviations of the gradient norm above which moments are weakened; 0 is off. auto: 2 for seed, else 0."""
     spam_theta: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     """Clip an entry when its square exceeds theta times the second moment. auto: 50 for seed, 5000 for paper."""
     spam_periodic_reset: bool = True
@@ -194,16 +184,15 @@ class Optim(Section):
     spam_warmup_steps: Count | Literal["auto"] = "auto"
     """Steps of the warm-up after a reset. auto: 100 for seed, 150 for paper, 0 for stable."""
     spam_density: float = Field(1.0, gt=0, le=1)
-    """Share of a matrix that is updated between two resets, drawn at random (sparse momentum); below 1 only for
-    paper."""
+    """Share of a matrix updated between two resets, drawn at random (sparse momentum); below 1 only for paper."""
 
 
 class Sparsity(Section):
     """Pruning while training; pruned weights, their gradients and their moments stay zero."""
 
     method: Literal["none", "magnitude", "movement", "state", "rigl", "2:4"] = "none"
-    """Prune by |w|, by movement, or by the moments of adamw-prune (state); rewire (rigl, arXiv 1911.11134); or keep two
-    of every four weights, chosen once at `begin` (2:4)."""
+    """Prune by |w|, by movement or by adamw-prune's moments (state); rewire (rigl, arXiv 1911.11134); or keep two of
+    every four weights, chosen once at `begin` (2:4)."""
     target: float = Field(0.5, gt=0, lt=1)
     """Share of the N prunable weights that is zero at the end: exactly int(target N) weights."""
     variant: Literal["bitter0", "bitter1", "bitter3", "bitter7"] = "bitter1"
@@ -283,8 +272,7 @@ class Distributed(Section):
     """Training on several processes, started by torchrun or `gptlab launch`; ignored by a single process."""
 
     strategy: Literal["ddp", "fsdp", "none"] = "ddp"
-    """ddp: each rank holds all weights; fsdp: each rank holds a shard of every tensor (FSDP2); none: refuse to run on
-    several processes."""
+    """ddp: each rank holds all weights; fsdp: a shard of every tensor (FSDP2); none: refuse several processes."""
     shard_over: Count = 0
     """Ranks that share one sharded copy under fsdp. 0: all ranks; fewer: hybrid sharding."""
 
@@ -312,8 +300,7 @@ class HellaSwag(Section):
     path: str = ""
     """hellaswag_val.jsonl, llm.c's .bin, or `download`. Empty: training skips HellaSwag."""
     definition: Literal["tokens", "harness"] = "tokens"
-    """tokens: raw text, mean loss per token (build-nanogpt, llm.c); harness: lm-eval's edited text, loss per
-    character."""
+    """tokens: raw text, loss per token (build-nanogpt, llm.c); harness: lm-eval's edited text, loss per character."""
 
 
 class Checkpoint(Section):

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
 from pydantic import Field, model_validator
 
-from gptlab.config.files import read_layer
-from gptlab.config.flags import parse_flags
-from gptlab.config.layers import flat, merged, nested, validated
-from gptlab.config.recipe import Recipe, build_recipe
+from gptlab.config.layers import parse_flags, read_layer
+from gptlab.config.recipe import Recipe, build_recipe, merged, nested, validated
 from gptlab.config.sections import Int, Section
 from gptlab.errors import ConfigError
 
@@ -35,18 +33,18 @@ class Metric(Section):
 CLAUSE = re.compile(r"(not )?(better|worse|equivalent|diverges)(?: in (\S+))?")
 
 
-def clauses(text: str) -> list[tuple[bool, str, str]]:
+def clauses(text: str, where: str = "") -> list[tuple[bool, str, str]]:
     """The clauses of confirmed_if or rejected_if as (negated, verdict, study or "").
 
     Raises:
-        ValueError: a part between commas is not a clause.
+        ValueError: a part between commas is not a clause; the message starts with `where`.
     """
     found = []
     for part in text.split(","):
         match = CLAUSE.fullmatch(part.strip())
         if match is None:
             raise ValueError(
-                f"{text!r}: each clause between commas must be better, worse, equivalent or diverges, with `not` "
+                f"{where}{text!r}: each clause between commas must be better, worse, equivalent or diverges, with `not` "
                 f"before it to negate it, and with `in STUDY` after it in a comparison"
             )
         found.append((bool(match[1]), match[2], match[3] or ""))
@@ -76,10 +74,7 @@ class Question(Section):
         if len(set(self.contrast)) != 2 or len(self.contrast) != 2:
             raise ValueError(f"question {self.id}: contrast = {self.contrast}: must name two arms")
         for text in filter(None, (self.confirmed_if, self.rejected_if)):
-            try:
-                clauses(text)
-            except ValueError as error:
-                raise ValueError(f"question {self.id}: {error}") from None
+            clauses(text, f"question {self.id}: ")
         return self
 
     @property
@@ -172,11 +167,11 @@ class Study(Section):
 
     def beaten(self) -> list[tuple[str, str]]:
         """The (arm, setting) pairs where a flag replaces the arm's value by a different one."""
-        flags = dict(flat(nested(self.flags)))
+        flags = dict(_flat(nested(self.flags)))
         return [
             (arm, key)
             for arm, part in self.arms.items()
-            for key, value in flat(nested(part.settings))
+            for key, value in _flat(nested(part.settings))
             if key in flags and flags[key] != value
         ]
 
@@ -187,6 +182,15 @@ class Study(Section):
             name: {"group": arm.group, "note": arm.note, **nested(arm.settings)} for name, arm in self.arms.items()
         }
         return tomli_w.dumps(content)
+
+
+def _flat(layer: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The (dotted name, value) pairs of a nested layer."""
+    for key, value in layer.items():
+        if isinstance(value, Mapping) and prefix + key != "data.mixture":
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def load_study(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Study:
