@@ -44,8 +44,8 @@ def clauses(text: str, where: str = "") -> list[tuple[bool, str, str]]:
         match = CLAUSE.fullmatch(part.strip())
         if match is None:
             raise ValueError(
-                f"{where}{text!r}: each clause between commas must be better, worse, equivalent or diverges, with `not` "
-                f"before it to negate it, and with `in STUDY` after it in a comparison"
+                f"{where}{text!r}: each clause between commas must be better, worse, equivalent or diverges, with "
+                f"`not` before it to negate it, and with `in STUDY` after it in a comparison"
             )
         found.append((bool(match[1]), match[2], match[3] or ""))
     return found
