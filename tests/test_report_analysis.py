@@ -355,19 +355,19 @@ def test_a_comparison_says_what_is_wrong_with_it(tmp_path: Path) -> None:
     asks = 'compare = ["a", "b"]\n[[questions]]\nid = "Q"\nclaim = "c"\n'
     same = 'confirmed_if = "frontier differs"'
     for change, sentence in (
-        ('compare = ["a", "a"]', "names one study twice"),
-        ('compare = ["a", "b"]\ncontrol = { of = "a", study = "b" }', "control.study = b: must be another study"),
-        (f'{asks}{same}\n[[questions]]\nid = "Q"\nclaim = "c"\n{same}', "questions have one id twice: Q"),
+        ('compare = ["a", "a"]', "must name two different studies"),
+        ('compare = ["a", "b"]\ncontrol = { of = "a", study = "b" }', "control.study = b: must differ from a and b"),
+        (f'{asks}{same}\n[[questions]]\nid = "Q"\nclaim = "c"\n{same}', "two questions have the same id: Q"),
         (f'{asks}contrast = ["x", "x"]\nconfirmed_if = "better in a"', "must name two arms"),
         ('compare = ["a"]', r"comparison c: compare = \['a'\]: must be a list of at least 2"),
         ('compare = ["a", "b"]\ncontrol = { of = "c", study = "d" }', "control.of = c: must be one of a, b"),
         (
             f'{asks}contrast = ["x", "y"]\nconfirmed_if = "better"',
-            "question Q: 'better': each clause ends with ` in` and one of a, b",
+            "question Q: 'better': each clause must end with `in a` or `in b`",
         ),
         (
             f'{asks}contrast = ["x", "y"]\nconfirmed_if = "nicer in a"',
-            "question Q: 'nicer in a': each clause, between commas, is better, worse",
+            "question Q: 'nicer in a': each clause between commas must be better, worse",
         ),
         (f'{asks}confirmed_if = "better in a"', r"question Q: contrast = \[\]: must name two arms"),
     ):

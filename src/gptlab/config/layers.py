@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import re
+import textwrap
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -99,16 +100,16 @@ def parse_flags(overrides: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def marks_as_markdown() -> str:
-    """What may change without becoming another run, for docs/recipes.md: `python -m gptlab.config` prints it."""
-    lines = []
-    for title, mark in (("Resuming may change", ON_RESUME), ("Calls for one study may differ in", IN_STUDY)):
-        marked = settings_marked(mark)
+    """What may change without making another run, for docs/recipes.md; `python -m gptlab.config` prints it."""
+    paragraphs = []
+    for intro, mark in (("Resuming may change", ON_RESUME), ("Two calls for one study may differ in", IN_STUDY)):
         names: list[str] = []
         for section, (_, rows) in flag_sections().items():
-            whole = section and all(row.name in marked for row in rows)
-            names += [f"{section}.*"] if whole else [row.name for row in rows if row.name in marked]
-        lines.append(f"{title} " + ", ".join(f"`{name}`" for name in names) + ".")
-    return "\n\n".join(lines)
+            marked = [row.name for row in rows if row.name in settings_marked(mark)]
+            names += [f"{section}.*"] if section and len(marked) == len(rows) else marked
+        listed = ", ".join(f"`{name}`" for name in names)
+        paragraphs.append(textwrap.fill(f"{intro} {listed}.", 120, break_on_hyphens=False))
+    return "\n\n".join(paragraphs)
 
 
 # -- files ----------------------------------------------------------------------------------------------------------
