@@ -147,9 +147,7 @@ class Study(Section):
                 if not fnmatch.filter(self.arms, arm):
                     raise ValueError(f"question {question.id}: there is no arm {arm!r}")
             if question.confirmed_if == FRONTIER_DIFFERS or any(study for _, _, study in question.asked):
-                raise ValueError(
-                    f"question {question.id}: {question.confirmed_if!r} belongs in a comparison of studies"
-                )
+                raise ValueError(f"question {question.id}: {question.confirmed_if!r} belongs in a comparison")
         if self.default is not None:
             for arm in (self.default.incumbent, *self.default.among, self.default.time_of or self.baseline):
                 if arm not in self.arms:
@@ -158,10 +156,9 @@ class Study(Section):
 
     def build(self, arm: str, seed: int) -> Recipe:
         """The recipe of a run. Raises ConfigError, which names the arm, if the settings are not valid."""
+        own = {"name": f"{self.name}/{arm}", "seed": seed}
         try:
-            return build_recipe(
-                self.recipe, self.arms[arm].settings, self.flags, {"name": f"{self.name}/{arm}", "seed": seed}
-            )
+            return build_recipe(self.recipe, self.arms[arm].settings, self.flags, own)
         except ConfigError as error:
             raise ConfigError(f"study {self.name}, arm {arm}: {error}") from None
 
@@ -225,14 +222,12 @@ def load_study(name_or_path: str | Path, overrides: Mapping[str, Any] | None = N
         raise ConfigError(f"{where}: {error}") from None
     if not content.get("arms"):
         raise ConfigError(f"{where}: has no arms; add a table [arms.NAME] with the settings of each arm")
-    arms = {name: _arm_table(arm, f"{where}, arm {name}") for name, arm in content["arms"].items()}
-    content["arms"] = {
-        name: {
-            "settings": {k: v for k, v in arm.items() if k not in ("group", "note")},
-            **{k: arm[k] for k in ("group", "note") if k in arm},
-        }
-        for name, arm in arms.items()
-    }
+    arms: dict[str, Any] = {}
+    for name, arm in content["arms"].items():
+        own = dict(_arm_table(arm, f"{where}, arm {name}"))
+        about = {key: own.pop(key) for key in ("group", "note") if key in own}
+        arms[name] = {**about, "settings": own}
+    content["arms"] = arms
     content["flags"] = merged(content.get("flags", {}), parse_flags(overrides))
     study = validated(Study, content, f"{where}: ")
     for arm in study.arms:
@@ -254,9 +249,7 @@ def _inherited(content: dict[str, Any], where: str) -> dict[str, Any]:
     """A study file with the arms, baseline, questions, metric, seeds and default of the study in `arms_of`."""
     other = read_layer(content.pop("arms_of"), "studies")
     if "arms_of" in other:
-        raise ConfigError(
-            f"{where}: arms_of = {other['name']}: takes its arms from {other['arms_of']}; name {other['arms_of']}"
-        )
+        raise ConfigError(f"{where}: arms_of = {other['name']}: has the arms of {other['arms_of']}; name that study")
     arms = dict(other.get("arms", {}))
     for name, arm in content.get("arms", {}).items():
         arms[name] = merged(arms.get(name, {}), _arm_table(arm, f"{where}, arm {name}"))
@@ -295,10 +288,8 @@ class Comparison(Section):
         for question in self.questions:
             for _, _, study in question.asked:
                 if study not in self.compare:
-                    raise ValueError(
-                        f"question {question.id}: {question.confirmed_if!r}: each clause must end with `in {first}` or "
-                        f"`in {second}`"
-                    )
+                    ends = f"must end with `in {first}` or `in {second}`"
+                    raise ValueError(f"question {question.id}: {question.confirmed_if!r}: each clause {ends}")
         return self
 
 
