@@ -57,22 +57,7 @@ def test_later_layers_win_and_a_preset_holds_within_its_own_layer() -> None:
         ({"train.max_steps": 0}, "the run has no end: set train.max_steps, train.max_tokens or train.max_epochs"),
         ({"data.path": "a", "data.mixture": {"b": 1.0}}, "data.path and data.mixture are both set"),
         ({"data.mixture": {"b": 0.0}}, "data.mixture = 0.0: must be greater than 0"),
-        (
-            {"optim.name": "sgd", "optim.kernel": "foreach"},
-            "optim.kernel = foreach: works only with optim.name = adamw, adamw-spam or adamw-prune and with optim.rounding",
-        ),
-        ({"optim.name": "muon", "optim.amsgrad": True}, "optim.amsgrad = true: works only with optim.name = adamw, "),
         ({"optim.rounding": "kahan"}, "optim.rounding = kahan: works only with precision.regime = bf16_pure, not fp32"),
-        (
-            {"optim.name": "sgd", "optim.rounding": "kahan", "precision.regime": "bf16_pure"},
-            "optim.rounding = kahan: works only with optim.name = adamw, not sgd",
-        ),
-        (
-            {"sparsity.method": "2:4", "sparsity.target": 0.6},
-            "sparsity.method = 2:4: always gives sparsity 0.5; remove",
-        ),
-        ({"sparsity.method": "state"}, "sparsity.method = state: works only with optim.name = adamw-prune, not adamw"),
-        ({"optim.name": "adamw-prune"}, "optim.name = adamw-prune: works only with sparsity.method = state, not none"),
         ({"task": "classify"}, "model.mlp = gelu: must be gelu_erf where task = classify"),
     ],
 )

@@ -284,8 +284,11 @@ def test_says_what_it_is() -> None:
 @pytest.mark.parametrize(
     "settings, sentence",
     [
-        ({"optim.rounding": "kahan", "precision.regime": "bf16_pure"}, "optim.rounding = kahan: is for optim.name"),
-        ({"optim.kernel": "foreach"}, "optim.kernel = foreach: is PyTorch's AdamW's, without Muon"),
+        (
+            {"optim.rounding": "kahan", "precision.regime": "bf16_pure"},
+            "optim.rounding = kahan: works only with optim.name",
+        ),
+        ({"optim.kernel": "foreach"}, "optim.kernel = foreach: works only with optim.name = adamw, "),
         ({"precision.regime": "fp16_pure"}, "optim.name = muon: .*underflow"),
         ({"optim.muon_lr": 0}, "optim.muon_lr = 0: must be greater than 0"),
         ({"optim.muon_momentum": 1}, "optim.muon_momentum = 1: must be less than 1"),

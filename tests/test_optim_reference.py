@@ -227,15 +227,30 @@ def test_muon_is_given_its_settings() -> None:
 @pytest.mark.parametrize(
     "settings, sentence",
     [
-        ({"optim.name": "adamw-prune"}, "sparsity.method = none, optim.name = adamw-prune: state and adamw-prune are"),
-        ({"sparsity.method": "state"}, "sparsity.method = state, optim.name = adamw: state and adamw-prune are for"),
-        ({"sparsity.method": "2:4", "sparsity.target": 0.6}, "sparsity.target = 0.6: two of four is 0.5"),
+        ({"optim.name": "adamw-prune"}, "optim.name = adamw-prune: works only with sparsity.method = state, not none"),
+        ({"sparsity.method": "state"}, "sparsity.method = state: works only with optim.name = adamw-prune, not adamw"),
+        (
+            {"sparsity.method": "2:4", "sparsity.target": 0.6},
+            "sparsity.method = 2:4: always gives sparsity 0.5; remove",
+        ),
         ({"sparsity.method": "rigl", "sparsity.begin": 0.8}, "sparsity.begin = 0.8: must be before"),
-        ({"optim.name": "muon", "optim.amsgrad": "true"}, "optim.amsgrad = true: is PyTorch's AdamW's"),
-        ({"optim.name": "sgd", "optim.kernel": "foreach"}, "optim.kernel = foreach: is PyTorch's AdamW's"),
-        ({"optim.name": "adamw-spam", "optim.spam_form": "stable", "optim.spam_theta": "50"}, "form stable has none"),
-        ({"optim.name": "adamw-spam", "optim.spam_form": "stable", "optim.spam_warmup_steps": "5"}, "no such warm-up"),
-        ({"optim.name": "adamw-spam", "optim.spam_density": "0.5"}, "below 1 is for form paper, with resets"),
+        ({"optim.name": "muon", "optim.amsgrad": "true"}, "optim.amsgrad = true: works only with optim.name = adamw, "),
+        (
+            {"optim.name": "sgd", "optim.kernel": "foreach"},
+            "optim.kernel = foreach: works only with optim.name = adamw, ",
+        ),
+        (
+            {"optim.name": "adamw-spam", "optim.spam_form": "stable", "optim.spam_theta": "50"},
+            "has no meaning with optim.spam_form = stable",
+        ),
+        (
+            {"optim.name": "adamw-spam", "optim.spam_form": "stable", "optim.spam_warmup_steps": "5"},
+            "must be 0 with optim.spam_form",
+        ),
+        (
+            {"optim.name": "adamw-spam", "optim.spam_density": "0.5"},
+            "below 1 works only with optim.spam_form = paper and resets",
+        ),
         ({"optim.spam_theta": "0"}, "optim.spam_theta = 0: must be greater than 0 or 'auto'"),
         (
             {
@@ -245,7 +260,7 @@ def test_muon_is_given_its_settings() -> None:
                 "model.bias": "true",
                 "faults.batch_every": "5",
             },
-            "faults.batch_every = 5: is for task = lm",
+            "faults.batch_every = 5: works only with task = lm",
         ),
     ],
 )
