@@ -15,10 +15,12 @@ from rich.console import Console
 from gptlab.cli import main
 from gptlab.config import Comparison, Study, load_comparison, load_study, shipped
 from gptlab.errors import ConfigError, UserError
-from gptlab.report.analysis import analyse, answer_questions
+from gptlab.report.analysis import analyse
 from gptlab.report.power import Noise, pilot_noise, power_report
+from gptlab.report.questions import answer_questions
 from gptlab.report.studies import ReadRun, ReadStudy, read_study_folder
 from gptlab.report.tables import print_report, write_csv
+from gptlab.report.write import write_report
 
 Arms = Mapping[str, Iterable[float]]
 
@@ -103,18 +105,18 @@ def test_each_rule_fires_on_what_is_planted() -> None:
     better = {"values": {"base": base, "x": lower}}
     worse = {"values": {"base": base, "x": higher}}
     equal = {"values": {"base": base, "x": same}}
-    assert one("better", **better) == ("confirmed", f"{here}: x rather than base, for its validation loss")
+    assert one("better", **better) == ("confirmed", f"{here}: use x rather than base, for better validation loss")
     assert one("not better", **better)[0] == one("worse", **better)[0] == "rejected"
-    assert one("worse", **worse) == ("confirmed", f"{here}: base rather than x, for its validation loss")
+    assert one("worse", **worse) == ("confirmed", f"{here}: use base rather than x, for better validation loss")
     assert one("better", "equivalent", **worse)[0] == "not resolved"  # only what was said beforehand rejects it
     assert one("better", "equivalent", **equal)[0] == "rejected"
     assert one("not worse", **equal)[0] == one("equivalent", **equal)[0] == "confirmed"
     for x, winner in ((2000.0, "x, as good as base"), (500.0, "base, as good as x")):
         says = one("equivalent", **equal, speeds={"base": 1000.0, "x": x})[1]
-        assert re.match(rf"{here}: {winner} and [12]\.\d\d \[1\.9\d, 2\.\d\d\] times as fast$", says)
-    assert one("equivalent", **equal)[1].endswith("equivalent and neither is surely faster")
+        assert re.match(rf"{here}: use {winner} and [12]\.\d\d \[1\.9\d, 2\.\d\d\] times as fast$", says)
+    assert one("equivalent", **equal)[1].endswith("equivalent, neither is significantly faster")
     dead = {"values": {"base": base, "x": same}, "diverged": [("x", 2)]}
-    assert one("diverges", **dead) == ("confirmed", f"{here}: not x; 1 of 4 runs diverged (non_finite)")
+    assert one("diverges", **dead) == ("confirmed", f"{here}: do not use x; 1 of 4 runs diverged (non_finite)")
     assert one("better", **dead)[0] == one("not better", **dead)[0] == "not resolved"
     both = {**dead, "diverged": [("x", 2), ("base", 0)]}
     assert one("diverges", **both)[0] == "not resolved"
@@ -130,17 +132,19 @@ def test_the_overall_recommendation_is_the_fastest_that_is_as_good() -> None:
     values = {"base": base, **same, "fastest": shifted(base, 0.05, rng), "unknown": noise(rng, 5, sd=0.05)}
     speeds = {"base": 1000.0, "fast": 1500.0, "faster": 2000.0, "fastest": 3000.0, "unknown": 4000.0}
     advice = analyse([made(values, speeds)])["studies"][0]["recommendations"][0]
-    assert advice["text"].startswith("for language modelling on a machine: faster, 1.99")
-    assert advice["text"].endswith("times as fast as base, validation loss equivalent within 0.01")
+    assert advice["text"].startswith("for language modelling on a machine: use faster, 1.99")
+    assert advice["text"].endswith("times as fast as base; validation loss is equivalent within 0.01")
     assert advice["evidence"] == ["faster", "base"]
     slow = analyse([made(values, {**speeds, "fast": 900.0, "faster": 900.0})])["studies"][0]["recommendations"][0]
-    assert slow["text"].endswith("because no arm that is equivalent to base (fast, faster) is surely faster")
+    assert slow["text"].endswith(": no arm that is equivalent to base (fast, faster) is significantly faster")
     good = analyse(
         [made({**values, "good": shifted(base, -0.1, rng)}, {**speeds, "fast": 9.0, "faster": 9.0, "good": 9.0})]
     )
-    assert good["studies"][0]["recommendations"][0]["text"].endswith(": good rather than base, for its validation loss")
+    assert good["studies"][0]["recommendations"][0]["text"].endswith(
+        ": use good rather than base, for better validation loss"
+    )
     none = analyse([made({"base": base, "unknown": values["unknown"]})])["studies"][0]["recommendations"][0]
-    assert none["text"].endswith("because no arm is shown better than base, or equivalent within 0.01")
+    assert none["text"].endswith(": no arm is shown to be better than base, or equivalent within 0.01")
 
 
 def test_what_is_not_sure_is_not_recommended() -> None:
@@ -152,28 +156,30 @@ def test_what_is_not_sure_is_not_recommended() -> None:
         return analyse([read])["studies"][0]["recommendations"][0]["text"]
 
     fast = {"base": base, "a": same}, {"a": 2000.0}
-    assert ": a, " in overall(made(*fast))
-    assert "surely faster" in overall(made({"base": base, "a": same}, {"a": 1010.0}))  # within the noise of speeds
+    assert ": use a, " in overall(made(*fast))
+    assert "significantly faster" in overall(
+        made({"base": base, "a": same}, {"a": 1010.0})
+    )  # within the noise of speeds
     # a speed of one seed says nothing of another day
     read = made(*fast)
     for seed in range(1, 5):
         run = read.runs["a", seed]
         del run.curves["tokens_per_second"], run.result["tokens_per_second"]
     assert analyse([read])["studies"][0]["arms"][1]["speedup"]["of"] == "steps"
-    assert overall(read).endswith("because no arm that is equivalent to base (a) is surely faster")
+    assert overall(read).endswith(": no arm that is equivalent to base (a) is significantly faster")
     # nor does an arm that did not always fit
     read = made(*fast)
     read.runs["a", 4].status = "out_of_memory"
-    assert overall(read).startswith("none")
+    assert overall(read).startswith("no arm is recommended")
     question = {**QUESTION, "contrast": ["a", "base"], "confirmed_if": "equivalent"}
     read = made(*fast, questions=[question])
     read.runs["a", 4].status = "out_of_memory"
     ((_, advice),) = answer_questions(read.study.questions, {"made": read})
-    assert advice["text"].endswith("times as fast; 1 of 5 runs of a ran out of memory or failed")
+    assert advice["text"].endswith("times as fast; 1 of 5 runs of a failed or ran out of memory")
     # the best by paired difference, not by a mean over easier seeds
     easy = [value - 1 for value in base[:3]] + base[3:]
     values = {"base": easy, "a": [*shifted(easy[:3], -0.1, rng), None, None], "b": shifted(easy, -0.2, rng)}
-    assert ": b rather than base" in overall(made(values))
+    assert ": use b rather than base" in overall(made(values))
 
 
 def test_diverged_runs_are_in_no_mean() -> None:
@@ -190,7 +196,7 @@ def test_no_rule_fires_on_noise() -> None:
     for _ in range(trials):
         values = {name: noise(rng, 3, sd=0.02) for name in ("base", "x", "a", "b", "c", "d")}
         told = analyse([made(values, questions=[question])])["studies"][0]
-        fired += any(not advice["text"].startswith("none") for advice in told["recommendations"])
+        fired += any(not advice["text"].startswith("no arm is recommended") for advice in told["recommendations"])
     # two families at 5% each, and equivalence at 5% each where the margin is half a standard deviation: few pass
     assert fired <= 0.12 * trials
 
@@ -209,7 +215,7 @@ def test_a_payload_is_what_a_page_needs() -> None:
     assert (late["quality"]["n"], late["quality"]["low"], late["values"]) == (1, None, {"2": 3.0})
     assert late["comparison"]["text"] == "not resolved: -0.2 in validation loss over 1 seed; one seed has no spread"
     assert (dead["statuses"], dead["values"]) == ({"diverged": 1, "completed": 1}, {"2": 3.0})  # never averaged in
-    assert dead["comparison"]["text"].startswith("diverges: 1 of 2 runs diverged (95% interval of the rate 1% to 99%)")
+    assert dead["comparison"]["text"].startswith("diverges: 1 of 2 runs diverged; the true rate is between 1% and 99%")
     assert study["failures"] == [
         {
             "arm": "dead",
@@ -226,7 +232,7 @@ def test_a_payload_is_what_a_page_needs() -> None:
     assert [run["ended"] for run in study["runs"] if run["arm"] == "dead"] == [7, None]
     assert study["metric"] == {
         "key": "final_val_loss",
-        "label": "validation loss, nats a token",
+        "label": "validation loss, nats per token",
         "better": "lower",
         "margin": 0.01,
         "margin_from": "stated by the study",
@@ -236,7 +242,7 @@ def test_a_payload_is_what_a_page_needs() -> None:
 def test_a_margin_that_nobody_stated_comes_from_the_noise() -> None:
     read = made({"base": [3.0, 3.1, 3.2]}, metric={"name": "final_val_loss"})
     metric = analyse([read])["studies"][0]["metric"]
-    assert metric["margin"] == pytest.approx(0.2) and metric["margin_from"].startswith("twice the spread between")
+    assert metric["margin"] == pytest.approx(0.2) and metric["margin_from"].startswith("twice the standard deviation")
     quiet = made({"base": [3.0, 3.0001]}, metric={"name": "final_val_loss"})
     assert analyse([quiet])["studies"][0]["metric"]["margin"] == 0.004
 
@@ -301,13 +307,13 @@ def test_a_flip_may_be_the_learning_rates_doing() -> None:
     )
     studies = pair_of_studies({"base": 0.5, "a": 0.6, "b": 0.7}, lr=2e-5)
     (told,) = [flip for flip in analyse(studies, comparison)["across"]["flips"] if flip["verdict"] == "flips"]
-    assert "perhaps an artefact of the learning rates (0.0006, 2e-05), which matched would tell" in told["text"]
+    assert "the different learning rates (0.0006, 2e-05) may be the cause; run matched to find out" in told["text"]
     rng = np.random.default_rng(0)
     common = noise(rng, 5)
     cases = (
         (0.1, 5, "it stays at a matched learning rate"),
-        (-0.1, 5, "gone at a matched learning rate: an artefact"),
-        (0.0, 5, "gone at a matched learning rate: an artefact"),
+        (-0.1, 5, "gone at a matched learning rate, so it is an artefact"),
+        (0.0, 5, "gone at a matched learning rate, so it is an artefact"),
         (-0.1, 1, "matched does not resolve whether"),
     )
     for gap, seeds, says in cases:
@@ -338,7 +344,7 @@ def test_frontiers_differ_where_another_arm_pays() -> None:
     assert reply["answer"] != "confirmed" and reply["text"].endswith("left out, as not known in both: a")
     told = analyse([at(one, memory), at(two, memory)], comparison)["across"]
     assert [q["answer"] for q in told["questions"] if q["id"] == "H4"] == ["rejected"]
-    assert told["recommendations"][1]["text"] == "for speed and memory choose alike for one and two: a, b"
+    assert told["recommendations"][1]["text"] == "the same choice for one and two: a, b"
 
 
 def test_other_machines_are_said(tmp_path: Path) -> None:
@@ -532,7 +538,9 @@ def test_report_and_power_on_the_command_line(
         main(["study", "report", "results/made"])
     out = capsys.readouterr().out
     assert end.value.code == 0, out
-    assert "worse" in out and "confirmed" in out and "for language modelling on a machine: base rather than x" in out
+    assert (
+        "worse" in out and "confirmed" in out and "for language modelling on a machine: use base rather than x" in out
+    )
     page = (tmp_path / "results/made/report.html").read_text(encoding="utf-8")
     assert "base rather than x" in page and not re.search(r"https?://(?!www\.w3\.org)", page)
     assert (tmp_path / "results/made/made-arms.csv").is_file()
@@ -543,7 +551,7 @@ def test_report_and_power_on_the_command_line(
     assert end.value.code == 2 and "no folder of precision-lm was given" in capsys.readouterr().err
     shutil.copytree("results/made", "copy")
     for words, sentence in (
-        (["results/made", "copy"], "hold one study, made: a report takes it once"),
+        (["results/made", "copy"], "study, made: a report takes it once"),
         (["results/made", "--out", "results/made/study.toml"], "study.toml cannot be written"),
     ):
         with pytest.raises(SystemExit) as end:
@@ -559,6 +567,25 @@ def test_report_and_power_on_the_command_line(
     with pytest.raises(SystemExit) as end:
         main(["study", "power", "precision-lm", "--effect", "0.01", "--noise", "0.006"])
     assert end.value.code == 0 and "if it is the only comparison    6 seeds" in capsys.readouterr().out
+
+
+def test_a_report_is_written_as_a_whole_or_refused_in_a_sentence(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    write_study(one, make_study(["base", "x"]))
+    shutil.copytree(one, two)
+    report = write_report([tmp_path / "two/../one", one], formats=["svg"], command="a command", version="1.2")
+    assert report.page == one / "report.html" and report.page.is_file() and all(file.is_file() for file in report.files)
+    assert (report.payload["command"], report.payload["gptlab"]) == ("a command", "1.2")
+    assert {file.suffix for file in report.files} == {".csv", ".svg"}
+    console = Console(record=True, width=160)
+    assert write_report([two], out=tmp_path / "out", console=console).page == tmp_path / "out/report.html"
+    assert "6 of 6 runs." in console.export_text()
+    with pytest.raises(UserError, match="hold the same study, made: a report takes it once"):
+        write_report([one, two])
+    with pytest.raises(UserError, match=r"study\.toml cannot be written: .*--out"):
+        write_report([one], out=one / "study.toml")
+    with pytest.raises(UserError, match="no folder of precision-lm was given"):
+        write_report([one], compare="precision")
 
 
 def test_power_from_a_pilot() -> None:

@@ -9,7 +9,10 @@ import pytest
 from rich.console import Console
 
 from gptlab.config import Study
-from gptlab.report.analysis import analyse_study, answer_questions, at_equal, contrast, default_of
+from gptlab.report.analysis import analyse_study
+from gptlab.report.estimates import contrast_of
+from gptlab.report.questions import answer_questions, default_of
+from gptlab.report.runs import at_equal
 from gptlab.report.studies import ReadRun, ReadStudy
 from gptlab.report.tables import print_report, write_csv
 
@@ -85,8 +88,8 @@ def test_a_question_may_be_of_grids() -> None:
     made = read(grid, questions=[question])
     ((reply, advice),) = answer_questions(made.study.questions, {"made": made})
     assert reply["answer"] == "confirmed" and reply["evidence"] == ["b_1", "b_2", "a_1", "a_2"]
-    assert advice["text"].endswith("b_* rather than a_*, for its validation loss")
-    assert contrast(made, "b_*", "a_*", made.study.metric, 0.01).difference.mean == pytest.approx(-0.5, abs=1e-3)
+    assert advice["text"].endswith("use b_* rather than a_*, for better validation loss")
+    assert contrast_of(made, "b_*", "a_*", made.study.metric, 0.01).difference.mean == pytest.approx(-0.5, abs=1e-3)
     with pytest.raises(ValueError, match=r"question Q: there is no arm 'c_\*'"):
         read(grid, questions=[{**question, "contrast": ["c_*", "a_*"]}])
 
@@ -108,13 +111,13 @@ def default(clever: float, longer: float, ms: dict[str, float] | None = None) ->
 
 
 def test_the_default_is_chosen_by_the_rule() -> None:
-    assert "stays simple: none of clever, longer is shown better" in default(0.0, 0.05)
-    assert " is clever: better: -0.1 [" in default(-0.1, 0.0)
-    assert " is longer: better: -0.2 [" in default(-0.1, -0.2)
-    assert " is clever: better: -0.1 [" in default(-0.1, -0.2, {"longer": 24.2})
+    assert "stays simple: none of clever, longer is shown to be better" in default(0.0, 0.05)
+    assert " is clever, which is better than simple: -0.1 [" in default(-0.1, 0.0)
+    assert " is longer, which is better than simple: -0.2 [" in default(-0.1, -0.2)
+    assert " is clever, which is better than simple: -0.1 [" in default(-0.1, -0.2, {"longer": 24.2})
     slow = default(0.0, -0.2, {"longer": 24.2})
-    assert slow.endswith("stays simple: what is better takes more time than simple: longer (1.21 times)")
-    assert " is longer: " in default(0.0, -0.2, {"longer": 20.3})  # 1.5% more is the same time
+    assert slow.endswith("stays simple: the better arms take more time than simple: longer (1.21 times)")
+    assert " is longer, " in default(0.0, -0.2, {"longer": 20.3})  # 1.5% more is the same time
 
 
 def test_a_rule_names_arms_that_there_are() -> None:
@@ -161,4 +164,4 @@ def test_a_study_of_pruning_says_that_zeros_gain_nothing() -> None:
     assert "(pruned) multiply dense matrices" in study["notes"][0]
     console = Console(record=True, width=140)
     print_report({"studies": [study], "across": None, "warnings": []}, console)
-    assert "neither their speed nor the memory" in " ".join(console.export_text().split())
+    assert "neither faster nor smaller in memory" in " ".join(console.export_text().split())

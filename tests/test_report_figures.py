@@ -291,7 +291,7 @@ def test_the_forest_has_each_arm_s_difference_interval_and_seeds_in_the_study_s_
         make_arm("one", (3.05,), comparison=versus(0.05)),
         make_arm("mad", (9.0,), comparison=versus(6.0, -9.0, 21.0, "diverges"), diverged=2),
     ]
-    figure = f.differences(make_study(arms))
+    figure = f.paired_differences(make_study(arms))
     axes = figure.axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["z", "a", "one", "mad"]
     assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first arm on top
@@ -315,7 +315,7 @@ def test_the_forest_has_each_arm_s_difference_interval_and_seeds_in_the_study_s_
 
 def test_where_higher_is_better_the_forest_s_sides_are_swapped_and_without_a_margin_there_is_no_band():
     arms = [make_arm("base", (0.7,)), make_arm("a", (0.8,), comparison=versus(0.1))]
-    figure = f.differences(make_study(arms, better="higher", margin=0.0, label="micro-F1"))
+    figure = f.paired_differences(make_study(arms, better="higher", margin=0.0, label="micro-F1"))
     assert (figure.axes[0].get_title("left"), figure.axes[0].get_title("right")) == ("← worse", "better →")
     assert not figure.axes[0].patches and not any("margin" in text for text in legend_of(figure))
 
@@ -324,7 +324,7 @@ def test_an_interval_too_wide_for_the_forest_ends_in_an_arrow():
     arms = [make_arm("base", (3.0, 3.1, 3.2))]
     arms += [make_arm(f"a{i}", (3.0, 3.1, 3.2), comparison=versus(0.02, -0.01, 0.05)) for i in range(6)]
     arms.append(make_arm("two", (3.0, 3.1), comparison=versus(0.01, -5.0, 5.02)))
-    figure = f.differences(make_study(arms))
+    figure = f.paired_differences(make_study(arms))
     left, right = figure.axes[0].get_xlim()
     assert -0.1 < left < -0.01 and 0.05 < right < 0.1
     assert gids(figure, "beyond") == ["beyond two", "beyond two"]
@@ -351,7 +351,7 @@ def test_the_slope_chart_joins_the_ranks_and_sets_flips_apart():
         "questions": [],
         "recommendations": [],
     }
-    figure = f.ranking(across)
+    figure = f.rank_slopes(across)
     assert points(figure, "ranks a") == [[0, 1], [1, 3]] and points(figure, "ranks e") == [[0, 4]]
     wide = {gid for gid in gids(figure, "ranks") if _marker(figure, gid).get_linewidth() > 2}
     assert wide == {"ranks a", "ranks b"} and len({_marker(figure, gid).get_color() for gid in wide}) == 1
@@ -360,7 +360,7 @@ def test_the_slope_chart_joins_the_ranks_and_sets_flips_apart():
     assert abs(tied[0] - tied[1]) > 0.7  # the labels of a tie stand apart
     assert [text for text in figure.axes[0].texts if text.get_gid() == "left e"] == []
     assert figure.axes[0].get_ylim()[0] > figure.axes[0].get_ylim()[1]
-    assert f.ranking(across | {"ranks": []}) is None
+    assert f.rank_slopes(across | {"ranks": []}) is None
 
 
 # -- names, files, and what is not there
@@ -406,18 +406,18 @@ def test_any_name_is_text_in_every_figure_and_svg_keeps_it_as_text(tmp_path):
 
 
 def test_long_names_lose_their_middle_unless_that_makes_two_alike():
-    assert f._labels(["a" * 50])["a" * 50] == "a" * 17 + "…" + "a" * 16
-    labels = f._labels(HOSTILE)
+    assert f.short_labels(["a" * 50])["a" * 50] == "a" * 17 + "…" + "a" * 16
+    labels = f.short_labels(HOSTILE)
     assert len(set(labels.values())) == len(HOSTILE)
     inside = ["x" * 20 + middle + "y" * 30 for middle in "ab"]
-    assert sorted(f._labels(inside).values()) == sorted(inside)
+    assert sorted(f.short_labels(inside).values()) == sorted(inside)
 
 
 def test_what_nothing_is_known_for_is_left_out():
     bare = make_study([make_arm("a"), make_arm("b", comparison=versus(None))])
-    assert f.figures(payload_of(bare)) == {}
+    assert f.report_figures(payload_of(bare)) == {}
     one = make_study([make_arm("a", (3.0,))], [make_run("a", 0, val=[(0, 3.0)], train=[(1, 3.0)])])
-    assert list(f.figures(payload_of(one))) == ["precision-loss-curves"]
+    assert list(f.report_figures(payload_of(one))) == ["precision-loss-curves"]
     dead = [
         make_arm("a", speed=5.0, memory=1.0, diverged=1),
         make_arm("b", comparison=versus(None, verdict="diverges")),
@@ -426,7 +426,7 @@ def test_what_nothing_is_known_for_is_left_out():
         make_run("a", 0, train=[(1, 4.0), (2, None)], status="diverged", ended=2),
         make_run("b", 0, status="failed"),
     ]
-    drawn = f.figures(payload_of(make_study(dead, runs)))
+    drawn = f.report_figures(payload_of(make_study(dead, runs)))
     assert list(drawn) == ["precision-loss-curves", "precision-throughput-memory"]
     assert gids(drawn["precision-throughput-memory"], "frontier") == []
 
@@ -435,7 +435,7 @@ def test_one_seed_of_two_arms_makes_every_figure_and_png_files_are_png(tmp_path)
     runs = [make_run(name, 0, val=[(0, 9.0), (5, 4.0), (9, 3.0)]) for name in "ab"]
     arms = [make_arm("a", (3.0,), 5.0, 1.0), make_arm("b", (3.0002,), 9.0, 1.0, versus(0.0002))]
     study = make_study(arms, runs, name="s")
-    drawn = f.figures(payload_of(study))
+    drawn = f.report_figures(payload_of(study))
     assert list(drawn) == ["s-loss-curves", "s-throughput-quality", "s-throughput-memory", "s-differences"]
     low, high = drawn["s-throughput-quality"].axes[0].get_ylim()
     assert high - low > 0.03  # 0.0002 of a margin of 0.01 is drawn as the little that it is
@@ -445,9 +445,9 @@ def test_one_seed_of_two_arms_makes_every_figure_and_png_files_are_png(tmp_path)
 
 def test_spreading_moves_labels_no_further_than_it_must():
     free = np.array([0.1, 0.9, 0.5])
-    np.testing.assert_allclose(f._spread(free, 0.1, 0.0, 1.0), free)
-    np.testing.assert_allclose(f._spread(np.array([0.5, 0.5, 0.0]), 0.2, 0.0, 1.0), [0.4, 0.6, 0.0])
-    np.testing.assert_allclose(f._spread(np.array([1.0, 1.0]), 0.2, 0.0, 1.0), [0.8, 1.0])
-    tight = f._spread(np.zeros(30), 0.2, 0.0, 1.0)
+    np.testing.assert_allclose(f.spread_out(free, 0.1, 0.0, 1.0), free)
+    np.testing.assert_allclose(f.spread_out(np.array([0.5, 0.5, 0.0]), 0.2, 0.0, 1.0), [0.4, 0.6, 0.0])
+    np.testing.assert_allclose(f.spread_out(np.array([1.0, 1.0]), 0.2, 0.0, 1.0), [0.8, 1.0])
+    tight = f.spread_out(np.zeros(30), 0.2, 0.0, 1.0)
     np.testing.assert_allclose(tight, np.linspace(0, 1, 30), atol=1e-12)
-    assert f._spread(np.array([0.3]), 0.2, 0.0, 1.0).tolist() == [0.3]
+    assert f.spread_out(np.array([0.3]), 0.2, 0.0, 1.0).tolist() == [0.3]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gptlab.config import build_recipe
-from gptlab.report import plots
+from gptlab.report import curves, plots
 from gptlab.report.reading import duration, human, series, short_names
 from gptlab.rundir import RunDir
 
@@ -53,7 +53,7 @@ def legend_of(figure):
 def test_the_drawn_points_are_the_logged_ones(tmp_path):
     losses = [5.0, 4.0, 3.5]
     run = make_run(tmp_path / "a", evaluations([0, 3], [6.0, 3.6]) + training([1, 2, 3], losses))
-    drawn = plots.figures([run])
+    drawn = plots.run_figures([run])
     assert list(drawn) == ["training_loss", "validation_loss", "train-val_loss", "learning_rate", "throughput"]
     (raw,) = lines_of(drawn["training_loss"], "raw")
     assert raw.get_xydata().tolist() == [[1, 5.0], [2, 4.0], [3, 3.5]]
@@ -85,7 +85,7 @@ def test_thinning_keeps_both_kinds_of_spikes_and_the_ends():
     rng = np.random.default_rng(0)
     steps, values = np.arange(50_000.0), rng.normal(3, 0.1, 50_000)
     values[31_234], values[17], values[40_001] = 11.0, -7.0, 9.0
-    few_steps, few = plots.thin(steps, values, most=1000)
+    few_steps, few = curves.thin(steps, values, most=1000)
     assert len(few) <= 1002 and few_steps[0] == 0 and few_steps[-1] == 49_999
     assert {11.0, -7.0, 9.0} <= set(few.tolist())
     assert np.all(np.diff(few_steps) > 0)
@@ -94,13 +94,13 @@ def test_thinning_keeps_both_kinds_of_spikes_and_the_ends():
 
 def test_smoothing_follows_a_line_exactly_at_the_start_and_damps_noise():
     steps = np.arange(1000.0)
-    at, means, window = plots.smooth(steps, 10 - 0.01 * steps)
+    at, means, window = curves.smooth(steps, 10 - 0.01 * steps)
     inner = at < 1000 - window
     assert window == 41
     np.testing.assert_allclose(means[inner], 10 - 0.01 * at[inner])  # a symmetric mean does not lag
     noise = np.random.default_rng(1).normal(size=1000)
-    assert plots.smooth(steps, noise)[1].std() < 0.35 * noise.std()
-    impulse = plots.smooth(steps, np.where(steps == 500, 1.0, 0.0))[1]
+    assert curves.smooth(steps, noise)[1].std() < 0.35 * noise.std()
+    impulse = curves.smooth(steps, np.where(steps == 500, 1.0, 0.0))[1]
     weights = np.hanning(43)[1:-1]
     np.testing.assert_allclose(impulse[480:521], weights / weights.sum())
 
@@ -108,7 +108,7 @@ def test_smoothing_follows_a_line_exactly_at_the_start_and_damps_noise():
 def test_high_first_losses_are_cut_off_and_marked(tmp_path):
     steps = list(range(1, 1001))
     losses = [11.0 if s < 10 else 4.0 - s / 1000 for s in steps]
-    figure = plots.figures([make_run(tmp_path / "a", training(steps, losses))])["training_loss"]
+    figure = plots.run_figures([make_run(tmp_path / "a", training(steps, losses))])["training_loss"]
     high = figure.axes[0].get_ylim()[1]
     assert 3.98 < high < 4.5
     assert all(x < 10 for line in lines_of(figure, "above") for x in line.get_xdata())
@@ -122,7 +122,7 @@ def test_a_divergence_at_the_end_stays_in_view(tmp_path):
     losses[-5:] = [4.0, 5.0, 6.5, 8.0, None]
     lines = training(steps, losses) + evaluations([0, 500, 1000], [11.0, 3.0, None])
     run = make_run(tmp_path / "a", lines, result={"status": "diverged", "failed_at_step": 1000})
-    drawn = plots.figures([run])
+    drawn = plots.run_figures([run])
     for name, figure in drawn.items():
         (mark,) = lines_of(figure, "diverged")
         assert list(mark.get_xdata()) == [1000, 1000], name
@@ -136,12 +136,12 @@ def test_a_divergence_at_the_end_stays_in_view(tmp_path):
 
 def test_only_a_diverged_run_is_marked(tmp_path):
     run = make_run(tmp_path / "a", training([1, 2], [5.0, 4.0]), result={"status": "completed", "steps": 2})
-    assert not lines_of(plots.figures([run])["training_loss"], "diverged")
+    assert not lines_of(plots.run_figures([run])["training_loss"], "diverged")
 
 
 def test_best_and_last_validation_are_annotated_where_they_are(tmp_path):
     run = make_run(tmp_path / "a", evaluations([0, 10, 20, 30], [6.0, 3.25, 3.125, 3.5]))
-    figure = plots.figures([run])["validation_loss"]
+    figure = plots.run_figures([run])["validation_loss"]
     (ring,) = lines_of(figure, "best")
     assert ring.get_xydata().tolist() == [[20, 3.125]]
     assert texts_of(figure, "best") == ["best 3.1250 at step 20"]
@@ -154,7 +154,7 @@ def test_overlays_name_each_run_by_its_folder(tmp_path):
     other = make_run(
         tmp_path / "_o$t$her", training([1, 2], [5.0, 9.0]), result={"status": "diverged", "failed_at_step": 2}
     )
-    drawn = plots.figures([one, two, other, RunDir(one.path)])  # the same run twice is one run
+    drawn = plots.run_figures([one, two, other, RunDir(one.path)])  # the same run twice is one run
     figure = drawn["training_loss"]
     assert legend_of(figure) == [
         "x/same_seed1",
@@ -178,36 +178,36 @@ def test_short_names_are_as_short_as_they_can_be():
 def test_the_token_axis_needs_runs_that_agree(tmp_path):
     one = make_run(tmp_path / "a", training([1, 2], [5.0, 4.0], per_step=512))
     two = make_run(tmp_path / "b", training([1, 2], [5.0, 4.0], per_step=1024))
-    figure = plots.figures([one])["training_loss"]
+    figure = plots.run_figures([one])["training_loss"]
     (above,) = figure.axes[0].child_axes
     figure.draw_without_rendering()
     np.testing.assert_allclose(above.get_xlim(), np.array(figure.axes[0].get_xlim()) * 512)
-    assert not plots.figures([one, two])["training_loss"].axes[0].child_axes
+    assert not plots.run_figures([one, two])["training_loss"].axes[0].child_axes
 
 
 def test_median_throughput_leaves_out_the_first_interval(tmp_path):
     run = make_run(tmp_path / "a", training([1, 2, 3, 4], [5.0] * 4, speeds=[10.0, 900.0, 1100.0, 1000.0]))
-    figure = plots.figures([run])["throughput"]
+    figure = plots.run_figures([run])["throughput"]
     assert lines_of(figure, "median")[0].get_ydata() == [1000.0, 1000.0]
     assert "median 1K tokens/s, MFU 40.0%, first interval left out" in legend_of(figure)
     assert lines_of(figure, "raw")[0].get_ydata().tolist() == [10.0, 900.0, 1100.0, 1000.0]
     alone = make_run(tmp_path / "b", training([1], [5.0]))
-    assert not lines_of(plots.figures([alone])["throughput"], "median")
+    assert not lines_of(plots.run_figures([alone])["throughput"], "median")
 
 
 def test_warmup_is_shaded_and_enlarged_when_it_is_short(tmp_path):
     lines = [{"step": s, "lr": 1e-3 * min(s / 20, 1)} for s in range(1, 1001)]
-    figure = plots.figures([make_run(tmp_path / "a", lines, schedule__warmup_steps=20)])["learning_rate"]
+    figure = plots.run_figures([make_run(tmp_path / "a", lines, schedule__warmup_steps=20)])["learning_rate"]
     assert "warm-up, 20 steps" in legend_of(figure)
     (closer,) = figure.axes[0].child_axes
     assert closer.get_xlim() == (0, 40)
     wide = make_run(tmp_path / "b", lines, schedule__warmup_steps=500)
-    assert not plots.figures([wide])["learning_rate"].axes[0].child_axes
+    assert not plots.run_figures([wide])["learning_rate"].axes[0].child_axes
 
 
 def test_hellaswag_shows_chance_and_gpt2(tmp_path):
     lines = [{"step": s, "hellaswag_acc": 0.25 + s / 1e4, "hellaswag_acc_norm": 0.25 + s / 5e3} for s in (100, 200)]
-    figure = plots.figures([make_run(tmp_path / "a", lines)])["hellaswag_accuracy"]
+    figure = plots.run_figures([make_run(tmp_path / "a", lines)])["hellaswag_accuracy"]
     assert {line.get_ydata()[0] for line in lines_of(figure, "reference")} == {0.25, 0.2955, 0.2859}
     assert lines_of(figure, "acc_norm")[0].get_ydata() == pytest.approx([0.27, 0.29])
     assert lines_of(figure, "acc")[0].get_ydata() == pytest.approx([0.26, 0.27])
@@ -217,7 +217,7 @@ def test_hellaswag_shows_chance_and_gpt2(tmp_path):
 
 def test_hellaswag_by_the_harness_has_marks_of_its_own(tmp_path):
     lines = [{"step": s, "hellaswag_harness_acc": 0.26, "hellaswag_harness_acc_norm": 0.27} for s in (100, 200)]
-    figure = plots.figures([make_run(tmp_path / "a", lines)])["hellaswag_accuracy"]
+    figure = plots.run_figures([make_run(tmp_path / "a", lines)])["hellaswag_accuracy"]
     assert {line.get_ydata()[0] for line in lines_of(figure, "reference")} == {0.25, 0.3114, 0.2892}
     assert lines_of(figure, "harness_acc_norm")[0].get_ydata() == pytest.approx([0.27, 0.27])
     assert "lm-eval" in figure.legends[0].get_title().get_text()
@@ -225,22 +225,22 @@ def test_hellaswag_by_the_harness_has_marks_of_its_own(tmp_path):
 
 def test_what_is_missing_is_skipped(tmp_path):
     empty = make_run(tmp_path / "empty", [])
-    assert plots.figures([]) == {} and plots.draw([empty], tmp_path / "none") == []
+    assert plots.run_figures([]) == {} and plots.draw([empty], tmp_path / "none") == []
     assert not (tmp_path / "none").exists()
     nulls = make_run(tmp_path / "nulls", training([1, 2], [None, None], speeds=[None, None]))
-    assert list(plots.figures([nulls, empty])) == ["learning_rate"]
+    assert list(plots.run_figures([nulls, empty])) == ["learning_rate"]
     start = make_run(tmp_path / "start", evaluations([0], [6.0]))
-    assert texts_of(plots.figures([start])["validation_loss"], "best") == ["last and best 6.0000 at step 0"]
+    assert texts_of(plots.run_figures([start])["validation_loss"], "best") == ["last and best 6.0000 at step 0"]
     damaged = make_run(tmp_path / "damaged", [*training([1, 2], [5.0, 4.0]), '{"step": 3, "lo'])
     (damaged.path / "result.json").write_text("{", encoding="utf-8")
     (damaged.path / "recipe.toml").write_text("= no", encoding="utf-8")
-    figure = plots.figures([damaged])["training_loss"]
+    figure = plots.run_figures([damaged])["training_loss"]
     assert lines_of(figure, "raw")[0].get_xdata().tolist() == [1, 2]
 
 
 def test_infinite_and_huge_losses_do_not_break_the_axes(tmp_path):
     losses = [3.0] * 97 + [1e30, float("inf"), float("nan")]
-    figure = plots.figures([make_run(tmp_path / "a", training(range(1, 101), losses))])["training_loss"]
+    figure = plots.run_figures([make_run(tmp_path / "a", training(range(1, 101), losses))])["training_loss"]
     assert figure.axes[0].get_ylim()[1] < 100
     assert [line.get_xdata().tolist() for line in lines_of(figure, "above")] == [[98]]
     assert [line.get_xdata().tolist() for line in lines_of(figure, "not finite")] == [[99, 100]]

@@ -344,7 +344,7 @@ def test_survivors_of_a_divergence_are_no_evidence_and_unknown_numbers_are_blank
     assert "77" not in text and "1 of 3 diverged diverges" in lines["mad"]
     assert "3.5000 " in lines["one"] and "±" not in lines["one"] and "+0.2500 not" in lines["one"]
     assert lines["base"].split() == ["base", "0", "of", "3", "baseline"]
-    assert "3 of 3 not applicable not resolved" in lines["absent"]
+    assert "3 of 3 not applicable not run" in lines["absent"]
 
 
 def test_answers_recommendations_failures_flips_and_warnings_are_told():

@@ -1,7 +1,7 @@
 """The figures of a study report: loss curves, what speed costs, paired differences, ranks in two studies.
 
-`figures` builds them from the payload that `analysis` makes, and `draw_report` saves them; one that nothing is known
-for is left out. What a colour says, a marker, a dash or a word says too.
+`report_figures` builds them from the payload of `analysis`, and `draw_report` saves them. A figure without data is left
+out. Nothing is shown by colour alone: a marker, a dash or a word says the same.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptlab.report.plots import DASHES, FEWEST_SMOOTHED, GREY, PALETTE, SMOOTHING, ceiling, smooth
+from gptlab.report.curves import FEWEST_SMOOTHED, SMOOTHING, ceiling, smooth
+from gptlab.report.drawing import DASHES, GREY, PALE, PALETTE, SMALL, style_axes
+from gptlab.report.placing import limits_of, place_labels, spread_out, usual_reach
 from gptlab.report.reading import Array, human, number
-from gptlab.report.tables import decimals, interval, one_line, stems, went_wrong
+from gptlab.report.words import decimals, interval, one_line, shown_verdict, stems, went_wrong
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,16 +29,14 @@ Flags = NDArray[np.bool_]
 Look = dict[str, Any]  # a style, as matplotlib takes it
 
 BLUE, VERMILLION, GREEN = PALETTE[:3]
-PALE = "#8C8C8C"
 VERDICTS = {"better": (BLUE, "o", BLUE), "worse": (VERMILLION, "s", VERMILLION), "equivalent": (GREEN, "D", GREEN)}
 POINTS: tuple[tuple[str, Look], ...] = (
-    ("on the frontier: no other is as good both ways and better in one", {"marker": "o", "color": BLUE, "ls": ""}),
-    ("off it", {"marker": "o", "color": GREY, "markerfacecolor": "white", "ls": ""}),
-    ("runs diverged, or none completed: left out of it", {"marker": "X", "color": "black", "ls": ""}),
+    ("on the frontier: no other arm is as good in both and better in one", {"marker": "o", "color": BLUE, "ls": ""}),
+    ("off the frontier", {"marker": "o", "color": GREY, "markerfacecolor": "white", "ls": ""}),
+    ("runs diverged or none completed: not on the frontier", {"marker": "X", "color": "black", "ls": ""}),
 )
 UNDATED: dict[str, Look] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
 LONGEST_NAME = 34  # characters; a longer name loses its middle
-SMALL = 8.5  # points, of the names in a figure
 LINE = 0.17  # inches from one such name to the next
 ENLARGED = 0.4  # share of the steps, the last ones, that the loss curves show again, enlarged
 
@@ -56,7 +56,7 @@ def draw_report(payload: Mapping[str, Any], out: Path, formats: Sequence[str] = 
 
     out.mkdir(parents=True, exist_ok=True)
     written = []
-    for name, figure in figures(payload).items():
+    for name, figure in report_figures(payload).items():
         for suffix in formats:
             written.append(out / f"{name}.{suffix}")
             with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "gptlab"}):
@@ -64,20 +64,20 @@ def draw_report(payload: Mapping[str, Any], out: Path, formats: Sequence[str] = 
     return written
 
 
-def figures(payload: Mapping[str, Any]) -> dict[str, Figure]:
+def report_figures(payload: Mapping[str, Any]) -> dict[str, Figure]:
     """The figures that `draw_report` saves, by the name of their file."""
     built: dict[str, Figure | None] = {}
     for study, stem in zip(payload["studies"], stems(study["name"] for study in payload["studies"]), strict=True):
         built |= {f"{stem}-{name}": build(study) for name, build in FIGURES.items()}
     if payload["across"]:
-        built["ranking"] = ranking(payload["across"])
+        built["ranking"] = rank_slopes(payload["across"])
     return {name: figure for name, figure in built.items() if figure is not None}
 
 
 # -- what the figures share -----------------------------------------------------------------------------------------
 
 
-def _labels(names: Iterable[str]) -> dict[str, str]:
+def short_labels(names: Iterable[str]) -> dict[str, str]:
     """Names as a figure shows them: a line each, no two alike, and $ is no formula."""
     full = {name: one_line(name) for name in names}
     for most in (LONGEST_NAME, 2 * LONGEST_NAME, 10**6):
@@ -92,21 +92,11 @@ def _figure(title: str, name: str, width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    figure.suptitle(f"{title}: {_labels([name])[name]}", x=0.01, ha="left", fontsize=11, fontweight="bold")
+    figure.suptitle(f"{title}: {short_labels([name])[name]}", x=0.01, ha="left", fontsize=11, fontweight="bold")
     return figure
 
 
-def _axes(axes: Axes, x_label: str, y_label: str) -> Axes:
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    axes.tick_params(labelsize=9)
-    axes.grid(color="#E4E4E4", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    return axes
-
-
-def _legend(figure: Figure, entries: Mapping[str, Look], note: str = "") -> None:
+def _legend_of(figure: Figure, entries: Mapping[str, Look], note: str = "") -> None:
     from matplotlib.lines import Line2D
 
     figure.legend(
@@ -121,28 +111,6 @@ def _legend(figure: Figure, entries: Mapping[str, Look], note: str = "") -> None
     )
 
 
-def _spread(wanted: Array, gap: float, low: float, high: float) -> Array:
-    """The places nearest to those wanted, in their order, `gap` apart (less where there is no room) and within bounds.
-
-    Args:
-        wanted: (labels,).
-    """
-    from scipy.optimize import isotonic_regression
-
-    order = np.argsort(wanted, kind="stable")
-    steps = min(gap, (high - low) / max(1, len(wanted) - 1)) * np.arange(len(wanted))
-    places = np.empty(len(wanted))
-    places[order] = np.clip(isotonic_regression(wanted[order] - steps).x, low, high - steps[-1]) + steps
-    return places
-
-
-def _reach(distances: Array, least: float = 0.0) -> float:
-    """The largest distance that is not far out, which is four times the upper quartile; at least `least`."""
-    known = distances[distances > 0]  # what is equal says nothing of a scale
-    fence = max(least, 4 * np.quantile(known, 0.75)) if len(known) else 0.0
-    return float(max([least, *known[known <= fence]]))
-
-
 # -- loss curves ----------------------------------------------------------------------------------------------------
 
 
@@ -153,7 +121,7 @@ def loss_curves(study: Mapping[str, Any]) -> Figure | None:
     """
     evaluated = any(sum(step > 0 and loss is not None for step, loss in run["val"]) > 1 for run in study["runs"])
     key, what = ("val", "validation loss") if evaluated else ("train", "training loss")
-    runs = [(run, *_curve(run[key], not evaluated and run["status"] != "diverged")) for run in study["runs"]]
+    runs = [(run, *_points_of(run[key], not evaluated and run["status"] != "diverged")) for run in study["runs"]]
     known = [(run["status"], values) for run, _, values in runs if len(values)]
     if not known:
         return None
@@ -163,7 +131,7 @@ def loss_curves(study: Mapping[str, Any]) -> Figure | None:
         lasts.setdefault(run["arm"], []).append(float(values[-1]))
     ends = {arm: float(np.mean(values)) for arm, values in lasts.items()}
     means = {run["arm"]: (steps, values) for run, steps, values in completed if len(lasts[run["arm"]]) == 1}
-    means |= {arm: _curve(of[key], not evaluated) for arm, of in study["means"].items() if of.get(key)}
+    means |= {arm: _points_of(of[key], not evaluated) for arm, of in study["means"].items() if of.get(key)}
 
     # What the panels show, as first step, lowest and highest loss: everything, then the end of all but far-out arms.
     usual = [values for status, values in known if status != "diverged"] or [values for _, values in known]
@@ -173,7 +141,7 @@ def loss_curves(study: Mapping[str, Any]) -> Figure | None:
     if evaluated:  # two points make a line
         start = min([start, *(float(at[-2]) for at, _ in means.values() if len(at) > 1 and at[-1] == end)])
     away = {arm: abs(value - float(np.median([*ends.values()]))) for arm, value in ends.items()}
-    reach = _reach(np.array([*away.values()]))
+    reach = usual_reach(np.array([*away.values()]))
     late = [values[steps >= start] for run, steps, values in completed if away[run["arm"]] <= reach]
     if any(len(values) > 1 for values in late):
         views.append((start, np.concatenate(late).min(), np.concatenate(late).max()))
@@ -184,7 +152,7 @@ def loss_curves(study: Mapping[str, Any]) -> Figure | None:
     figure = _figure(f"{what.capitalize()} of all runs", study["name"], 9.5, max(4.6, 1.6 + LINE * len(arms)))
     panels = figure.subplots(1, len(views), squeeze=False)[0]
     for axes, (left, low, high) in zip(panels, views, strict=True):
-        _axes(axes, "step", f"{what}, nats (lower is better)" if axes is panels[0] else "")
+        style_axes(axes, "step", f"{what}, nats (lower is better)" if axes is panels[0] else "", ticks=9)
         room, margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0, 0.01 * (end - left) or 1.0
         axes.set(xlim=(left - margin, end + margin), ylim=(low - room, high + room))
         axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
@@ -198,11 +166,11 @@ def loss_curves(study: Mapping[str, Any]) -> Figure | None:
     entries |= {"one run": {"linewidth": 0.8, "alpha": 0.6}}
     if any(run["status"] == "diverged" for run, *_ in runs):
         entries["a run diverged here"] = {"marker": "X", "linestyle": "", "markersize": 7}
-    _legend(figure, entries, "" if evaluated else f"curves: {SMOOTHING}; of diverged runs as logged")
+    _legend_of(figure, entries, "" if evaluated else f"curves: {SMOOTHING}; of diverged runs as logged")
     return figure
 
 
-def _curve(points: Sequence[Sequence[Any]], smoothed: bool) -> tuple[Array, Array]:
+def _points_of(points: Sequence[Sequence[Any]], smoothed: bool) -> tuple[Array, Array]:
     """[[step, loss], ...] as (steps, losses), both (points,), without losses that were not finite."""
     pairs = np.array([[number(step), number(loss)] for step, loss in points], dtype=np.float64).reshape(-1, 2)
     steps, losses = pairs[np.isfinite(pairs).all(axis=1)].T
@@ -242,9 +210,9 @@ def _name_ends(
     axes: Axes, figure: Figure, arms: Sequence[Mapping[str, Any]], ends: Mapping[str, float], looks: Mapping[str, Look]
 ) -> None:
     """Name the curves at the right edge, in the order in which they end; arms of which none completed stand on top."""
-    labels, (low, high) = _labels(arm["name"] for arm in arms), axes.get_ylim()
+    labels, (low, high) = short_labels(arm["name"] for arm in arms), axes.get_ylim()
     shares = np.array([(ends.get(arm["name"], np.inf) - low) / (high - low) for arm in arms])
-    places = _spread(np.clip(shares, -0.1, 1.1), LINE / (figure.get_figheight() - 1.35), 0.0, 1.0)
+    places = spread_out(np.clip(shares, -0.1, 1.1), LINE / (figure.get_figheight() - 1.35), 0.0, 1.0)
     beside: Look = {"transform": axes.transAxes, "clip_on": False}
     for arm, share, place in zip(arms, shares, places, strict=True):
         look, wrong = looks[arm["name"]], went_wrong(arm)
@@ -281,9 +249,11 @@ def tradeoff(study: Mapping[str, Any], key: str) -> Figure | None:
     frontier[whole] = pareto(x[whole, 0], y[whole, 0] * (-1 if better == "lower" else 1))
 
     figure = _figure(f"Throughput against {label.split(',')[0]}", study["name"], 9, 6)
-    axes = _axes(figure.subplots(), f"{study['unit']} per second (higher is better)", f"{label} ({better} is better)")
-    left, right = _limits(x, np.full(len(arms), True))  # only of quality a point may be out of view
-    bottom, top = _limits(y, frontier | (not quality), 2 * (metric["margin"] or 0.0) if quality else 0.0)
+    axes = style_axes(
+        figure.subplots(), f"{study['unit']} per second (higher is better)", f"{label} ({better} is better)", ticks=9
+    )
+    left, right = limits_of(x, np.full(len(arms), True))  # only of quality a point may be out of view
+    bottom, top = limits_of(y, frontier | (not quality), 2 * (metric["margin"] or 0.0) if quality else 0.0)
     axes.set(xlim=(left, right), ylim=(bottom, top))
     axes.xaxis.set_major_formatter(lambda value, _: human(value) if right > 1.1 * left else f"{value:,.6g}")
     axes.ticklabel_format(axis="y", useOffset=False)
@@ -301,7 +271,7 @@ def tradeoff(study: Mapping[str, Any], key: str) -> Figure | None:
             gid="frontier",
         )
 
-    labels, texts, shown = _labels(arm["name"] for arm in arms), [], np.clip(y[:, 0], bottom, top)
+    labels, texts, shown = short_labels(arm["name"] for arm in arms), [], np.clip(y[:, 0], bottom, top)
     kinds = np.where(frontier, 0, np.where(whole, 1, 2))
     for i, arm in enumerate(arms):
         look, name = POINTS[kinds[i]][1], one_line(arm["name"])
@@ -315,111 +285,33 @@ def tradeoff(study: Mapping[str, Any], key: str) -> Figure | None:
         parts = [labels[arm["name"]], share, f"({y[i, 0]:.4g})" if beyond else "", f"({wrong})" if wrong else ""]
         texts.append(" ".join(filter(None, parts)))
     notes = ["lines: 95% intervals"] if np.isfinite([x[:, 1], y[:, 1]]).any() else []
-    notes += ["%: of simulated draws, on the frontier in so many"] if any("%" in text for text in texts) else []
-    _legend(figure, dict(POINTS[kind] for kind in sorted(set(kinds))), "; ".join(notes))
-    _place(axes, figure, np.stack([x[:, 0], shown], axis=1), texts, frontier)
+    notes += (
+        ["%: share of simulated draws in which the arm is on the frontier"]
+        if any("%" in text for text in texts)
+        else []
+    )
+    _legend_of(figure, dict(POINTS[kind] for kind in sorted(set(kinds))), "; ".join(notes))
+    place_labels(axes, figure, np.stack([x[:, 0], shown], axis=1), texts, frontier)
     return figure
-
-
-def _limits(bars: Array, always: Flags, least: float = 0.0) -> tuple[float, float]:
-    """Ends of an axis that shows values but those far out, and of their intervals what takes up to half as much again.
-
-    Args:
-        bars: (arms, 3), value, low, high.
-        always: (arms,), values that are shown however far out they are.
-        least: distance from the middle that is shown in any case.
-    """
-    middle = float(np.median(bars[:, 0]))
-    away = np.abs(bars[:, 0] - middle)
-    inside = bars[away <= _reach(away, max(least, away[always].max(initial=0.0)))]
-    low, high = min(inside[:, 0].min(), middle - least), max(inside[:, 0].max(), middle + least)
-    extent = high - low or 0.1 * abs(high) or 1.0
-    floor = max(low - extent / 2, np.nanmin([low, *inside[:, 1]])) - 0.08 * extent
-    top = min(high + extent / 2, np.nanmax([high, *inside[:, 2]])) + 0.08 * extent
-    return (max(0.0, floor) if low >= 0 else floor), top
-
-
-def _place(axes: Axes, figure: Figure, points: Array, texts: Sequence[str], first: Flags) -> None:
-    """Put each text beside its point where it covers least, one after the other; a line leads to one further off.
-
-    Args:
-        points: (points, 2), in data coordinates.
-        first: (points,), those that are set in bold and choose their places before the others.
-    """
-    from matplotlib.text import Text
-
-    if layout := figure.get_layout_engine():
-        layout.execute(figure)  # only now it is known where a point lies
-    unit = figure.dpi / 72  # from here on in 1/72 inch, as offsets are
-    at, frame = axes.transData.transform(points) / unit, np.array(axes.bbox.extents) / unit
-    turns, radii = np.arange(16) * np.pi / 8, np.array([7.0, 14, 22, 32, 44, 58, 74, 92])
-    ways, radii = np.tile(np.stack([np.cos(turns), np.sin(turns)], axis=1), (8, 1)), np.repeat(radii, 16)
-    drawn = [
-        axes.annotate(
-            text,
-            point,
-            xytext=(0, 0),
-            textcoords="offset points",
-            ha="center",
-            va="center",
-            fontsize=SMALL,
-            fontweight="bold" if bold else "normal",
-            gid=f"label {i}",
-            zorder=6,
-            annotation_clip=False,
-            in_layout=False,
-            arrowprops={"arrowstyle": "-", "color": PALE, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 5},
-            bbox={"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.5},
-        )
-        for i, (text, point, bold) in enumerate(zip(texts, points, first, strict=True))
-    ]
-    halves = np.array([Text.get_window_extent(text).size for text in drawn]) / unit / 2
-    nowhere = np.tile([np.inf, np.inf, -np.inf, -np.inf], (len(at), 1))
-    boxes = np.concatenate([np.concatenate([at - 6, at + 6], axis=1), nowhere])  # points, texts: left, low, right, top
-    order = np.argsort(np.where(first, 0, 1), kind="stable")
-    for i in [*order, *order]:  # the second time each knows where all the others are
-        others = np.delete(boxes, [i, len(at) + i], axis=0)
-        centres = at[i] + ways * (radii[:, None] + halves[i])
-        low, high = centres - halves[i], centres + halves[i]
-        outside = (np.maximum(frame[:2] - low, 0) + np.maximum(high - frame[2:], 0)).sum(axis=1)
-        sides = np.minimum(high[:, None], others[:, 2:]) - np.maximum(low[:, None], others[:, :2])
-        covered = np.maximum(sides, 0).prod(axis=2).sum(axis=1)
-        line = at[i] + (np.clip(at[i], low, high) - at[i])[:, None] * np.linspace(0.2, 1, 7)[:, None]
-        through = ((line[:, :, None] > others[:, :2]) & (line[:, :, None] < others[:, 2:])).all(axis=3)
-        best = int((radii + 10 * outside + 2 * covered + 25 * through.any(axis=1).sum(axis=1)).argmin())
-        drawn[i].set_position(tuple(centres[best] - at[i]))
-        boxes[len(at) + i] = [*low[best], *high[best]]
 
 
 # -- differences and ranks ------------------------------------------------------------------------------------------
 
 
-def differences(study: Mapping[str, Any]) -> Figure | None:
-    """A forest plot: each arm's paired difference from the baseline with its interval, and what may be said of it."""
+def paired_differences(study: Mapping[str, Any]) -> Figure | None:
+    """A forest plot: each arm's paired difference from the baseline with its interval, and its verdict."""
     metric, margin = study["metric"], study["metric"]["margin"] or 0.0
     values = {arm["name"]: arm["values"] for arm in study["arms"]}
     arms = [arm for arm in study["arms"] if arm["comparison"]]
-    bars = np.array([[number(arm["comparison"][end]) for end in ("mean", "low", "high")] for arm in arms]).reshape(
-        -1, 3
-    )
-    bars[["diverges" in arm["comparison"]["verdict"] for arm in arms]] = np.nan  # what survivors show is no evidence
+    bars = np.array([[number(arm["comparison"][end]) for end in ("mean", "low", "high")] for arm in arms])
+    bars = bars.reshape(-1, 3)  # also without arms
+    bars[["diverges" in arm["comparison"]["verdict"] for arm in arms]] = np.nan  # survivors are no fair sample
     if not np.isfinite(bars[:, 0]).any():
         return None
-    reach = _reach(np.abs(bars[:, 0]), least=1.5 * margin) or 1.0
-    near = np.clip([*bars[np.isfinite(bars)], -1.5 * margin, 1.5 * margin], -2.5 * reach, 2.5 * reach)
-    room = 0.03 * float(np.ptp(near)) or reach
-    left, right = float(near.min()) - room, float(near.max()) + room
-
-    labels, label = _labels(values), metric["label"]
-    figure = _figure(f"Paired differences in {label.split(',')[0]}", study["name"], 9.5, 1.9 + 0.27 * len(arms))
-    axes = _axes(figure.subplots(), f"{label}: difference from {labels[study['baseline']]}, paired by seed", "")
-    axes.set(xlim=(left, right), ylim=(len(arms) - 0.4, -0.6))
-    axes.set_yticks(range(len(arms)), [labels[arm["name"]] for arm in arms])
-    axes.grid(visible=False, axis="y")
-    axes.axvline(0, color="black", linewidth=1)
-    ends = ("better", "worse") if metric["better"] == "lower" else ("worse", "better")
-    axes.set_title(f"← {ends[0]}", loc="left", fontsize=9, color=GREY)
-    axes.set_title(f"{ends[1]} →", loc="right", fontsize=9, color=GREY)
+    figure = _figure(
+        f"Paired differences in {metric['label'].split(',')[0]}", study["name"], 9.5, 1.9 + 0.27 * len(arms)
+    )
+    axes = _forest_axes(figure, study, arms, bars, margin)
     entries: dict[str, Look] = {"mean": {"marker": "o", "markerfacecolor": "white", "linestyle": ""}}
     entries |= {"95% interval": {"linewidth": 1.6}, "each seed": {"marker": "|", "linestyle": ""}}
     if margin:
@@ -430,48 +322,77 @@ def differences(study: Mapping[str, Any]) -> Figure | None:
     for i in np.flatnonzero(np.isfinite(bars[:, 0])):
         low, high = (arms[i]["comparison"][end] for end in ("low", "high"))
         told[i] = interval(bars[i, 0], low, high, decimals(metric))
-    column = 20 + 5.4 * max(map(len, told))
-    for row, (arm, (mean, low, high)) in enumerate(zip(arms, bars, strict=True)):
-        name, verdict = one_line(arm["name"]), arm["comparison"]["verdict"]
-        color, marker, fill = VERDICTS.get(verdict, ("black" if "diverges" in verdict else GREY, "o", "white"))
-        baseline = {} if np.isnan(mean) else values[study["baseline"]]
+    column = 20 + 5.4 * max(map(len, told))  # points, of the verdicts beside the numbers
+    for row, (arm, bar) in enumerate(zip(arms, bars, strict=True)):
+        baseline = {} if np.isnan(bar[0]) else values[study["baseline"]]
         seeds = [value - baseline[seed] for seed, value in arm["values"].items() if seed in baseline]
-        axes.plot(seeds, [row] * len(seeds), "|", color=color, markersize=7, alpha=0.7, gid=f"seeds {name}")
-        axes.plot([low, high], [row, row], color=color, linewidth=1.6, gid=f"interval {name}")
-        axes.plot(mean, row, marker, color=color, markerfacecolor=fill, markersize=6.5, zorder=4, gid=f"mean {name}")
-        for edge, arrow, beyond in ((left, "<", min(mean, low) < left), (right, ">", max(mean, high) > right)):
-            if beyond:
-                axes.plot(edge, row, arrow, color=color, markersize=6, clip_on=False, gid=f"beyond {name}")
-        for offset, text, weight in ((10, told[row], "normal"), (column, verdict, "bold")):
-            axes.annotate(
-                text,
-                (1, row),
-                xycoords=axes.get_yaxis_transform(),
-                xytext=(offset, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=SMALL,
-                color=color,
-                fontweight=weight,
-                annotation_clip=False,
-                gid=f"{'numbers' if weight == 'normal' else 'verdict'} {name}",
-            )
-    _legend(figure, entries)
+        _forest_row(axes, row, arm, bar, seeds, told[row], column)
+    _legend_of(figure, entries)
     return figure
 
 
-def ranking(across: Mapping[str, Any]) -> Figure | None:
+def _forest_axes(
+    figure: Figure, study: Mapping[str, Any], arms: Sequence[Mapping[str, Any]], bars: Array, margin: float
+) -> Axes:
+    reach = usual_reach(np.abs(bars[:, 0]), least=1.5 * margin) or 1.0
+    near = np.clip([*bars[np.isfinite(bars)], -1.5 * margin, 1.5 * margin], -2.5 * reach, 2.5 * reach)
+    room = 0.03 * float(np.ptp(near)) or reach
+    left, right = float(near.min()) - room, float(near.max()) + room
+
+    labels, metric = short_labels(arm["name"] for arm in study["arms"]), study["metric"]
+    x_label = f"{metric['label']}: difference from {labels[study['baseline']]}, paired by seed"
+    axes = style_axes(figure.subplots(), x_label, "", ticks=9)
+    axes.set(xlim=(left, right), ylim=(len(arms) - 0.4, -0.6))
+    axes.set_yticks(range(len(arms)), [labels[arm["name"]] for arm in arms])
+    axes.grid(visible=False, axis="y")
+    axes.axvline(0, color="black", linewidth=1)
+    ends = ("better", "worse") if metric["better"] == "lower" else ("worse", "better")
+    axes.set_title(f"← {ends[0]}", loc="left", fontsize=9, color=GREY)
+    axes.set_title(f"{ends[1]} →", loc="right", fontsize=9, color=GREY)
+    return axes
+
+
+def _forest_row(
+    axes: Axes, row: int, arm: Mapping[str, Any], bar: Array, seeds: list[float], told: str, column: float
+) -> None:
+    """One arm of a forest plot: seeds, interval, mean, arrows where it leaves the axes, numbers and verdict."""
+    (mean, low, high), (left, right) = bar, axes.get_xlim()
+    name, verdict = one_line(arm["name"]), shown_verdict(arm)
+    color, marker, fill = VERDICTS.get(verdict, ("black" if "diverges" in verdict else GREY, "o", "white"))
+    axes.plot(seeds, [row] * len(seeds), "|", color=color, markersize=7, alpha=0.7, gid=f"seeds {name}")
+    axes.plot([low, high], [row, row], color=color, linewidth=1.6, gid=f"interval {name}")
+    axes.plot(mean, row, marker, color=color, markerfacecolor=fill, markersize=6.5, zorder=4, gid=f"mean {name}")
+    for edge, arrow, beyond in ((left, "<", min(mean, low) < left), (right, ">", max(mean, high) > right)):
+        if beyond:
+            axes.plot(edge, row, arrow, color=color, markersize=6, clip_on=False, gid=f"beyond {name}")
+    for offset, text, weight in ((10, told, "normal"), (column, verdict, "bold")):
+        axes.annotate(
+            text,
+            (1, row),
+            xycoords=axes.get_yaxis_transform(),
+            xytext=(offset, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=SMALL,
+            color=color,
+            fontweight=weight,
+            annotation_clip=False,
+            gid=f"{'numbers' if weight == 'normal' else 'verdict'} {name}",
+        )
+
+
+def rank_slopes(across: Mapping[str, Any]) -> Figure | None:
     """A slope chart: each arm's rank in one study and in the other, those that flip in bold."""
     rows = [row for row in across["ranks"] if any(rank is not None for rank in row["ranks"])]
     if not rows:
         return None
     ranks = np.array([[number(rank) for rank in row["ranks"]] for row in rows])
-    last, labels = ranks.shape[1] - 1, _labels(row["arm"] for row in rows)
+    last, labels = ranks.shape[1] - 1, short_labels(row["arm"] for row in rows)
     figure = _figure("Ranks of the arms, 1 is best", across["name"], 8, 1.8 + 0.24 * len(rows))
     axes = figure.subplots()
     axes.set_title(one_line(across["ranking"]["text"]).replace("$", r"\$"), fontsize=9, color=GREY, wrap=True)
     axes.set(xlim=(-0.03, last + 0.03), ylim=(max(len(rows), np.nanmax(ranks)) + 0.6, 0.4), yticks=[])
-    axes.set_xticks(range(last + 1), [_labels([name])[name] for name in across["studies"]])
+    axes.set_xticks(range(last + 1), [short_labels([name])[name] for name in across["studies"]])
     axes.spines[:].set_visible(False)
     flips: Look = {"color": VERMILLION, "linewidth": 2.4, "zorder": 3}
     rest: Look = {"color": PALE, "linewidth": 1.1}
@@ -488,7 +409,7 @@ def ranking(across: Mapping[str, Any]) -> Figure | None:
         )
     for column, align, x in ((0, "right", -0.06), (last, "left", last + 0.06)):
         ranked = np.flatnonzero(np.isfinite(ranks[:, column]))
-        for i, y in zip(ranked, _spread(ranks[ranked, column], 0.75, 0.6, len(rows) + 0.4), strict=True):
+        for i, y in zip(ranked, spread_out(ranks[ranked, column], 0.75, 0.6, len(rows) + 0.4), strict=True):
             rank, name, flip = f"{ranks[i, column]:g}", labels[rows[i]["arm"]], rows[i]["flip"]
             axes.text(
                 x,
@@ -502,7 +423,7 @@ def ranking(across: Mapping[str, Any]) -> Figure | None:
                 gid=f"{align} {one_line(rows[i]['arm'])}",
             )
     entries: dict[str, Look] = {"takes part in a flip": flips} if any(row["flip"] for row in rows) else {}
-    _legend(figure, entries | {"takes part in no flip": rest})
+    _legend_of(figure, entries | {"takes part in no flip": rest})
     return figure
 
 
@@ -510,5 +431,5 @@ FIGURES: dict[str, Callable[[Mapping[str, Any]], Figure | None]] = {
     "loss-curves": loss_curves,
     "throughput-quality": partial(tradeoff, key="quality"),
     "throughput-memory": partial(tradeoff, key="memory_gb"),
-    "differences": differences,
+    "differences": paired_differences,
 }

@@ -1,17 +1,15 @@
-"""A study report's numbers as text: CSV files with every digit, and the tables of the terminal.
+"""A report's numbers as text: CSV files with every digit, and the tables of the terminal.
 
-Both take the payload that `analysis` makes. Names, notes and reasons come from files that anyone may have written: a
-spreadsheet runs none of them as a formula, and the terminal takes none of them as markup or as a control code.
+Both take the payload of `analysis`. Names, notes and reasons come from files that anyone may have written, so they are
+escaped: no spreadsheet runs them as a formula, and no terminal takes them as markup or a control code.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from math import floor, log10
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +19,10 @@ from rich.table import Table
 from rich.text import Text
 
 from gptlab.report.reading import human
+from gptlab.report.words import decimals, interval, one_line, runs_of, shown_verdict, stems, went_wrong
 from gptlab.status import STATUSES
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # what spreadsheets begin a formula with, or skip before one
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # a cell that begins with these may be run as a formula
 STYLES = {
     "better": "green",
     "worse": "red",
@@ -33,70 +32,28 @@ STYLES = {
     "confirmed": "green",
     "rejected": "red",
 }
-WIDE = 112  # columns from which on the whole table fits the terminal
-MOST_FAILURES = 12  # lines on the terminal; the CSV file has them all
-
-
-# -- words and numbers that figures and tables share ----------------------------------------------------------------
-
-
-def one_line(text: str) -> str:
-    """Text without line breaks and control codes, which could break a table, an SVG file or a terminal."""
-    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
-
-
-def decimals(metric: Mapping[str, Any]) -> int:
-    """Digits after the point that show a tenth of the margin; 4 where there is none."""
-    margin = metric["margin"]
-    return min(6, max(2, 1 - floor(log10(margin)))) if margin else 4
-
-
-def interval(value: float, low: float | None, high: float | None, digits: int) -> str:
-    """`+0.012 [-0.030, 0.054]`, or `+0.012` where there is no interval."""
-    ends = "" if low is None or high is None else f" [{low:.{digits}f}, {high:.{digits}f}]"
-    return f"{value:+.{digits}f}{ends}"
-
-
-def runs_of(arm: Mapping[str, Any]) -> int:
-    """How many runs an arm was to have, or has where that is more."""
-    return max(arm["planned"], sum(arm["statuses"].values()))
-
-
-def went_wrong(arm: Mapping[str, Any]) -> str:
-    """What happened to the runs that did not complete: `2 of 3 diverged`; empty where all did."""
-    counts = {status.replace("_", " "): n for status, n in arm["statuses"].items() if status != "completed" and n}
-    return ", ".join(f"{n} of {runs_of(arm)} {status}" for status, n in counts.items())
-
-
-def stems(names: Iterable[str]) -> list[str]:
-    """For each study's name what its files' names begin with: safe on any file system, and no two alike."""
-    taken: list[str] = []
-    for name in names:
-        stem = unique = re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "study"
-        while unique.lower() in map(str.lower, taken):
-            unique = f"{stem}-{len(taken) + 1}"
-        taken.append(unique)
-    return taken
+WIDE = 112  # columns: the whole table fits a terminal of this width
+MOST_FAILURES = 12  # lines on the terminal; the CSV file has all failures
 
 
 # -- CSV ------------------------------------------------------------------------------------------------------------
 
 
 def write_csv(payload: Mapping[str, Any], out: Path) -> list[Path]:
-    """Write the tables of a report, with every digit; units stand in the headers, and an empty cell is not known.
+    """Write the tables of a report with every digit. Headers state units; an empty cell means unknown.
 
     Args:
-        out: folder, made where it is missing.
+        out: folder, created if it is missing.
 
     Returns:
-        The files: `<study>-arms.csv`, `<study>-runs.csv` and, where there are any, `<study>-equal.csv` (losses at equal
-        steps, tokens and time), `<study>-failures.csv`, `questions.csv`, `ranks.csv` and `flips.csv`.
+        The files: `<study>-arms.csv`, `<study>-runs.csv`, and those of `<study>-equal.csv` (losses at equal steps,
+        tokens and time), `<study>-failures.csv`, `questions.csv`, `ranks.csv` and `flips.csv` that have rows.
     """
     studies, across = payload["studies"], payload["across"]
     tables: dict[str, list[dict[str, Any]]] = {}
     for study, stem in zip(studies, stems(study["name"] for study in studies), strict=True):
-        tables[f"{stem}-arms"] = [_arm(study, arm) for arm in study["arms"]]
-        tables[f"{stem}-runs"] = _runs(study)
+        tables[f"{stem}-arms"] = [_arm_row(study, arm) for arm in study["arms"]]
+        tables[f"{stem}-runs"] = _run_rows(study)
         tables[f"{stem}-equal"] = _equal_rows(study)
         tables[f"{stem}-failures"] = study["failures"]
     asked = [*studies, across] if across else studies
@@ -115,11 +72,11 @@ def write_csv(payload: Mapping[str, Any], out: Path) -> list[Path]:
     for name, rows in tables.items():
         if rows:
             written.append(out / f"{name}.csv")
-            _write(written[-1], rows)
+            _write_rows(written[-1], rows)
     return written
 
 
-def _write(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def _write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     headers = list(dict.fromkeys(header for row in rows for header in row))
     with open(file, "w", newline="", encoding="utf-8", errors="backslashreplace") as handle:
         writer = csv.writer(handle)
@@ -128,7 +85,7 @@ def _write(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _cell(value: Any) -> Any:
-    """A value as the csv module shall write it: numbers by repr, so that they come back exactly, and text as text."""
+    """A value for the csv module: numbers by repr, so that they read back exactly, and text that is no formula."""
     match value:
         case None:
             return ""
@@ -143,7 +100,7 @@ def _cell(value: Any) -> Any:
     return f"'{value}" if value.startswith(FORMULA) else value
 
 
-def _arm(study: Mapping[str, Any], arm: Mapping[str, Any]) -> dict[str, Any]:
+def _arm_row(study: Mapping[str, Any], arm: Mapping[str, Any]) -> dict[str, Any]:
     unit, speed = f"[{study['metric']['label']}]", f"[{study['unit']}/s]"
     statuses = list(dict.fromkeys([*STATUSES, *(status for arm in study["arms"] for status in arm["statuses"])]))
     seeds = dict.fromkeys([*map(str, study["seeds"]), *(seed for arm in study["arms"] for seed in arm["values"])])
@@ -151,27 +108,27 @@ def _arm(study: Mapping[str, Any], arm: Mapping[str, Any]) -> dict[str, Any]:
     row |= {key: arm[key] for key in ("group", "note", "settings")}
     row |= {"runs planned": arm["planned"]} | {f"runs {s}": arm["statuses"].get(s, 0) for s in statuses}
     summary = ("n", "mean", "sd", "low", "high")
-    row |= _flat("quality", unit, arm["quality"], summary)
+    row |= _columns_of("quality", unit, arm["quality"], summary)
     row |= {f"seed {seed} {unit}": arm["values"].get(seed) for seed in seeds}
-    row |= _flat("throughput", speed, arm["throughput"], ("value", "low", "high", "n", "of"))
-    row |= _flat("speed-up", "[x baseline]", arm["speedup"], ("value", "low", "high", "n", "of"))
-    row |= _flat("peak memory", "[GB]", arm["memory_gb"], summary)
+    row |= _columns_of("throughput", speed, arm["throughput"], ("value", "low", "high", "n", "of"))
+    row |= _columns_of("speed-up", "[x baseline]", arm["speedup"], ("value", "low", "high", "n", "of"))
+    row |= _columns_of("peak memory", "[GB]", arm["memory_gb"], summary)
     row |= {"peak memory [x baseline]": arm["memory_ratio"], "frontier [share of draws]": arm["frontier"]}
     for column in study["columns"]:
         what, _, of = column["label"].partition(", ")
-        row |= _flat(what, f"[{of}]" if of else "", arm["other"].get(column["key"]), summary)
+        row |= _columns_of(what, f"[{of}]" if of else "", arm["other"].get(column["key"]), summary)
     comparison = arm["comparison"] or {}
     row["verdict"] = comparison.get("verdict")
-    row |= _flat("difference", unit, comparison, summary)
+    row |= _columns_of("difference", unit, comparison, summary)
     row |= {key: comparison.get(key) for key in ("p", "p_holm", "p_equivalent")}
     row |= {f"{key} {unit}": comparison.get(key) for key in ("mde", "mde_family")}
     row["more_seeds"] = comparison.get("more_seeds")
-    row |= _flat("welch", unit, comparison.get("welch"), ("value", "low", "high", "p"))
+    row |= _columns_of("welch", unit, comparison.get("welch"), ("value", "low", "high", "p"))
     return row | {key: comparison.get(key) for key in ("why", "text")}
 
 
-def _flat(what: str, unit: str, numbers: Mapping[str, Any] | None, keys: Iterable[str]) -> dict[str, Any]:
-    """A group of the payload as columns: `quality mean [validation loss, nats]`, but `quality n`, which has no unit."""
+def _columns_of(what: str, unit: str, numbers: Mapping[str, Any] | None, keys: Iterable[str]) -> dict[str, Any]:
+    """A group of numbers as columns: `quality mean [validation loss, nats]`; `quality n` has no unit."""
     words = {"low": "95% low", "high": "95% high", "value": ""}
     named = {key: " ".join(filter(None, [what, words.get(key, key)])) for key in keys}
     headers = {key: name if key in ("n", "of", "p") or not unit else f"{name} {unit}" for key, name in named.items()}
@@ -179,17 +136,17 @@ def _flat(what: str, unit: str, numbers: Mapping[str, Any] | None, keys: Iterabl
 
 
 def _equal_rows(study: Mapping[str, Any]) -> list[dict[str, Any]]:
-    unit = f"[validation loss, nats a {study['unit'][:-1]}]"
+    unit = f"[validation loss, nats per {study['unit'][:-1]}]"
     return [
         {"at equal": equal["what"], "budget": equal["budget"], "arm": arm["name"]}
-        | _flat("quality", unit, arm["quality"], ("n", "mean", "sd", "low", "high"))
-        | _flat("difference", unit, arm["difference"], ("n", "mean", "sd", "low", "high"))
+        | _columns_of("quality", unit, arm["quality"], ("n", "mean", "sd", "low", "high"))
+        | _columns_of("difference", unit, arm["difference"], ("n", "mean", "sd", "low", "high"))
         for equal in study["equal"]
         for arm in equal["arms"]
     ]
 
 
-def _runs(study: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _run_rows(study: Mapping[str, Any]) -> list[dict[str, Any]]:
     values = {arm["name"]: arm["values"] for arm in study["arms"]}
     failures = {(failure["arm"], failure["seed"]): failure for failure in study["failures"]}
     rows = []
@@ -218,16 +175,17 @@ def _runs(study: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def print_report(payload: Mapping[str, Any], console: Console) -> None:
-    """Print a report: a table for each study, what was asked and answered, what to do, and what went wrong."""
+    """Print a report: each study's table, answers, recommendations and failures, then the comparison and warnings."""
     for study in payload["studies"]:
         console.print(Text(one_line(f"{study['name']}: {study['description']}").rstrip(": "), "bold"))
-        for table in _tables(study, console.width):
+        for table in _arm_tables(study, console.width):
             console.print(table)
-        console.print(Text(_legend(study), "dim"))
+        console.print(Text(_explanation(study), "dim"))
         for note in study["notes"]:
             console.print(Text(one_line(note), "dim"))
         if study["equal"]:
-            console.print(_equal(study))
+            console.print(Text(one_line(_equal_explanation(study)), "dim"))
+            console.print(_equal_table(study))
         _answers(study, console)
         _failures(study, console)
         console.print()
@@ -246,9 +204,9 @@ def print_report(payload: Mapping[str, Any], console: Console) -> None:
         _item(console, "warning", "", warning, style="yellow")
 
 
-def _tables(study: Mapping[str, Any], width: int) -> list[Table]:
-    """The table of a study; in two parts where the terminal is narrow, so that an arm stays one line."""
-    rows = [_row(study, arm) for arm in study["arms"]]
+def _arm_tables(study: Mapping[str, Any], width: int) -> list[Table]:
+    """The table of a study, in two parts if the terminal is narrow, so that each arm takes one line."""
+    rows = [_table_row(study, arm) for arm in study["arms"]]
     arm, runs, quality, difference, verdict, *rest = rows[0]
     parts = [[arm, runs, quality, difference, verdict, *rest]]
     if width < WIDE:
@@ -265,8 +223,7 @@ def _tables(study: Mapping[str, Any], width: int) -> list[Table]:
     return tables
 
 
-def _equal(study: Mapping[str, Any]) -> Table:
-    """Validation losses at equal steps, tokens and time, with the difference from the baseline there."""
+def _equal_table(study: Mapping[str, Any]) -> Table:
     digits = decimals(study["metric"])
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     table.add_column(Text("validation loss at"))
@@ -282,16 +239,16 @@ def _equal(study: Mapping[str, Any]) -> Table:
     return table
 
 
-def _row(study: Mapping[str, Any], arm: Mapping[str, Any]) -> dict[str, Text]:
+def _table_row(study: Mapping[str, Any], arm: Mapping[str, Any]) -> dict[str, Text]:
     digits, metric = decimals(study["metric"]), one_line(study["metric"]["label"]).replace(", ", ",\n")
     quality, speed, memory = arm["quality"], arm["throughput"], arm["memory_gb"]
     spread = f" ± {quality['sd']:.{digits}f}" if quality and quality["sd"] is not None else ""
     ratio = f" x{arm['speedup']['value']:.2f}" if arm["speedup"] else ""
     comparison = arm["comparison"] or {}
-    verdict = comparison.get("verdict", "baseline")
+    verdict = shown_verdict(arm)
     mean, mde, more = (comparison.get(key) for key in ("mean", "mde", "more_seeds"))
     difference = went_wrong(arm)
-    if mean is not None and "diverges" not in verdict:  # what survivors show is no evidence
+    if mean is not None and "diverges" not in verdict:  # the runs that survived are not a fair sample
         difference = interval(mean, comparison["low"], comparison["high"], digits)
     completed = arm["statuses"].get("completed", 0)
     return {
@@ -307,21 +264,29 @@ def _row(study: Mapping[str, Any], arm: Mapping[str, Any]) -> dict[str, Text]:
     }
 
 
-def _legend(study: Mapping[str, Any]) -> str:
+def _explanation(study: Mapping[str, Any]) -> str:
     metric = study["metric"]
-    margin = f"margin {metric['margin']:g} ({metric['margin_from']})" if metric["margin"] else "no margin was set"
+    margin = f"margin {metric['margin']:.4g} ({metric['margin_from']})" if metric["margin"] else "no margin was set"
     return one_line(
         f"{study['runs_found']} of {study['runs_planned']} runs. {metric['label']}: {metric['better']} is better; "
-        f"mean ± sd. Difference: from {study['baseline']}, paired by seed, 95% interval; verdict after Holm, {margin}. "
-        f"Detects: the difference found with 80% power. More: seeds to add that would resolve it."
+        f"mean ± sd. difference: from {study['baseline']}, paired by seed, with its 95% interval; verdict after Holm, "
+        f"{margin}. detects: difference detectable with 80% power. more: further seeds that would resolve it."
+    )
+
+
+def _equal_explanation(study: Mapping[str, Any]) -> str:
+    return (
+        "At equal cost: validation loss when each run had spent as much as the cheapest run spent in total, and the "
+        f"difference from {study['baseline']} (95% interval, not adjusted). Longer runs are read before their learning "
+        "rate has decayed, which counts against them."
     )
 
 
 def _answers(of: Mapping[str, Any], console: Console) -> None:
     for question in of["questions"]:
         _item(console, f"{question['id']} {question['claim']}", question["answer"], question["text"])
-    for recommendation in of["recommendations"]:
-        _item(console, "recommendation", "", recommendation["text"])
+    for text in dict.fromkeys(recommendation["text"] for recommendation in of["recommendations"]):
+        _item(console, "recommendation", "", text)
 
 
 def _failures(study: Mapping[str, Any], console: Console) -> None:
@@ -340,6 +305,6 @@ def _item(console: Console, head: str, verdict: str, text: str, style: str = "")
     line = Text(one_line(head), style)
     if verdict:
         line.append(": ").append(one_line(verdict), STYLES.get(verdict, "bold"))
-    if text := (text or "").removeprefix(f"{verdict}: "):  # texts of comparisons begin with their verdict
+    if text := (text or "").removeprefix(f"{verdict}: "):  # texts of comparisons start with the verdict
         line.append(f": {one_line(text)}", "default")
     console.print(Padding(line, (0, 0, 0, 2), expand=False))

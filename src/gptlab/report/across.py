@@ -1,0 +1,137 @@
+"""Two studies of the same arms compared: rankings, flips, and the questions asked of both."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from gptlab.config import Comparison
+from gptlab.errors import UserError
+from gptlab.report import statistics as st
+from gptlab.report import words
+from gptlab.report.estimates import Plain, clean, contrast_of
+from gptlab.report.questions import answer_questions
+from gptlab.report.studies import FACTS, ReadStudy
+
+Pair = tuple[str, str]
+
+
+def analyse_across(studies: Sequence[ReadStudy], comparison: Comparison, control: ReadStudy | None) -> Plain:
+    """Rankings, flips and answers over the two studies that a comparison names.
+
+    Args:
+        control: the comparison's control study, if it was run.
+
+    Raises:
+        UserError: a study of the comparison is missing.
+    """
+    chosen = _chosen(studies, comparison)
+    first, second = chosen.values()
+    shared = [arm for arm in first.study.arms if arm in second.study.arms and first.of(arm) and second.of(arm)]
+    flips = st.flips({pair: _contrasts(chosen, pair) for pair in itertools.combinations(shared, 2)})
+    controlled: dict[Pair, st.Flip] = {}
+    if control is not None and comparison.control is not None:
+        replaced = {name: control if name == comparison.control.of else read for name, read in chosen.items()}
+        flipped = [pair for pair, flip in flips.items() if flip.verdict == "flips"]
+        controlled = st.flips({pair: _contrasts(replaced, pair) for pair in flipped})
+    values = [{arm: read.values(arm, read.study.metric.name) for arm in shared} for read in chosen.values()]
+    tau = st.ranking(values[0], values[1], (first.study.metric.better, second.study.metric.better))
+    flipping = {arm for pair, flip in flips.items() if flip.verdict == "flips" for arm in pair}
+    ranks = [_ranks(v, read.study.metric.better) for v, read in zip(values, chosen.values(), strict=True)]
+    answers = answer_questions(comparison.questions, chosen)
+    return clean(
+        {
+            "name": comparison.name,
+            "description": comparison.description,
+            "studies": comparison.compare,
+            "ranking": {"tau": tau.value, **{key: getattr(tau, key) for key in ("low", "high", "p", "n")}}
+            | {"text": words.ranking_text(tau)},
+            "ranks": [{"arm": arm, "ranks": [r.get(arm) for r in ranks], "flip": arm in flipping} for arm in shared],
+            "flips": [_flip_data(pair, f, chosen, controlled.get(pair), comparison) for pair, f in flips.items()],
+            "counts": dict(Counter(flip.verdict for flip in flips.values())),
+            "questions": [reply for reply, _ in answers],
+            "recommendations": [advice for _, advice in answers],
+        }
+    )
+
+
+def _chosen(studies: Sequence[ReadStudy], comparison: Comparison) -> dict[str, ReadStudy]:
+    by_name = {read.study.name: read for read in studies}
+    for name in comparison.compare:
+        if name not in by_name:
+            raise UserError(
+                f"the comparison {comparison.name} is of {' and '.join(comparison.compare)}: "
+                f"no folder of {name} was given"
+            )
+    return {name: by_name[name] for name in comparison.compare}
+
+
+def unlike_studies(studies: Sequence[ReadStudy], comparison: Comparison) -> list[str]:
+    """Warnings about what the two studies of a comparison do not share, except for the commit."""
+    chosen, warnings = _chosen(studies, comparison), []
+    for what, key in FACTS.items():
+        first, second = seen = [
+            {str(run.environment[key]) for run in read.runs.values() if run.environment.get(key)}
+            for read in chosen.values()
+        ]
+        if first and second and first != second and what != "commit":
+            told = " and ".join(f"{name} {', '.join(sorted(v))}" for name, v in zip(chosen, seen, strict=True))
+            warnings.append(f"the studies differ in their {what}: {told}")
+    return warnings
+
+
+def _contrasts(studies: Mapping[str, ReadStudy], pair: Pair) -> tuple[st.Contrast, st.Contrast]:
+    a, b = (contrast_of(read, *pair, read.study.metric) for read in studies.values())
+    return a, b
+
+
+def _ranks(values: Mapping[str, st.Runs], better: str) -> dict[str, int]:
+    """The rank of each arm, 1 for the best. Arms with a diverged run share the last rank."""
+    means = {
+        arm: math.inf if runs.diverged else float(np.mean(known)) * (1 if better == "lower" else -1)
+        for arm, runs in values.items()
+        if (known := [v for v in runs.values.values() if math.isfinite(v)]) or runs.diverged
+    }
+    return {arm: 1 + sum(other < mean for other in means.values()) for arm, mean in means.items()}
+
+
+def _flip_data(
+    pair: Pair,
+    flip: st.Flip,
+    studies: Mapping[str, ReadStudy],
+    controlled: st.Flip | None,
+    comparison: Comparison,
+) -> Plain:
+    text = words.flip_text(flip, studies)
+    if flip.verdict == "flips":
+        text += _learning_rate_text(studies, controlled, comparison)
+    return {
+        "arm": pair[0],
+        "reference": pair[1],
+        "verdict": flip.verdict,
+        "text": text,
+        "p_interaction": flip.p_holm,
+        "controlled": controlled.verdict if controlled else None,
+    }
+
+
+def _learning_rate_text(studies: Mapping[str, ReadStudy], controlled: st.Flip | None, comparison: Comparison) -> str:
+    """Whether a flip may come from the studies' different learning rates, as a clause."""
+    control = comparison.control
+    if controlled is not None and control is not None:
+        replaced = (controlled.first, controlled.second)[comparison.compare.index(control.of)]
+        if controlled.verdict == "flips":
+            return "; it stays at a matched learning rate"
+        if controlled.verdict == "agrees" or replaced.verdict == "equivalent":
+            return "; it is gone at a matched learning rate, so it is an artefact"
+        return f"; {control.study} does not resolve whether the learning rate is the cause"
+    rates = {name: read.study.recipe.get("optim", {}).get("lr") for name, read in studies.items()}
+    if len(set(rates.values())) < 2:
+        return ""
+    shown = ", ".join(f"{rate:g}" for rate in rates.values() if rate)
+    wanted = f"; run {control.study} to find out" if control else ""
+    return f"; the different learning rates ({shown}) may be the cause{wanted}"
