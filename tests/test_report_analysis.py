@@ -597,9 +597,9 @@ def test_power_from_a_pilot() -> None:
     assert measured.df == 40 and 0.04 < measured.sd < 0.06  # what seeds share cancels
     assert measured.low < 0.05 < measured.high
     lines = power_report(read.study, 0.05, measured)
-    found = re.search(r"only comparison +(\d+) seeds \((\d+) to (\d+) by", "\n".join(lines))
+    found = re.search(r"only comparison +(\d+) seeds \((\d+) to (\d+) from", "\n".join(lines))
     assert found and int(found[2]) <= int(found[1]) <= int(found[3])
-    with pytest.raises(UserError, match="shows no noise of final_val_loss: it takes two seeds of base"):
+    with pytest.raises(UserError, match="shows no noise of final_val_loss: two seeds must have completed"):
         pilot_noise(made({"base": [1.0], "x": [1.0]}), "final_val_loss")
     for effect, sd in ((0.0, 1.0), (-1.0, 1.0), (1.0, 0.0), (math.nan, 1.0)):
         with pytest.raises(UserError, match="must be greater than 0"):

@@ -87,7 +87,7 @@ def test_the_facts_are_those_of_the_files(tmp_path):
     [
         ("result", "final_val_loss", 2.5, "2.5000"),
         ("result", "status", "interrupted", "**interrupted**"),
-        ("result", "micro_f1", 0.8125, r"| micro\_f1 | 0.8125 |"),
+        ("result", "micro_f1", 0.8125, "| micro-F1 | 0.8125 |"),
         ("result", "val_perplexity", None, "| validation perplexity | not finite |"),
         ("environment", "torch", "9.9", "9.9"),
         ("environment", "float8", "emulated in float32", "| float8 | emulated in float32 |"),
@@ -111,7 +111,7 @@ def test_a_diverged_run_says_where_and_why(tmp_path):
 def test_what_is_absent_is_left_out(tmp_path):
     text = card(make_run(tmp_path / "a", result=None, environment=None, evaluations=()))
     assert "no result yet" in text
-    for missing in ("## Results", "## Hardware", "## Evaluations", "parameters", "started as", "None", "nan", "Differ"):
+    for missing in ("## Results", "## Hardware", "## Evaluations", "parameters", "The command was", "None", "nan", "Differ"):
         assert missing not in text, missing
 
 
@@ -177,14 +177,14 @@ def test_a_fineweb_edu_run_stands_beside_the_known(tmp_path):
         for step, loss, acc in ((0, 10.9, 0.25), (250, 3.0712, 0.3061)):
             file.write(json.dumps({"step": step, "val_loss": loss}) + "\n")
             file.write(json.dumps({"step": step, "hellaswag_acc_norm": acc, "hellaswag_acc": 0.2912}) + "\n")
-    rows = cells(card(run), "Beside the known")
+    rows = cells(card(run), "Published results")
     assert rows[0] == ["**this run**", "FineWeb-Edu, 3M tokens", "3.071", "0.3061", "0.2912", "10 h 3 min"]
     assert rows[1][:5] == ["GPT-2 124M as released", "WebText", "3.292", "0.2955", "0.2859"]
     assert [row[2] for row in rows[2:]] == ["3.08", "3.26", "2.99"]  # none of FineWeb's: another quantity
     for settings in ({"data__tokenizer": "byte"}, {"task": "classify", "model__mlp": "gelu_erf"}):
         other = make_run(tmp_path / str(len(settings)), environment=edu, data__corpus="fineweb-edu", **settings)
-        assert "Beside the known" not in card(other)
+        assert "Published results" not in card(other)
     novels = make_run(tmp_path / "novels", data__corpus="fineweb-edu")  # by its manifest trained on other text
-    assert "Beside the known" not in card(novels)
+    assert "Published results" not in card(novels)
     nothing = make_run(tmp_path / "none", environment=edu, data__corpus="fineweb-edu", evaluations=())
-    assert "Beside the known" not in card(nothing)
+    assert "Published results" not in card(nothing)

@@ -194,7 +194,7 @@ def compare(study: dict, values: dict, base: dict, diverged: int, planned: int) 
     pairs = [values[seed] - base[seed] for seed in values if seed in base]
     found = mean_sd(pairs) if pairs else dict.fromkeys(("mean", "sd", "low", "high")) | {"n": 0}
     margin, sign = study["metric"]["margin"], -1 if study["metric"]["better"] == "lower" else 1
-    verdict, text = "not resolved", "; 3 seeds find 0.05 in four of five cases; 5 more seeds would settle it"
+    verdict, text = "not resolved", "; detectable with 80% power from 3 seeds: 0.05; 5 more seeds would resolve it"
     if found["low"] is not None:
         low, high = sorted((sign * found["low"], sign * found["high"]))
         if abs(found["mean"]) > margin and (low > 0 or high < 0):
@@ -256,7 +256,7 @@ def make_payload(arms: dict | None = None, seeds: int = 3, points: int = 300, st
                 "H4",
                 "not resolved",
                 "the frontier has the same arms on both tasks",
-                "not resolved: fp8_tensorwise differs by 31% [-4%, 66%]; 6 more seeds would settle it",
+                "not resolved: fp8_tensorwise differs by 31% [-4%, 66%]; 6 more seeds would resolve it",
                 "fp8_tensorwise",
             ),
         ]
@@ -267,7 +267,7 @@ def make_payload(arms: dict | None = None, seeds: int = 3, points: int = 300, st
                 "text": "for language modelling on one H100: "
                 "amp_bf16, 3.48 times as fast as fp32_baseline and equivalent within 0.02",
             },
-            {"id": "H1", "text": "none, because an fp32 head is equivalent and slower", "evidence": []},
+            {"id": "H1", "text": "no arm is recommended: an fp32 head is equivalent and slower", "evidence": []},
         ]
         study["provenance"] = {
             "hardware": ["NVIDIA H100 80GB HBM3"],

@@ -1,6 +1,7 @@
-"""card.md: one run on one page, from its recipe.toml, environment.json, result.json and metrics.jsonl alone.
+"""card.md: one run on one page: results first, then settings, data, hardware, and how to repeat it.
 
-What those files do not say is left out of the card.
+The card is made from recipe.toml, environment.json, result.json and metrics.jsonl. What these files do not say is left
+out.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ import numpy as np
 
 from gptlab.config import Recipe, settings
 from gptlab.report.known import DEFINITIONS, beside_the_known
-from gptlab.report.reading import duration, human, number, series, short_names
+from gptlab.report.reading import duration, human, number, series, settings_of, short_names
+from gptlab.report.words import metric_name
 from gptlab.rundir import RunDir, write_atomically
 
 MOST_EVALUATIONS = 12  # rows of the table: the card is one page
 
-# Settings that say what a run was, even at their defaults; any other is named where it differs from its default.
+# Settings that a card always shows; other settings are shown if they differ from their defaults.
 ARCHITECTURE = (
     "n_layer",
     "n_head",
@@ -52,7 +54,7 @@ ESSENTIAL = (
     "compile.enabled",
     "data.sampling",
 )
-IDENTITY = ("name", "description")  # what a run is called is no setting of it
+NOT_SETTINGS = ("name", "description")
 
 HARDWARE = {
     "device_name": "device",
@@ -65,23 +67,35 @@ HARDWARE = {
     "python": "Python",
     "torch": "PyTorch",
     "git_commit": "git commit",
+    "cuda": "CUDA",
+    "optimizer": "optimizer",
     "float8": "float8",
 }
-RESULTS = {
+RESULT_NAMES = {
     "final_train_loss": "final training loss (nats per token)",
     "final_val_loss": "final validation loss (nats per token)",
     "val_bits_per_byte": "validation bits per byte",
     "val_perplexity": "validation perplexity",
     "tokens_per_second": "tokens per second",
     "samples_per_second": "samples per second",
-    "time_per_iter_ms": "time per step (ms)",
+    "time_per_iter_ms": "time per step (ms, median)",
+    "time_per_iter_p95_ms": "time per step (ms, 95th percentile)",
     "peak_memory_gb": "peak memory (GB)",
+    "peak_memory_reserved_gb": "peak memory reserved by PyTorch (GB)",
     "wall_seconds": "wall time",
     "cpu_seconds": "CPU time",
+    "mask_bytes": "masks (bytes)",
+    "mask_overhead_percent": "mask overhead (% of step time)",
+    "final_train_eval_loss": "final loss on the training split (nats per token)",
+    "failure": "kind of failure",
+    "failed_tensor": "first failed tensor",
+    "memory_asked_gb": "memory asked for (GB)",
+    "memory_free_gb": "memory free (GB)",
+    "memory_total_gb": "memory in total (GB)",
 }
-EVALUATION = {
+EVALUATION_NAMES = {
     "val_loss": "val loss",
-    "train_eval_loss": "train loss, same measure",
+    "train_eval_loss": "train loss, measured like val",
     "val_bits_per_byte": "bits per byte",
     "val_perplexity": "perplexity",
     "hellaswag_acc": "HellaSwag acc",
@@ -113,14 +127,15 @@ def card(run: RunDir, compare: RunDir | None = None) -> str:
     environment, result, lines = run.read_json("environment.json"), run.read_json("result.json"), run.read_metrics()
     sections = [
         _head(run, recipe, result, lines),
+        _results(result, lines),
+        _picture(run),
+        _evaluations(lines),
+        _published(recipe, environment, result, lines),
+        _since(run, compare) if compare else "",
         _architecture(recipe, environment, result),
         _settings(recipe),
         _data(recipe, environment, result),
-        _table("Hardware and versions", _named(environment, HARDWARE, ("command", "data", "parameters"))),
-        _results(result, lines),
-        _evaluations(lines),
-        _known(recipe, environment, result, lines),
-        _differences(run, compare) if compare else "",
+        _table("Hardware and versions", _facts(environment, HARDWARE, ("command", "data", "parameters"))),
         _again(run, environment),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -130,12 +145,12 @@ def card(run: RunDir, compare: RunDir | None = None) -> str:
 
 
 def escape(text: str) -> str:
-    """Text as Markdown shows it letter for letter, on one line, within a table too."""
+    """Text that Markdown shows as it is, on one line, also within a table."""
     return re.sub(r"([\\`*_{}\[\]<>|#~$&!])", r"\\\1", " ".join(text.split()))
 
 
 def show(value: Any) -> str:
-    """A setting or a fact: texts that blanks would be lost from are quoted, other values stand as in TOML."""
+    """A setting or a fact: texts with blanks at the ends are quoted, other values look as in TOML."""
     if isinstance(value, str):
         plain = value == " ".join(value.split()) and value
         return escape(value if plain else json.dumps(value, ensure_ascii=False))
@@ -145,7 +160,7 @@ def show(value: Any) -> str:
 
 
 def _measured(value: Any) -> str:
-    """A measured number: four decimals for a loss, separators for what is large."""
+    """A measured number: four decimals for a loss, separators for large numbers."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "not finite" if value is None else show(value)
     if not np.isfinite(value):
@@ -168,15 +183,22 @@ def _table(title: str, rows: list[tuple[str, str]], header: Sequence[str] = ("",
     return f"## {title}\n\n{_rows(header, rows)}" if rows else ""
 
 
-def _named(facts: Mapping[str, Any], names: Mapping[str, str], without: Sequence[str] = ()) -> list[tuple[str, str]]:
-    """(name, value) of the facts that are known: those with a name of their own first, then the rest by their key."""
+def _facts(facts: Mapping[str, Any], names: Mapping[str, str], without: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """(name, value) of the known facts: those in `names` first, then the rest by key."""
     keys = [key for key in names if key in facts] + [key for key in facts if key not in names]
     known = [key for key in keys if key not in without and facts[key] not in (None, "", {}, [])]
-    return [(names.get(key) or escape(key), show(facts[key])) for key in known]
+    return [(names.get(key) or escape(key), _shown_fact(facts[key])) for key in known]
+
+
+def _shown_fact(value: Any) -> str:
+    """A fact; an object as `key value` pairs without what is null."""
+    if not isinstance(value, dict):
+        return show(value)
+    return ", ".join(f"{escape(str(key).replace('_', ' '))} {show(v)}" for key, v in value.items() if v is not None)
 
 
 def _fenced(command: str) -> str:
-    """A block of code whose fence the command cannot close."""
+    """A block of code with a fence that the command cannot close."""
     longest = max((len(run) for run in re.findall("`+", command)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}\n{command}\n{fence}"
@@ -230,23 +252,12 @@ def _defaults() -> dict[str, Any]:
     return {key: field.get_default(call_default_factory=True) for key, field in settings()}
 
 
-def _flat(recipe: Recipe) -> dict[str, Any]:
-    """Every setting by its dotted name."""
-    values = {}
-    for key, _ in settings():
-        value: Any = recipe
-        for part in key.split("."):
-            value = getattr(value, part)
-        values[key] = value
-    return values
-
-
 def _settings(recipe: Recipe) -> str:
-    told_elsewhere = (*IDENTITY, "data.corpus", "data.tokenizer", "data.path")
+    told_elsewhere = (*NOT_SETTINGS, "data.corpus", "data.tokenizer", "data.path")
     defaults = _defaults()
     rows = [
         (_code(key), show(value))
-        for key, value in _flat(recipe).items()
+        for key, value in settings_of(recipe).items()
         if not key.startswith("model.") and key not in told_elsewhere and (key in ESSENTIAL or value != defaults[key])
     ]
     return _table("Settings", rows, ("setting", "value"))
@@ -258,7 +269,7 @@ def _data(recipe: Recipe, environment: dict[str, Any], result: dict[str, Any]) -
     told = {"corpus": recipe.data.corpus, "tokenizer": recipe.data.tokenizer} if not recipe.data.mixture else {}
     if recipe.data.path:
         told["path"] = recipe.data.path
-    facts = {**told, **facts}  # what was trained on, where the environment says it, rather than what was asked for
+    facts = {**told, **facts}  # the environment knows what was trained on
     rows = []
     for key, value in facts.items():
         if value in (None, "", {}, []):
@@ -271,6 +282,13 @@ def _data(recipe: Recipe, environment: dict[str, Any], result: dict[str, Any]) -
     return _table("Data", rows)
 
 
+def _picture(run: RunDir) -> str:
+    for name in ("train-val_loss", "training_loss"):
+        if (run.plots / f"{name}.png").is_file():
+            return f"![Losses of the run]({run.plots.name}/{name}.png)"
+    return ""
+
+
 def _best(lines: list[dict[str, Any]]) -> tuple[float, float] | None:
     """(value, step) of the lowest validation loss."""
     steps, values = series(lines, "val_loss")
@@ -281,9 +299,9 @@ def _best(lines: list[dict[str, Any]]) -> tuple[float, float] | None:
 
 
 def _outcome(result: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """The result, and from the last evaluation what the result does not repeat."""
+    """The result, and scores of the last evaluation that the result does not have."""
     outcome = {key: value for key, value in result.items() if key not in (*TOLD_ELSEWHERE, "parameters")}
-    for key in EVALUATION:
+    for key in EVALUATION_NAMES:
         if key in ("val_loss", "train_eval_loss"):  # the result has them under names of its own
             continue
         _, values = series(lines, key)
@@ -293,11 +311,11 @@ def _outcome(result: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, A
 
 
 def _name(key: str) -> str:
-    return escape(RESULTS.get(key) or EVALUATION.get(key) or key)
+    return escape(RESULT_NAMES.get(key) or EVALUATION_NAMES.get(key) or metric_name(key))
 
 
 def _told(key: str, value: Any) -> str:
-    """A result in the unit that its name promises."""
+    """A result, in the unit of its name."""
     if key in ("wall_seconds", "cpu_seconds") and np.isfinite(number(value)):
         return duration(value)
     if key in ("time_per_iter_ms", "peak_memory_gb") and np.isfinite(number(value)):
@@ -307,7 +325,7 @@ def _told(key: str, value: Any) -> str:
 
 def _results(result: dict[str, Any], lines: list[dict[str, Any]]) -> str:
     outcome = _outcome(result, lines)
-    keys = [key for key in RESULTS if key in outcome] + [key for key in outcome if key not in RESULTS]
+    keys = [key for key in RESULT_NAMES if key in outcome] + [key for key in outcome if key not in RESULT_NAMES]
     rows = []
     for key in keys:
         rows.append((_name(key), _told(key, outcome[key])))
@@ -321,19 +339,19 @@ def _results(result: dict[str, Any], lines: list[dict[str, Any]]) -> str:
 def _evaluations(lines: list[dict[str, Any]]) -> str:
     rows: dict[float, dict[str, Any]] = {}
     for line in lines:
-        measured = {key: line[key] for key in line if key in EVALUATION or key.startswith("val_")}
+        measured = {key: line[key] for key in line if key in EVALUATION_NAMES or key.startswith("val_")}
         if measured and np.isfinite(number(line["step"])):
             extra = {"tokens": line["tokens"]} if "tokens" in line else {}
             rows.setdefault(number(line["step"]), {}).update(measured | extra)
     if not rows:
         return ""
     present = dict.fromkeys(key for row in rows.values() for key in row)
-    known = ("tokens", *EVALUATION)
+    known = ("tokens", *EVALUATION_NAMES)
     columns = [key for key in known if key in present] + [key for key in present if key not in known]
     steps = sorted(rows)
     kept = {steps[i] for i in np.linspace(0, len(steps) - 1, min(MOST_EVALUATIONS, len(steps))).round().astype(int)}
     best = _best(lines)
-    if best and best[1] not in kept:  # the best row takes the place of its nearest neighbour, never of an end
+    if best and best[1] not in kept:  # the best row replaces its nearest neighbour, never an end
         inner = kept - {steps[0], steps[-1]}
         kept = kept - {min(inner, key=lambda step: abs(step - best[1]))} | {best[1]}
     body = []
@@ -348,25 +366,25 @@ def _evaluations(lines: list[dict[str, Any]]) -> str:
             else:
                 cells.append(_measured(row[key]))
         body.append(cells)
-    table = _rows(["step", *(escape(EVALUATION.get(key, key)) for key in columns)], body)
+    table = _rows(["step", *(escape(EVALUATION_NAMES.get(key, key)) for key in columns)], body)
     thinned = f"{len(kept)} of {len(steps)} evaluations.\n\n" if len(kept) < len(steps) else ""
     return f"## Evaluations\n\n{thinned}{table}"
 
 
-def _known(recipe: Recipe, environment: dict[str, Any], result: dict[str, Any], lines: list[dict[str, Any]]) -> str:
+def _published(recipe: Recipe, environment: dict[str, Any], result: dict[str, Any], lines: list[dict[str, Any]]) -> str:
     facts = environment.get("data")
     trained_on = facts.get("corpus") if isinstance(facts, dict) else None
     rows = beside_the_known(recipe, str(trained_on or recipe.data.corpus), result, lines)
-    return f"## Beside the known\n\n{_rows(rows[0], rows[1:])}\n\n{DEFINITIONS}" if rows else ""
+    return f"## Published results\n\n{_rows(rows[0], rows[1:])}\n\n{DEFINITIONS}" if rows else ""
 
 
-def _differences(run: RunDir, compare: RunDir) -> str:
-    here, there = _flat(run.read_recipe()), _flat(compare.read_recipe())
+def _since(run: RunDir, compare: RunDir) -> str:
+    here, there = settings_of(run.read_recipe()), settings_of(compare.read_recipe())
     this_name, earlier_name = (escape(name) for name in short_names([run.path, compare.path]))
     rows = [
         (_code(key), show(there[key]), show(here[key]))
         for key in here
-        if key not in IDENTITY and here[key] != there[key]
+        if key not in NOT_SETTINGS and here[key] != there[key]
     ]
     header = ("setting", earlier_name, this_name)
     text = f"## Differences from {earlier_name}\n\n"
@@ -374,7 +392,7 @@ def _differences(run: RunDir, compare: RunDir) -> str:
 
     now, then = (_outcome(one.read_json("result.json"), one.read_metrics()) for one in (run, compare))
     changes = []
-    for key in dict.fromkeys((*RESULTS, *EVALUATION)):
+    for key in dict.fromkeys((*RESULT_NAMES, *EVALUATION_NAMES)):
         new, old = number(now.get(key)), number(then.get(key))
         if np.isfinite(new) and np.isfinite(old):
             sign = "+" if new > old else "-" if new < old else ""
@@ -386,12 +404,12 @@ def _differences(run: RunDir, compare: RunDir) -> str:
 
 def _again(run: RunDir, environment: dict[str, Any]) -> str:
     folder = run.path if run.path.name not in ("", "..") else run.path.resolve()
-    # Its own folder would only answer that the run is finished.
+    # Another folder, because the run in this one is finished.
     repeat = ["gptlab", "train", str(run.recipe_file), "--out", f"{folder}-again"]
     text = f"## Repeat\n\n{_fenced(shlex.join(repeat))}"
     command = environment.get("command")
     if isinstance(command, list):
         command = shlex.join(str(part) for part in command)
     if command:
-        text += f"\n\nIt was started as\n\n{_fenced(str(command))}"
+        text += f"\n\nThe command was\n\n{_fenced(str(command))}"
     return text

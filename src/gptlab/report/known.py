@@ -1,4 +1,4 @@
-"""A run beside what is known of others: GPT-2 as released, and published reproductions of its 124M."""
+"""A run beside published results: GPT-2 as released, and reproductions of its 124M model."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ EDU = "FineWeb-Edu"
 
 @dataclass(frozen=True)
 class Known:
-    """Published figures; None is not published. Losses of different data are different quantities."""
+    """Published figures; None if not published. Losses on different data cannot be compared."""
 
     name: str
     loss_on: str
     val_loss: float | None
     acc_norm: float | None
-    """HellaSwag's 10,042 validation rows, token-normalised: the ending with the lowest mean loss a token."""
+    """HellaSwag's 10,042 validation rows, token-normalised: the ending with the lowest mean loss per token."""
     acc: float | None
-    """The same by the lowest summed loss."""
+    """The ending with the lowest summed loss."""
     trained_on: str
     cost: str
 
@@ -34,22 +34,25 @@ KNOWN = [
     Known("classic 124M, the run 230126", EDU, 3.26, 0.28, None, "FineWeb-Edu, 10B tokens", "one RTX 5090"),
     Known("modern 124M, the run 050226", EDU, 2.99, 0.32, None, "FineWeb-Edu, 20B tokens", "22 h, one RTX 5090"),
 ]
-# what a corpus' validation split is called above
+# the name above of a corpus' validation split
 LOSS_ON = {"fineweb-edu": EDU}
 DEFINITIONS = (
-    "Loss: nats a token of GPT-2's BPE, over part of the validation split of the data it is named with; each run held "
-    "out its own, so that hundredths are no difference, and losses of other data are left out. HellaSwag: all 10,042 "
-    "validation rows, token-normalised (acc_norm) or summed (acc); lm-eval's numbers are others. A figure of gptlab's "
-    "is its last evaluation; all others are as published, one seed each."
+    "Loss: nats per token of GPT-2's BPE, over part of the validation split of the named data. Each run held out a "
+    "part of its own, so differences of a few hundredths mean nothing. HellaSwag: all 10,042 validation rows, "
+    "token-normalised (acc_norm) or summed (acc); lm-eval defines them differently. This run's figures are its last "
+    "evaluation. The others are as published, with one seed each."
 )
 
 
 def beside_the_known(
     recipe: Recipe, corpus: str, result: dict[str, Any], lines: list[dict[str, Any]]
 ) -> list[list[str]]:
-    """Rows of a table, its header first: this run, then the known ones with a loss on the same data.
+    """Rows of a table, the header first: this run, then the published ones with a loss on the same data.
 
-    Empty where the run is not of GPT-2's tokens on data that something is known of; `corpus` is as its manifest says.
+    Empty if the run did not use GPT-2's tokenizer, or nothing is published about its data.
+
+    Args:
+        corpus: as the dataset's manifest names it.
     """
     loss_on = LOSS_ON.get(corpus)
     if loss_on is None or recipe.task != "lm" or recipe.data.tokenizer != "gpt2" or recipe.data.mixture:

@@ -1,8 +1,8 @@
-"""The report as one web page: a payload in, one HTML file out that needs no network and no file beside it.
+"""The report as one web page: a payload in, one HTML file out that needs no network and no other file.
 
-The page's own text, style and script stand in page/. Data goes into it as JSON only, and the script shows it through
-text nodes, so that a `<` in an arm's name is a `<` on the screen. A policy in the head forbids the browser every
-request, and every script and style but these.
+The text, style and script of the page are in page/. Data enters the page as JSON only, and the script shows it through
+text nodes, so a `<` in an arm's name is a `<` on the screen. A policy in the head forbids the browser every request,
+and every script and style except the page's own.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any
 
 from gptlab.rundir import write_atomically
 
-SCRIPTS = ("base.js", "table.js", "charts.js", "page.js")  # in this order they are one script
+SCRIPTS = ("base.js", "table.js", "charts.js", "page.js")  # joined in this order
 DIGITS = 5  # of a loss in a curve: a tenth of a pixel where a chart of 400 pixels shows a tenth of the loss
 
 
 def write_page(payload: dict[str, Any], file: Path) -> None:
-    """Write the page of a report; its folder is made where there is none."""
+    """Write the page of a report; its folder is created if it is missing."""
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, render_page(payload))
 
@@ -32,12 +32,12 @@ def render_page(payload: dict[str, Any]) -> str:
     """The page of a report as HTML.
 
     Args:
-        payload: what `analysis` makes of studies. Its curves are thinned here no further, but rounded.
+        payload: as `analyse` returns it. Losses of its curves are rounded here.
 
     Raises:
         ValueError: the payload holds a NaN or an infinity.
     """
-    style, script = _read("page.css"), "".join(_read(name) for name in SCRIPTS)
+    style, script = _asset("page.css"), "".join(_asset(name) for name in SCRIPTS)
     policy = {
         "default-src": "'none'",
         "script-src": _hash(script),
@@ -53,38 +53,40 @@ def render_page(payload: dict[str, Any]) -> str:
         "payload": _embedded(_packed(payload)),
         "script": script,
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _read("page.html"))
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _asset("page.html"))
 
 
-def _read(name: str) -> str:
+def _asset(name: str) -> str:
     return (resources.files("gptlab") / "report" / "page" / name).read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:
-    """A script or style as a Content-Security-Policy names it."""
+    """The hash by which a Content-Security-Policy allows a script or style."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _embedded(value: Any) -> str:
-    """JSON that a script element can hold: nothing in it ends the element, opens a comment or breaks a line.
+    """JSON for a script element: nothing in it ends the element, opens a comment or breaks a line.
 
-    json.dumps writes U+2028 and every other character beyond ASCII as an escape already.
+    json.dumps already escapes U+2028 and every other character beyond ASCII.
     """
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return text.replace("&", r"\u0026").replace("<", r"\u003c").replace(">", r"\u003e")
 
 
 def _packed(payload: dict[str, Any]) -> dict[str, Any]:
-    """The payload with each curve as two lists, steps and rounded losses, which halves the page."""
+    """The payload with each curve as two lists, steps and rounded losses, which halves the size of the page."""
     studies = []
     for study in payload["studies"]:
-        runs = [run | {kind: _curve(run.get(kind)) for kind in ("train", "val")} for run in study["runs"]]
-        means = {arm: {kind: _curve(curve) for kind, curve in kinds.items()} for arm, kinds in study["means"].items()}
+        runs = [run | {kind: _two_lists(run.get(kind)) for kind in ("train", "val")} for run in study["runs"]]
+        means = {
+            arm: {kind: _two_lists(curve) for kind, curve in kinds.items()} for arm, kinds in study["means"].items()
+        }
         studies.append(study | {"runs": runs, "means": means})
     return payload | {"studies": studies}
 
 
-def _curve(points: list[list[float | None]] | None) -> list[list[float | None]]:
+def _two_lists(points: list[list[float | None]] | None) -> list[list[float | None]]:
     """[[step, loss], ...] as [[step, ...], [loss, ...]]."""
     points = points or []
     losses = [None if loss is None else float(f"{loss:.{DIGITS}g}") for _, loss in points]

@@ -9,29 +9,30 @@ from gptlab.config import Study
 from gptlab.errors import UserError
 from gptlab.report import statistics as st
 from gptlab.report.studies import ReadStudy
+from gptlab.report.words import counted
 
 SHOWN = (3, 4, 5, 6, 8, 10, 15, 20, 30, 50)  # numbers of seeds in the table
 
 
 @dataclass(frozen=True)
 class Noise:
-    """The sd of the paired difference between two arms, seed by seed, in the metric's units."""
+    """The sd over seeds of the paired difference between two arms, in the metric's units."""
 
     sd: float
     low: float = math.nan
-    """95% interval, by chi-squared; NaN where the sd was given and not measured."""
+    """95% interval, by chi-squared; NaN if the sd was given and not measured."""
     high: float = math.nan
     df: int = 0
 
 
 def pilot_noise(read: ReadStudy, key: str) -> Noise:
-    """From a pilot: the pooled sd of every arm's paired differences with the baseline, runs that diverged left out.
+    """From a pilot study: the sd of paired differences with the baseline, pooled over arms without diverged runs.
 
     Args:
-        key: the metric's name, of the study that is planned.
+        key: name of the planned study's metric.
 
     Raises:
-        UserError: no two seeds of an arm and the baseline completed.
+        UserError: no arm has two seeds that completed in it and in the baseline.
     """
     from scipy.special import chdtri
 
@@ -46,8 +47,8 @@ def pilot_noise(read: ReadStudy, key: str) -> Noise:
             squares, df = squares + (d.n - 1) * d.sd**2, df + d.n - 1
     if not df:
         raise UserError(
-            f"{read.folder} shows no noise of {key}: it takes two seeds of {study.baseline} and of another arm that "
-            "completed with one"
+            f"{read.folder} shows no noise of {key}: two seeds must have completed with a {key}, in {study.baseline} "
+            "and in another arm"
         )
     return Noise(
         math.sqrt(squares / df), math.sqrt(squares / chdtri(df, 0.025)), math.sqrt(squares / chdtri(df, 0.975)), df
@@ -55,13 +56,13 @@ def pilot_noise(read: ReadStudy, key: str) -> Noise:
 
 
 def power_report(study: Study, effect: float, noise: Noise) -> list[str]:
-    """Lines that say how many seeds find a difference of `effect`, and what other numbers of seeds find.
+    """Lines of text: how many seeds detect a difference of `effect`, and what other numbers of seeds detect.
 
     Args:
         effect: a true difference of the study's metric, in its units.
 
     Raises:
-        UserError: an effect or noise that is not greater than 0.
+        UserError: an effect or noise that is not greater than 0, or a study with one arm.
     """
     for name, value in (("effect", effect), ("noise", noise.sd)):
         if not (value > 0 and math.isfinite(value)):
@@ -69,34 +70,34 @@ def power_report(study: Study, effect: float, noise: Noise) -> list[str]:
     family = len(study.arms) - 1
     if not family:
         raise UserError(f"{study.name} has one arm: there is nothing to compare")
-    measured = f", measured: 95% interval {noise.low:.3g} to {noise.high:.3g}" if noise.df else ""
+    measured = f" (measured; 95% interval {noise.low:.3g} to {noise.high:.3g})" if noise.df else ""
     lines = [
-        f"{study.name}: {study.metric.name}, {family} comparisons with {study.baseline}; a paired difference has an sd "
-        f"of {noise.sd:.3g} over seeds{measured}",
+        f"{study.name}: {study.metric.name}, {counted(family, 'comparison')} with {study.baseline}; the sd of a paired "
+        f"difference over seeds is {noise.sd:.3g}{measured}",
         "",
-        f"to find a difference of {effect:g} in four of five cases (paired t, 5%, two-sided):",
+        f"to detect a difference of {effect:g} with 80% power (paired t, two-sided, 5%):",
         f"  {'if it is the only comparison':<32}{_seeds(effect, noise, 1)}",
         f"  {f'the first of {family} after Holm':<32}{_seeds(effect, noise, family)}",
     ]
     if study.metric.margin:
         n = st.seeds_for_equivalence(study.metric.margin, noise.sd)
-        lines.append(f"to show arms that do not differ equivalent within {study.metric.margin:g}: {_number(n)}")
-    lines += ["", f"{'seeds':>7}  {'finds (alone)':>14}  {'finds (of ' + str(family) + ')':>14}"]
+        lines.append(f"to show that equal arms are equivalent within {study.metric.margin:g}: {_seed_count(n)}")
+    lines += ["", f"{'seeds':>7}  {'detects (alone)':>15}  {f'detects (of {family})':>16}"]
     for n in sorted({*SHOWN, len(study.seeds)}):
         alone, among = (st.minimum_detectable(n, noise.sd, m) for m in (1, family))
-        mark = "  this study's" if n == len(study.seeds) else ""
+        mark = "  this study" if n == len(study.seeds) else ""
         if n > 1:
-            lines.append(f"{n:>7}  {alone:>14.3g}  {among:>14.3g}{mark}")
+            lines.append(f"{n:>7}  {alone:>15.3g}  {among:>16.3g}{mark}")
     return lines
 
 
 def _seeds(effect: float, noise: Noise, family: int) -> str:
-    text = _number(st.seeds_needed(effect, noise.sd, max(1, family)))
+    text = _seed_count(st.seeds_needed(effect, noise.sd, max(1, family)))
     if noise.df:
         ends = [st.seeds_needed(effect, sd, max(1, family)) for sd in (noise.low, noise.high)]
-        text += f" ({_number(ends[0], '')} to {_number(ends[1], '')} by the noise's interval)"
+        text += f" ({_seed_count(ends[0], '')} to {_seed_count(ends[1], '')} from the interval of the sd)"
     return text
 
 
-def _number(n: int | None, unit: str = " seeds") -> str:
+def _seed_count(n: int | None, unit: str = " seeds") -> str:
     return f"over {st.MOST_SEEDS:,}{unit}" if n is None else f"{n:,}{unit}"

@@ -206,7 +206,7 @@ def recommend_overall(read: ReadStudy, arms: Sequence[Plain], margin: float) -> 
         name = pick(better, key=lambda a: a["comparison"]["mean"])["name"]
         text, evidence = f"use {name} rather than {baseline}, for better {quality}", [name, baseline]
     else:
-        text = "no arm was compared"
+        text = f"no arm has two seeds in common with {baseline}"
         if good:
             text = f"no arm that is equivalent to {baseline} ({', '.join(evidence)}) is significantly faster"
         elif any(a["comparison"]["n"] > 1 for a in others):

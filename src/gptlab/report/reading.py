@@ -1,19 +1,22 @@
-"""What plots and cards have in common: a metric as arrays, and numbers and names as people read them."""
+"""What the modules of `report` share: a metric as arrays, and numbers and names as people read them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gptlab.config import Recipe, settings
+
 Array = NDArray[np.float64]
 
 
 def number(value: Any) -> float:
-    """A logged value as a float; null, which stands for a value that was not finite, is NaN, and so is what is none."""
+    """A logged value as a float. Null (a value that was not finite) and anything that is no number become NaN."""
     try:
         return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else np.nan
     except OverflowError:  # a whole number beyond 1e308
@@ -21,25 +24,30 @@ def number(value: Any) -> float:
 
 
 def series(lines: Sequence[dict[str, Any]], key: str) -> tuple[Array, Array]:
-    """One metric over the run as (steps, values), both (points,), sorted by step.
+    """One metric of a run as (steps, values), both (points,), sorted by step.
 
-    Where a step was written twice the later line counts: that is what a resumed run measured again.
+    If a step was logged twice, the later line counts: a resumed run measured it again.
     """
     points = {number(line["step"]): number(line[key]) for line in lines if key in line}
     steps = sorted(step for step in points if np.isfinite(step))
     return np.array(steps, dtype=np.float64), np.array([points[step] for step in steps], dtype=np.float64)
 
 
+def settings_of(recipe: Recipe) -> dict[str, Any]:
+    """Every setting of a recipe by its dotted name."""
+    return {name: reduce(getattr, name.split("."), recipe) for name, _ in settings()}
+
+
 def human(count: float) -> str:
     """A large number in three digits: 524288 is 524K, 1e10 is 10B."""
     for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if abs(count) >= 0.9995 * size:  # what would be rounded to 1000 of the smaller unit is 1 of this one
+        if abs(count) >= 0.9995 * size:  # 999.6K is 1M
             return f"{count / size:.3g}{unit}"
     return f"{count:.3g}"
 
 
 def duration(seconds: float) -> str:
-    """A time in its two largest units: 36184 seconds are 10 h 3 min."""
+    """A time in its two largest units: 36184 seconds is 10 h 3 min."""
     if seconds < 60:
         return f"{seconds:.3g} s"
     whole = round(seconds)
@@ -50,7 +58,7 @@ def duration(seconds: float) -> str:
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """For each folder the fewest of its last path components that no other of the folders ends with."""
+    """For each folder the shortest end of its path that no other folder's path ends with."""
     parts = [path.resolve().parts for path in paths]
 
     def name(own: tuple[str, ...]) -> str:

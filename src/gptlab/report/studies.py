@@ -1,4 +1,4 @@
-"""Study folders read for a report: what people have, unfinished, damaged and foreign runs among it."""
+"""Study folders read for a report, in any state: with unfinished, damaged and foreign runs in them."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from typing import Any
 
 import numpy as np
 
-from gptlab.config import Recipe, Study, settings
+from gptlab.config import Recipe, Study
 from gptlab.errors import UserError
-from gptlab.report.reading import Array, number, series
+from gptlab.report.reading import Array, number, series, settings_of
 from gptlab.report.statistics import Runs
 from gptlab.rundir import RunDir, open_study, run_name
 from gptlab.status import STATUSES
 
-# what else two runs may differ in, by its name in environment.json
+# other facts that runs may differ in: name in a sentence, key in environment.json
 FACTS = {"device": "device_name", "torch": "torch", "gptlab": "gptlab", "commit": "git_commit", "threads": "threads"}
 CURVES = ("loss", "val_loss", "tokens_per_second", "samples_per_second")
-# settings that a run resolves for itself, or that change nothing that is compared
+# settings that a run resolves itself, or that do not change what is compared
 OWN = ("name", "description", "data.", "compile.", "checkpoint.", "log.", "sample.", "hellaswag.path", "train.device")
-WARM_UP = 10  # steps at a run's beginning that no speed is taken from: compilation and warm-up
+WARM_UP = 10  # first steps of a run, without a speed: compilation and warm-up
 
 
 @dataclass
 class ReadRun:
-    """A run as its folder and its summary tell it."""
+    """A run, from its folder and its summary."""
 
     arm: str
     seed: int
@@ -39,21 +39,21 @@ class ReadRun:
     status: str
     """How it ended, or `unfinished`."""
     result: dict[str, Any]
-    """Its summary; {} while there is none."""
+    """Its summary; {} if there is none yet."""
     curves: dict[str, tuple[Array, Array]] = field(default_factory=dict)
-    """Steps and values of what it logged: loss, val_loss, tokens_per_second, samples_per_second."""
+    """Steps and values of the logged loss, val_loss, tokens_per_second and samples_per_second."""
     environment: dict[str, Any] = field(default_factory=dict)
     picks: dict[int, float] = field(default_factory=dict)
-    """HellaSwag's rows to 1 where the pick by loss a token was right, else 0."""
+    """HellaSwag row to 1 if the ending with the lowest loss per token was right, else 0."""
     differs: list[str] = field(default_factory=list)
-    """Settings of its recipe that are not the study's."""
+    """Settings of its recipe that differ from the study's."""
 
     def value(self, key: str) -> float:
-        """A number of a run that completed; NaN where there is none."""
+        """A number from the result of a completed run; NaN if there is none."""
         return number(self.result.get(key)) if self.status == "completed" else float("nan")
 
     def speeds(self, unit: str) -> list[float]:
-        """Tokens or samples a second, a sample each logged stretch of the steady state; else the summary's median."""
+        """Tokens or samples per second of each logged interval after warm-up; else the summary's median."""
         key = f"{unit}_per_second"
         steps, values = self.curves.get(key, (np.array([]), np.array([])))
         steady: list[float] = values[steps > WARM_UP].tolist()
@@ -66,7 +66,7 @@ class ReadStudy:
     study: Study
     folder: Path
     runs: dict[tuple[str, int], ReadRun]
-    """Those that were found, by arm and seed, in the study's order."""
+    """The runs that were found, by arm and seed, in the study's order."""
     warnings: list[str]
 
     @property
@@ -74,14 +74,14 @@ class ReadStudy:
         return "samples" if self.study.recipe.get("task") == "classify" else "tokens"
 
     def of(self, arm: str) -> list[ReadRun]:
-        """An arm's runs, or those of all arms that match a pattern such as `adamw_*`."""
+        """The runs of an arm, or of all arms that match a pattern such as `adamw_*`."""
         return [run for run in self.runs.values() if fnmatchcase(run.arm, arm)]
 
     def values(self, arm: str, key: str, better: str = "lower") -> Runs:
-        """An arm's runs in one metric, as the statistics take them; of a pattern, the best arm's that matches it.
+        """An arm's runs in one metric, as the statistics take them; for a pattern, the runs of its best arm.
 
-        Which arm that is, each seed is told by the others: it is judged on a seed that had no part in choosing it, as
-        the best of many would look better than it is on those that it was chosen by. A diverged run is never best.
+        The best arm is chosen for each seed on the other seeds (cross-validation), because the best of many arms looks
+        better than it is on the seeds that chose it. An arm with a diverged run is never best.
         """
         runs = self.of(arm)
         if "*" in arm:
@@ -106,16 +106,16 @@ class ReadStudy:
         return Runs(values, sum(run.status == "diverged" for run in chosen.values()))
 
     def speeds(self, arm: str) -> dict[int, list[float]]:
-        """Seed to speeds, of runs that completed and went on for long enough to have any."""
+        """Seed to speeds, for completed runs with any logged speed."""
         found = {run.seed: run.speeds(self.unit) for run in self.of(arm) if run.status == "completed"}
         return {seed: speeds for seed, speeds in found.items() if speeds}
 
 
 def read_study_folder(folder: str | Path) -> ReadStudy:
-    """A study's folder, whatever state it is in; what cannot be used is named in `warnings` and left out.
+    """Read a study's folder in any state. What cannot be used is left out and named in `warnings`.
 
     Raises:
-        UserError: there is no study in the folder, or its study.toml is damaged.
+        UserError: the folder has no study, or its study.toml is damaged.
     """
     folder = Path(folder)
     study = open_study(folder)
@@ -142,54 +142,50 @@ def read_study_folder(folder: str | Path) -> ReadStudy:
             warnings.append(f"{run.folder} completed without a {study.metric.name}")
     seeds = list(dict.fromkeys([*study.seeds, *sorted({seed for _, seed in found})]))
     order = [(arm, seed) for arm in study.arms for seed in seeds if (arm, seed) in found]
-    warnings += _unequal(study, [found[key] for key in order])
+    warnings += _unlike_runs(study, [found[key] for key in order])
     if emulated := list(dict.fromkeys(arm for arm, seed in order if "float8" in found[arm, seed].environment)):
         warnings.append(
-            f"{study.name}: float8 was emulated in float32 in {', '.join(emulated)}, so their speed says nothing of "
-            "hardware that multiplies float8"
+            f"{study.name}: float8 was emulated in float32 in {', '.join(emulated)}, so their speed says nothing about "
+            "hardware with float8 matrix units"
         )
     return ReadStudy(study, folder, {key: found[key] for key in order}, warnings)
 
 
 def _read_run(folder: Path, study: Study, arm: str, seed: int, foreign: dict[str, list[str]]) -> ReadRun | None:
     run, name = RunDir(folder / run_name(arm, seed)), f"{run_name(arm, seed)}.json"
-    summary = _table(RunDir(folder).read_json(name), "its summary")
-    if summary and summary.get("study") != study.name:  # a short trial that left its result beside the study's
+    summary = _checked(RunDir(folder).read_json(name), "its summary")
+    if summary and summary.get("study") != study.name:  # of a short trial in the same folder
         foreign.setdefault(str(summary.get("study")), []).append(name)
         summary = {}
     if summary and (summary.get("arm"), summary.get("seed")) != (arm, seed):
         raise ValueError(f"its summary is of {summary.get('arm')} seed {summary.get('seed')}")
-    result = summary or _table(run.read_json("result.json"), "its result")
+    result = summary or _checked(run.read_json("result.json"), "its result")
     status = result.get("status", "unfinished")
     if status not in (*STATUSES, "unfinished"):
-        raise ValueError(f"status = {status}: there is no such status")
+        raise ValueError(f"status = {status}: unknown status")
     lines = run.read_metrics()
     if not result and not lines:
         return None
     curves = {key: series(lines, key) for key in CURVES}
-    environment = _table(run.read_json("environment.json"), "its environment")
-    environment["data"] = _table(environment.get("data") or {}, "its environment's data")
+    environment = _checked(run.read_json("environment.json"), "its environment")
+    environment["data"] = _checked(environment.get("data") or {}, "its environment's data")
     read = ReadRun(arm, seed, run.path, status, result, curves, environment, _picks(run))
     if run.exists():
-        read.differs = _differences(study.build(arm, seed), run.read_recipe())
+        read.differs = _changed_settings(study.build(arm, seed), run.read_recipe())
     return read
 
 
-def _table(value: Any, what: str) -> dict[str, Any]:
+def _checked(value: Any, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"{what} is no table")
+        raise ValueError(f"{what} is not a JSON object")
     return value
 
 
-def _differences(planned: Recipe, trained: Recipe) -> list[str]:
-    """Settings in which a run is not what the study says, without those that a run resolves or may change."""
-    plan, run = planned.model_dump(), trained.model_dump()
-    found = []
-    for name, _ in settings():
-        wanted: Any = plan
-        got: Any = run
-        for part in name.split("."):
-            wanted, got = wanted[part], got[part]
+def _changed_settings(planned: Recipe, trained: Recipe) -> list[str]:
+    """Settings of a run that differ from the study's, without those that a run resolves or may change."""
+    found, of_run = [], settings_of(trained)
+    for name, wanted in settings_of(planned).items():
+        got = of_run[name]
         resolved = wanted in ("", "auto") or (type(wanted) is int and wanted == 0)
         resolved = resolved or (name.startswith("model.") and bool(planned.train.init_from))
         if wanted != got and not resolved and not name.startswith(OWN):
@@ -201,45 +197,40 @@ def _picks(run: RunDir) -> dict[int, float]:
     file = run.path / "hellaswag_results.jsonl"
     picks: dict[int, float] = {}
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else ():
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # half a line, as a kill leaves it
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # a half-written last line
             row = json.loads(line)
             picks[int(row["ind"])] = float(row["pick_norm"] == row["label"])
     return picks
 
 
-def _unequal(study: Study, runs: list[ReadRun]) -> list[str]:
-    """Sentences on what differs between runs besides their arm and seed, and makes them hard to compare."""
-    warnings = []
-    for what, key in FACTS.items():
-        seen: dict[str, list[ReadRun]] = {}
-        for run in runs:
-            if run.environment.get(key) is not None:
-                seen.setdefault(str(run.environment[key]), []).append(run)
-        if len(seen) > 1:
-            warnings.append(f"{study.name}: runs differ in their {what}: {_counts(seen)}")
-    data: dict[str, list[ReadRun]] = {}
-    steps: dict[str, list[ReadRun]] = {}
+def _unlike_runs(study: Study, runs: list[ReadRun]) -> list[str]:
+    """Warnings about what differs between runs besides arm and seed, and makes them hard to compare."""
+
+    groups: dict[str, dict[str, list[ReadRun]]] = {what: {} for what in (*FACTS, "data", "length")}
+    changed: dict[str, list[ReadRun]] = {}
     for run in runs:
-        own = study.arms[run.arm].settings
-        if "data" not in own and (mark := run.environment["data"].get("fingerprint")):
-            data.setdefault(str(mark), []).append(run)
+        own, environment = study.arms[run.arm].settings, run.environment
+        facts = {what: environment.get(key) for what, key in FACTS.items()}
+        if "data" not in own:  # else the arm differs in its data on purpose, and below in its length
+            facts["data"] = environment["data"].get("fingerprint") or None
         if run.status == "completed" and not {"train", "batch"} & own.keys():
             work = {key: number(run.result.get(key)) for key in ("steps", "tokens", "samples") if key in run.result}
-            steps.setdefault(", ".join(f"{n:,.0f} {key}" for key, n in work.items()), []).append(run)
-    for what, seen in (("data", data), ("length", steps)):
-        if len(seen) > 1:
-            warnings.append(f"{study.name}: runs differ in their {what}: {_counts(seen)}")
-    recipes: dict[str, list[ReadRun]] = {}
-    for run in runs:
+            facts["length"] = ", ".join(f"{n:,.0f} {key}" for key, n in work.items())
+        for what, value in facts.items():
+            if value is not None:
+                groups[what].setdefault(str(value), []).append(run)
         if run.differs:
-            recipes.setdefault(", ".join(run.differs), []).append(run)
-    if recipes:
-        warnings.append(f"{study.name}: runs were trained with other settings than the study's: {_counts(recipes)}")
+            changed.setdefault(", ".join(run.differs), []).append(run)
+    warnings = [
+        f"{study.name}: runs differ in their {what}: {_listed(seen)}" for what, seen in groups.items() if len(seen) > 1
+    ]
+    if changed:
+        warnings.append(f"{study.name}: runs were trained with other settings than the study's: {_listed(changed)}")
     return warnings
 
 
-def _counts(seen: Mapping[str, list[ReadRun]]) -> str:
-    """`A (3 runs), B (arm seed 0)`: where few are unlike the rest they are named."""
+def _listed(seen: Mapping[str, list[ReadRun]]) -> str:
+    """`A (3 runs); B (arm seed 0)`: one or two runs are named, more are counted."""
     parts = []
     for value, runs in sorted(seen.items(), key=lambda item: -len(item[1])):
         named = ", ".join(f"{run.arm} seed {run.seed}" for run in runs)

@@ -39,14 +39,14 @@ function scale(low, high, from, to, log = false) {  // from values to pixels, an
   return Object.assign(map, { low, high, log, back });
 }
 
-function ticks(low, high, most, log = false) {
+function ticks(low, high, most, log = false, whole = false) {
   if (log) {
     const powers = Array.from({ length: 40 }, (_, i) => 10 ** (i - 20));
     const all = powers.flatMap((power) => [1, 2, 5].map((factor) => factor * power)).filter((one) => one >= low && one <= high);
     if (all.length > 3) return { all: all.length > 2 * most ? all.filter((one) => powers.includes(one)) : all, show: human };
   }
-  const rough = (high - low) / Math.max(1, most), power = 10 ** Math.floor(Math.log10(rough));
-  const factor = [1, 2, 2.5, 5, 10].find((one) => one * power >= rough * 0.999), step = factor * power;
+  const rough = Math.max(whole ? 1 : 0, (high - low) / Math.max(1, most)), power = 10 ** Math.floor(Math.log10(rough));
+  const factor = [1, 2, whole ? 2 : 2.5, 5, 10].find((one) => one * power >= rough * 0.999), step = factor * power;
   const first = Math.ceil(low / step - 1e-9), count = Math.floor(high / step + 1e-9) - first + 1;
   const decimals = Math.max(0, -Math.floor(Math.log10(step) + 1e-9) + (factor === 2.5 ? 1 : 0));
   const show = (value) => (Math.abs(value) >= 1e4 || step >= 1000 ? human(value) : fixed(value, decimals));
@@ -68,7 +68,7 @@ function plotArea(width, height) {
 }
 
 function axes(svg, area, x, y, xName, yName) {
-  const up = ticks(y.low, y.high, area.height / 45, y.log), across = ticks(x.low, x.high, area.width / 60);
+  const up = ticks(y.low, y.high, area.height / 45, y.log), across = ticks(x.low, x.high, area.width / 60, false, xName === "step");
   for (const value of up.all) {
     svg.append(line("grid", area.left, y(value), area.right, y(value)), write("", area.left - 8, y(value) + 4, up.show(value), "end"));
   }
@@ -280,9 +280,9 @@ function curveChart(study) {
   const choose = (value) => { kind = value; ({ curves, whole } = gather(study, kind)); zoomTo(null); };
   const tools = h("div", { class: "tools" }, kinds.length > 1 ? choices("which loss", kinds, choose) : null,
     choices("scale of the loss", [[false, "linear"], [true, "log"]], (value) => { log = value; redraw(); }), reset);
-  return figure("Loss curves", "Thin: each seed. Thick: the mean of an arm's completed runs, smoothed where it is training. "
-    + "Grey: arms that are not picked. A cross marks where a run diverged. Drag, pinch or Ctrl + wheel to zoom, double-click "
-    + "to see all.", tools, box);
+  return figure("Loss curves", "Thin: single runs. Thick: the mean of an arm's completed runs; means of training losses are smoothed. "
+    + "Grey: arms that are not selected. A cross marks where a run diverged. Drag, pinch or Ctrl + wheel to zoom; double-click "
+    + "to reset.", tools, box);
 }
 
 function bisect(sorted, value) {
@@ -309,11 +309,11 @@ function tradeOff(study, title, label, better, of) {
   const right = better === "higher", up = study.metric.better === "higher", judged = points.filter((one) => one.whole);
   const edge = frontier(judged, right ? 1 : -1, up ? 1 : -1);
   const box = h("div", { class: "plot", role: "img", "aria-label": `${title}. On the frontier: ${
-    edge.map((one) => one.arm).join(", ")}. The numbers stand in the table.` });
+    edge.map((one) => one.arm).join(", ")}. The numbers are in the table.` });
 
   function told({ arm, whole, x, all }) {
     const lines = [arm, `${study.metric.label}: ${quality(study, all)}`, `${label}: ${digits(x, 4)}`];
-    if (!whole) lines.push(`${all.statuses.diverged} of ${all.planned} runs diverged: not on the frontier`);
+    if (!whole) lines.push(`${all.statuses.diverged} of ${all.planned} runs diverged: left out of the frontier`);
     if (known(all.frontier)) lines.push(`on the frontier of throughput and quality in ${percent(all.frontier)} of draws`);
     return lines.join("\n");
   }
@@ -394,7 +394,7 @@ function forest(study, arms) {
         Math.min(...reach) < low ? s("text", { y: "50%", dy: 4 }, "◂") : null,
         Math.max(...reach) > high ? s("text", { x: "100%", y: "50%", dy: 4, "text-anchor": "end" }, "▸") : null,
         inside(one.mean) && one.mean !== null ? s("circle", { class: "mean", cx: at(one.mean), cy: "50%", r: 5 }) : null),
-      h("div", { class: "says" }, badge(one.verdict), h("span", null, afterVerdict(one))));
+      h("div", { class: "says" }, badge(shownVerdict(arm)), h("span", null, afterVerdict(shownVerdict(arm), one.text))));
   }
 
   const tick = ticks(low, high, 5), [left, right] = study.metric.better === "lower" ? ["better", "worse"] : ["worse", "better"];
@@ -435,7 +435,7 @@ function slopeChart({ studies, ranks: all }) {
     svg.setAttribute("font-size", size);
     for (const one of ranks.sort((a, b) => a.flip - b.flip)) {
       const tip = [one.arm, ...studies.map((study, i) => `${study}: ${known(one.ranks[i]) ? `rank ${one.ranks[i]}` : "no rank"}`)];
-      if (one.flip) tip.push("takes part in a flip");
+      if (one.flip) tip.push("part of a flip");
       const kind = one.flip ? "slope flip" : "slope";
       svg.append(s("g", { class: kind, "data-arm": one.arm, "data-pick": one.arm, "data-tip": tip.join("\n") },
         studies.map((_, column) => {
@@ -451,6 +451,6 @@ function slopeChart({ studies, ranks: all }) {
     box.replaceChildren(svg);
     paint(box);
   });
-  return figure("Ranks side by side", "Best at the top. Bold lines are arms of a pair whose order reverses beyond noise and margin in "
-    + "both studies: a flip.", null, box);
+  return figure("Ranks side by side", "The best arm is at the top. Bold lines belong to a flip: a pair of arms whose order differs between the studies, by more "
+    + "than noise and margin in both.", null, box);
 }

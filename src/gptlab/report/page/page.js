@@ -1,9 +1,9 @@
-// The page from the top down: headline, answers, table, charts, failures, provenance; a section for each study.
+// The page from the top down: headline, answers, table, charts, failures, provenance. Each study is a section.
 
-const VERDICTS = {  // what is said, a sign for it, and its kind of colour
+const VERDICTS = {  // verdict: [sign, class of its colour]
   better: ["✓", "good"], worse: ["✕", "bad"], equivalent: ["≈", "same"], "not resolved": ["?", "open"],
   diverges: ["!", "bad"], "reference diverges": ["!", "open"], confirmed: ["✓", "good"], rejected: ["✕", "bad"],
-  flips: ["⇅", "bad"], agrees: ["✓", "good"], unresolved: ["?", "open"],
+  "not run": ["–", "open"], flips: ["⇅", "bad"], agrees: ["✓", "good"], unresolved: ["?", "open"],
 };
 const several = payload.studies.length > 1;
 const idOf = (study, part) => `study-${payload.studies.indexOf(study)}${part ? `-${part}` : ""}`;
@@ -15,7 +15,13 @@ function badge(verdict) {
   return h("span", { class: `badge ${kind}` }, h("span", { "aria-hidden": "true" }, sign), ` ${verdict}`);
 }
 
-function afterVerdict({ verdict, text }) {  // the text without the verdict that a badge says already
+function shownVerdict(arm) {  // "not run" for an arm without any run that trained
+  const { verdict, mean } = arm.comparison ?? {};
+  const trained = Object.entries(arm.statuses).some(([status, n]) => n && status !== "not_applicable");
+  return verdict === "not resolved" && !known(mean) && !trained ? "not run" : verdict;
+}
+
+function afterVerdict(verdict, text) {  // the text without the verdict, which a badge shows already
   return text?.startsWith(`${verdict}: `) ? text.slice(verdict.length + 2) : text ?? "";
 }
 
@@ -30,7 +36,7 @@ function warnings() {
   const [first, more] = [payload.warnings?.slice(0, 4) ?? [], payload.warnings?.slice(4) ?? []];
   const list = (texts) => h("ul", null, texts.map((text) => h("li", null, text)));
   return first.length > 0 && h("section", { class: "warnings", "aria-label": "warnings" },
-    h("h2", null, `Before you read on: ${many(first.length + more.length, "warning")}`), list(first),
+    h("h2", null, many(first.length + more.length, "warning")), list(first),
     more.length > 0 && h("details", null, h("summary", null, `${more.length} more`), list(more)));
 }
 
@@ -43,9 +49,9 @@ function facts(study) {
   const fact = (label, value, more) => h("div", null, h("dt", null, label), h("dd", null, value, more && h("small", null, more)));
   return h("dl", { class: "facts" },
     fact("runs completed", `${ended.completed ?? 0} of ${study.runs_planned}`, others.join(", ")),
-    fact("arms", String(study.arms.length), study.baseline && `against ${study.baseline}`),
+    fact("arms", String(study.arms.length), study.baseline && `baseline: ${study.baseline}`),
     fact("seeds", String(study.seeds.length), study.seeds.length <= 12 && study.seeds.join(", ")),
-    fact("judged by", study.metric.label, `${study.metric.better} is better${margin}`),
+    fact("metric", study.metric.label, `${study.metric.better} is better${margin}`),
     fact("hardware", study.provenance?.hardware?.join("; ") || NONE));
 }
 
@@ -67,13 +73,14 @@ function evidence(arms, study) {
 function answers(part, study) {
   const questions = part.questions ?? [], recommendations = part.recommendations ?? [];
   const asked = questions.map((question) => question.id);
-  const none = (one) => (/^none\b/.test(one.text) ? " none" : "");
-  const overall = recommendations.filter((one) => !asked.includes(one.id)).map((one) => h("div", { class: `advice${none(one)}` },
+  const none = (one) => (/^no arm is recommended\b/.test(one.text) ? " none" : "");
+  const leading = recommendations.filter((one) => !asked.includes(one.id)), leads = leading.map((one) => one.text);
+  const overall = leading.map((one) => h("div", { class: `advice${none(one)}` },
     h("p", { class: "eyebrow" }, "Recommendation"), h("p", { class: "advice-text" }, one.text), evidence(one.evidence, study)));
   const cards = questions.map((question) => h("article", { class: "card" },
     h("p", { class: "card-head" }, h("span", { class: "question-id" }, question.id), badge(question.answer)),
     h("h3", null, question.claim), h("p", { class: "card-text" }, question.text),
-    recommendations.filter((one) => one.id === question.id).map((one) =>
+    recommendations.filter((one) => one.id === question.id && !leads.includes(one.text)).map((one) =>
       h("p", { class: "card-text so" }, h("strong", null, "Recommendation: "), one.text)),
     evidence(question.evidence, study)));
   return [overall, cards.length > 0 && h("div", { class: "cards" }, cards)];
@@ -119,29 +126,29 @@ function armColumns(study) {
   return [
     { label: "arm", sort: (arm) => arm.name, cell: (arm) => armCell(study, arm),
       csv: cells("", (arm) => arm, ["name", "group", "note"]) },
-    { label: "runs", hint: "completed, of those planned; then the others", sort: (arm) => arm.statuses.completed ?? 0, cell: statusCell,
+    { label: "runs", hint: "completed runs of the planned ones, then the runs that ended otherwise", sort: (arm) => arm.statuses.completed ?? 0, cell: statusCell,
       csv: [["planned", (arm) => arm.planned], ...cells("", (arm) => arm.statuses, statuses)] },
-    { label: study.metric.label, number, hint: "mean ± standard deviation (seeds), 95% interval of the mean",
+    { label: study.metric.label, number, hint: "mean ± standard deviation (number of seeds); below it the 95% interval of the mean",
       sort: (arm) => arm.quality?.mean, cell: (arm) => stacked(quality(study, arm), between(arm.quality?.low, arm.quality?.high, show)),
       csv: cells(`${study.metric.key}_`, (arm) => arm.quality, ["mean", "sd", "n", "low", "high"]) },
-    { label: "difference", number, hint: `to ${study.baseline}, seed by seed, with its 95% interval`,
+    { label: "difference", number, hint: `from ${study.baseline}, paired by seed, with its 95% interval`,
       sort: (arm) => difference(arm)?.mean, cell: (arm) => (first(arm) ? "" : measured(difference(arm), (one) => signed(one.mean), signed)),
       csv: cells("difference_", difference, ["mean", "sd", "n", "low", "high", "p", "p_holm", "p_equivalent", "mde"]) },
-    { label: "verdict", hint: "the numbers behind it stand with the paired differences",
+    { label: "verdict", hint: "the numbers behind the verdict are under Paired differences",
       sort: (arm) => difference(arm) && order.indexOf(difference(arm).verdict), csv: cells("", difference, ["verdict"]),
-      cell: (arm) => difference(arm) && h("span", { "data-tip": difference(arm).text }, badge(difference(arm).verdict)) },
+      cell: (arm) => difference(arm) && h("span", { "data-tip": difference(arm).text }, badge(shownVerdict(arm))) },
     { label: `${study.unit}/s`, number, hint: `${study.unit} per second, with its 95% interval`, sort: (arm) => speed(arm)?.value,
       cell: (arm) => measured(speed(arm), (one) => digits(one.value), digits),
       csv: cells(`${study.unit}_per_second_`, speed, ["value", "low", "high", "n"]) },
-    { label: "speed-up", number, hint: "over the baseline, with its 95% interval", sort: (arm) => gain(arm)?.value,
+    { label: "speed-up", number, hint: "relative to the baseline, with its 95% interval", sort: (arm) => gain(arm)?.value,
       cell: (arm) => (first(arm) ? "" : measured(gain(arm), (one) => `${ratio(one.value)}×`, ratio)),
       csv: cells("speedup_", gain, ["value", "low", "high", "n"]) },
-    { label: "memory, GB", number, hint: "peak; its ratio to the baseline's", sort: (arm) => arm.memory_gb?.mean,
+    { label: "memory, GB", number, hint: "peak memory, and its ratio to the baseline's", sort: (arm) => arm.memory_gb?.mean,
       cell: (arm) => stacked(digits(arm.memory_gb?.mean), !first(arm) && known(arm.memory_ratio) && `${ratio(arm.memory_ratio)}×`),
       csv: [["memory_gb", (arm) => arm.memory_gb?.mean], ["memory_ratio", (arm) => arm.memory_ratio]] },
     study.arms.some((arm) => known(arm.frontier))
       && plain("frontier", "frontier", (arm) => (known(arm.frontier) ? percent(arm.frontier) : ""),
-        { number, hint: "share of simulated draws in which no other arm is as fast and as good" }),
+        { number, hint: "share of simulated draws in which the arm is on the frontier of throughput and quality" }),
     ...(study.columns ?? []).map(extra),
   ].filter(Boolean);
 }
@@ -150,9 +157,9 @@ function armTable(study, shown) {
   const settings = (arm) => Object.entries(arm.settings ?? {}).map((one) => one.join(" "));
   return dataTable({
     name: study.name, caption: `arms of ${study.name}`, rows: study.arms, columns: armColumns(study), shown,
-    words: (arm) => [arm.name, arm.group, arm.note, arm.comparison?.verdict, ...settings(arm)].join(" "),
+    words: (arm) => [arm.name, arm.group, arm.note, shownVerdict(arm), ...settings(arm)].join(" "),
     filters: [filterBy("group", study.arms, (arm) => arm.group), filterBy("status", study.arms, (arm) => Object.keys(arm.statuses)),
-      filterBy("verdict", study.arms, (arm) => arm.comparison?.verdict)],
+      filterBy("verdict", study.arms, shownVerdict)],
     rowAttributes: (arm) => ({ "data-arm": arm.name, "data-pick": arm.name }),
   });
 }
@@ -171,7 +178,7 @@ function failureTable(study) {
   });
 }
 
-function equalTable(study) {  // losses where all arms have spent as much
+function equalTable(study) {  // losses at the cost of the cheapest run
   const d = decimalsOf(study), at = (arm, equal) => equal.arms.find((one) => one.name === arm.name);
   const numbers = ["mean", "sd", "n", "low", "high"];
   return dataTable({
@@ -189,10 +196,10 @@ function equalTable(study) {  // losses where all arms have spent as much
   });
 }
 
-function withinTable(study) {  // HellaSwag's rows resampled within each seed
+function withinTable(study) {  // HellaSwag's rows, resampled for each seed
   const rows = study.within ?? [], show = (value) => fixed(value, 4, true);
   return dataTable({
-    name: `${study.name}-hellaswag`, caption: `HellaSwag of ${study.name} within a seed`, rows, words: (row) => `${row.arm} ${row.seed}`,
+    name: `${study.name}-hellaswag`, caption: `HellaSwag of ${study.name}, seed by seed`, rows, words: (row) => `${row.arm} ${row.seed}`,
     columns: [plain("arm", "arm"), plain("seed", "seed", null, { number: true }), plain("rows", "rows", null, { number: true }),
       plain("difference", "mean", (row) => show(row.mean), { number: true }),
       plain("low", "low", (row) => show(row.low), { number: true }), plain("high", "high", (row) => show(row.high), { number: true })],
@@ -206,7 +213,7 @@ function flipTable(across) {
   const count = (verdict) => `${verdict}: ${rows.filter((row) => row.verdict === verdict).length}`;
   const small = (p) => (known(p) && p < 0.001 ? "< 0.001" : digits(p, 2));
   return rows.length === 0 ? note("No pair of arms could be compared.") : [
-    note(`Pairs of arms by verdict: ${unique(rows.map((row) => row.verdict)).map(count).join(", ")}.`),
+    note(`Pairs of arms: ${unique(rows.map((row) => row.verdict)).map(count).join(", ")}.`),
     dataTable({
       name: `${across.name}-flips`, caption: "pairs of arms across studies", rows, rowAttributes: (row) => ({ "data-arm": row.arm }),
       words: (row) => [row.arm, row.reference, row.text].join(" "),
@@ -214,7 +221,7 @@ function flipTable(across) {
       columns: [plain("arm", "arm"), plain("against", "reference"),
         plain("verdict", "verdict", (row) => badge(row.verdict), { sort: rank }),
         plain("p of the interaction", "p_interaction", (row) => small(row.p_interaction), { number: true }),
-        plain("in numbers", "text", (row) => h("span", { class: "prose" }, afterVerdict(row)), { sort: null })],
+        plain("in numbers", "text", (row) => h("span", { class: "prose" }, afterVerdict(row.verdict, row.text)), { sort: null })],
     })];
 }
 
@@ -251,13 +258,13 @@ function provenance(study) {
   const told = ([label, all]) => all?.filter(Boolean).length > 0
     && [h("dt", null, label), h("dd", null, all.map((one) => h("div", null, one)))];
   const overrides = Object.entries(from.overrides ?? {}).map(([arm, text]) => h("tr", { "data-arm": arm },
-    h("th", { scope: "row" }, arm), h("td", null, h("pre", null, String(text).trim() || "nothing"))));
+    h("th", { scope: "row" }, arm), h("td", null, h("pre", null, String(text).trim() || "the recipe unchanged"))));
   return [
-    from.command && [h("h4", null, "To repeat it"), copyable(from.command, "command that repeats the study")],
+    from.command && [h("h4", null, "Repeat this study"), copyable(from.command, "command that repeats the study")],
     h("dl", { class: "origin" }, rows.map(told)),
-    from.flags && fold("Flags over the recipe", copyable(String(from.flags), "flags")),
+    from.flags && fold("Command-line flags that override the recipe", copyable(String(from.flags), "flags")),
     from.recipe && fold("Recipe, as TOML", copyable(from.recipe, "recipe")),
-    overrides.length > 0 && fold(`What each of ${many(overrides.length, "arm")} sets`,
+    overrides.length > 0 && fold(`Settings of ${many(overrides.length, "arm")}`,
       scrolling("overrides", h("table", null, h("tbody", null, overrides)))),
   ];
 }
@@ -280,21 +287,21 @@ function studySection(study) {
   ].filter(Boolean);
   return section(
     h("div", { id: idOf(study, "answers"), class: "answers" }, answers(study, study)),
-    part("table", "Arms", note("Click a row to show the arm in the charts or to take it out, a header to sort. Intervals are 95%; "
-      + "differences are seed by seed."), (study.notes ?? []).map(note), table),
+    part("table", "Arms", note("Click a row to show or hide the arm in the charts; click a header to sort. Intervals are 95%. Differences "
+      + "are paired by seed."), (study.notes ?? []).map(note), table),
     part("curves", "Charts", legend(study), curveChart(study), charts.length > 0 && h("div", { class: "pair" }, charts),
-      note(charts.length === 0 ? "No two arms have both a quality and a throughput yet."
-        : "The line is the Pareto frontier of the means: no other arm is as good in both. Bars are 95% intervals; hollow marks are "
-        + "arms with diverged runs, which are on no frontier.")),
-    part("differences", "Paired differences", note(`Each arm minus ${study.baseline}, seed by seed, in ${study.metric.label}. `
-      + "Dot and line: mean with its 95% interval; small rings: seeds. Rows follow the table's order and filters."
-      + (known(margin) ? ` Band: the margin, ${margin}; an interval inside it is a difference too small to matter.` : "")), differences),
-    (study.equal ?? []).length ? part("equal", "At equal cost", note("Validation loss where every run has spent what the cheapest one "
-      + `spent in all; below it the difference from ${study.baseline} with its 95% interval. A run that went on is read off its curve, `
-      + "where its learning rate had not come down yet, which speaks against it."), equalTable(study)) : null,
-    (study.within ?? []).length ? part("within", "HellaSwag within a seed", note(`The share of rows answered rightly, minus that of `
-      + `${study.baseline} with the same seed, and its 95% interval over rows (bootstrap): how it holds on other rows for these very `
-      + "weights. It says nothing of other seeds."), withinTable(study)) : null,
+      note(charts.length === 0 ? "Fewer than two arms have both a quality and a throughput."
+        : "The line is the Pareto frontier of the means: no other arm is as good in both and better in one. Bars are 95% "
+        + "intervals. Hollow marks are arms with diverged runs, which are left out of the frontier.")),
+    part("differences", "Paired differences", note(`Each arm minus ${study.baseline}, paired by seed, in ${study.metric.label}. `
+      + "Dot and line: mean with its 95% interval. Small rings: single seeds. Rows follow the order and filters of the table."
+      + (known(margin) ? ` Band: the margin of ${margin}; differences inside it are too small to matter.` : "")), differences),
+    (study.equal ?? []).length ? part("equal", "At equal cost", note("Validation loss when each run had spent as much as the cheapest "
+      + `run spent in total; below it the difference from ${study.baseline} with its 95% interval, not adjusted. A longer run is read off `
+      + "its curve before its learning rate has decayed, which counts against it."), equalTable(study)) : null,
+    (study.within ?? []).length ? part("within", "HellaSwag, seed by seed", note(`The share of correct rows minus that of ${study.baseline} with the same `
+      + "seed, and its 95% interval over rows (bootstrap). The interval holds for other rows and these weights; it says nothing "
+      + "about other seeds."), withinTable(study)) : null,
     part("failures", "Failures", failureTable(study)), origin);
 }
 
