@@ -20,7 +20,7 @@ def finite_points(steps: Array, values: Array) -> tuple[Array, Array]:
 
 
 def thin(steps: Array, values: Array, most: int = MOST_POINTS) -> tuple[Array, Array]:
-    """At most about `most` of the points: the lowest and the highest of each stretch, so that every spike stays.
+    """About `most` of the points: the lowest and the highest of each stretch, so that every spike stays visible.
 
     Args:
         steps, values: (points,), finite.
@@ -61,7 +61,7 @@ def smooth(steps: Array, values: Array, most: int = MOST_POINTS // 2) -> tuple[A
 
 
 def ceiling(values: Array) -> float:
-    """The top of the part of a curve that is worth the paper: its maximum, or less where a few points tower over it.
+    """The top of the y axis for a curve: its maximum, or less if a few points are far above the rest.
 
     That is usually the loss of the first steps. The end of the run stays in view, as that is where it diverges, up
     to the value it began with or three times the usual height.

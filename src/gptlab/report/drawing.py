@@ -12,8 +12,10 @@ from gptlab.report.curves import FEWEST_SMOOTHED, ceiling, finite_points, smooth
 from gptlab.report.reading import Array, human, number, series
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Annotation
 
 # The colour-blind safe palette of Okabe and Ito (2008), without its yellow, which is lost on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -25,7 +27,7 @@ TICKS = (1, 2, 2.5, 5, 10)  # steps between ticks that people count in
 
 @dataclass(frozen=True)
 class Track:
-    """One run as it is drawn: its name and look, what it measured, and how it went."""
+    """One run as it is drawn: name and look, metrics, and where it diverged."""
 
     name: str
     color: str
@@ -46,19 +48,30 @@ class Track:
 
 
 def plot_name(name: str) -> str:
-    """A folder's name as matplotlib takes it: $ is no formula, and a leading underscore does not hide the label."""
+    """A folder's name for matplotlib: $ starts no formula, and a leading underscore does not hide the label."""
     name = name.replace("$", r"\$")
     return f" {name}" if name.startswith("_") else name
 
 
 def style_axes(axes: Axes, x_label: str, y_label: str, ticks: float = 10) -> Axes:
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
+    axes.set(xlabel=x_label, ylabel=y_label)
     axes.tick_params(labelsize=ticks)
     axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     return axes
+
+
+def annotate(axes: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], **style: Any) -> Annotation:
+    """Text beside a point; the offset is in points. Text outside of the axes is drawn too."""
+    look: dict[str, Any] = {"va": "center", "fontsize": SMALL, "annotation_clip": False} | style
+    return axes.annotate(text, at, xytext=offset, textcoords="offset points", **look)
+
+
+def legend_below(figure: Figure, handles: Sequence[Artist], columns: int, note: str, size: float = SMALL) -> None:
+    """A legend under the axes, which covers no curve; the note is its title."""
+    look = {"frameon": False, "alignment": "left", "fontsize": size, "title_fontsize": SMALL}
+    figure.legend(handles=handles, loc="outside lower left", ncols=columns, title=note or None, **look)
 
 
 def frame(tracks: Sequence[Track], subject: str, y_label: str) -> tuple[Figure, Axes]:
@@ -79,7 +92,7 @@ def frame(tracks: Sequence[Track], subject: str, y_label: str) -> tuple[Figure, 
 
 
 def _tokens_per_step(tracks: Sequence[Track]) -> float | None:
-    """Tokens of one step, where all the runs agree on it and it never changes; a token axis needs that."""
+    """Tokens per step if all runs have the same number and it never changes, as a token axis needs; else None."""
     ratios = []
     for track in tracks:
         steps, tokens = finite_points(*track.series("tokens"))
@@ -93,7 +106,7 @@ def _tokens_per_step(tracks: Sequence[Track]) -> float | None:
 
 
 def finish(figure: Figure, axes: Axes, tracks: Sequence[Track], note: str = "") -> Figure:
-    """What all plots share: the two x axes, where runs diverged, and a legend below that covers no curve."""
+    """What all plots share: the axes of steps and tokens, marks where runs diverged, and a legend below."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     steps = [number(line["step"]) for track in tracks for line in track.lines]
@@ -107,15 +120,14 @@ def finish(figure: Figure, axes: Axes, tracks: Sequence[Track], note: str = "") 
     for track in tracks:
         if track.diverged_at is not None and np.isfinite(track.diverged_at):
             whose = f"{track.label} " if len(tracks) > 1 else ""
-            axes.axvline(
-                track.diverged_at,
-                color=track.color if len(tracks) > 1 else "black",
-                linestyle=(0, (1, 1.5)),
-                linewidth=2,
-                gid="diverged",
-                label=f"{whose}diverged at step {track.diverged_at:,.0f}",
-            )
-    _legend_below(figure, axes, note)
+            color, label = track.color if whose else "black", f"{whose}diverged at step {track.diverged_at:,.0f}"
+            axes.axvline(track.diverged_at, color=color, ls=(0, (1, 1.5)), lw=2, gid="diverged", label=label)
+    handles, labels = axes.get_legend_handles_labels()
+    widest = max((len(label) for label in labels), default=1)
+    columns = max(1, min(4, len(labels), 125 // (widest + 8)))
+    figure.set_size_inches(9, 4.9 + 0.18 * -(-len(labels) // columns))  # a long legend takes no room from the curves
+    if handles:
+        legend_below(figure, handles, columns, note, 9)
     return figure
 
 
@@ -131,29 +143,10 @@ def _token_axis(axes: Axes, per_step: float) -> None:
     above.spines["top"].set_color("#BBBBBB")
 
 
-def _legend_below(figure: Figure, axes: Axes, note: str) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    widest = max((len(label) for label in labels), default=1)
-    columns = max(1, min(4, len(labels), 125 // (widest + 8)))
-    figure.set_size_inches(9, 4.9 + 0.18 * -(-len(labels) // columns))  # a long legend takes nothing from the curves
-    if handles:
-        figure.legend(
-            handles,
-            labels,
-            loc="outside lower left",
-            ncols=columns,
-            frameon=False,
-            fontsize=9,
-            title=note or None,
-            title_fontsize=8.5,
-            alignment="left",
-        )
-
-
 def limit_y(
     axes: Axes, curves: Iterable[tuple[Array, Array]], colors: Iterable[str], bottom: float | None = None
 ) -> None:
-    """Set the y limits, and mark on the upper edge what they leave out: higher points, and values not finite."""
+    """Set the y limits, and mark points above them, and values that are not finite, on the upper edge."""
     curves = list(curves)
     finite = [finite_points(*curve)[1] for curve in curves]
     finite = [values for values in finite if len(values)]
@@ -169,34 +162,25 @@ def limit_y(
             outside &= ~np.isposinf(values) if marker == "^" else True
             if outside.any():
                 where = steps[outside]
-                bins = np.floor(where / (steps[-1] or 1) * 80)  # one mark where there would be a row of them
+                bins = np.floor(where / (steps[-1] or 1) * 80)  # at most 80 marks
                 where = where[np.unique(bins, return_index=True)[1]]
-                axes.plot(
-                    where,
-                    np.full(len(where), high),
-                    marker,
-                    color=color,
-                    markersize=6,
-                    clip_on=False,
-                    zorder=5,
-                    gid=gid,
-                    label=labels.pop(marker, None),
-                )
+                look: dict[str, Any] = {"color": color, "markersize": 6, "clip_on": False, "zorder": 5, "gid": gid}
+                axes.plot(where, np.full(len(where), high), marker, label=labels.pop(marker, None), **look)
 
 
 def draw_line(
     axes: Axes, steps: Array, values: Array, color: str, dash: str = "-", width: float = 1.8, **more: Any
 ) -> None:
-    """A line through few points, with a marker on each while they can be told apart."""
+    """A line, with a marker on each point if there are few."""
     marker = "o" if len(values) <= 40 else None
     steps, values = thin(*finite_points(steps, values))
     axes.plot(steps, values, color=color, linestyle=dash, linewidth=width, marker=marker, markersize=3.5, **more)
 
 
 def draw_noisy(axes: Axes, track: Track, steps: Array, values: Array, raw_label: str, label: str, color: str) -> None:
-    """A light line as logged under a bold smoothed one; one plain line where there are too few points for that.
+    """A light line as logged under a bold smoothed line; a single line if there are too few points to smooth.
 
-    `{steps}` in the label stands for the width of the window. An empty label keeps the line out of the legend.
+    `{steps}` in the label is replaced by the width of the window. An empty label keeps the line out of the legend.
     """
     steps, values = finite_points(steps, values)
     if len(values) < FEWEST_SMOOTHED:
@@ -205,67 +189,29 @@ def draw_noisy(axes: Axes, track: Track, steps: Array, values: Array, raw_label:
     mean_steps, means, window = smooth(steps, values)
     width = window * float(np.median(np.diff(steps)))
     axes.plot(*thin(steps, values), color=color, linewidth=0.8, alpha=0.3, gid="raw", label=raw_label or None)
-    axes.plot(
-        mean_steps,
-        means,
-        color=color,
-        linestyle=track.dash,
-        linewidth=2,
-        gid="smooth",
-        label=label.replace("{steps}", f"{width:,.0f}"),
-    )
+    label = label.replace("{steps}", f"{width:,.0f}")
+    axes.plot(mean_steps, means, color=color, ls=track.dash, lw=2, gid="smooth", label=label)
 
 
 def mark_best_and_last(axes: Axes, track: Track, key: str, color: str, say: bool) -> str:
-    """Put a ring on the lowest value and, where `say`, both numbers beside the curve; returns them as a sentence."""
+    """Put a ring on the lowest value and, if `say`, both numbers beside the curve; return them as a phrase."""
     logged = track.series(key)
     steps, values = finite_points(*logged)
     best, last = int(values.argmin()), len(values) - 1
     last_word = "last" if np.isfinite(logged[1][-1]) else "last finite"
-    axes.plot(
-        steps[best],
-        values[best],
-        "o",
-        markersize=9,
-        markerfacecolor="none",
-        markeredgecolor=color,
-        markeredgewidth=1.6,
-        gid="best",
-        clip_on=False,
-        zorder=6,
-    )
+    ring: dict[str, Any] = {"mfc": "none", "mec": color, "mew": 1.6, "clip_on": False, "zorder": 6}
+    axes.plot(steps[best], values[best], "o", markersize=9, gid="best", **ring)
     best_says = f"best {values[best]:.4f} at step {steps[best]:,.0f}"
     if best == last:
         best_says = f"{last_word} and {best_says}"
     if say:
-        # Nothing of this curve lies below its lowest point, so the text covers none of it.
+        # Nothing of this curve is below its lowest point, so the text there covers none of it.
         side = "right" if steps[best] > 0.5 * (steps[-1] or 1) else "left"
-        axes.annotate(
-            best_says,
-            (steps[best], values[best]),
-            xytext=(0, -9),
-            textcoords="offset points",
-            ha=side,
-            va="top",
-            color=color,
-            fontsize=9.5,
-            fontweight="bold",
-            gid="best",
-            annotation_clip=False,
-            zorder=7,
-            bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.0},
-        )
+        box = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.0}
+        look: dict[str, Any] = {"ha": side, "va": "top", "fontweight": "bold", "zorder": 7, "bbox": box}
+        at = (steps[best], values[best])
+        annotate(axes, best_says, at, (0, -9), color=color, fontsize=9.5, gid="best", **look)
         if best != last:
-            axes.annotate(
-                f"{last_word}\n{values[last]:.4f}",
-                (steps[last], values[last]),
-                xytext=(9, 0),
-                textcoords="offset points",
-                ha="left",
-                va="center",
-                color=color,
-                fontsize=9.5,
-                gid="last",
-                annotation_clip=False,
-            )
+            text, at = f"{last_word}\n{values[last]:.4f}", (steps[last], values[last])
+            annotate(axes, text, at, (9, 0), ha="left", color=color, fontsize=9.5, gid="last")
     return best_says if best == last else f"{best_says}, {last_word} {values[last]:.4f}"

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptlab.report.curves import FEWEST_SMOOTHED, SMOOTHING, ceiling, smooth
-from gptlab.report.drawing import DASHES, GREY, PALE, PALETTE, SMALL, style_axes
+from gptlab.report.drawing import DASHES, GREY, PALE, PALETTE, SMALL, annotate, legend_below, style_axes
 from gptlab.report.placing import limits_of, place_labels, spread_out, usual_reach
 from gptlab.report.reading import Array, human, number
 from gptlab.report.words import decimals, interval, one_line, shown_verdict, stems, went_wrong
@@ -78,7 +78,7 @@ def report_figures(payload: Mapping[str, Any]) -> dict[str, Figure]:
 
 
 def short_labels(names: Iterable[str]) -> dict[str, str]:
-    """Names as a figure shows them: a line each, no two alike, and $ is no formula."""
+    """Names for a figure: on one line, no two alike, and $ starts no formula."""
     full = {name: one_line(name) for name in names}
     for most in (LONGEST_NAME, 2 * LONGEST_NAME, 10**6):
         half = most // 2
@@ -99,25 +99,17 @@ def _figure(title: str, name: str, width: float, height: float) -> Figure:
 def _legend_of(figure: Figure, entries: Mapping[str, Look], note: str = "") -> None:
     from matplotlib.lines import Line2D
 
-    figure.legend(
-        handles=[Line2D([], [], label=label, **{"color": GREY, **look}) for label, look in entries.items()],
-        loc="outside lower left",
-        ncols=len(entries),
-        frameon=False,
-        alignment="left",
-        fontsize=SMALL,
-        title=note or None,
-        title_fontsize=SMALL,
-    )
+    handles = [Line2D([], [], label=label, **{"color": GREY, **look}) for label, look in entries.items()]
+    legend_below(figure, handles, len(entries), note)
 
 
 # -- loss curves ----------------------------------------------------------------------------------------------------
 
 
 def loss_curves(study: Mapping[str, Any]) -> Figure | None:
-    """Each run thin, the mean of an arm's completed runs thick, diverged runs marked where they did.
+    """Single runs thin, the mean of an arm's completed runs thick, and a mark where a run diverged.
 
-    The losses are those of the evaluations where a run has two besides the one at step 0; else of training, smoothed.
+    Validation losses, if some run has two after step 0; else smoothed training losses.
     """
     evaluated = any(sum(step > 0 and loss is not None for step, loss in run["val"]) > 1 for run in study["runs"])
     key, what = ("val", "validation loss") if evaluated else ("train", "training loss")
@@ -133,7 +125,7 @@ def loss_curves(study: Mapping[str, Any]) -> Figure | None:
     means = {run["arm"]: (steps, values) for run, steps, values in completed if len(lasts[run["arm"]]) == 1}
     means |= {arm: _points_of(of[key], not evaluated) for arm, of in study["means"].items() if of.get(key)}
 
-    # What the panels show, as first step, lowest and highest loss: everything, then the end of all but far-out arms.
+    # The panels as (first step, lowest, highest loss): everything, then the end, without far-out arms.
     usual = [values for status, values in known if status != "diverged"] or [values for _, values in known]
     views = [(0.0, min(values.min() for values in usual), max(ceiling(values) for values in usual))]
     end = max(float(steps[-1]) for _, steps, _ in runs if len(steps))
@@ -190,17 +182,8 @@ def _draw_curves(
         ended = number(run["ended"]) if run["ended"] is not None else steps[-1] if len(steps) else 0.0
         if run["status"] == "diverged" and ended >= axes.get_xlim()[0]:
             at = min([*values[steps <= ended][-1:], axes.get_ylim()[1]])  # as high as it was seen, or on the edge
-            axes.plot(
-                ended,
-                at,
-                "X",
-                color=look["color"],
-                markersize=7,
-                markeredgecolor="white",
-                clip_on=False,
-                zorder=5,
-                gid=f"{view}diverged {whose}",
-            )
+            mark: Look = {"color": look["color"], "markersize": 7, "mec": "white", "clip_on": False, "zorder": 5}
+            axes.plot(ended, at, "X", gid=f"{view}diverged {whose}", **mark)
     for arm, (steps, values) in means.items():
         dots: Look = {"marker": "o" if len(values) < 3 else "", "markersize": 3}
         axes.plot(steps, values, linewidth=1.7, gid=f"{view}mean {one_line(arm)}", **dots, **looks[arm])
@@ -209,7 +192,7 @@ def _draw_curves(
 def _name_ends(
     axes: Axes, figure: Figure, arms: Sequence[Mapping[str, Any]], ends: Mapping[str, float], looks: Mapping[str, Look]
 ) -> None:
-    """Name the curves at the right edge, in the order in which they end; arms of which none completed stand on top."""
+    """Name the curves at the right edge, in the order in which they end; arms without completed runs are on top."""
     labels, (low, high) = short_labels(arm["name"] for arm in arms), axes.get_ylim()
     shares = np.array([(ends.get(arm["name"], np.inf) - low) / (high - low) for arm in arms])
     places = spread_out(np.clip(shares, -0.1, 1.1), LINE / (figure.get_figheight() - 1.35), 0.0, 1.0)
@@ -229,7 +212,7 @@ def _name_ends(
 
 
 def pareto(x: Array, y: Array) -> Flags:
-    """Which points none beats by being as good on both axes and better on one, where higher is better; (points,)."""
+    """Points that no other point beats: as good on both axes, better on one; higher is better. Shape (points,)."""
     as_good = (x[:, None] >= x) & (y[:, None] >= y)
     better = (x[:, None] > x) | (y[:, None] > y)
     return np.logical_not((as_good & better).any(axis=0))
@@ -249,9 +232,8 @@ def tradeoff(study: Mapping[str, Any], key: str) -> Figure | None:
     frontier[whole] = pareto(x[whole, 0], y[whole, 0] * (-1 if better == "lower" else 1))
 
     figure = _figure(f"Throughput against {label.split(',')[0]}", study["name"], 9, 6)
-    axes = style_axes(
-        figure.subplots(), f"{study['unit']} per second (higher is better)", f"{label} ({better} is better)", ticks=9
-    )
+    labels_of_axes = (f"{study['unit']} per second (higher is better)", f"{label} ({better} is better)")
+    axes = style_axes(figure.subplots(), *labels_of_axes, ticks=9)
     left, right = limits_of(x, np.full(len(arms), True))  # only of quality a point may be out of view
     bottom, top = limits_of(y, frontier | (not quality), 2 * (metric["margin"] or 0.0) if quality else 0.0)
     axes.set(xlim=(left, right), ylim=(bottom, top))
@@ -260,16 +242,8 @@ def tradeoff(study: Mapping[str, Any], key: str) -> Figure | None:
     if frontier.any():  # drawn on to the edges: being slower makes an arm no better
         speed, cost = np.stack([x[frontier, 0], y[frontier, 0]])[:, np.argsort(x[frontier, 0])]
         edge = top if better == "lower" else bottom
-        axes.plot(
-            [left, *speed, speed[-1]],
-            [cost[0], *cost, edge],
-            drawstyle="steps-pre",
-            color=BLUE,
-            linewidth=1.3,
-            alpha=0.7,
-            zorder=2,
-            gid="frontier",
-        )
+        stairs: Look = {"drawstyle": "steps-pre", "color": BLUE, "linewidth": 1.3, "alpha": 0.7, "zorder": 2}
+        axes.plot([left, *speed, speed[-1]], [cost[0], *cost, edge], gid="frontier", **stairs)
 
     labels, texts, shown = short_labels(arm["name"] for arm in arms), [], np.clip(y[:, 0], bottom, top)
     kinds = np.where(frontier, 0, np.where(whole, 1, 2))
@@ -285,11 +259,8 @@ def tradeoff(study: Mapping[str, Any], key: str) -> Figure | None:
         parts = [labels[arm["name"]], share, f"({y[i, 0]:.4g})" if beyond else "", f"({wrong})" if wrong else ""]
         texts.append(" ".join(filter(None, parts)))
     notes = ["lines: 95% intervals"] if np.isfinite([x[:, 1], y[:, 1]]).any() else []
-    notes += (
-        ["%: share of simulated draws in which the arm is on the frontier"]
-        if any("%" in text for text in texts)
-        else []
-    )
+    if any("%" in text for text in texts):
+        notes.append("%: share of simulated draws in which the arm is on the frontier")
     _legend_of(figure, dict(POINTS[kind] for kind in sorted(set(kinds))), "; ".join(notes))
     place_labels(axes, figure, np.stack([x[:, 0], shown], axis=1), texts, frontier)
     return figure
@@ -308,9 +279,8 @@ def paired_differences(study: Mapping[str, Any]) -> Figure | None:
     bars[["diverges" in arm["comparison"]["verdict"] for arm in arms]] = np.nan  # survivors are no fair sample
     if not np.isfinite(bars[:, 0]).any():
         return None
-    figure = _figure(
-        f"Paired differences in {metric['label'].split(',')[0]}", study["name"], 9.5, 1.9 + 0.27 * len(arms)
-    )
+    title = f"Paired differences in {metric['label'].split(',')[0]}"
+    figure = _figure(title, study["name"], 9.5, 1.9 + 0.27 * len(arms))
     axes = _forest_axes(figure, study, arms, bars, margin)
     entries: dict[str, Look] = {"mean": {"marker": "o", "markerfacecolor": "white", "linestyle": ""}}
     entries |= {"95% interval": {"linewidth": 1.6}, "each seed": {"marker": "|", "linestyle": ""}}
@@ -365,24 +335,13 @@ def _forest_row(
     for edge, arrow, beyond in ((left, "<", min(mean, low) < left), (right, ">", max(mean, high) > right)):
         if beyond:
             axes.plot(edge, row, arrow, color=color, markersize=6, clip_on=False, gid=f"beyond {name}")
-    for offset, text, weight in ((10, told, "normal"), (column, verdict, "bold")):
-        axes.annotate(
-            text,
-            (1, row),
-            xycoords=axes.get_yaxis_transform(),
-            xytext=(offset, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=SMALL,
-            color=color,
-            fontweight=weight,
-            annotation_clip=False,
-            gid=f"{'numbers' if weight == 'normal' else 'verdict'} {name}",
-        )
+    for kind, offset, text, weight in (("numbers", 10, told, "normal"), ("verdict", column, verdict, "bold")):
+        beside: Look = {"xycoords": axes.get_yaxis_transform(), "color": color, "fontweight": weight}
+        annotate(axes, text, (1, row), (offset, 0), gid=f"{kind} {name}", **beside)
 
 
 def rank_slopes(across: Mapping[str, Any]) -> Figure | None:
-    """A slope chart: each arm's rank in one study and in the other, those that flip in bold."""
+    """A slope chart: each arm's rank in both studies, with the arms of a flip in bold."""
     rows = [row for row in across["ranks"] if any(rank is not None for rank in row["ranks"])]
     if not rows:
         return None
@@ -398,32 +357,17 @@ def rank_slopes(across: Mapping[str, Any]) -> Figure | None:
     rest: Look = {"color": PALE, "linewidth": 1.1}
     for row, places in zip(rows, ranks, strict=True):
         look = flips if row["flip"] else rest
-        axes.plot(
-            range(last + 1),
-            places,
-            marker="o",
-            markersize=5,
-            clip_on=False,
-            gid=f"ranks {one_line(row['arm'])}",
-            **look,
-        )
+        gid = f"ranks {one_line(row['arm'])}"
+        axes.plot(range(last + 1), places, marker="o", markersize=5, clip_on=False, gid=gid, **look)
     for column, align, x in ((0, "right", -0.06), (last, "left", last + 0.06)):
         ranked = np.flatnonzero(np.isfinite(ranks[:, column]))
         for i, y in zip(ranked, spread_out(ranks[ranked, column], 0.75, 0.6, len(rows) + 0.4), strict=True):
             rank, name, flip = f"{ranks[i, column]:g}", labels[rows[i]["arm"]], rows[i]["flip"]
-            axes.text(
-                x,
-                y,
-                f"{rank}  {name}" if column else f"{name}  {rank}",
-                ha=align,
-                va="center",
-                fontsize=SMALL,
-                color=VERMILLION if flip else "black",
-                fontweight="bold" if flip else "normal",
-                gid=f"{align} {one_line(rows[i]['arm'])}",
-            )
-    entries: dict[str, Look] = {"takes part in a flip": flips} if any(row["flip"] for row in rows) else {}
-    _legend_of(figure, entries | {"takes part in no flip": rest})
+            look = {"color": VERMILLION, "fontweight": "bold"} if flip else {"color": "black"}
+            text, gid = f"{rank}  {name}" if column else f"{name}  {rank}", f"{align} {one_line(rows[i]['arm'])}"
+            axes.text(x, y, text, ha=align, va="center", fontsize=SMALL, gid=gid, **look)
+    entries: dict[str, Look] = {"part of a flip": flips} if any(row["flip"] for row in rows) else {}
+    _legend_of(figure, entries | {"not part of a flip": rest})
     return figure
 
 

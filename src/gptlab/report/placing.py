@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gptlab.report.drawing import PALE, SMALL
+from gptlab.report.drawing import PALE, annotate
 from gptlab.report.reading import Array
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ Flags = NDArray[np.bool_]
 
 
 def spread_out(wanted: Array, gap: float, low: float, high: float) -> Array:
-    """The places nearest to those wanted, in their order, `gap` apart (less where there is no room) and within bounds.
+    """Places closest to the wanted ones, in the same order, `gap` apart (less if there is no room), within bounds.
 
     Args:
         wanted: (labels,).
@@ -34,19 +34,19 @@ def spread_out(wanted: Array, gap: float, low: float, high: float) -> Array:
 
 
 def usual_reach(distances: Array, least: float = 0.0) -> float:
-    """The largest distance that is not far out, which is four times the upper quartile; at least `least`."""
-    known = distances[distances > 0]  # what is equal says nothing of a scale
+    """The largest distance up to four times the upper quartile; at least `least`."""
+    known = distances[distances > 0]  # zeros say nothing about the scale
     fence = max(least, 4 * np.quantile(known, 0.75)) if len(known) else 0.0
     return float(max([least, *known[known <= fence]]))
 
 
 def limits_of(bars: Array, always: Flags, least: float = 0.0) -> tuple[float, float]:
-    """Ends of an axis that shows values but those far out, and of their intervals what takes up to half as much again.
+    """Ends of an axis: all values but far-out ones, and their intervals up to half of that length again.
 
     Args:
         bars: (arms, 3), value, low, high.
-        always: (arms,), values that are shown however far out they are.
-        least: distance from the middle that is shown in any case.
+        always: (arms,), values that are always shown.
+        least: distance from the median that is always shown.
     """
     middle = float(np.median(bars[:, 0]))
     away = np.abs(bars[:, 0] - middle)
@@ -59,44 +59,32 @@ def limits_of(bars: Array, always: Flags, least: float = 0.0) -> tuple[float, fl
 
 
 def place_labels(axes: Axes, figure: Figure, points: Array, texts: Sequence[str], first: Flags) -> None:
-    """Put each text beside its point where it covers least, one after the other; a line leads to one further off.
+    """Put each text beside its point where it covers least; a line connects it if it is further away.
 
     Args:
         points: (points, 2), in data coordinates.
-        first: (points,), those that are set in bold and choose their places before the others.
+        first: (points,), texts in bold, which are placed first.
     """
     from matplotlib.text import Text
 
     if layout := figure.get_layout_engine():
-        layout.execute(figure)  # only now it is known where a point lies
-    unit = figure.dpi / 72  # from here on in 1/72 inch, as offsets are
+        layout.execute(figure)  # now the positions of the points are known
+    unit = figure.dpi / 72  # from here on in points (1/72 inch), as offsets are
     at, frame = axes.transData.transform(points) / unit, np.array(axes.bbox.extents) / unit
     turns, radii = np.arange(16) * np.pi / 8, np.array([7.0, 14, 22, 32, 44, 58, 74, 92])
     ways, radii = np.tile(np.stack([np.cos(turns), np.sin(turns)], axis=1), (8, 1)), np.repeat(radii, 16)
+    look: dict[str, Any] = {"ha": "center", "zorder": 6, "in_layout": False}
+    look["arrowprops"] = {"arrowstyle": "-", "color": PALE, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 5}
+    look["bbox"] = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.5}
     drawn = [
-        axes.annotate(
-            text,
-            point,
-            xytext=(0, 0),
-            textcoords="offset points",
-            ha="center",
-            va="center",
-            fontsize=SMALL,
-            fontweight="bold" if bold else "normal",
-            gid=f"label {i}",
-            zorder=6,
-            annotation_clip=False,
-            in_layout=False,
-            arrowprops={"arrowstyle": "-", "color": PALE, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 5},
-            bbox={"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.5},
-        )
+        annotate(axes, text, point, (0, 0), fontweight="bold" if bold else "normal", gid=f"label {i}", **look)
         for i, (text, point, bold) in enumerate(zip(texts, points, first, strict=True))
     ]
     halves = np.array([Text.get_window_extent(text).size for text in drawn]) / unit / 2
     nowhere = np.tile([np.inf, np.inf, -np.inf, -np.inf], (len(at), 1))
     boxes = np.concatenate([np.concatenate([at - 6, at + 6], axis=1), nowhere])  # points, texts: left, low, right, top
     order = np.argsort(np.where(first, 0, 1), kind="stable")
-    for i in [*order, *order]:  # the second time each knows where all the others are
+    for i in [*order, *order]:  # in the second pass, all others have a place
         others = np.delete(boxes, [i, len(at) + i], axis=0)
         centres = at[i] + ways * (radii[:, None] + halves[i])
         low, high = centres - halves[i], centres + halves[i]

@@ -1,14 +1,14 @@
-"""The plots of one run, or of several over each other, from their metrics.jsonl.
+"""The plots of one run, or of several runs over each other, from their metrics.jsonl.
 
-`run_figures` builds matplotlib figures and `draw` saves them; a plot that no run has data for is left out. Figures are
-made without pyplot, so there is no global state and no display is needed.
+`run_figures` builds matplotlib figures and `draw` saves them. A plot without data is left out. Figures are made without
+pyplot, so there is no global state and no display is needed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,9 @@ from gptlab.report.drawing import (
     GREY,
     GRID,
     PALETTE,
+    SMALL,
     Track,
+    annotate,
     draw_line,
     draw_noisy,
     finish,
@@ -42,11 +44,11 @@ HARNESS_GPT2 = {"hellaswag_harness_acc_norm": 0.3114, "hellaswag_harness_acc": 0
 
 
 def draw(runs: Sequence[RunDir], out: Path) -> list[Path]:
-    """Draw every plot that the runs have data for, over each other where there are several.
+    """Draw every plot that the runs have data for; several runs are drawn over each other.
 
     Args:
-        runs: run directories; one without a single metrics line is passed over.
-        out: folder of the PNG files, made where there is something to write.
+        runs: run directories; runs without metrics are left out.
+        out: folder of the PNG files, created if it is needed.
 
     Returns:
         The files written, in the order of `PLOTS`.
@@ -63,12 +65,15 @@ def draw(runs: Sequence[RunDir], out: Path) -> list[Path]:
 def run_figures(runs: Sequence[RunDir]) -> dict[str, Figure]:
     """The figures that `draw` saves, by the name of their file."""
     tracks = read_tracks(runs)
-    built = {name: build(tracks) for name, build in PLOTS.items()}
-    return {name: figure for name, figure in built.items() if figure is not None}
+    built = {}
+    for name, (build, needs) in PLOTS.items():
+        if shown := [track for track in tracks if any(all(map(track.has, keys.split())) for keys in needs)]:
+            built[name] = build(shown)
+    return built
 
 
 def read_tracks(runs: Sequence[RunDir]) -> list[Track]:
-    """The runs that have metrics, each once, with a name and a look of its own."""
+    """The runs that have metrics, each once, each with its own name and look."""
     found = {run.path.resolve(): (run, run.read_metrics()) for run in runs}
     drawn = [(run, lines) for run, lines in found.values() if lines]
     names = short_names([run.path for run, _ in drawn])
@@ -77,7 +82,7 @@ def read_tracks(runs: Sequence[RunDir]) -> list[Track]:
     for (run, lines), name, (color, dash) in zip(drawn, names, looks, strict=False):
         result: dict[str, Any] = {}
         warmup_steps = 0
-        with contextlib.suppress(RunError):  # the curves stand without them
+        with contextlib.suppress(RunError):  # the curves can be drawn without
             result = run.read_json("result.json")
         with contextlib.suppress(RunError, FileNotFoundError):
             warmup_steps = run.read_recipe().schedule.warmup_steps
@@ -91,10 +96,7 @@ def read_tracks(runs: Sequence[RunDir]) -> list[Track]:
 # -- the plots ------------------------------------------------------------------------------------------------------
 
 
-def _training_loss(tracks: Sequence[Track]) -> Figure | None:
-    tracks = [track for track in tracks if track.has("loss")]
-    if not tracks:
-        return None
+def _training_loss(tracks: Sequence[Track]) -> Figure:
     figure, axes = frame(tracks, "Training loss", "training loss (nats per token)")
     alone = len(tracks) == 1
     for track in tracks:
@@ -104,10 +106,7 @@ def _training_loss(tracks: Sequence[Track]) -> Figure | None:
     return finish(figure, axes, tracks, "" if alone else f"bold: {SMOOTHING}; light: as logged")
 
 
-def _validation_loss(tracks: Sequence[Track]) -> Figure | None:
-    tracks = [track for track in tracks if track.has("val_loss")]
-    if not tracks:
-        return None
+def _validation_loss(tracks: Sequence[Track]) -> Figure:
     figure, axes = frame(tracks, "Validation loss", "validation loss (nats per token)")
     alone = len(tracks) == 1
     for track in tracks:
@@ -118,25 +117,16 @@ def _validation_loss(tracks: Sequence[Track]) -> Figure | None:
     return finish(figure, axes, tracks)
 
 
-def _train_val_loss(tracks: Sequence[Track]) -> Figure | None:
-    tracks = [track for track in tracks if track.has("loss") and track.has("val_loss")]
-    if not tracks:
-        return None
+def _train_val_loss(tracks: Sequence[Track]) -> Figure:
     figure, axes = frame(tracks, "Training and validation loss", "loss (nats per token)")
     alone = len(tracks) == 1
     curves, colors = [], []
     for track in tracks:
         val_color = PALETTE[1] if alone else track.color
         if alone:
-            draw_noisy(
-                axes,
-                track,
-                *track.series("loss"),
-                "training loss",
-                "training loss, smoothed over {steps} steps (Hann window)",
-                track.color,
-            )
-        else:  # raw curves of several runs under the markers of several others are a thicket
+            label = "training loss, smoothed over {steps} steps (Hann window)"
+            draw_noisy(axes, track, *track.series("loss"), "training loss", label, track.color)
+        else:  # raw curves of several runs would hide each other
             steps, values = finite_points(*track.series("loss"))
             if len(values) >= FEWEST_SMOOTHED:
                 steps, values, _ = smooth(steps, values)
@@ -147,20 +137,16 @@ def _train_val_loss(tracks: Sequence[Track]) -> Figure | None:
         if alone and track.has("train_eval_loss"):
             same = "training split, measured like validation"
             draw_line(axes, *track.series("train_eval_loss"), PALETTE[2], "--", 1.4, gid="train_eval", label=same)
-        for key, color in (("loss", track.color), ("val_loss", val_color)):
-            curves.append(track.series(key))
-            colors.append(color)
+        curves += [track.series("loss"), track.series("val_loss")]
+        colors += [track.color, val_color]
     limit_y(axes, curves, colors)
     note = f"bold, ring at the best: validation; thin: training, {SMOOTHING}"
     return finish(figure, axes, tracks, "" if alone else note)
 
 
-def _learning_rate(tracks: Sequence[Track]) -> Figure | None:
+def _learning_rate(tracks: Sequence[Track]) -> Figure:
     from matplotlib.ticker import FuncFormatter
 
-    tracks = [track for track in tracks if track.has("lr")]
-    if not tracks:
-        return None
     figure, axes = frame(tracks, "Learning rate", "learning rate")
     alone = len(tracks) == 1
     curves = [finite_points(*track.series("lr")) for track in tracks]
@@ -171,20 +157,19 @@ def _learning_rate(tracks: Sequence[Track]) -> Figure | None:
         axes.axvspan(0, min(warmup, end), color="#EEEEEE", gid="warmup", label=f"warm-up, {warmup:,} steps", zorder=0)
     panels = [axes]
     if 0 < warmup < 0.04 * end and any((steps <= warmup).sum() > 1 for steps, _ in curves):
-        # Too narrow to see: the first steps again, larger, where the curve leaves room.
+        # The warm-up is too narrow to see: draw the first steps again, larger, where the curve leaves room.
         late = np.mean([values[steps > end / 2].mean() for steps, values in curves if steps[-1] > end / 2])
         corner = (0.58, 0.54) if late < 0.6 * peak else (0.3, 0.12)
         closer = axes.inset_axes((*corner, 0.38, 0.36))
-        closer.set_xlim(0, 2 * warmup)
-        closer.set_ylim(0, 1.08 * peak)
-        closer.set_title("the first steps", fontsize=8.5)
+        closer.set(xlim=(0, 2 * warmup), ylim=(0, 1.08 * peak))
+        closer.set_title("the first steps", fontsize=SMALL)
         closer.tick_params(labelsize=8)
         closer.grid(color=GRID, linewidth=0.8)
         closer.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         panels.append(closer)
     for panel in panels:
         for index, (track, (steps, values)) in enumerate(zip(tracks, curves, strict=True)):
-            # Runs often share their schedule: the earlier ones are wider, so that they show beneath.
+            # Runs often share their schedule: earlier runs are drawn wider, so that they show beneath.
             width = 2 + 1.4 * min(len(tracks) - 1 - index, 6)
             label = "learning rate" if alone else track.label
             draw_line(panel, steps, values, track.color, track.dash, width, gid="lr", label=label)
@@ -193,15 +178,13 @@ def _learning_rate(tracks: Sequence[Track]) -> Figure | None:
     return finish(figure, axes, tracks)
 
 
-def _throughput(tracks: Sequence[Track]) -> Figure | None:
-    """Tokens a second, or samples where a task counts those, with a median that leaves the first interval out."""
+def _throughput(tracks: Sequence[Track]) -> Figure:
+    """Tokens per second, or samples per second, and the median without the first interval."""
     from matplotlib.ticker import FuncFormatter
 
     unit = "tokens" if any(track.has("tokens_per_second") for track in tracks) else "samples"
     key = f"{unit}_per_second"
     tracks = [track for track in tracks if track.has(key)]
-    if not tracks:
-        return None
     figure, axes = frame(tracks, "Throughput", f"{unit} per second")
     alone = len(tracks) == 1
     for track in tracks:
@@ -212,33 +195,23 @@ def _throughput(tracks: Sequence[Track]) -> Figure | None:
             mfu = finite_points(*track.series("mfu"))[1][1:]
             share = f", MFU {np.median(mfu):.1%}" if len(mfu) else ""
             median_says = f"median {human(median)} {unit}/s{share}"
-            axes.axhline(
-                median,
-                color="black" if alone else track.color,
-                linestyle="--",
-                linewidth=1.4,
-                gid="median",
-                zorder=4,
-                label=f"{median_says}, first interval left out" if alone else f"{track.label}: {median_says}",
-            )
+            text = f"{median_says}, first interval left out" if alone else f"{track.label}: {median_says}"
+            color = "black" if alone else track.color
+            axes.axhline(median, color=color, ls="--", lw=1.4, gid="median", zorder=4, label=text)
         label = "as logged" if alone else None if median_says else track.label
-        draw_line(
-            axes, steps, values, track.color, track.dash, 1.0, gid="raw", label=label, alpha=0.7 if alone else 0.4
-        )
-    limit_y(
-        axes, [finite_points(*track.series(key)) for track in tracks], [track.color for track in tracks], bottom=0.0
-    )
+        alpha = 0.7 if alone else 0.4
+        draw_line(axes, steps, values, track.color, track.dash, 1.0, gid="raw", label=label, alpha=alpha)
+    curves = [finite_points(*track.series(key)) for track in tracks]
+    limit_y(axes, curves, [track.color for track in tracks], bottom=0.0)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: human(value)))
     return finish(figure, axes, tracks, "" if alone else "dashed: median, first interval left out")
 
 
-def _hellaswag_accuracy(tracks: Sequence[Track]) -> Figure | None:
+def _hellaswag_accuracy(tracks: Sequence[Track]) -> Figure:
     tokens = any(track.has(key) for track in tracks for key in HELLASWAG_GPT2)
-    gpt2 = HELLASWAG_GPT2 if tokens else HARNESS_GPT2  # numbers of two definitions do not share an axis
+    gpt2 = HELLASWAG_GPT2 if tokens else HARNESS_GPT2  # scores of two definitions do not share an axis
     tracks = [track for track in tracks if any(track.has(key) for key in gpt2)]
-    if not tracks:
-        return None
-    figure, axes = frame(tracks, "HellaSwag accuracy", "share of rows answered right")
+    figure, axes = frame(tracks, "HellaSwag accuracy", "share of correct rows")
     alone = len(tracks) == 1
     shown = [HELLASWAG_RANDOM, *gpt2.values()]
     for track in tracks:
@@ -249,32 +222,15 @@ def _hellaswag_accuracy(tracks: Sequence[Track]) -> Figure | None:
             norm = key.endswith("acc_norm")
             color = track.color if norm or not alone else PALETTE[1]
             label = says[key] if alone else None if index else f"{track.label}: {', '.join(says.values())}"
-            draw_line(
-                axes,
-                steps,
-                values,
-                color,
-                track.dash if norm else ":",
-                2.0 if norm else 1.2,
-                gid=key.removeprefix("hellaswag_"),
-                label=label,
-            )
+            look = (track.dash, 2.0) if norm else (":", 1.2)
+            draw_line(axes, steps, values, color, *look, gid=key.removeprefix("hellaswag_"), label=label)
     marks = {"random": HELLASWAG_RANDOM}
     marks |= {f"GPT-2 124M {key.removeprefix('hellaswag_')}": value for key, value in gpt2.items()}
     for mark, value in marks.items():
-        axes.axhline(value, color=GREY, linestyle=(0, (4, 3)), linewidth=1.1, gid="reference", zorder=1)
-        axes.annotate(
-            f"{mark}\n{value:.4g}",
-            (1, value),
-            xycoords=("axes fraction", "data"),
-            xytext=(5, 0),
-            fontsize=8.5,
-            textcoords="offset points",
-            va="center",
-            color=GREY,
-            gid="reference",
-            annotation_clip=False,
-        )
+        look_of: dict[str, Any] = {"color": GREY, "gid": "reference"}
+        axes.axhline(value, ls=(0, (4, 3)), lw=1.1, zorder=1, **look_of)
+        text = f"{mark}\n{value:.4g}"
+        annotate(axes, text, (1, value), (5, 0), xycoords=("axes fraction", "data"), **look_of)
     room = 0.08 * (max(shown) - min(shown))
     axes.set_ylim(min(shown) - room, max(shown) + room)
     note = (
@@ -284,11 +240,12 @@ def _hellaswag_accuracy(tracks: Sequence[Track]) -> Figure | None:
     return finish(figure, axes, tracks, note)
 
 
-PLOTS: dict[str, Callable[[Sequence[Track]], Figure | None]] = {
-    "training_loss": _training_loss,
-    "validation_loss": _validation_loss,
-    "train-val_loss": _train_val_loss,
-    "learning_rate": _learning_rate,
-    "throughput": _throughput,
-    "hellaswag_accuracy": _hellaswag_accuracy,
+# File name to the function that draws a plot, and alternatives of the metrics that it needs of a run.
+PLOTS: dict[str, tuple[Callable[[Sequence[Track]], Figure], Iterable[str]]] = {
+    "training_loss": (_training_loss, ("loss",)),
+    "validation_loss": (_validation_loss, ("val_loss",)),
+    "train-val_loss": (_train_val_loss, ("loss val_loss",)),
+    "learning_rate": (_learning_rate, ("lr",)),
+    "throughput": (_throughput, ("tokens_per_second", "samples_per_second")),
+    "hellaswag_accuracy": (_hellaswag_accuracy, (*HELLASWAG_GPT2, *HARNESS_GPT2)),
 }
