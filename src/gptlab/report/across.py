@@ -63,10 +63,8 @@ def _chosen(studies: Sequence[ReadStudy], comparison: Comparison) -> dict[str, R
     by_name = {read.study.name: read for read in studies}
     for name in comparison.compare:
         if name not in by_name:
-            raise UserError(
-                f"the comparison {comparison.name} is of {' and '.join(comparison.compare)}: "
-                f"no folder of {name} was given"
-            )
+            pair = " and ".join(comparison.compare)
+            raise UserError(f"the comparison {comparison.name} is of {pair}: no folder of {name} was given")
     return {name: by_name[name] for name in comparison.compare}
 
 
@@ -74,12 +72,13 @@ def unlike_studies(studies: Sequence[ReadStudy], comparison: Comparison) -> list
     """Warnings about what the two studies of a comparison do not share, except for the commit."""
     chosen, warnings = _chosen(studies, comparison), []
     for what, key in FACTS.items():
-        first, second = seen = [
-            {str(run.environment[key]) for run in read.runs.values() if run.environment.get(key)}
-            for read in chosen.values()
-        ]
+        seen = {
+            name: {str(run.environment[key]) for run in read.runs.values() if run.environment.get(key)}
+            for name, read in chosen.items()
+        }
+        first, second = seen.values()
         if first and second and first != second and what != "commit":
-            told = " and ".join(f"{name} {', '.join(sorted(v))}" for name, v in zip(chosen, seen, strict=True))
+            told = " and ".join(f"{name} {', '.join(sorted(values))}" for name, values in seen.items())
             warnings.append(f"the studies differ in their {what}: {told}")
     return warnings
 
@@ -100,11 +99,7 @@ def _ranks(values: Mapping[str, st.Runs], better: str) -> dict[str, int]:
 
 
 def _flip_data(
-    pair: Pair,
-    flip: st.Flip,
-    studies: Mapping[str, ReadStudy],
-    controlled: st.Flip | None,
-    comparison: Comparison,
+    pair: Pair, flip: st.Flip, studies: Mapping[str, ReadStudy], controlled: st.Flip | None, comparison: Comparison
 ) -> Plain:
     text = words.flip_text(flip, studies)
     if flip.verdict == "flips":

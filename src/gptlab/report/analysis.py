@@ -15,21 +15,12 @@ from typing import Any
 import tomli_w
 
 from gptlab.config import Comparison
+from gptlab.report import estimates as est
 from gptlab.report import runs as logged
 from gptlab.report import statistics as st
 from gptlab.report import words
 from gptlab.report.across import analyse_across, unlike_studies
-from gptlab.report.estimates import (
-    Plain,
-    as_plain,
-    clean,
-    contrast_of,
-    frontier_shares,
-    judgement_data,
-    margin_of,
-    mean_and_spread,
-    peak_memory,
-)
+from gptlab.report.estimates import Plain, clean
 from gptlab.report.questions import answer_questions, default_of, recommend_overall
 from gptlab.report.studies import ReadStudy
 
@@ -64,7 +55,7 @@ def analyse(
 
 def analyse_study(read: ReadStudy) -> Plain:
     study, metric = read.study, read.study.metric
-    margin, margin_from = margin_of(read, metric)
+    margin, margin_from = est.margin_of(read, metric)
     columns = _columns(read)
     arms = _arms(read, margin, [key for key, _ in columns])
     answers = answer_questions(study.questions, {study.name: read})
@@ -114,18 +105,18 @@ def _arms(read: ReadStudy, margin: float, others: Sequence[str]) -> list[Plain]:
     """
     study, metric = read.study, read.study.metric
     compared = [arm for arm in study.arms if arm != study.baseline]
-    judged = st.judge({arm: contrast_of(read, arm, study.baseline, metric, margin) for arm in compared})
-    on_frontier = frontier_shares(read, "quality")
-    base_speeds, base_memory = read.speeds(study.baseline), peak_memory(read, study.baseline)
+    judged = st.judge({arm: est.contrast_of(read, arm, study.baseline, metric, margin) for arm in compared})
+    on_frontier = est.frontier_shares(read, "quality")
+    base_speeds, base_memory = read.speeds(study.baseline), est.memory_of(read, study.baseline)
     rows = []
     for name, arm in study.arms.items():
-        runs, memory, speeds = read.of(name), peak_memory(read, name), read.speeds(name)
+        runs, memory, speeds = read.of(name), est.memory_of(read, name), read.speeds(name)
         statuses = Counter(run.status for run in runs)
         values = {str(run.seed): run.value(metric.name) for run in runs}
         comparison = None
         if name in judged:
             text = words.comparison_text(judged[name], metric.name, len(judged), statuses)
-            comparison = judgement_data(judged[name]) | {"text": text}
+            comparison = est.judgement_data(judged[name]) | {"text": text}
         rows.append(
             {
                 "name": name,
@@ -135,12 +126,12 @@ def _arms(read: ReadStudy, margin: float, others: Sequence[str]) -> list[Plain]:
                 "statuses": dict(statuses),
                 "planned": len(study.seeds),
                 "values": {seed: value for seed, value in values.items() if math.isfinite(value)},
-                "quality": mean_and_spread([*values.values()]),
-                "throughput": as_plain(st.throughput(speeds)) if speeds else None,
-                "speedup": as_plain(st.speedup(speeds, base_speeds)) if speeds and name != study.baseline else None,
+                "quality": est.mean_and_spread([*values.values()]),
+                "throughput": est.as_plain(st.throughput(speeds)) if speeds else None,
+                "speedup": est.as_plain(st.speedup(speeds, base_speeds)) if speeds and name != study.baseline else None,
                 "memory_gb": memory,
                 "memory_ratio": memory["mean"] / base_memory["mean"] if memory and base_memory else None,
-                "other": {key: s for key in others if (s := mean_and_spread([run.value(key) for run in runs]))},
+                "other": {key: s for key in others if (s := est.mean_and_spread([run.value(key) for run in runs]))},
                 "frontier": on_frontier.get(name),
                 "comparison": comparison,
             }

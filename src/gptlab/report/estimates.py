@@ -49,7 +49,7 @@ def as_plain(e: st.Estimate) -> Plain | None:
     return {"value": e.value, "low": e.low, "high": e.high, "n": e.n, "of": e.of} if math.isfinite(e.value) else None
 
 
-def peak_memory(read: ReadStudy, arm: str) -> Plain | None:
+def memory_of(read: ReadStudy, arm: str) -> Plain | None:
     values = [run.value("peak_memory_gb") for run in read.of(arm)]
     return mean_and_spread([value for value in values if value > 0])
 

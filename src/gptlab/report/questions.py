@@ -57,18 +57,13 @@ def _answer_contrast(
         advice.append(recommend(read, question, judged[name], metric, family))
     known = dict.fromkeys(arm for read in studies.values() for arm in read.study.arms)
     evidence = [arm for pattern in question.contrast for arm in fnmatch.filter(known, pattern)]
-    text = "; ".join(advice) or "no arm is recommended: no study has these arms"
-    return (
-        {
-            "id": question.id,
-            "claim": question.claim,
-            "answer": answer_to(question, judged),
-            "text": ". ".join(texts),
-            "contrast": question.contrast,
-            "evidence": evidence,
-        },
-        {"id": question.id, "text": text, "evidence": evidence},
-    )
+    recommended = "; ".join(advice) or "no arm is recommended: no study has these arms"
+    return _told(question, answer_to(question, judged), ". ".join(texts), recommended, evidence)
+
+
+def _told(question: Question, answer: str, text: str, advice: str, evidence: list[str]) -> tuple[Plain, Plain]:
+    told = {"id": question.id, "claim": question.claim, "answer": answer, "text": text, "contrast": question.contrast}
+    return told | {"evidence": evidence}, {"id": question.id, "text": advice, "evidence": evidence}
 
 
 def answer_to(question: Question, judged: Mapping[str, st.Judgement]) -> str:
@@ -124,10 +119,7 @@ def _answer_frontier(question: Question, studies: Mapping[str, ReadStudy]) -> tu
         advice = "no arm is recommended: it is open which arms are on the frontiers"
     text = words.frontier_text(studies, len(shared), differ, alike, unknown)
     text += f"; left out, as not known in both: {', '.join(left_out)}" if left_out else ""
-    return (
-        {"id": question.id, "claim": question.claim, "answer": reply, "text": text, "contrast": [], "evidence": differ},
-        {"id": question.id, "text": advice, "evidence": differ},
-    )
+    return _told(question, reply, text, advice, differ)
 
 
 def _is_on(share: float) -> bool | None:

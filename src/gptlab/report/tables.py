@@ -11,7 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.padding import Padding
@@ -147,27 +147,18 @@ def _equal_rows(study: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _run_rows(study: Mapping[str, Any]) -> list[dict[str, Any]]:
-    values = {arm["name"]: arm["values"] for arm in study["arms"]}
+    values, metric = {arm["name"]: arm["values"] for arm in study["arms"]}, study["metric"]
     failures = {(failure["arm"], failure["seed"]): failure for failure in study["failures"]}
     rows = []
     for run in study["runs"]:
         failure = failures.get((run["arm"], run["seed"]), {})
         steps = [step for curve in ("train", "val") for step, _ in run[curve]]
-        rows.append(
-            {
-                "arm": run["arm"],
-                "seed": run["seed"],
-                "status": run["status"],
-                "ended [step]": run["ended"],
-                "last logged [step]": max(steps, default=None),
-                f"{study['metric']['key']} [{study['metric']['label']}]": values.get(run["arm"], {}).get(
-                    str(run["seed"])
-                ),
-                "failure": failure.get("failure"),
-                "reason": failure.get("reason"),
-                "folder": run["folder"],
-            }
-        )
+        value = values.get(run["arm"], {}).get(str(run["seed"]))
+        row = {key: run[key] for key in ("arm", "seed", "status")}
+        row |= {"ended [step]": run["ended"], "last logged [step]": max(steps, default=None)}
+        row |= {f"{metric['key']} [{metric['label']}]": value}
+        row |= {key: failure.get(key) for key in ("failure", "reason")}
+        rows.append(row | {"folder": run["folder"]})
     return rows
 
 
@@ -215,9 +206,8 @@ def _arm_tables(study: Mapping[str, Any], width: int) -> list[Table]:
     for headers in parts:
         tables.append(Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold"))
         for header in headers:
-            tables[-1].add_column(
-                Text(header), justify="left" if header in (arm, verdict) else "right", overflow="fold"
-            )
+            side: Literal["left", "right"] = "left" if header in (arm, verdict) else "right"
+            tables[-1].add_column(Text(header), justify=side, overflow="fold")
         for row in rows:
             tables[-1].add_row(*(row[header] for header in headers))
     return tables

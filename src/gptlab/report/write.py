@@ -69,9 +69,7 @@ def write_report(
         write_page(payload, page)
         files = [*write_csv(payload, out), *draw_report(payload, out / "plots", formats)]
     except OSError as error:
-        raise UserError(
-            f"{error.filename or out} cannot be written: {error.strerror}. Name another folder with --out."
-        ) from None
+        raise UserError(f"{error.filename or out} cannot be written: {error.strerror}; choose --out") from None
     return Report(payload, page, files)
 
 
