@@ -135,7 +135,7 @@ def card(run: RunDir, compare: RunDir | None = None) -> str:
         _architecture(recipe, environment, result),
         _settings(recipe),
         _data(recipe, environment, result),
-        _table("Hardware and versions", _facts(environment, HARDWARE, ("command", "data", "parameters"))),
+        _section("Hardware and versions", _facts(environment, HARDWARE, ("command", "data", "parameters"))),
         _again(run, environment),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -179,7 +179,7 @@ def _rows(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in table)
 
 
-def _table(title: str, rows: list[tuple[str, str]], header: Sequence[str] = ("", "")) -> str:
+def _section(title: str, rows: list[tuple[str, str]], header: Sequence[str] = ("", "")) -> str:
     return f"## {title}\n\n{_rows(header, rows)}" if rows else ""
 
 
@@ -245,7 +245,7 @@ def _architecture(recipe: Recipe, environment: dict[str, Any], result: dict[str,
         rows.append(("parameters", f"{parameters:,} ({human(parameters)})"))
     elif parameters:
         rows.append(("parameters", show(parameters)))
-    return _table("Architecture", rows, ("setting", "value"))
+    return _section("Architecture", rows, ("setting", "value"))
 
 
 def _defaults() -> dict[str, Any]:
@@ -260,7 +260,7 @@ def _settings(recipe: Recipe) -> str:
         for key, value in settings_of(recipe).items()
         if not key.startswith("model.") and key not in told_elsewhere and (key in ESSENTIAL or value != defaults[key])
     ]
-    return _table("Settings", rows, ("setting", "value"))
+    return _section("Settings", rows, ("setting", "value"))
 
 
 def _data(recipe: Recipe, environment: dict[str, Any], result: dict[str, Any]) -> str:
@@ -279,7 +279,7 @@ def _data(recipe: Recipe, environment: dict[str, Any], result: dict[str, Any]) -
     trained, split = number(result.get("tokens")), number(facts.get("train_tokens"))
     if trained > 0 and split > 0:
         rows.append(("passes over the training split", f"{trained / split:.3g}"))
-    return _table("Data", rows)
+    return _section("Data", rows)
 
 
 def _picture(run: RunDir) -> str:
@@ -333,7 +333,7 @@ def _results(result: dict[str, Any], lines: list[dict[str, Any]]) -> str:
             rows.append(("best validation loss", f"{best[0]:.4f} at step {best[1]:,.0f}"))
     if "final_val_loss" not in keys and (best := _best(lines)):
         rows.append(("best validation loss", f"{best[0]:.4f} at step {best[1]:,.0f}"))
-    return _table("Results", rows)
+    return _section("Results", rows)
 
 
 def _evaluations(lines: list[dict[str, Any]]) -> str:

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gptlab.report.curves import FEWEST_SMOOTHED, SMOOTHING, ceiling, smooth
 from gptlab.report.drawing import DASHES, GREY, PALE, PALETTE, SMALL, annotate, legend_below, style_axes
-from gptlab.report.placing import limits_of, place_labels, spread_out, usual_reach
+from gptlab.report.placing import Flags, limits_of, place_labels, spread_out, usual_reach
 from gptlab.report.reading import Array, human, number
 from gptlab.report.words import decimals, interval, one_line, shown_verdict, stems, went_wrong
 
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Flags = NDArray[np.bool_]
 Look = dict[str, Any]  # a style, as matplotlib takes it
 
 BLUE, VERMILLION, GREEN = PALETTE[:3]

@@ -1,15 +1,16 @@
 """The statistics of runs, over plain data: numbers in, numbers out, no folder is read.
 
 The same seed means the same initialisation and data order in every arm of a study, so arms are compared seed by seed.
-What is said of a comparison, and what it rests on:
+The verdicts on a comparison:
 
 * better, worse: paired t, adjusted by Holm over the family of comparisons, and a difference larger than the margin.
-  The probability of any false one in the family is at most 5%.
-* equivalent: two one-sided tests against a margin set beforehand, 5% for each comparison and not for the family.
-* diverges: a run did. One is enough to say that an arm can; how often is said with an exact interval.
+  The probability of any false finding in the family is at most 5%.
+* equivalent: two one-sided tests against a margin set beforehand, at 5% per comparison, not per family.
+* diverges: a run diverged. One run shows that an arm can diverge; its rate has an exact interval.
 
-Every interval is 95% for itself: of twenty one misses on average. Seeds are never bootstrapped (the percentile interval
-of three covers 67.5%); documents within a seed are. NaN stands for what cannot be said, as the interval of one seed.
+Each interval is a 95% interval on its own: one in twenty misses on average. Seeds are never bootstrapped (the
+percentile interval of three covers 67.5%); documents within a seed are. NaN stands for an unknown value, such as the
+interval of one seed.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ from scipy import special
 
 from gptlab.report.reading import Array
 
-# scipy.stats and scipy.optimize take seconds to import: the functions that need them do it.
+# scipy.stats and scipy.optimize take seconds to import, so the functions that need them import them.
 
-ALPHA = 0.05  # two-sided: of a family of comparisons, and of each test of equivalence
+ALPHA = 0.05  # two-sided; for a family of comparisons, and for each test of equivalence
 POWER = 0.8
-MARGIN_124M = 0.004  # nats: validation losses of a 124M GPT that are closer count as the same
+MARGIN_124M = 0.004  # nats: closer validation losses of a 124M GPT count as equal
 RESAMPLES = 2000  # of the bootstrap over documents
 DRAWS = 4000  # of the frontier's simulation
-BATCHES = 10  # of a run's step times; Schmeiser (1982): more gain little, and leave each too short
-ROUNDING = 2**-20  # relative, 8 units in the last place of float32: a spread below is rounding and no noise
-MOST_SEEDS = 10_000  # beyond it no number of seeds is named
+BATCHES = 10  # of a run's step times; more batches gain little and are too short (Schmeiser 1982)
+ROUNDING = 2**-20  # relative, 8 units in the last place of float32: a smaller spread is rounding, not noise
+MOST_SEEDS = 10_000  # larger numbers of seeds are not reported
 
 Better = Literal["lower", "higher"]
 Verdict = Literal["better", "worse", "equivalent", "not resolved", "diverges", "reference diverges"]
@@ -51,16 +52,16 @@ class Estimate:
     low: float
     high: float
     n: int
-    """How many of `of` it rests on."""
+    """Number of `of` (below) in the estimate."""
     of: str
     """seeds, runs, steps, documents or arms."""
     p: float = NAN
-    """Two-sided, not adjusted; NaN where nothing is tested."""
+    """Two-sided, not adjusted; NaN if nothing is tested."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Arm minus reference over the seeds that both have, in the metric's units."""
+    """Arm minus reference over their common seeds, in the metric's units."""
 
     n: int
     """Pairs."""
@@ -71,12 +72,12 @@ class Difference:
     """95% interval of the mean, by t."""
     high: float
     p: float
-    """Paired t, two-sided, not adjusted; 1 where nothing differs. NaN below two seeds, and where every seed shows the
-    same difference: no spread over a few seeds means a coarse metric or a copy, and leaves no noise to test against."""
+    """Paired t, two-sided, not adjusted; 1 if nothing differs. NaN below two seeds, and if every seed shows the same
+    difference: without spread (a coarse metric, or a copied run) there is no noise to test against."""
 
     @property
     def identical(self) -> bool:
-        """Not a bit differs in any seed: what two arms of the same treatment must show (a check of the harness)."""
+        """Bit-identical in every seed, as two arms with the same settings must be (a check of the harness)."""
         return self.mean == 0 and (self.n == 1 or self.sd == 0)
 
 
@@ -85,9 +86,9 @@ class Runs:
     """One arm's runs in one metric."""
 
     values: Mapping[int, float]
-    """Seed to value, of the runs that completed. What is not finite counts as missing."""
+    """Seed to value, for completed runs. Values that are not finite count as missing."""
     diverged: int = 0
-    """Runs that diverged: counted, never averaged in."""
+    """Number of diverged runs: counted, never averaged."""
 
 
 @dataclass(frozen=True)
@@ -95,14 +96,14 @@ class Contrast:
     """An arm and its reference; `contrast` makes one from their runs."""
 
     difference: Difference
-    """Where a run diverged: of the survivors, and no evidence."""
+    """If a run diverged: over the surviving runs, and no evidence."""
     better: Better
     margin: float
-    """Differences up to this are none, in the metric's units. 0: none was set, and nothing is shown equivalent."""
+    """Differences up to the margin count as none, in the metric's units. 0: not set; nothing can be equivalent."""
     welch: Estimate | None = None
-    """The difference without pairing, over all seeds of each: a second look that decides nothing."""
+    """The unpaired difference, over all seeds of each; for reference, no verdict rests on it."""
     diverged: tuple[int, int] = (0, 0)
-    """The arm's diverged runs, of how many that completed or diverged."""
+    """(diverged runs, runs that completed or diverged) of the arm."""
     reference_diverged: tuple[int, int] = (0, 0)
 
     @property
@@ -111,7 +112,7 @@ class Contrast:
 
     @property
     def p(self) -> float:
-        """Not adjusted: paired t, or where a run diverged Fisher's exact test of the counts."""
+        """Not adjusted: paired t, or Fisher's exact test of the counts if a run diverged."""
         if not self.any_diverged:
             return self.difference.p
         from scipy import stats
@@ -121,27 +122,27 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What may be said of a contrast."""
+    """The verdict on a contrast, and its evidence."""
 
     verdict: Verdict
     contrast: Contrast
     p_holm: float
-    """The contrast's p adjusted over its family, in which what could not be tested keeps its place with p = 1."""
+    """The contrast's p adjusted over its family, in which untestable contrasts count with p = 1."""
     p_equivalent: float
     """Two one-sided tests against the margin; not adjusted."""
     mde: float
-    """True difference that this many seeds find with 80% power at 5%, were it the only comparison; in the metric's
-    units. It is as uncertain as the sd, which three seeds give within a factor of 0.5 to 6."""
+    """True difference that these seeds detect with 80% power at 5% in a single comparison, in the metric's units. It is
+    as uncertain as the sd, which three seeds give within a factor of 0.5 to 6."""
     mde_family: float
     """The same at Holm's first step, 5% over the number of comparisons."""
     more_seeds: int | None
-    """Where not resolved: seeds to add for 80% power with the sd seen. If the difference is beyond the margin: to find
-    one of that size; if within: to show the arms equivalent if they are (once it is significant: if it is true).
-    None: cannot be said, or over 10,000."""
+    """If not resolved: further seeds for 80% power at the observed sd. With a difference beyond the margin: to detect a
+    difference of that size. Within the margin: to show equivalence, of equal arms (or, if the difference is
+    significant, of arms with this difference). None: unknown, or over 10,000."""
     divergence: Estimate
     """Rate of the arm's diverged runs."""
     why: str
-    """What stood in the way of a better verdict; may be empty."""
+    """Why the verdict is no clearer; may be empty."""
 
 
 @dataclass(frozen=True)
@@ -150,17 +151,17 @@ class Flip:
 
     verdict: FlipVerdict
     """flips: better in one task and worse in the other. agrees: better in both, or worse in both. equivalent: in both.
-    diverges: a run did, in either. The rest is unresolved."""
+    diverges: a run diverged in either. unresolved: everything else."""
     first: Judgement
     second: Judgement
     interaction: Estimate
-    """The first task's difference minus the second's, each in its margins and positive where the arm is better than its
+    """The first task's difference minus the second's, each in margins and positive if the arm is better than its
     reference; Welch's t."""
     p_holm: float
     """The interaction's p adjusted over the pairs."""
 
 
-# -- the textbook, for numbers and arrays alike
+# -- textbook tests, for numbers and arrays
 
 
 def t_interval(mean: ArrayLike, se: ArrayLike, df: ArrayLike, level: float = 0.95) -> tuple[Array, Array]:
@@ -184,9 +185,9 @@ def tost(n: ArrayLike, mean: ArrayLike, sd: ArrayLike, margin: ArrayLike) -> Arr
 def holm(p: ArrayLike) -> Array:
     """p, (comparisons,), adjusted over the family (Holm 1979).
 
-    NaN keeps its place as p = 1: a comparison that was planned counts whether or not it could be made.
+    NaN counts as p = 1: a planned comparison counts even if it could not be made.
     """
-    # statsmodels' multipletests says the same, and collects garbage at every call: 0.2 s where torch is loaded.
+    # statsmodels' multipletests gives the same, but collects garbage at every call: 0.2 s with torch loaded.
     p = np.nan_to_num(np.asarray(p, dtype=np.float64), nan=1.0)
     order = np.argsort(p)
     adjusted = np.empty_like(p)
@@ -195,7 +196,7 @@ def holm(p: ArrayLike) -> Array:
 
 
 def rate(k: int, n: int) -> Estimate:
-    """k of n runs, by Clopper and Pearson (1934): covers 95% or more at any n, as Wilson's interval does not."""
+    """k of n runs, by Clopper and Pearson (1934): covers at least 95% at any n, unlike Wilson's interval."""
     if n == 0:
         return Estimate(NAN, NAN, NAN, 0, "runs")
     from scipy import stats
@@ -208,7 +209,7 @@ def rate(k: int, n: int) -> Estimate:
 
 
 def difference(n: int, mean: float, sd: float, rounding: float = 0.0) -> Difference:
-    """A paired difference from its summary; a spread of up to `rounding` is none."""
+    """A paired difference from its summary; a spread up to `rounding` counts as none."""
     if n < 2:
         return Difference(n, mean if n else NAN, NAN, NAN, NAN, NAN)
     if sd <= rounding:
@@ -219,7 +220,7 @@ def difference(n: int, mean: float, sd: float, rounding: float = 0.0) -> Differe
 
 
 def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Difference:
-    """a - b, seed to value each, over the seeds that both have."""
+    """a - b over their common seeds; a and b map seed to value."""
     a, b = _finite(a), _finite(b)
     pairs = np.array([(a[seed], b[seed]) for seed in sorted(a.keys() & b.keys())]).reshape(-1, 2)
     delta = pairs[:, 0] - pairs[:, 1]
@@ -251,10 +252,10 @@ def _finite(values: Mapping[int, float]) -> dict[int, float]:
 
 
 def margin_from_noise(values: Mapping[int, float], floor: float) -> float:
-    """A margin where none is known: twice the sd of one arm's runs, which differ in their seeds, or `floor` if larger.
+    """A default margin: twice the sd of one arm's runs over seeds, or `floor` if that is larger.
 
-    Take a pilot's or the baseline's runs, and not differences between arms: those share their seeds and with them most
-    of the noise. Three seeds can agree by chance, so the floor (in the metric's units) is stated.
+    Use runs of a pilot or the baseline, not differences between arms, which share seeds and with them most of the
+    noise. Three seeds can agree by chance, hence the floor (in the metric's units).
     """
     known = [*_finite(values).values()]
     return max(floor, 2 * float(np.std(known, ddof=1))) if len(known) > 1 else floor
@@ -263,8 +264,8 @@ def margin_from_noise(values: Mapping[int, float], floor: float) -> float:
 def bootstrap(a: ArrayLike, b: ArrayLike, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
     """Mean difference of two runs' scores over documents (or windows), by BCa (Efron 1987).
 
-    It says how the difference holds on other documents for these very weights, and nothing of other seeds. Windows of
-    one document are not independent: average them first.
+    The interval holds for other documents and these weights; it says nothing about other seeds. Windows of one document
+    are not independent: average them first.
 
     Args:
         a, b: a score for each document, (documents,), in the same order.
@@ -290,7 +291,7 @@ def bootstrap(a: ArrayLike, b: ArrayLike, seed: int = 0, resamples: int = RESAMP
 
 
 def power(effect: ArrayLike, n: ArrayLike, alpha: float = ALPHA) -> Array:
-    """Probability that a paired t test over n seeds finds a true difference, in sds of the paired difference."""
+    """Probability that a paired t test over n seeds detects a true difference, in sds of the paired difference."""
     df, shift = np.subtract(n, 1), np.multiply(effect, np.sqrt(n))
     critical = special.stdtrit(df, 1 - alpha / 2)
     wrong_side = np.nan_to_num(special.nctdtr(df, shift, -critical))  # NaN where it underflows
@@ -299,7 +300,7 @@ def power(effect: ArrayLike, n: ArrayLike, alpha: float = ALPHA) -> Array:
 
 def power_of_tost(margin: float, n: int, effect: float = 0.0) -> float:
     """Probability that TOST over n seeds passes; margin and true difference in sds of the paired difference."""
-    chi2 = special.chdtri(n - 1, (np.arange(200) + 0.5) / 200)  # quantiles, to integrate over the sd that is seen
+    chi2 = special.chdtri(n - 1, (np.arange(200) + 0.5) / 200)  # quantiles, to integrate over the observed sd
     room = margin - special.stdtrit(n - 1, 1 - ALPHA) * np.sqrt(chi2 / (n - 1) / n)
     passes = special.ndtr((room - effect) * np.sqrt(n)) - special.ndtr((-room - effect) * np.sqrt(n))
     return float(np.where(room > 0, passes, 0).mean())
@@ -316,17 +317,17 @@ def _mde(n: int, alpha: float) -> float:
 
 
 def minimum_detectable(n: int, sd: float, family: int = 1) -> float:
-    """True difference that n seeds find with 80% power, by the noncentral t: 3.26 sd at n = 3.
+    """True difference that n seeds detect with 80% power, by the noncentral t: 3.26 sd at n = 3.
 
     Args:
-        sd: of the paired difference; where runs are independent, sqrt(2) times one arm's.
-        family: number of comparisons; Holm holds the first of them to 5% / family.
+        sd: of the paired difference; of independent runs, sqrt(2) times the sd of one arm.
+        family: number of comparisons; Holm's first step is at 5% / family.
     """
     return sd * _mde(n, ALPHA / family) if n > 1 else NAN
 
 
 def seeds_needed(effect: float, sd: float, family: int = 1) -> int | None:
-    """Fewest seeds that find a true difference with 80% power; None: over 10,000. See `minimum_detectable`."""
+    """Fewest seeds that detect a true difference with 80% power; None: over 10,000. See `minimum_detectable`."""
     if not sd > 0:
         raise ValueError(f"sd = {sd}: must be greater than 0")
     return _fewest(lambda n: float(power(abs(effect) / sd, n, ALPHA / family)))
@@ -361,9 +362,9 @@ def contrast(arm: Runs, reference: Runs, better: Better, margin: float) -> Contr
 def judge(family: Mapping[Name, Contrast]) -> dict[Name, Judgement]:
     """A verdict on each contrast of a family: all the comparisons that were planned together.
 
-    better and worse need p < 5% after Holm and a mean difference beyond the margin: what the margin calls none, many
-    seeds do not make a finding. equivalent needs TOST at 5%; identical bits in two seeds or more are it under any
-    margin. Where a run diverged, what the survivors show decides nothing: they are no fair sample.
+    better and worse need p < 5% after Holm and a mean difference beyond the margin, so that many seeds do not turn a
+    negligible difference into a finding. equivalent needs TOST at 5%, or identical bits in two seeds or more. If a run
+    diverged, the surviving runs decide nothing: they are not a fair sample.
     """
     adjusted = holm([contrast.p for contrast in family.values()])
     return {name: _judge(c, float(p), len(family)) for (name, c), p in zip(family.items(), adjusted, strict=True)}
@@ -422,7 +423,7 @@ def flips(pairs: Mapping[Name, tuple[Contrast, Contrast]]) -> dict[Name, Flip]:
 
 
 def _interaction(a: Contrast, b: Contrast) -> Estimate:
-    # Runs of two tasks are independent, even where their seeds have the same number.
+    # Runs of two tasks are independent, even with equal seeds.
     x, y = a.difference, b.difference
     if a.any_diverged or b.any_diverged or min(a.margin, b.margin) == 0 or np.isnan(x.p + y.p):
         return Estimate(NAN, NAN, NAN, x.n + y.n, "seeds")
@@ -437,23 +438,23 @@ def _interaction(a: Contrast, b: Contrast) -> Estimate:
 def throughput(runs: Mapping[int, ArrayLike]) -> Estimate:
     """Median rate (or time) of a step, with an interval.
 
-    Over two runs or more: the geometric mean of their medians, and t over runs. Of one run: how well this run's median
-    is known, and nothing of another day or machine.
+    Over two runs or more: the geometric mean of their medians, and t over runs. For one run: how well its median is
+    known; it says nothing about another day or machine.
 
     Args:
-        runs: seed to the run's samples in the steady state, in the order of time: tokens per second, or seconds.
+        runs: seed to the run's steady-state samples in order of time: tokens per second, or seconds.
     """
     medians = _log_medians(runs)
     if len(medians) == 1:
         ((centre, se, n),) = medians.values()
-        return _exp(centre, se, BATCHES - 1, n, "steps")
+        return _exp_interval(centre, se, BATCHES - 1, n, "steps")
     return _over_seeds([centre for centre, _, _ in medians.values()], "runs")
 
 
 def speedup(a: Mapping[int, ArrayLike], b: Mapping[int, ArrayLike]) -> Estimate:
     """throughput(a) / throughput(b), and p of equal ones: t over the logarithms of the ratios, seed by seed.
 
-    Of a single seed by the delta method from the steps of both runs, without a p.
+    For a single seed by the delta method from the steps of both runs, without a p.
     """
     x, y = _log_medians(a), _log_medians(b)
     seeds = sorted(x.keys() & y.keys())
@@ -494,10 +495,10 @@ def _over_seeds(logs: Sequence[float], of: str) -> Estimate:
     n = len(logs)
     if n < 2:
         return Estimate(NAN, NAN, NAN, n, of)
-    return _exp(float(np.mean(logs)), float(np.std(logs, ddof=1)) / np.sqrt(n), n - 1, n, of)
+    return _exp_interval(float(np.mean(logs)), float(np.std(logs, ddof=1)) / np.sqrt(n), n - 1, n, of)
 
 
-def _exp(centre: float, se: float, df: int, n: int, of: str) -> Estimate:
+def _exp_interval(centre: float, se: float, df: int, n: int, of: str) -> Estimate:
     low, high = t_interval(centre, se, df)
     return Estimate(float(np.exp(centre)), float(np.exp(low)), float(np.exp(high)), n, of)
 
@@ -506,9 +507,9 @@ def _exp(centre: float, se: float, df: int, n: int, of: str) -> Estimate:
 
 
 def _block(arms: Mapping[str, Mapping[int, float]]) -> tuple[list[str], Array]:
-    """Names and values (arms, seeds) over the seeds that all of them have, without what a seed does to all alike.
+    """Names and values (arms, seeds) over the seeds that all arms have, without the common effect of each seed.
 
-    An arm with a single run is left out where others have more.
+    An arm with a single run is left out if others have more.
     """
     known = {name: _finite(values) for name, values in arms.items()}
     least = max(1, min(2, max((len(values) for values in known.values()), default=0)))
@@ -522,18 +523,18 @@ def ranking(a: Mapping[str, Runs], b: Mapping[str, Runs], better: tuple[Better, 
     """Kendall's tau-b between two studies' rankings of the arms they share. Arms with a diverged run rank last, tied.
 
     The interval is a projection: every tau that agrees with a joint 95% confidence set of both rankings (as Klein,
-    Wright and Wieczorek 2020), which is Tukey's of all pairs with seeds as blocks. A pair whose order is not known in
-    one of the studies agrees for the upper end and disagrees for the lower. So it covers 95% or more (in simulations
+    Wright and Wieczorek 2020), which is Tukey's of all pairs with seeds as blocks. A pair whose order is unknown in
+    one of the studies agrees for the upper end and disagrees for the lower. It covers 95% or more (in simulations
     even where one arm is ten times as noisy as the others) and is wide until orders are known. Redrawing the means
     gives shorter intervals that miss: noise pulls tau to 0, and where two studies rank twelve close arms alike, not
     one covers 1.
 
-    p is of no association between the two orders as seen, exact without ties: at best 0.083 with 4 arms, 0.0028 with 6.
+    p is for no association of the observed orders, exact without ties: at best 0.083 with 4 arms, 0.0028 with 6.
     """
     from scipy import stats
 
     shared = sorted(a.keys() & b.keys())
-    orders = [_places({name: s[name] for name in shared}, way) for s, way in zip((a, b), better, strict=True)]
+    orders = [_mean_and_gap({name: s[name] for name in shared}, way) for s, way in zip((a, b), better, strict=True)]
     names = [name for name in shared if all(name in places for places, _ in orders)]
     if len(names) < 2:
         return Estimate(NAN, NAN, NAN, len(names), "arms")
@@ -550,11 +551,11 @@ def ranking(a: Mapping[str, Runs], b: Mapping[str, Runs], better: tuple[Better, 
 def _studentized_range(arms: int, df: int) -> float:
     from scipy import stats
 
-    return float(stats.studentized_range.ppf(1 - ALPHA / 2, arms, df))  # each of two studies has half of the 5%
+    return float(stats.studentized_range.ppf(1 - ALPHA / 2, arms, df))  # each of two studies gets half of the 5%
 
 
-def _places(study: Mapping[str, Runs], better: Better) -> tuple[dict[str, float], float]:
-    """Arm to its mean (low is good, infinite where a run diverged), and the gap from which on an order is known."""
+def _mean_and_gap(study: Mapping[str, Runs], better: Better) -> tuple[dict[str, float], float]:
+    """Arm to its mean (low is good, infinite if a run diverged), and the gap above which an order is known."""
     places = {name: np.inf for name, runs in study.items() if runs.diverged}
     names, block = _block({name: runs.values for name, runs in study.items() if not runs.diverged})
     if not block.size:
@@ -569,7 +570,7 @@ def _places(study: Mapping[str, Runs], better: Better) -> tuple[dict[str, float]
 
 
 def _signs(places: Array, least: float) -> Array:
-    """Order of each pair of arms, (pairs,): -1 or 1 where it is known, 0 where both are last, else NaN."""
+    """Order of each pair of arms, (pairs,): -1 or 1 if it is known, 0 if both are last, else NaN."""
     i, j = np.triu_indices(len(places), 1)
     last, gap = np.isinf(places), np.nan_to_num(places[i]) - np.nan_to_num(places[j])
     known = (np.abs(gap) > least) | (last[i] != last[j])
@@ -579,12 +580,12 @@ def _signs(places: Array, least: float) -> Array:
 def frontier(
     axes: Sequence[tuple[Mapping[str, Mapping[int, float]], Better]], seed: int = 0, draws: int = DRAWS
 ) -> dict[str, float]:
-    """Share of simulated draws with an arm on the Pareto frontier: none is as good on all axes and better on one.
+    """Share of simulated draws with an arm on the Pareto frontier: no other is as good on all axes and better on one.
 
-    A draw is each arm's mean on each axis plus t times its standard error, without what a seed does to all arms alike.
-    The share is no error rate: where k arms tie in quality, the slowest of them is there in 1 / k of the draws. But
-    that an arm is there in over 97.5% for one study and under 2.5% for another happened in at most 1% of simulated
-    pairs of equal studies. Arms with fewer than two runs, or not on every axis, are left out; leave out those with
+    A draw is each arm's mean on each axis plus t times its standard error, without the common effect of each seed.
+    The share is no error rate: if k arms tie in quality, the slowest is on the frontier in 1 / k of the draws. But in at
+    most 1% of simulated pairs of equal studies, an arm was on it in over 97.5% of one study's draws and in under 2.5%
+    of the other's. Arms with fewer than two runs, or without a value on an axis, are left out; leave out arms with
     diverged runs too. Dividing an axis by the baseline changes nothing.
 
     Args:
@@ -597,10 +598,10 @@ def frontier(
     for k, (arms, better) in enumerate(axes):
         _, block = _block({name: arms[name] for name in names})
         m, n = block.shape
-        if n < 2:  # no two seeds that all arms have
+        if n < 2:  # fewer than two common seeds
             return dict.fromkeys(names, NAN)
         se = block.std(axis=1, ddof=1) * np.sqrt(m / max(1, m - 1) / n)  # centring took a part 1 / m of the variance
-        se[se <= ROUNDING * np.abs(block).max()] = 0  # memory, say: equal in every seed, and a tie is a tie
+        se[se <= ROUNDING * np.abs(block).max()] = 0  # memory, for example: equal in every seed, so a tie stays a tie
         drawn = block.mean(axis=1) + se * generator.standard_t(n - 1, size=(draws, m))
         good[k] = drawn if better == "higher" else -drawn
     dominated = [
