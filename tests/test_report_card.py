@@ -111,7 +111,16 @@ def test_a_diverged_run_says_where_and_why(tmp_path):
 def test_what_is_absent_is_left_out(tmp_path):
     text = card(make_run(tmp_path / "a", result=None, environment=None, evaluations=()))
     assert "no result yet" in text
-    for missing in ("## Results", "## Hardware", "## Evaluations", "parameters", "The command was", "None", "nan", "Differ"):
+    for missing in (
+        "## Results",
+        "## Hardware",
+        "## Evaluations",
+        "parameters",
+        "command was",
+        "None",
+        "nan",
+        "Differ",
+    ):
         assert missing not in text, missing
 
 

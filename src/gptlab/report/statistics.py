@@ -583,9 +583,9 @@ def frontier(
     """Share of simulated draws with an arm on the Pareto frontier: no other is as good on all axes and better on one.
 
     A draw is each arm's mean on each axis plus t times its standard error, without the common effect of each seed.
-    The share is no error rate: if k arms tie in quality, the slowest is on the frontier in 1 / k of the draws. But in at
-    most 1% of simulated pairs of equal studies, an arm was on it in over 97.5% of one study's draws and in under 2.5%
-    of the other's. Arms with fewer than two runs, or without a value on an axis, are left out; leave out arms with
+    The share is no error rate: if k arms tie in quality, the slowest is on the frontier in 1 / k of the draws. But in
+    at most 1% of simulated pairs of equal studies, an arm was on it in over 97.5% of one study's draws and in under
+    2.5% of the other's. Arms with fewer than two runs, or without a value on an axis, are left out; leave out arms with
     diverged runs too. Dividing an axis by the baseline changes nothing.
 
     Args:

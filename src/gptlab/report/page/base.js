@@ -54,7 +54,7 @@ function fixed(value, decimals, sign = false) {
   return (zero ? "" : value < 0 ? "−" : sign ? "+" : "") + text;
 }
 
-function digits(value, count = 3) {  // in so many significant digits, never as a power of ten where that can be helped
+function digits(value, count = 3) {  // `count` significant digits, without an exponent if possible
   if (!known(value)) return NONE;
   const size = Math.abs(value);
   if (value && (size >= 1e9 || size < 1e-5)) return value.toExponential(count - 1).replace("-", "−");
@@ -73,7 +73,7 @@ const between = (low, high, show) => (known(low) && known(high) ? `[${show(low)}
 const said = (status) => String(status).replaceAll("_", " ");
 const percent = (share) => (known(share) ? `${Math.round(100 * share)}%` : NONE);
 
-function decimalsOf(study) {  // of the metric: the margin, or else the smallest spread, in two digits
+function decimalsOf(study) {  // of the metric: two digits of the margin, else of the smallest spread
   const spreads = study.arms.map((arm) => arm.quality?.sd).filter((sd) => sd > 0);
   const scale = study.metric.margin || Math.min(...spreads, 0.05);
   return Math.min(6, Math.max(1, 1 - Math.floor(Math.log10(scale))));
@@ -82,8 +82,8 @@ function decimalsOf(study) {  // of the metric: the margin, or else the smallest
 // -- which arms are picked, and how they look ------------------------------------------------------------------------
 
 const COLORS = 7, DASHES = [[], [7, 4], [2, 3], [9, 3, 2, 3]];
-const looks = new Map();  // arm -> slot; arms of the same name look the same in every study
-const redraws = new Set();  // charts that are drawn anew when picks, colours or their width change
+const looks = new Map();  // arm -> slot; an arm looks the same in every study
+const redraws = new Set();  // charts to redraw when picks, colours or widths change
 const hotWatchers = new Set();
 let hot = null;
 
@@ -118,7 +118,7 @@ function togglePick(arm) {
 const colorOf = (slot) => `var(--c${slot % COLORS})`;
 const dashOf = (arm) => DASHES[Math.floor((looks.get(arm) ?? 0) / COLORS) % DASHES.length];
 
-const SHAPES = [  // about the origin, of much the same area
+const SHAPES = [  // around the origin, of similar area
   "M5 0A5 5 0 1 1 -5 0A5 5 0 1 1 5 0Z", "M-4.5 -4.5H4.5V4.5H-4.5Z", "M0 -6.3L6.3 0L0 6.3L-6.3 0Z",
   "M0 -6L6 4.6H-6Z", "M0 6L6 -4.6H-6Z", "M-2 -6H2V-2H6V2H2V6H-2V2H-6V-2H-2Z",
 ];
@@ -134,7 +134,7 @@ function swatch(arm) {
     s("path", { d: "M-17 0H17", class: "line" }), s("path", { class: "dot" }));
 }
 
-function paint(root) {  // the looks of everything in it that belongs to an arm
+function paint(root) {  // the look of every element that belongs to an arm
   for (const node of root.querySelectorAll("[data-arm]")) {
     const slot = looks.get(node.dataset.arm);
     node.style.setProperty("--look", slot === undefined ? "var(--faint)" : colorOf(slot));

@@ -17,7 +17,7 @@ function responsive(box, draw) {
   return redraw;
 }
 
-function choices(label, options, choose) {  // buttons of which one is pressed, at first the first
+function choices(label, options, choose) {  // a row of buttons; one is pressed, first the first
   const buttons = options.map(([value, text], i) => h("button", { type: "button", "aria-pressed": String(!i), onclick() {
     for (const button of buttons) button.setAttribute("aria-pressed", String(button === this));
     choose(value);
@@ -53,7 +53,7 @@ function ticks(low, high, most, log = false, whole = false) {
   return { all: Array.from({ length: count }, (_, i) => (first + i) * step), show };
 }
 
-function limits(values, room = 0.06, all = false) {  // of what is worth the paper: far outliers are left outside
+function limits(values, room = 0.06, all = false) {  // of an axis; far outliers are left out
   const sorted = finite(values).sort((a, b) => a - b), at = (share) => sorted[Math.round(share * (sorted.length - 1))];
   if (!sorted.length) return [0, 1];
   const fence = sorted.length > 5 && !all ? 4 * (at(0.75) - at(0.25)) || Infinity : Infinity;
@@ -82,7 +82,7 @@ function axes(svg, area, x, y, xName, yName) {
 
 // -- loss curves: on a canvas, as there may be 500 of 300 points, between two drawings: axes below, marks above -------
 
-const SMOOTHED = 0.04, FEWEST_SMOOTHED = 20;  // share of a training loss's points under one window; fewer points are left
+const SMOOTHED = 0.04, FEWEST_SMOOTHED = 20;  // share of points under one window; curves with fewer points are not smoothed
 
 function smooth(values) {  // as `gptlab plot` does: a mean with Hann weights, over fewer points towards the ends
   const half = Math.max(2, Math.round((SMOOTHED * values.length) / 2));
@@ -107,7 +107,7 @@ function gather(study, kind) {  // the curves of one kind, and the limits that s
   const steps = curves.flatMap((one) => [one.x[0], one.x.at(-1), one.ended]).filter(known);
   const first = Math.min(...steps), last = Math.max(...steps, first + 1);
   const done = curves.some((one) => one.status === "completed") ? curves.filter((one) => one.status === "completed") : curves;
-  const start = done.some((one) => one.x.length > 4) ? first + 0.15 * (last - first) : first;  // the first fall needs no room
+  const start = done.some((one) => one.x.length > 4) ? first + 0.15 * (last - first) : first;  // the steep start is left out
   const late = finite(done.flatMap((one) => one.y.filter((_, i) => one.x[i] >= start)));
   const losses = late.length ? late : finite(curves.flatMap((one) => one.y));
   const [low, high] = limits(losses), least = losses.reduce((a, b) => Math.min(a, b), Infinity);
@@ -132,7 +132,7 @@ function curveChart(study) {
     area = plotArea(width, height);
     x = scale(...now.x, area.left, area.right);
     y = scale(...now.y, area.bottom, area.top, log && now.y[0] > 0);
-    box.style.aspectRatio = `${width} / ${height}`;  // and all in it in shares of it: paper may be narrower
+    box.style.aspectRatio = `${width} / ${height}`;  // sizes inside are percentages: paper may be narrower
     const share = (part, all) => `${(100 * part) / all}%`;
     Object.assign(canvas.style, { left: share(area.left, width), top: share(area.top, height),
       width: share(area.width, width), height: share(area.height, height) });
@@ -217,12 +217,12 @@ function curveChart(study) {
     else if (next.x[1] > next.x[0] && next.y[1] > next.y[0]) zoomTo(next);
   }
 
-  function rectangle(from, to) {  // in pixels: left, right, top, bottom; one that is nearly flat spans the whole height
+  function rectangle(from, to) {  // in pixels: left, right, top, bottom; a nearly flat one spans the whole height
     const order = (a, b) => [Math.min(a, b), Math.max(a, b)], flat = Math.abs(from[1] - to[1]) < 12;
     return [...order(from[0], to[0]), ...(flat ? [area.top, area.bottom] : order(from[1], to[1]))];
   }
 
-  const held = new Map();  // the pointers that are down, and where
+  const held = new Map();  // pointers that are down -> position
   let start = null, spread = 0;
   const local = (event) => {
     const edge = box.getBoundingClientRect();
@@ -259,7 +259,7 @@ function curveChart(study) {
     },
     pointerleave(event) { if (!start && event.pointerType === "mouse") { setHot(null); hideTip(); } },
     dblclick() { zoomTo(null); },
-    wheel(event) {  // alone it scrolls the page, until the chart has been clicked
+    wheel(event) {  // without Ctrl it scrolls the page, unless the chart has the focus
       if (!event.ctrlKey && !event.metaKey && document.activeElement !== box) return;
       event.preventDefault();
       zoomBy(Math.exp(within(event.deltaY / 300, -1, 1)), local(event));
@@ -296,7 +296,7 @@ function bisect(sorted, value) {
 
 // -- quality against throughput or memory, with the frontier ---------------------------------------------------------
 
-function frontier(points, signX, signY) {  // those that no other is as good as in both and better in one
+function frontier(points, signX, signY) {  // points that no other point beats: as good in both, better in one
   const beats = (a, b) => signX * a.x >= signX * b.x && signY * a.y >= signY * b.y && (a.x !== b.x || a.y !== b.y);
   return points.filter((one) => !points.some((other) => beats(other, one))).sort((a, b) => a.x - b.x || a.y - b.y);
 }
@@ -359,7 +359,7 @@ function tradeOff(study, title, label, better, of) {
   return figure(title, null, null, box);
 }
 
-function freePlace(text, px, py, area, taken) {  // for a label that covers no mark and no other label; none, if need be
+function freePlace(text, px, py, area, taken) {  // for a label, without covering a mark or a label; null if there is none
   const width = textWidth(text, 11.5), left = -9 - width, middle = -width / 2;
   for (const [dx, dy] of [[9, 4], [left, 4], [middle, -11], [middle, 19], [8, -9], [8, 17], [left, -9], [left, 17]]) {
     const [x0, y0, x1, y1] = [px + dx, py + dy - 10, px + dx + width, py + dy + 2];
@@ -416,7 +416,7 @@ function slopeChart({ studies, ranks: all }) {
   if (!ranks.length) return null;
   const box = h("div", { class: "plot", role: "img", "aria-label": `Ranks of ${many(ranks.length, "arm")} in ${studies.join(" and ")}.`
     + ` Part of a flip: ${ranks.filter((one) => one.flip).map((one) => one.arm).join(", ") || "none"}.` });
-  const places = studies.map((_, column) => {  // in order of rank, one below the other where ranks are equal
+  const places = studies.map((_, column) => {  // in order of rank; equal ranks are drawn below each other
     const order = ranks.filter((one) => known(one.ranks[column])).sort((a, b) => a.ranks[column] - b.ranks[column]);
     return new Map(order.map((one, i) => [one, top + row * (i + 0.5)]));
   });
@@ -426,7 +426,7 @@ function slopeChart({ studies, ranks: all }) {
     const widest = (texts, more = 0) => Math.max(...texts.map((text) => textWidth(text, size + more)));
     const rankWidth = gap + 3 + widest(ranks.flatMap((one) => one.ranks.map((rank) => String(rank ?? ""))));
     const side = Math.min(width * (narrow ? 0.5 : 0.42), gap + rankWidth + widest(ranks.map((one) => one.arm), 1));
-    const end = narrow ? rankWidth : side;  // a phone has room for the names on one side: lines and taps lead to them
+    const end = narrow ? rankWidth : side;  // a phone has room for names on one side only
     const px = (column) => side + ((width - side - end) * column) / Math.max(1, last);
     const anchor = (column) => (column === 0 ? "end" : column === last ? "start" : "middle");
     const svg = drawing(width, height, studies.map((study, column) =>

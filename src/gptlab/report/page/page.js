@@ -55,7 +55,7 @@ function facts(study) {
     fact("hardware", study.provenance?.hardware?.join("; ") || NONE));
 }
 
-function reveal(arm, study) {  // the arm's row in the table of this study, or of the first that has it
+function reveal(arm, study) {  // scroll to the arm's row in this study's table, or in the first table that has it
   if (!looks.has(arm)) togglePick(arm);
   const whose = study ?? payload.studies.find((one) => one.arms.some((other) => other.name === arm));
   const table = document.getElementById(idOf(whose, "table"));
@@ -240,7 +240,7 @@ function copyable(text, label) {
   const code = h("code", null, text), button = h("button", { type: "button", onclick: copy }, "Copy");
   async function copy() {
     let done = true;
-    try { await navigator.clipboard.writeText(text); } catch {  // a page from a file may not be allowed to
+    try { await navigator.clipboard.writeText(text); } catch {  // not allowed for a page from a file
       getSelection().selectAllChildren(code);
       try { done = document.execCommand("copy"); } catch { done = false; }
     }

@@ -22,7 +22,7 @@ function dataTable({ name, caption, rows, columns, filters = [], words, rowAttri
       filter.options.map(([value, text]) => h("option", { value, selected: value === filter.first }, text)))]);
   const count = h("span", { class: "count", role: "status" });
 
-  function sortBy(column) {  // up, down, as it was
+  function sortBy(column) {  // ascending, descending, unsorted
     const again = sorted.column === column;
     sorted = again && !sorted.up ? { column: null, up: true } : { column, up: !again };
     show();
@@ -35,7 +35,7 @@ function dataTable({ name, caption, rows, columns, filters = [], words, rowAttri
     if (!sorted.column) return kept;
     const keyed = kept.map((line) => [sorted.column.sort(line.row), line]);
     const missing = (key) => key === null || key === undefined || key === "";
-    keyed.sort(([a], [b]) => {  // what is missing comes last, whichever the direction
+    keyed.sort(([a], [b]) => {  // missing values come last in both directions
       if (missing(a) || missing(b)) return missing(a) - missing(b);
       const order = typeof a === "string" ? a.localeCompare(b, "en", { numeric: true }) : a - b;
       return sorted.up ? order : -order;
@@ -80,7 +80,7 @@ function dataTable({ name, caption, rows, columns, filters = [], words, rowAttri
 
 const scrolling = (label, table) => h("div", { class: "table-box", tabindex: 0, role: "region", "aria-label": label }, table);
 
-function csvCell(value) {  // a text that a spreadsheet would take for a formula gets an apostrophe before it
+function csvCell(value) {  // an apostrophe before text that a spreadsheet would take for a formula
   if (value === null || value === undefined) return "";
   const text = typeof value === "string" && /^[=+\-@\t\r]/.test(value) ? `'${value}` : String(value);
   return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
