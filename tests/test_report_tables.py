@@ -367,12 +367,14 @@ def test_answers_recommendations_failures_flips_and_warnings_are_told():
         "questions": [question | {"id": "H9", "answer": "confirmed"}],
         "recommendations": [],
     }
-    study = make_study(make_arm(), failures=failures, questions=[question], recommendations=[advice])
+    more = [advice | {"id": "H1"}, {"id": "H2", "text": "use a"}]
+    study = make_study(make_arm(), failures=failures, questions=[question], recommendations=[advice, *more])
     text = printed(make_payload(study, across=across, warnings=["two machines"]), 200)
     lines = [line.strip() for line in text.splitlines()]
     assert "H1 it helps: not resolved: +0.1" in lines  # the verdict once
     assert "H9 it helps: confirmed: not resolved: +0.1" in lines
     assert "recommendation: none, because of noise" in lines and "warning: two machines" in lines
+    assert "recommendation H2: use a" in lines and text.count("because of noise") == 1  # told once
     assert "a: 2 out of memory (seed 0 at step 1,200, seed 1): asked 3 GB" in lines
     assert "tau 0.6 [0.1, 0.9]" in lines and "pairs of arms: 2 agrees, 1 flips" in lines
     assert "x0 against y: flips: numbers" in lines and not any("x1" in line for line in lines)

@@ -275,8 +275,11 @@ def _equal_explanation(study: Mapping[str, Any]) -> str:
 def _answers(of: Mapping[str, Any], console: Console) -> None:
     for question in of["questions"]:
         _item(console, f"{question['id']} {question['claim']}", question["answer"], question["text"])
-    for text in dict.fromkeys(recommendation["text"] for recommendation in of["recommendations"]):
-        _item(console, "recommendation", "", text)
+    told: dict[str, str] = {}  # a question often leads to the same recommendation as the study
+    for advice in of["recommendations"]:
+        told.setdefault(advice["text"], advice.get("id", "overall"))
+    for text, of_what in told.items():
+        _item(console, "recommendation" + f" {of_what}" * (of_what not in ("overall", "default")), "", text)
 
 
 def _failures(study: Mapping[str, Any], console: Console) -> None:
