@@ -974,6 +974,22 @@ def test_what_is_missing_is_said(browser, change, said):
 
 @pytest.mark.slow
 @needs_chromium
+def test_an_arm_that_was_not_run_says_so(browser):
+    payload = make_payload(points=20, studies=1)
+    arm = payload["studies"][0]["arms"][1]
+    arm |= dict.fromkeys(("quality", "throughput", "speedup", "memory_gb", "memory_ratio", "frontier"))
+    arm |= {"values": {}, "statuses": {}, "other": {}}
+    arm["comparison"] |= dict.fromkeys(("mean", "sd", "low", "high")) | {"n": 0, "verdict": "not resolved"}
+    arm["comparison"]["text"] = "not run: this arm has no run yet"
+    browser.open(render_page(payload))
+    for row in (f"{TABLE} tr[data-arm={arm['name']}]", f"{FOREST} [data-arm={arm['name']}]"):
+        assert browser.first(f"{row} .badge", "one.textContent").endswith(" not run")
+    shown = browser.first(f"{FOREST} [data-arm={arm['name']}] .says", "one.textContent")
+    assert shown.count("not run") == 1 and shown.endswith("this arm has no run yet")
+
+
+@pytest.mark.slow
+@needs_chromium
 @pytest.mark.parametrize(("seeds", "studies", "points"), [(1, 1, 300), (2, 2, 2), (1, 2, 1)])
 def test_few_seeds_and_points_draw(browser, seeds, studies, points):
     browser.open(render_page(make_payload(seeds=seeds, studies=studies, points=points)))

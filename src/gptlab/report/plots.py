@@ -96,7 +96,7 @@ def read_tracks(runs: Sequence[RunDir]) -> list[Track]:
 # -- the plots ------------------------------------------------------------------------------------------------------
 
 
-def _training_loss(tracks: Sequence[Track]) -> Figure:
+def _plot_training_loss(tracks: Sequence[Track]) -> Figure:
     figure, axes = frame(tracks, "Training loss", "training loss (nats per token)")
     alone = len(tracks) == 1
     for track in tracks:
@@ -106,7 +106,7 @@ def _training_loss(tracks: Sequence[Track]) -> Figure:
     return finish(figure, axes, tracks, "" if alone else f"bold: {SMOOTHING}; light: as logged")
 
 
-def _validation_loss(tracks: Sequence[Track]) -> Figure:
+def _plot_validation_loss(tracks: Sequence[Track]) -> Figure:
     figure, axes = frame(tracks, "Validation loss", "validation loss (nats per token)")
     alone = len(tracks) == 1
     for track in tracks:
@@ -117,7 +117,7 @@ def _validation_loss(tracks: Sequence[Track]) -> Figure:
     return finish(figure, axes, tracks)
 
 
-def _train_val_loss(tracks: Sequence[Track]) -> Figure:
+def _plot_train_val_loss(tracks: Sequence[Track]) -> Figure:
     figure, axes = frame(tracks, "Training and validation loss", "loss (nats per token)")
     alone = len(tracks) == 1
     curves, colors = [], []
@@ -144,7 +144,7 @@ def _train_val_loss(tracks: Sequence[Track]) -> Figure:
     return finish(figure, axes, tracks, "" if alone else note)
 
 
-def _learning_rate(tracks: Sequence[Track]) -> Figure:
+def _plot_learning_rate(tracks: Sequence[Track]) -> Figure:
     from matplotlib.ticker import FuncFormatter
 
     figure, axes = frame(tracks, "Learning rate", "learning rate")
@@ -178,7 +178,7 @@ def _learning_rate(tracks: Sequence[Track]) -> Figure:
     return finish(figure, axes, tracks)
 
 
-def _throughput(tracks: Sequence[Track]) -> Figure:
+def _plot_throughput(tracks: Sequence[Track]) -> Figure:
     """Tokens per second, or samples per second, and the median without the first interval."""
     from matplotlib.ticker import FuncFormatter
 
@@ -207,7 +207,7 @@ def _throughput(tracks: Sequence[Track]) -> Figure:
     return finish(figure, axes, tracks, "" if alone else "dashed: median, first interval left out")
 
 
-def _hellaswag_accuracy(tracks: Sequence[Track]) -> Figure:
+def _plot_hellaswag_accuracy(tracks: Sequence[Track]) -> Figure:
     tokens = any(track.has(key) for track in tracks for key in HELLASWAG_GPT2)
     gpt2 = HELLASWAG_GPT2 if tokens else HARNESS_GPT2  # scores of two definitions do not share an axis
     tracks = [track for track in tracks if any(track.has(key) for key in gpt2)]
@@ -242,10 +242,10 @@ def _hellaswag_accuracy(tracks: Sequence[Track]) -> Figure:
 
 # File name to the function that draws a plot, and alternatives of the metrics that it needs of a run.
 PLOTS: dict[str, tuple[Callable[[Sequence[Track]], Figure], Iterable[str]]] = {
-    "training_loss": (_training_loss, ("loss",)),
-    "validation_loss": (_validation_loss, ("val_loss",)),
-    "train-val_loss": (_train_val_loss, ("loss val_loss",)),
-    "learning_rate": (_learning_rate, ("lr",)),
-    "throughput": (_throughput, ("tokens_per_second", "samples_per_second")),
-    "hellaswag_accuracy": (_hellaswag_accuracy, (*HELLASWAG_GPT2, *HARNESS_GPT2)),
+    "training_loss": (_plot_training_loss, ("loss",)),
+    "validation_loss": (_plot_validation_loss, ("val_loss",)),
+    "train-val_loss": (_plot_train_val_loss, ("loss val_loss",)),
+    "learning_rate": (_plot_learning_rate, ("lr",)),
+    "throughput": (_plot_throughput, ("tokens_per_second", "samples_per_second")),
+    "hellaswag_accuracy": (_plot_hellaswag_accuracy, (*HELLASWAG_GPT2, *HARNESS_GPT2)),
 }

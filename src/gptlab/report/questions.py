@@ -58,10 +58,10 @@ def _answer_contrast(
     known = dict.fromkeys(arm for read in studies.values() for arm in read.study.arms)
     evidence = [arm for pattern in question.contrast for arm in fnmatch.filter(known, pattern)]
     recommended = "; ".join(advice) or "no arm is recommended: no study has these arms"
-    return _told(question, answer_to(question, judged), ". ".join(texts), recommended, evidence)
+    return _question_data(question, answer_to(question, judged), ". ".join(texts), recommended, evidence)
 
 
-def _told(question: Question, answer: str, text: str, advice: str, evidence: list[str]) -> tuple[Plain, Plain]:
+def _question_data(question: Question, answer: str, text: str, advice: str, evidence: list[str]) -> tuple[Plain, Plain]:
     told = {"id": question.id, "claim": question.claim, "answer": answer, "text": text, "contrast": question.contrast}
     return told | {"evidence": evidence}, {"id": question.id, "text": advice, "evidence": evidence}
 
@@ -119,7 +119,7 @@ def _answer_frontier(question: Question, studies: Mapping[str, ReadStudy]) -> tu
         advice = "no arm is recommended: it is open which arms are on the frontiers"
     text = words.frontier_text(studies, len(shared), differ, alike, unknown)
     text += f"; left out, as not known in both: {', '.join(left_out)}" if left_out else ""
-    return _told(question, reply, text, advice, differ)
+    return _question_data(question, reply, text, advice, differ)
 
 
 def _is_on(share: float) -> bool | None:
