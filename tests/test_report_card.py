@@ -92,6 +92,12 @@ def test_the_facts_are_those_of_the_files(tmp_path):
         ("environment", "torch", "9.9", "9.9"),
         ("environment", "float8", "emulated in float32", "| float8 | emulated in float32 |"),
         ("environment", "parameters", 77_000, "77,000 (77K)"),
+        (
+            "environment",
+            "optimizer",
+            {"kernel": "fused", "eps": None, "bytes_per_parameter": 8.0},
+            "| optimizer | kernel fused, bytes per parameter 8 |",
+        ),
     ],
 )
 def test_an_altered_input_alters_the_card(tmp_path, name, key, value, says):
@@ -106,6 +112,16 @@ def test_a_diverged_run_says_where_and_why(tmp_path):
     text = card(make_run(tmp_path / "a", result=result, evaluations=(6.0, None)))
     assert r"**diverged** at step 42 after 41 steps: loss is not \*finite\*." in text
     assert cells(text, "Evaluations")[1][2] == "not finite"
+
+
+def test_results_come_first_and_a_drawn_curve_with_them(tmp_path):
+    run = make_run(tmp_path / "a")
+    assert "![" not in card(run)
+    run.plots.mkdir()
+    (run.plots / "train-val_loss.png").write_bytes(b"")
+    text = card(run)
+    order = ["Status:", "## Results", "![Losses of the run](plots/train-val_loss.png)", "## Evaluations", "## Settings"]
+    assert sorted(order, key=text.index) == order
 
 
 def test_what_is_absent_is_left_out(tmp_path):

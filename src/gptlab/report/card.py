@@ -326,13 +326,10 @@ def _told(key: str, value: Any) -> str:
 def _results(result: dict[str, Any], lines: list[dict[str, Any]]) -> str:
     outcome = _outcome(result, lines)
     keys = [key for key in RESULT_NAMES if key in outcome] + [key for key in outcome if key not in RESULT_NAMES]
-    rows = []
-    for key in keys:
-        rows.append((_name(key), _told(key, outcome[key])))
-        if key == "final_val_loss" and (best := _best(lines)):
-            rows.append(("best validation loss", f"{best[0]:.4f} at step {best[1]:,.0f}"))
-    if "final_val_loss" not in keys and (best := _best(lines)):
-        rows.append(("best validation loss", f"{best[0]:.4f} at step {best[1]:,.0f}"))
+    rows = [(_name(key), _told(key, outcome[key])) for key in keys]
+    if best := _best(lines):
+        place = keys.index("final_val_loss") + 1 if "final_val_loss" in keys else len(rows)
+        rows.insert(place, ("best validation loss", f"{best[0]:.4f} at step {best[1]:,.0f}"))
     return _section("Results", rows)
 
 
@@ -356,16 +353,9 @@ def _evaluations(lines: list[dict[str, Any]]) -> str:
         kept = kept - {min(inner, key=lambda step: abs(step - best[1]))} | {best[1]}
     body = []
     for step in sorted(kept):
-        row = rows[step]
-        cells = [f"{step:,.0f}" + (" (best)" if best and step == best[1] else "")]
-        for key in columns:
-            if key not in row:
-                cells.append("")
-            elif key == "tokens":
-                cells.append(human(number(row[key])))
-            else:
-                cells.append(_measured(row[key]))
-        body.append(cells)
+        row = {k: human(number(value)) if k == "tokens" else _measured(value) for k, value in rows[step].items()}
+        name = f"{step:,.0f}" + (" (best)" if best and step == best[1] else "")
+        body.append([name, *(row.get(key, "") for key in columns)])
     table = _rows(["step", *(escape(EVALUATION_NAMES.get(key, key)) for key in columns)], body)
     thinned = f"{len(kept)} of {len(steps)} evaluations.\n\n" if len(kept) < len(steps) else ""
     return f"## Evaluations\n\n{thinned}{table}"
