@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gptlab.cli import lift_settings, settings_help
+from gptlab.cli import lift_settings
+from gptlab.cli.train import settings_help
 from gptlab.config import (
     build_recipe,
     flag_sections,
