@@ -24,7 +24,7 @@ from test_training_resume import measured
 
 from gptlab.config import Recipe, load_study
 from gptlab.rundir import RunDir
-from gptlab.study.launch import Launch, job_states
+from gptlab.study.launch.submit import Launch, job_states
 from gptlab.training.loop import train
 
 pytest.importorskip("submitit", reason="launching needs submitit: pip install 'gptlab[cluster]'")

@@ -24,8 +24,9 @@ from test_training_resume import measured
 from gptlab.config import Recipe, load_recipe, load_study
 from gptlab.errors import ConfigError
 from gptlab.rundir import RunDir
-from gptlab.study import launch, runner
-from gptlab.study.launch import Launch, limit_seconds, read_resources
+from gptlab.study import runner
+from gptlab.study.launch import submit as launch
+from gptlab.study.launch.submit import Launch, limit_seconds, read_resources
 from gptlab.study.runner import run_study
 from gptlab.training import loop, signals
 from gptlab.training.loop import Result, train
