@@ -24,10 +24,10 @@ from test_training_resume import measured
 
 from gptlab.config import Recipe, load_study
 from gptlab.rundir import RunDir
-from gptlab.study.launch.submit import Launch, job_states
+from gptlab.study.launch.record import Launch
+from gptlab.study.launch.status import job_states
 from gptlab.training.loop import train
 
-pytest.importorskip("submitit", reason="launching needs submitit: pip install 'gptlab[cluster]'")
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]  # of one cluster
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "squeue", "scontrol")
@@ -151,6 +151,29 @@ def test_a_recipe_is_submitted_and_finishes(
     assert re.search(r"run +completed +completed +24", said)
 
 
+def test_a_printed_script_is_saved_and_handed_to_sbatch(
+    recipe: Recipe, dataset: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
+    words = ["--on", "slurm", "--time", 10, "--print"]
+    Path("run.sh").write_text(call(capsys, "launch", "recipe.toml", *words, "--out", "run")[1], encoding="utf-8")
+    assert sh("sbatch", "run.sh").startswith("Submitted batch job")
+    study_file(folder, dataset, train__max_steps=6)
+    study = call(capsys, "launch", "tiny.toml", *words, "--out", "study", "--seeds", 1)[1]
+    Path("study.sh").write_text(study, encoding="utf-8")
+    assert sh("sbatch", "study.sh").startswith("Submitted batch job")  # a job that submits the study's jobs
+    train(recipe, "alone", quiet=True)
+
+    until(lambda: not sh("squeue", "-h", "-t", "pending,running"))
+    says = "".join(file.read_text(encoding="utf-8") for file in Path().glob("slurm-*.out"))
+    assert set(states(Path("run")).values()) == {"COMPLETED"}, says + log_of(Path("run"))
+    assert measured(Path("run")) == measured(Path("alone"))
+    assert set(states(Path("study")).values()) == {"COMPLETED"}, says + log_of(Path("study"))
+    assert statuses(Path("study")) == {"plain 0": "completed", "fast 0": "completed", "late 0": "completed"}
+    assert Path("study/report.html").is_file()
+    print(call(capsys, "launch", "--status", ".")[1])
+
+
 def test_at_its_time_limit_it_saves_requeues_itself_and_goes_on(dataset: Path, launched: Callable[..., Path]) -> None:
     # SLURM's shortest limit is a minute, and it warns up to a minute early: here within half a minute of the start
     recipe = endless(dataset)
@@ -159,7 +182,7 @@ def test_at_its_time_limit_it_saves_requeues_itself_and_goes_on(dataset: Path, l
     saved = until(lambda: RunDir(out).read_json("result.json"))["steps"]
     until(lambda: states(out)[job].startswith("PENDING"))
     assert f"interrupted after {saved} steps" in log_of(out)
-    assert f"job {job} is requeued and goes on" in log_of(out)
+    assert f"job {job} is requeued and continues" in log_of(out)
     # a run's limit may change, and so may a job's: the second start is to end, however slow this machine is
     shorter = recipe.replace({"train.max_steps": saved + 20})
     RunDir(out / "launch").write_recipe(shorter)
@@ -188,7 +211,7 @@ def test_a_preempted_task_of_a_studys_array_goes_on(dataset: Path, folder: Path,
     sh("sbatch", "--partition=urgent", "--cpus-per-task=2", "--output=/dev/null", "--wrap=true")
     until(lambda: states(out)[job].startswith("PENDING"))
     saved = run.read_json("result.json")["steps"]
-    assert "requeued and goes on" in log_of(out), log_of(out)
+    assert "requeued and continues" in log_of(out), log_of(out)
     assert not (out / "plain_seed0.json").exists()
     # the study's folder says what the second start trains: less, to end soon
     text = (out / "study.toml").read_text(encoding="utf-8")

@@ -7,6 +7,7 @@ import re
 import select
 import shlex
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -25,14 +26,14 @@ from gptlab.config import Recipe, load_recipe, load_study
 from gptlab.errors import ConfigError
 from gptlab.rundir import RunDir
 from gptlab.study import runner
-from gptlab.study.launch import submit as launch
-from gptlab.study.launch.submit import Launch, limit_seconds, read_resources
+from gptlab.study.launch import job
+from gptlab.study.launch.record import Launch
+from gptlab.study.launch.resources import limit_seconds, read_resources
+from gptlab.study.launch.status import job_states
 from gptlab.study.runner import run_study
 from gptlab.training import loop, signals
 from gptlab.training.loop import Result, train
 from gptlab.training.signals import StopSignal
-
-submitit = pytest.importorskip("submitit", reason="launching needs submitit: pip install 'gptlab[cluster]'")
 
 
 @pytest.fixture
@@ -143,7 +144,7 @@ def test_a_profile_and_flags_which_beat_it(tmp_path: Path) -> None:
         ('gpus = "all"', "gpus = all: must be a valid integer"),
         ("nodes = 0", "nodes = 0: must be greater than or equal to 1"),
         ('time = "soon"', "time = soon: must be minutes"),
-        ('time = "2"', "must be longer than signal_delay, 120 s"),
+        ('time = "2"', "must be longer than signal_delay (120 s)"),
         ("time =", "is not a TOML file"),
     ):
         file.write_text(content, encoding="utf-8")
@@ -204,7 +205,6 @@ def test_print_shows_the_script_and_submits_nothing(
         "my runs",
     )
     assert status == 0
-    log = shlex.quote(str(Path("my runs/launch/%j_0_log.out").resolve()))
     assert options(out) == {
         "account": "lab",
         "constraint": "h100",
@@ -221,12 +221,11 @@ def test_print_shows_the_script_and_submits_nothing(
         "requeue": "",
         "signal": "USR2@120",
         "open-mode": "append",
-        "output": log,
-        "wckey": "gptlab",
     }
-    command = shlex.split(out.splitlines()[-2])
+    command = shlex.split(out.splitlines()[-1])
     assert command[0] == "srun"
-    assert {"--kill-on-bad-exit=1", "--cpus-per-task=6"} < set(command)
+    log = f"--output={Path('my runs/launch/%j_%t_log.out').resolve()}"
+    assert {"--kill-on-bad-exit=1", "--cpus-per-task=6", "--open-mode=append", log} < set(command)
     words = [sys.executable, "-u", "-m", "gptlab", "launch", "--job", str(Path("my runs").resolve()), "--part", "run"]
     assert command[-len(words) :] == words
     assert sorted(path.name for path in Path().iterdir()) == ["p.toml", "tiny.toml"]
@@ -238,14 +237,21 @@ def test_a_study_is_two_arrays_and_a_report(
     monkeypatch.chdir(tmp_path)
     study_file(tmp_path, dataset)
     words = ["launch", "tiny.toml", "--on", "slurm", "--print", "--jobs", 3, "--gpus", 1, "--optim.weight-decay", "0"]
-    scripts = [options("#!" + text) for text in call(capsys, *words)[1].split("#!")[1:]]
+    submits, *parts = call(capsys, *words)[1].split("#!")[1:]
+    scripts = [options("#!" + text) for text in parts]
     assert [script["job-name"] for script in scripts] == ["tiny-core", "tiny-extended", "tiny-report"]
     assert [script.get("array") for script in scripts] == ["0-3%3", "0-1%2", None]
-    after = [None, "afterany:CORE_JOB", "afterany:CORE_JOB:EXTENDED_JOB"]
-    assert [script.get("dependency") for script in scripts] == after
+    after = re.findall(r"^(\w+)=\$\(sbatch .*?(?:--dependency=(\S+) )?<<", "".join(parts) + submits, re.MULTILINE)
+    assert sorted(after) == [
+        ("CORE_JOB", ""),
+        ("EXTENDED_JOB", "afterany:$CORE_JOB"),
+        ("REPORT_JOB", "afterany:$CORE_JOB:$EXTENDED_JOB"),
+    ]
     assert [script.get("gpus-per-node") for script in scripts] == ["1", "1", None]
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert call(capsys, "launch", "tiny.toml", "--on", "slurm", "--print", "--data.path", "nowhere")[0] == 0
     for words, says in (
-        (["tiny.toml", "--on", "slurm", "--nodes", 2], "a study's run is one process"),
+        (["tiny.toml", "--on", "slurm", "--nodes", 2], "each run of a study is one process"),
         (["tiny.toml", "--on", "slurm", "--arm", "fats"], "did you mean 'fast'?"),
         (["tiny.toml", "--on", "slurm", "--jobs", 0], "must be at least 1"),
     ):
@@ -268,8 +274,9 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
     programs = {
         "sbatch": """
             [ -e full ] && { echo "sbatch: error: QOSMaxSubmitJob" >&2; exit 1; }
-            n=$(grep -c ^sbatch calls); cp "$1" $n.sh; [ -e full_next ] && touch full
-            echo "Submitted batch job $((40 + n))" """,
+            for script; do :; done
+            n=$(grep -c ^sbatch calls); cp "$script" $n.sh; [ -e full_next ] && touch full
+            echo $((40 + n)) """,
         "squeue": "cat queue 2>/dev/null; true",
     }
     for name in ("sbatch", "squeue", "scancel", "scontrol", "srun", "sacct"):
@@ -299,8 +306,15 @@ def test_what_is_submitted_is_what_was_printed(
     status, out, _ = call(capsys, *words)
     assert status == 0
     assert "run: job 41" in out
-    assert Path("slurm/1.sh").read_text(encoding="utf-8").strip() == printed.strip()
     folder = Path("runs/tiny_seed3")
+    script = Path("slurm/1.sh").read_text(encoding="utf-8")
+    files = folder.resolve() / "launch"
+    assert slurm()[0] == f"sbatch --parsable --output={files}/%j_0_log.out {files}/run.sh"
+    # beside what is submitted the printed script writes the files that are there when a job is submitted
+    shown, _, written = printed.partition("mkdir")
+    assert (options(shown), printed.splitlines()[-1]) == (options(script), script.splitlines()[-1])
+    assert script.splitlines() == [*shown.splitlines(), written.splitlines()[-1]]
+    assert (folder / "launch/recipe.toml").read_text(encoding="utf-8") in printed
     asked = RunDir(folder / "launch").read_recipe()
     assert (asked.seed, asked.optim.lr) == (3, 2e-3)
     record = Launch.read(folder)
@@ -316,8 +330,37 @@ def test_what_is_submitted_is_what_was_printed(
     assert slurm()[-1] == "scancel 41"
     slurm(queue="41|CANCELLED|None\n")
     status, _, err = call(capsys, "stop", folder)
-    assert (status, err.count("\n"), "nobody is at work" in err) == (2, 1, True)
+    assert (status, err.count("\n"), "no process works on" in err) == (2, 1, True)
     assert call(capsys, *words)[0] == 0
+
+
+def test_a_printed_script_needs_no_other_file(
+    dataset: Path,
+    recipe_file: Path,
+    tmp_path: Path,
+    slurm: Callable[..., list[str]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """test_slurm has real jobs; here srun and sbatch only write down how they are called."""
+    words = ["launch", recipe_file, "--on", "slurm", "--print", "--optim.lr", "2e-3"]
+    Path("saved.sh").write_text(call(capsys, *words)[1], encoding="utf-8")
+    subprocess.run(["bash", "saved.sh"], check=True)
+    folder = tmp_path / "runs/tiny_seed1337"
+    record = Launch.read(folder)
+    assert record is not None
+    assert record.command == shlex.join(["gptlab", *map(str, words)]).replace(" --print", "")
+    assert RunDir(folder / "launch").read_recipe().optim.lr == 2e-3
+    assert slurm()[-1].endswith(f"gptlab launch --job {folder} --part run")
+
+    study_file(tmp_path, dataset)
+    study = call(capsys, "launch", "tiny.toml", "--on", "slurm", "--print", "--out", "my study")[1]
+    Path("saved.sh").write_text(study, encoding="utf-8")
+    assert subprocess.run(["bash", "saved.sh"], check=True, capture_output=True).stdout == b"submitted 41 42 43\n"
+    record = Launch.read(tmp_path / "my study")
+    assert record is not None
+    assert [part.job for part in record.parts] == ["41", "42", "43"]
+    assert [line.partition("--dependency=")[2] for line in slurm()[-3:]] == ["", "afterany:41", "afterany:41:42"]
+    assert load_study("my study/study.toml").build("fast", 1) == load_study("tiny.toml").build("fast", 1)
 
 
 def test_what_is_wrong_is_said_before_anything_is_submitted(
@@ -332,7 +375,7 @@ def test_what_is_wrong_is_said_before_anything_is_submitted(
         (["--data.path", "nowhere"], "nowhere"),
         (["--out", "done", "--train.max-steps", "1"], "holds a finished run of 1 steps"),
         (["--jobs", "2"], "are for a study"),
-        (["--tasks", "2", "--distributed.strategy", "none"], "ddp or fsdp share the work"),
+        (["--tasks", "2", "--distributed.strategy", "none"], "use ddp or fsdp"),
         (["--nodes", "0"], "nodes = 0"),
         (["--bogus", "2"], "unrecognized"),
     ):
@@ -350,14 +393,11 @@ def test_what_is_wrong_is_said_before_anything_is_submitted(
         patch.setenv("PATH", "/nonexistent")
         status, _, err = call(capsys, "launch", recipe_file, "--on", "slurm")
         assert (status, "there is no sbatch" in err) == (2, True)
-        patch.setitem(sys.modules, "submitit", None)
-        status, _, err = call(capsys, "launch", recipe_file, "--on", "slurm")
-        assert (status, "pip install 'gptlab[cluster]'" in err) == (2, True)
     assert not Path("runs").exists()
 
     slurm(full="full")
     status, _, err = call(capsys, "launch", recipe_file, "--on", "slurm")
-    assert (status, err.count("\n"), "SLURM takes no job: sbatch: error: QOSMaxSubmitJob" in err) == (2, 1, True)
+    assert (status, err.count("\n"), "SLURM refused the job: sbatch: error: QOSMaxSubmitJob" in err) == (2, 1, True)
     assert Launch.read(Path("runs/tiny_seed1337")) is None
 
 
@@ -378,21 +418,6 @@ def test_a_study_that_slurm_refuses_half_of_is_taken_back(
 
 
 # -- in the job
-
-
-class Here:
-    """What submitit says of a process of a job."""
-
-    def __init__(self, **given: Any) -> None:
-        facts = {
-            "cluster": "slurm",
-            "job_id": "41",
-            "raw_job_id": "41",
-            "global_rank": 0,
-            "num_tasks": 1,
-            "num_nodes": 1,
-        }
-        self.__dict__.update(facts | given)
 
 
 @pytest.mark.parametrize(
@@ -430,8 +455,13 @@ def test_a_job_requeues_itself_only_where_it_was_warned(
         return Result(status, steps=5)
 
     monkeypatch.setattr(loop, "train", trained)
-    monkeypatch.setattr(submitit, "JobEnvironment", lambda: Here(cluster=cluster, job_id="41_2"))
-    ended = launch.work(Path("run"), "run", drawn.append)
+    record = Launch.read(Path("run"))
+    assert record is not None
+    record.on = cluster
+    record.write()
+    for key, value in {"SLURM_JOB_ID": "43", "SLURM_ARRAY_JOB_ID": "41", "SLURM_ARRAY_TASK_ID": "2"}.items():
+        monkeypatch.setenv(key, value)
+    ended = job.run_job(Path("run"), "run", drawn.append)
     assert ended == (
         {"slurm": 0, "local": 144}[cluster] if requeues else {"interrupted": 4, "completed": 0, "diverged": 3}[status]
     )
@@ -450,18 +480,15 @@ def test_a_limit_too_short_for_a_step_is_not_tried_for_ever(
         return Result("interrupted", steps=0)
 
     clock = [0.0]
-    monkeypatch.setattr(launch.time, "monotonic", lambda: clock[-1])
+    monkeypatch.setattr(job.time, "monotonic", lambda: clock[-1])
     monkeypatch.setattr(loop, "train", trained)
-    monkeypatch.setattr(submitit, "JobEnvironment", lambda: Here())
-    assert launch.work(Path("run"), "run", lambda _: None) == 4
+    assert job.run_job(Path("run"), "run", lambda _: None) == 4
     assert "too short for one step" in capsys.readouterr().err
     assert not any(line.startswith("scontrol") for line in slurm())
 
 
-def test_ranks_are_torchruns(monkeypatch: pytest.MonkeyPatch) -> None:
-    from submitit.slurm.slurm import SlurmJobEnvironment
-
-    for key, value in {
+def test_ranks_are_torchruns() -> None:
+    environment = {
         "SLURM_JOB_ID": "123456",
         "SLURM_NTASKS": "8",
         "SLURM_JOB_NUM_NODES": "2",
@@ -469,9 +496,8 @@ def test_ranks_are_torchruns(monkeypatch: pytest.MonkeyPatch) -> None:
         "SLURM_LOCALID": "1",
         "SLURM_JOB_NODELIST": "gpu[07-08]",
         "SLURM_NODEID": "1",
-    }.items():
-        monkeypatch.setenv(key, value)
-    assert launch.ranks(SlurmJobEnvironment()) == {
+    }
+    assert job.slurm_rank_variables(environment) == {
         "RANK": "5",
         "WORLD_SIZE": "8",
         "LOCAL_RANK": "1",
@@ -479,6 +505,14 @@ def test_ranks_are_torchruns(monkeypatch: pytest.MonkeyPatch) -> None:
         "MASTER_ADDR": "gpu07",
         "MASTER_PORT": "13456",
     }
+    for nodes, first in (
+        ("gpu07,gpu08", "gpu07"),
+        ("rack[1-2]n[03,05]", "rack1n03"),
+        ("a[9,11],b", "a9"),
+        ("n1-[3-4]x", "n1-3x"),
+    ):
+        assert job.slurm_rank_variables(environment | {"SLURM_JOB_NODELIST": nodes})["MASTER_ADDR"] == first
+    assert job.slurm_rank_variables({"SLURM_NTASKS": "1"}) == {}
 
 
 def test_an_arrays_task_trains_its_run_and_leaves_its_summary(
@@ -494,8 +528,8 @@ def test_an_arrays_task_trains_its_run_and_leaves_its_summary(
     folder = Path("results/tiny")
 
     def task(part: str, index: int) -> int:
-        monkeypatch.setattr(submitit, "JobEnvironment", lambda: Here(array_task_id=str(index)))
-        return launch.work(folder, part, lambda _: None)
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(index))
+        return job.run_job(folder, part, lambda _: None)
 
     assert task("extended", 0) == 1  # the core runs have not ended
     assert "the extended arms are not started: plain seed 0, the baseline" in capsys.readouterr().out
@@ -608,7 +642,7 @@ def test_stop_of_a_studys_array_reaches_runs_and_cancels_the_rest(
     assert status == 0
     assert slurm()[-1] == "scancel 41_1 41_2 41_3 42_0 42_1 43"
     assert "6 jobs cancelled" in out
-    assert "1 interrupted, 5 waiting; `gptlab launch tiny.toml --on slurm --jobs 1` goes on" in out
+    assert "1 interrupted, 5 waiting; `gptlab launch tiny.toml --on slurm --jobs 1` continues" in out
 
 
 def test_stop_of_a_runner_stops_its_runs(
@@ -626,7 +660,7 @@ def test_stop_of_a_runner_stops_its_runs(
     status, out, _ = call(capsys, "stop", "out")
     thread.join()
     assert (status, ended) == (0, [4])
-    assert "`gptlab study run out` goes on" in out
+    assert "`gptlab study run out` continues" in out
     assert statuses(Path("out"))["plain 0"] == "interrupted"
     assert fakes.started() == ["plain_seed0"]
     assert not Path("out/stop").exists()
@@ -646,7 +680,7 @@ def until(condition: Callable[[], Any]) -> Any:
 def job_ended(folder: Path) -> bool:
     record = Launch.read(folder)
     assert record is not None
-    return all(state == "ENDED" for state in launch.job_states([record]).values())
+    return all(state == "ENDED" for state in job_states([record]).values())
 
 
 def log_of(folder: Path) -> str:
@@ -683,9 +717,22 @@ def test_a_recipe_in_the_background_starts_again_at_its_limit(
     shorter = long.replace({"train.max_steps": steps + 10})  # the limit may change: the second start is to end soon
     RunDir("run/launch").write_recipe(shorter)
     until(lambda: job_ended(Path("run")))
-    assert "the job starts again and goes on" in log_of(Path("run"))
+    assert "the job starts again and continues" in log_of(Path("run"))
     train(shorter, "alone", quiet=True)
     assert measured(tmp_path / "run") == measured(tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_a_printed_script_of_a_local_job_runs_in_the_foreground(
+    recipe_file: Path, recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = call(capsys, "launch", recipe_file, "--on", "local", "--out", "run", "--print")[1]
+    assert not Path("run").exists()
+    assert subprocess.run(["bash", "-c", script]).returncode == 0
+    train(recipe, "alone", quiet=True)
+    assert measured(tmp_path / "run") == measured(tmp_path / "alone"), log_of(Path("run"))
+    out = call(capsys, "launch", "--status", "run")[1]
+    assert re.search(r"\d+ +run +ended +completed +24", out), out
 
 
 @pytest.mark.slow

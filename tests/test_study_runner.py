@@ -20,13 +20,15 @@ from conftest import tiny_recipe
 from test_cli import call
 from test_training_resume import measured
 
-from gptlab import machine
+from gptlab import locks, machine
 from gptlab.config import Study, load_study
 from gptlab.errors import ConfigError, Locked
 from gptlab.rundir import RunDir
 from gptlab.study import runner, worker
-from gptlab.study.runner import MACHINE, RETRIES, Run, first_seeds, plan, run_study, worker_environment
-from gptlab.study.table import RunState, progress, read_study, render, study_seconds_left
+from gptlab.study.folder import study_in_use
+from gptlab.study.runner import RETRIES, is_transient, run_study, worker_environment
+from gptlab.study.runs import PlannedRun, first_seeds, planned_runs
+from gptlab.study.table import RunState, read_study, study_progress, study_seconds_left, study_table
 from gptlab.training.loop import train
 
 # Stands in for a worker in tests that are about the runner: it ends as it is told to, without a step of training.
@@ -56,7 +58,7 @@ if end in ("completed", "unlearnt"):
 if end == "diverged":
     leave("diverged", 3, failed_at_step=7, reason="the training loss is nan")
 if end == "not_applicable":
-    leave("not_applicable", 0, reason="no GPU")
+    leave("not_applicable", 2, reason="no GPU")
 if end == "failed":
     leave("failed", 1, reason=say)
 print(say)
@@ -91,7 +93,7 @@ class Fakes:
         self.ends: dict[str, list[str]] = {}
         (folder / "fake.py").write_text(FAKE, encoding="utf-8")
 
-    def command(self, folder: Path, run: Run) -> list[str]:
+    def command(self, folder: Path, run: PlannedRun) -> list[str]:
         if not run.dir.exists():
             run.dir.write_recipe(run.recipe)
         ends = self.ends.get(str(run), self.ends.get(run.arm, ["completed"]))
@@ -181,7 +183,7 @@ def test_extended_arms_wait_for_a_baseline_that_has_learnt(
     assert "the extended arms are not started: plain seed 1" in says
     assert "--arm NAME runs an arm anyway" in says
     if end == "unlearnt":
-        assert "ended with val_loss 4.5, no lower than the 4.0 it began with" in says
+        assert "ended with val_loss 4.5, no lower than its first val_loss 4.0" in says
     assert run_study(study, arms=["late"], quiet=True) == 0
     assert fakes.started()[4:] == ["late_seed0", "late_seed1"]
 
@@ -193,6 +195,9 @@ def test_extended_arms_do_not_wait_for_another_arm_that_diverged(study: Study, f
     assert summary(folder, "fast_seed0")["failed_at_step"] == 7
     assert run_study(study, quiet=True) == 0
     assert fakes.started()[6:] == ["late_seed0"]  # another machine may be able to
+    fakes.ends["late seed 0"] = ["wrong: gptlab: /x was trained on other data"]
+    assert run_study(study, quiet=True) == 1  # exit status 2, as before: the old result is not taken for the new one
+    assert summary(folder, "late_seed0")["reason"] == "/x was trained on other data"
 
 
 # -- faults
@@ -238,19 +243,28 @@ def test_a_fault_of_the_machine_is_tried_again_and_any_other_is_not(
     assert len(fakes.started()) == 11 + 4
 
 
-def test_which_words_are_faults_of_the_machine() -> None:
+def test_which_reasons_are_faults_of_the_machine() -> None:
     for text in (
         "AcceleratorError: CUDA error: unspecified launch failure",
         "RuntimeError: cuDNN error: X",
         "NCCL error in",
         "OSError: [Errno 5] Input/output error",
         "ConnectionError: x",
+        "ConnectionResetError: [Errno 104] Connection reset by peer",
+        "requests.exceptions.ConnectionError: x",
         "TimeoutError: x",
         "x timed out",
     ):
-        assert MACHINE.search(text), text
-    for text in ("IndexError: list index", "RuntimeError: aten::x_cuda has no deterministic implementation"):
-        assert not MACHINE.search(text), text
+        assert is_transient(text), text
+    for text in (
+        "IndexError: list index",
+        "RuntimeError: aten::x_cuda has no deterministic implementation",
+        "OSError: [Errno 28] No space left on device",
+        "FileNotFoundError: [Errno 2] No such file or directory",
+        "AcceleratorError: CUDA error: device-side assert triggered",
+        "OutOfMemoryError: CUDA out of memory",
+    ):
+        assert not is_transient(text), text
 
 
 # -- the folder
@@ -286,7 +300,10 @@ def test_a_folder_of_another_study_is_refused_and_names_what_differs(
 
 def test_two_runners_do_not_share_a_folder(study: Study, fakes: Fakes) -> None:
     folder = Path("results/tiny")
-    with runner.lock(folder), pytest.raises(Locked, match="is being run by another process; `gptlab study status"):
+    with (
+        locks.hold(folder, study_in_use(folder)),
+        pytest.raises(Locked, match="is being run by another process; `gptlab study status"),
+    ):
         run_study(study, quiet=True)
     assert fakes.started() == []
 
@@ -313,7 +330,7 @@ def test_a_flag_that_beats_arms_is_said_once(
 ) -> None:
     status, _, err = call(capsys, "study", "run", tmp_path / "tiny.toml", "--optim.lr", "3e-3", "--seed", "0")
     assert status == 0
-    assert err.count("--optim.lr takes the place of what is set by fast, late") == 1
+    assert err.count("--optim.lr overrides the value of fast, late") == 1
 
 
 def test_the_folder_of_a_study_goes_on_with_it(
@@ -358,7 +375,7 @@ def test_the_environment_of_a_worker(dataset: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5")
 
     def seen(slot: int, jobs: int, gpus: list[str], others: int = 0, **changes: Any) -> tuple[str | None, str | None]:
-        run = Run("plain", 0, "core", tiny_recipe(dataset, **changes), RunDir(tmp_path / "run"))
+        run = PlannedRun("plain", 0, "core", tiny_recipe(dataset, **changes), RunDir(tmp_path / "run"))
         environment = worker_environment(run, slot, jobs, gpus, others)
         assert environment[worker.RUNNER] == str(os.getpid())
         return environment.get("OMP_NUM_THREADS"), environment.get("CUDA_VISIBLE_DEVICES")
@@ -383,7 +400,7 @@ def test_the_environment_of_a_worker(dataset: Path, monkeypatch: pytest.MonkeyPa
 
     def jobs(gpus: list[str], **changes: Any) -> int:
         study = load_study(study_file(tmp_path, dataset, **changes))
-        return runner.default_jobs(plan(study, tmp_path, None, None), gpus)
+        return runner.default_jobs(planned_runs(study, tmp_path, None, None), gpus)
 
     assert (jobs(gpus), jobs([]), jobs([], train__threads=3), jobs([], train__threads=9)) == (2, 1, 2, 1)
 
@@ -435,7 +452,7 @@ def test_the_time_left_of_a_study_counts_what_waits() -> None:
     assert study_seconds_left(states, 2) == 350
     assert study_seconds_left(states, 99) == 250  # no faster than its longest run
     assert study_seconds_left([RunState("a", 0, "waiting")], 1) is None
-    assert progress([RunState("a", 0, "waiting")]) == "done 0 of 1: 1 waiting"
+    assert study_progress([RunState("a", 0, "waiting")]) == "done 0 of 1: 1 waiting"
 
 
 def test_a_table_that_is_too_long_shows_what_is_at_work() -> None:
@@ -444,7 +461,7 @@ def test_a_table_that_is_too_long_shows_what_is_at_work() -> None:
     kinds = ["completed"] * 5 + ["failed", "running", "running"] + ["waiting"] * 5
     states = [RunState(f"arm{i}", 0, status) for i, status in enumerate(kinds)]
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(render(states, 1, rows=5))
+    console.print(study_table(states, 1, rows=5))
     text = console.export_text()
     assert [line.split()[0] for line in text.splitlines()[1:6]] == ["arm3", "arm4", "arm5", "arm6", "arm7"]
     assert "8 more runs are not shown" in text
@@ -479,7 +496,7 @@ def test_a_signal_stops_the_workers_and_the_same_call_goes_on(
         before = len(fakes.started())
         threading.Thread(target=stop_when, args=(before + 2, *numbers)).start()
         assert run_study(study, jobs=2) == 4
-        assert "the same command goes on from here" in capsys.readouterr().err
+        assert "the same command continues from here" in capsys.readouterr().err
         assert statuses(Path("results/tiny"))["plain 0"] == "interrupted"
         assert not Path("results/tiny/plain_seed0.json").exists()
     assert children() == []
@@ -531,7 +548,7 @@ def test_a_study_of_real_runs(
 
     monkeypatch.setattr(worker, "_end_with_runner", lambda: None)
     monkeypatch.setattr(runner, "command", lambda *_: pytest.fail("nothing is left to be done"))
-    assert worker.main([str(folder), "tf32", "0"]) == 0
+    assert worker.main([str(folder), "tf32", "0"]) == 2
     result = RunDir(folder / "tf32_seed0").read_json("result.json")
     assert (result["status"], "TF32 needs an NVIDIA GPU" in result["reason"]) == ("not_applicable", True)
     assert worker.main([str(folder), "hot", "0"]) == 3

@@ -18,6 +18,7 @@ from gptlab.distributed.world import process_group
 from gptlab.errors import UserError
 from gptlab.rundir import RunDir
 from gptlab.study import runner
+from gptlab.study.runs import planned_runs
 from gptlab.training.loop import train
 
 # Takes away what Windows lacks, runs command lines one after another in its process, and prints how each of them ended
@@ -95,7 +96,7 @@ def study(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, made = root / "tiny", load_study(root / "tiny.toml")
     folder.mkdir()
     runner.keep_study(folder, made, [0, 1])
-    for run in runner.plan(made, folder, None, None):
+    for run in planned_runs(made, folder, None, None):
         train(run.recipe, run.dir.path, quiet=True)
         runner.write_summary(made, folder, run, run.dir.read_json("result.json"))
     return folder
@@ -238,7 +239,7 @@ def test_threads_spin_less_unless_the_user_says_how_they_wait(study: Path) -> No
         before = dict(given)
         machine.spin_less(given)
         assert given == before
-    run = runner.plan(load_study(study / "study.toml"), study, None, None)[0]
+    run = planned_runs(load_study(study / "study.toml"), study, None, None)[0]
     assert runner.worker_environment(run, 0, 1, [])["GOMP_SPINCOUNT"] == "20000"
 
 

@@ -34,7 +34,8 @@ def main(study: str, out: str, published: list[str]) -> int:
     from gptlab.cli import lift_settings
     from gptlab.config import load_study
     from gptlab.rundir import run_name, write_atomically
-    from gptlab.study.runner import first_seeds, run_study
+    from gptlab.study.runner import run_study
+    from gptlab.study.runs import first_seeds
     from gptlab.study.table import read_summary
 
     parser = argparse.ArgumentParser(description=f"Train arms of the study {study}.")

@@ -46,23 +46,28 @@ def add_to(verbs: Any) -> None:
 
 
 def do_launch(options: argparse.Namespace) -> int | None:
-    from gptlab.study import launch as launching
+    from gptlab.study.launch.job import run_job
+    from gptlab.study.launch.record import FILES
+    from gptlab.study.launch.resources import FLAGS, read_resources
+    from gptlab.study.launch.script import printed_script
+    from gptlab.study.launch.status import find_launches, launches_table
+    from gptlab.study.launch.submit import launch_recipe, launch_study
 
     if options.job is not None:
-        return launching.work(options.job, options.part, draw_run)
+        return run_job(options.job, options.part, draw_run)
     if options.status is not None:
-        wide_console(200).print(launching.render(launching.find_launches(options.status)))
+        wide_console(200).print(launches_table(find_launches(options.status)))
         return None
     if options.name is None or options.on is None:
         raise UserError(
             "`gptlab launch RECIPE|STUDY --on slurm|local` starts jobs; `gptlab launch --status` shows them"
         )
-    flags = {key: getattr(options, key) for key in launching.FLAGS if getattr(options, key) is not None}
-    resources = launching.read_resources(options.profile, flags)
+    flags = {key: getattr(options, key) for key in FLAGS if getattr(options, key) is not None}
+    resources = read_resources(options.profile, flags)
     layer, is_study = recipe_or_study(options)
     if is_study:
         study, folder, seeds = requested_study(options, options.name)
-        started = launching.launch_study(
+        started = launch_study(
             study, folder, options.arm, seeds, options.jobs, options.on, resources, options.command, options.print
         )
     else:
@@ -70,18 +75,18 @@ def do_launch(options: argparse.Namespace) -> int | None:
             raise UserError("--arm, --seeds and --jobs are for a study, not for a recipe")
         recipe = build_recipe(layer, options.overrides, {} if options.seed is None else {"seed": options.seed})
         out = Path(options.out or f"runs/{recipe.name}_seed{recipe.seed}")
-        started = launching.launch_recipe(recipe, out, options.on, resources, options.command, options.print)
+        started = launch_recipe(recipe, out, options.on, resources, options.command, options.print)
     if options.print:
-        print("\n".join(launching.scripts(started)))
+        print(printed_script(started), end="")
         return None
     for part in started.parts:
         print(f"{part.name}: job {part.job}" + f" of {len(part.runs)} runs" * bool(part.runs))
     folder = started.folder
-    print(f"{folder}: logs are in {folder / launching.FILES}; `gptlab launch --status {folder}` shows the jobs")
+    print(f"{folder}: logs are in {folder / FILES}; `gptlab launch --status {folder}` shows the jobs")
     return None
 
 
 def do_stop(options: argparse.Namespace) -> None:
-    from gptlab.study.launch import stop
+    from gptlab.study.launch.stop import stop_run_or_study
 
-    stop(options.folder, not options.no_wait, print)
+    stop_run_or_study(options.folder, not options.no_wait, print)

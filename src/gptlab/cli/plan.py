@@ -25,7 +25,7 @@ def add_to(verbs: Any) -> None:
 def do_plan(options: argparse.Namespace) -> None:
     from gptlab import planner
     from gptlab.planner import Device
-    from gptlab.study.runner import find_study
+    from gptlab.study.runs import find_study
     from gptlab.training.setup import pick_device
 
     layer, is_study = recipe_or_study(options)

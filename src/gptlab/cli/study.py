@@ -8,7 +8,7 @@ from typing import Any
 
 from gptlab import __version__
 from gptlab.cli.common import Parser, add_verb, wide_console
-from gptlab.config import Study, load_comparison, load_study
+from gptlab.config import Study, load_study
 from gptlab.errors import UserError
 
 
@@ -53,7 +53,7 @@ def add_seeds(parser: argparse.ArgumentParser, seed_help: str) -> None:
 
 def requested_study(options: argparse.Namespace, name: str) -> tuple[Study, Path, list[int] | None]:
     """The study a call names, its folder, and the seeds asked for (None: the study's)."""
-    from gptlab.study.runner import find_study, first_seeds
+    from gptlab.study.runs import find_study, first_seeds
 
     if "name" in options.overrides or "description" in options.overrides:
         raise UserError("--name and --description are for a recipe; the runs of a study have its name")
@@ -73,44 +73,22 @@ def do_study_run(options: argparse.Namespace) -> int:
 
 
 def do_study_status(options: argparse.Namespace) -> None:
-    from gptlab.study.table import read_study, render
+    from gptlab.study.table import read_study, study_table
 
     states = read_study(options.folder)
-    wide_console(200).print(render(states, jobs=sum(state.status == "running" for state in states)))
+    wide_console(200).print(study_table(states, jobs=sum(state.status == "running" for state in states)))
 
 
 def do_study_report(options: argparse.Namespace) -> None:
-    from gptlab.report.analysis import analyse
-    from gptlab.report.figures import draw_report
-    from gptlab.report.page import write_page
-    from gptlab.report.studies import read_study_folder
-    from gptlab.report.tables import print_report, write_csv
+    from gptlab.report.write import write_report
 
-    folders = list({folder.resolve(): folder for folder in options.folders}.values())
-    studies = [read_study_folder(folder) for folder in folders]
-    names = [read.study.name for read in studies]
-    for name in names:
-        if names.count(name) > 1:
-            twice = [str(read.folder) for read in studies if read.study.name == name]
-            raise UserError(f"{' and '.join(twice)} hold one study, {name}: a report takes it once")
-    comparison, control = None, None
-    if options.compare:
-        comparison = load_comparison(options.compare)
-        if comparison.control:
-            control = next((read for read in studies if read.study.name == comparison.control.study), None)
-    payload = analyse(studies, comparison, control)
-    payload |= {"gptlab": __version__, "command": shlex.join(["gptlab", *sys.argv[1:]])}
-    out = options.out or (folders[0] if len(studies) == 1 else Path("results") / "-and-".join(names))
-    console = wide_console(160)
-    print_report(payload, console)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_page(payload, out / "report.html")
-        files = [*write_csv(payload, out), *draw_report(payload, out / "plots", options.figures)]
-    except OSError as error:
-        raise UserError(f"{error.filename or out} cannot be written: {error.strerror}; --out names a folder") from None
-    print(f"page: {out / 'report.html'}")
-    print(f"tables and figures: {len(files)} files in {out} and {out / 'plots'}")
+    command = shlex.join(["gptlab", *sys.argv[1:]])
+    report = write_report(
+        options.folders, options.compare, options.out, options.figures, wide_console(160), command, __version__
+    )
+    folder = report.page.parent
+    print(f"page: {report.page}")
+    print(f"tables and figures: {len(report.files)} files in {folder} and {folder / 'plots'}")
 
 
 def do_study_power(options: argparse.Namespace) -> None:

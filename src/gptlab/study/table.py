@@ -1,4 +1,4 @@
-"""How a study stands, from its folder alone: `gptlab study status`, and the live table of `gptlab study run`."""
+"""The state of a study, read from its folder: `gptlab study status` and the live table of `gptlab study run`."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ COLOURS = {
     "not_applicable": "dim",
     "waiting": "dim",
 }
-TAIL_BYTES = 16384  # of metrics.jsonl: some sixty lines, an evaluation among them more often than not
+TAIL_BYTES = 16384  # of metrics.jsonl: about sixty lines, usually with an evaluation
 
 
 @dataclass
 class RunState:
-    """One line of the table."""
+    """One row of the table."""
 
     arm: str
     seed: int
     status: str
-    """waiting, running, stopped (it was killed, and goes on when the study does), or how the run ended."""
+    """waiting, running, stopped (killed; continues with the study), or the status of the ended run."""
     step: int = 0
     limit: int | None = None
-    """Steps of the whole run; None while it depends on a dataset that no run has opened."""
+    """Steps of the whole run; None while they depend on a dataset that no run has opened."""
     loss: float | None = None
     val_loss: float | None = None
     rate: str = ""
-    """Tokens or samples a second."""
+    """Tokens or samples per second."""
     seconds_left: float | None = None
     seconds_whole: float | None = None
-    """Of the whole run, measured where it ended, by its speed while it trains."""
+    """Seconds of the whole run: measured if it has ended, estimated from its speed while it trains."""
     reason: str = ""
 
     @property
@@ -59,11 +59,11 @@ class RunState:
 
 
 def read_state(folder: Path, study: Study, arm: str, seed: int, running: bool | None = None) -> RunState:
-    """How a run stands.
+    """The state of a run.
 
     Args:
-        folder: the study's.
-        running: whether a process trains it; None looks at its lock.
+        folder: the folder of the study.
+        running: whether a process trains the run; None asks the lock of the run.
     """
     run = RunDir(folder / run_name(arm, seed))
     result = run.read_json("result.json") or ({} if run.exists() else read_summary(folder, study, arm, seed))
@@ -78,7 +78,7 @@ def read_state(folder: Path, study: Study, arm: str, seed: int, running: bool | 
     state = RunState(arm, seed, status, reason=result.get("reason", "") if status == result.get("status") else "")
     if not recipe.train.max_epochs or "train_tokens" in data:
         state.limit = recipe.step_limit(data.get("train_tokens", 0))
-    for line in _tail(run.metrics_file):
+    for line in last_metrics(run.metrics_file):
         state.step = line["step"]
         state.loss, state.val_loss = line.get("loss", state.loss), line.get("val_loss", state.val_loss)
         seconds = 0.0
@@ -95,7 +95,7 @@ def read_state(folder: Path, study: Study, arm: str, seed: int, running: bool | 
 
 
 def read_study(folder: Path) -> list[RunState]:
-    """How every run of the study in a folder stands: core arms first, seed by seed, as they are started."""
+    """The states of all runs of a study, in the order in which the runs start."""
     study = open_study(folder)
     return [
         read_state(folder, study, name, seed)
@@ -107,13 +107,13 @@ def read_study(folder: Path) -> list[RunState]:
 
 
 def read_summary(folder: Path, study: Study, arm: str, seed: int) -> dict[str, Any]:
-    """The summary beside a run's folder, if it is this study's; else {}."""
+    """The summary beside the folder of a run; {} without a summary, or if it is of another study."""
     summary = RunDir(folder).read_json(f"{run_name(arm, seed)}.json")
     return summary if summary.get("study") == study.name else {}
 
 
-def _tail(file: Path) -> list[dict[str, Any]]:
-    """The last lines of metrics.jsonl; of those cut by the window, or by a kill, nothing."""
+def last_metrics(file: Path) -> list[dict[str, Any]]:
+    """The last lines of metrics.jsonl; incomplete lines are skipped."""
     try:
         with open(file, "rb") as handle:
             handle.seek(max(0, handle.seek(0, 2) - TAIL_BYTES))
@@ -134,12 +134,12 @@ def _tail(file: Path) -> list[dict[str, Any]]:
 # -- as text --------------------------------------------------------------------------------------------------------
 
 
-def render(states: Sequence[RunState], jobs: int = 1, rows: int | None = None) -> Group:
-    """The table of runs, what did not go as it should, and how far the study is.
+def study_table(states: Sequence[RunState], jobs: int = 1, rows: int | None = None) -> Group:
+    """The table of runs, the reasons of runs that did not complete, and the progress of the study.
 
     Args:
-        jobs: runs that are trained at the same time, for the time left.
-        rows: the most to show: what is at work first, what waits last.
+        jobs: runs at the same time, for the estimate of the time left.
+        rows: show at most this many runs: running runs first, waiting runs last.
     """
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("arm", "seed", "status", "step", "loss", "val_loss", "speed", "left"):
@@ -160,10 +160,10 @@ def render(states: Sequence[RunState], jobs: int = 1, rows: int | None = None) -
         )
     reasons = [f"{s.arm} seed {s.seed} {s.status}: {s.reason}" for s in shown if s.reason]
     hidden = [f"{len(states) - len(shown)} more runs are not shown"] if len(shown) < len(states) else []
-    return Group(table, *(Text(line, overflow="fold") for line in [*hidden, *reasons, progress(states, jobs)]))
+    return Group(table, *(Text(line, overflow="fold") for line in [*hidden, *reasons, study_progress(states, jobs)]))
 
 
-def progress(states: Sequence[RunState], jobs: int = 1) -> str:
+def study_progress(states: Sequence[RunState], jobs: int = 1) -> str:
     """One line: `done 3 of 9: 2 completed, 1 diverged, 1 running, 5 waiting; about 0:12:30 left`."""
     counts = Counter(state.status for state in states)
     order = sorted(counts, key=[*STATUSES, "running", "stopped", "waiting"].index)
@@ -174,7 +174,7 @@ def progress(states: Sequence[RunState], jobs: int = 1) -> str:
 
 
 def study_seconds_left(states: Sequence[RunState], jobs: int) -> float | None:
-    """Seconds until all runs have ended, if those that wait take as long as those whose time is known."""
+    """Seconds until all runs have ended, if each waiting run takes the mean time of the runs whose time is known."""
     whole = [s.seconds_whole for s in states if s.seconds_whole and s.status in ("completed", "running")]
     running = [s.seconds_left for s in states if s.status == "running" and s.seconds_left is not None]
     waiting = [s for s in states if not s.ended and s.seconds_left is None]

@@ -1,4 +1,4 @@
-"""The wish to stop: signals and `gptlab stop` end a run at the next step, after a checkpoint."""
+"""Requests to stop: signals and `gptlab stop` end a run at the next step, after a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-WARNING = "SIGUSR2"  # what SLURM is asked to send ahead of a time limit or a preemption: the job is to go on later
-# SIGHUP comes when a terminal is closed, SIGUSR1 from many batch scripts. Windows has the first two only.
+WARNING = "SIGUSR2"  # SLURM sends it ahead of a time limit or a preemption; the job continues later
+# A closed terminal sends SIGHUP, many batch scripts send SIGUSR1. Windows has only the first two signals.
 SIGNALS = [
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", WARNING, "SIGUSR1", "SIGHUP") if hasattr(signal, name)
 ]
-STOP_FILE = "stop"  # in the folder of a run or a study: what `gptlab stop` writes
-LOOK_SECONDS = 1.0  # between two looks for that file, which may lie on a slow network disk
+STOP_FILE = "stop"  # `gptlab stop` writes this file into the folder of a run or a study
+LOOK_SECONDS = 1.0  # between two checks for the file, which may be on a slow network disk
 
 
 class StopSignal:
-    """Calls to end the run. A second Ctrl-C does not wait for the checkpoint.
+    """Whether the run should end. A second Ctrl-C raises KeyboardInterrupt and does not wait for the checkpoint.
 
-    Used as a context: signals are listened to inside it, and only in the main thread, where Python allows it. Of two
-    contexts, one in the other, both hear a signal, and the inner one what the outer one has heard before. A SIGHUP that
-    is ignored stays ignored: the process was started by nohup.
+    A context manager: signals are handled inside the context, and only in the main thread, because Python handles
+    signals there. Nested contexts both receive a signal; a new inner context inherits a pending request. An ignored
+    SIGHUP stays ignored, because nohup started the process.
 
     Args:
-        folder: where a file named `stop` ends the run too, and it alone; one from before is removed, and so is the one
-            that was obeyed.
+        folder: creating a file `stop` here ends this run. A leftover file is deleted at the start; the file is deleted
+            once obeyed.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
         self.requested = False
         self.reason: str | None = None
-        """The signal's name, or "gptlab stop"; once the job was warned it stays SIGUSR2."""
+        """Name of the signal, or "gptlab stop". SIGUSR2 is not replaced by later requests."""
         self._file = folder / STOP_FILE if folder is not None else None
         self._looked_at = -LOOK_SECONDS
         self._before: dict[int, Any] = {}
@@ -87,7 +87,7 @@ class StopSignal:
 
 
 def _leave_terminal() -> None:
-    """Let what is still printed go nowhere if the terminal is gone: every line would be an error."""
+    """If the terminal is gone, discard further output: every write would raise an error."""
     for number in (1, 2):
         try:
             os.get_terminal_size(number)

@@ -1,0 +1,106 @@
+"""The folder of a study: study.toml, one folder per run, and the summary of each run that has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from gptlab.config import Recipe, Study, may_differ, settings
+from gptlab.errors import Locked, RunError
+from gptlab.rundir import RunDir, open_study, run_name, write_atomically
+from gptlab.study.runs import PlannedRun
+from gptlab.study.table import read_summary
+
+# A run with one of these statuses is not trained again. Failed and not applicable runs are tried at the next start.
+RESULTS = ("completed", "diverged", "out_of_memory")
+
+
+def study_in_use(folder: Path) -> Locked:
+    """The error of `locks.hold` for the folder of a study."""
+    return Locked(f"{folder} is being run by another process; `gptlab study status {folder}` shows its progress")
+
+
+def keep_study(folder: Path, study: Study, seeds: Sequence[int]) -> None:
+    """Write study.toml. Raises RunError if the folder holds another study."""
+    file, text = folder / "study.toml", study_toml(folder, study, seeds)
+    if not file.is_file() or file.read_text(encoding="utf-8") != text:
+        write_atomically(file, text)
+
+
+def study_toml(folder: Path, study: Study, seeds: Sequence[int]) -> str:
+    """The text of study.toml, with all seeds that have been asked for so far.
+
+    Raises:
+        RunError: the folder holds another study.
+    """
+    stored = []
+    if (folder / "study.toml").is_file():
+        before = open_study(folder)
+        if differ := study_differences(before, study):
+            raise RunError(
+                f"{folder} holds another study: {'; '.join(differ)}; --out names another folder for this study"
+            )
+        stored = before.seeds
+    return study.model_copy(update={"seeds": list(dict.fromkeys([*study.seeds, *stored, *seeds]))}).to_toml()
+
+
+def study_differences(before: Study, now: Study) -> list[str]:
+    """What makes two studies different, one sentence each. Seeds, texts, and how often runs evaluate or save do not."""
+    result = []
+    for key in ("name", "baseline", "metric", "questions"):
+        one, two = before.model_dump()[key], now.model_dump()[key]
+        if one != two:
+            result.append(key if isinstance(one, list) else f"{key} ({one} then, {two} now)")
+    result += [f"there was no arm {arm}" for arm in now.arms if arm not in before.arms]
+    result += [f"there was an arm {arm}" for arm in before.arms if arm not in now.arms]
+    both = [arm for arm in now.arms if arm in before.arms]
+    changes: dict[str, list[str]] = {}  # {what differs: in which arms}
+    for arm in both:
+        one = {"group": before.arms[arm].group, **_identity(before.build(arm, 0))}
+        two = {"group": now.arms[arm].group, **_identity(now.build(arm, 0))}
+        for key in one:
+            if one[key] != two[key]:
+                changes.setdefault(f"{key} ({one[key]} then, {two[key]} now)", []).append(arm)
+    for change, arms in changes.items():
+        result.append(change if arms == both else f"{change} in {', '.join(arms)}")
+    if any(change.startswith(("schedule.decay_steps", "train.max_epochs")) for change in changes):
+        result.append("the learning rate decays until the run's limit unless schedule.decay_steps says otherwise")
+    return result
+
+
+def _identity(recipe: Recipe) -> dict[str, Any]:
+    """The settings that determine a run, by dotted name.
+
+    The limit of a run is not among them unless the learning rate decays towards the limit. A run of 100 steps whose
+    learning rate has decayed differs from the first 100 steps of a longer run.
+    """
+    names = [name for name, _ in settings() if not may_differ(name)]
+    values: dict[str, Any] = {name: reduce(getattr, name.split("."), recipe) for name in names}
+    if recipe.schedule.shape == "constant":
+        values["schedule.decay_steps"] = 0
+    elif not recipe.schedule.decay_steps:
+        limits = recipe.train
+        values["schedule.decay_steps"] = recipe.step_limit(0) if limits.max_steps or limits.max_tokens else 0
+        values["train.max_epochs"] = limits.max_epochs
+    return {"train.max_epochs": 0.0, **values}
+
+
+def is_finished(study: Study, folder: Path, run: PlannedRun) -> bool:
+    """Whether a run has a result for the limits that are asked for."""
+    if not run.dir.exists():  # only the summary may have been kept
+        return read_summary(folder, study, run.arm, run.seed).get("status") in RESULTS
+    result = run.dir.read_json("result.json")
+    if result.get("status") != "completed":
+        return result.get("status") in RESULTS
+    then, now = run.dir.read_recipe().train, run.recipe.train
+    return (then.max_steps, then.max_tokens, then.max_epochs) == (now.max_steps, now.max_tokens, now.max_epochs)
+
+
+def write_summary(study: Study, folder: Path, run: PlannedRun, result: Mapping[str, Any]) -> None:
+    """Write <arm>_seed<k>.json: the result of a run, with its study, arm, group and seed."""
+    summary = {"study": study.name, "arm": run.arm, "group": run.group, "seed": run.seed, **result}
+    name = f"{run_name(run.arm, run.seed)}.json"
+    if RunDir(folder).read_json(name) != summary:
+        RunDir(folder).write_json(name, summary)
