@@ -129,7 +129,7 @@ def test_what_needs_no_torch_reads(study: Path, tmp_path: Path) -> None:
     )
     assert "--optim.lr" in ends[6][1]
     assert ends[8][2].startswith("gptlab: gptlab launch needs Linux or macOS; ")
-    assert ends[7][2] == f"gptlab: nobody is at work on {run}: there is nothing to stop\n"
+    assert ends[7][2] == f"gptlab: no process works on {run}: there is nothing to stop\n"
 
 
 def test_models_are_read_planned_and_trained(study: Path, dataset: Path, tmp_path: Path) -> None:

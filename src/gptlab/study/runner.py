@@ -173,7 +173,7 @@ class StudyRunner:
                     write_summary(self.study, self.folder, run, run.dir.read_json("result.json"))
             else:
                 todo.append(run)
-            self.states[str(run)] = read_state(self.folder, self.study, run.arm, run.seed)
+            self.look_at(run)
         core = [run for run in todo if run.group == "core" or not self.gated]
         extended = [run for run in todo if run not in core]
         if not self.quiet and self.console.is_terminal:
@@ -200,6 +200,10 @@ class StudyRunner:
         if self.interrupted:
             self.say("the same command continues from here")
         return EXIT_CODES["interrupted" if self.interrupted else "failed" if self.failed else "completed"]
+
+    def look_at(self, run: PlannedRun, running: bool | None = None) -> RunState:
+        state = self.states[str(run)] = read_state(self.folder, self.study, run.arm, run.seed, running)
+        return state
 
     def say_overridden(self) -> None:
         beaten: dict[str, list[str]] = {}
@@ -264,7 +268,7 @@ class StudyRunner:
                 env=worker_environment(run, slot, self.jobs, self.gpus, self.others),
             )
             self.workers[slot] = Worker(run, process, log_start)
-        self.states[str(run)] = read_state(self.folder, self.study, run.arm, run.seed, running=True)
+        self.look_at(run, running=True)
         if self.live is None:
             self.say(f"{run}: started")
 
@@ -294,7 +298,7 @@ class StudyRunner:
                     run.dir.write_json("result.json", result)
         if result["status"] != "interrupted":
             write_summary(self.study, self.folder, run, result)
-        state = self.states[str(run)] = read_state(self.folder, self.study, run.arm, run.seed, running=False)
+        state = self.look_at(run, running=False)
         if self.live is None:
             says = f"{run}: {state.status}" + (f" at step {state.step:,}" if state.step else "")
             says += f", val_loss {state.val_loss:.4f}" if state.val_loss is not None else ""
@@ -323,8 +327,7 @@ class StudyRunner:
                 else:
                     worker.process.kill()
             worker.process.wait()
-            run = worker.run
-            self.states[str(run)] = read_state(self.folder, self.study, run.arm, run.seed)
+            self.look_at(worker.run)
         self.workers.clear()
 
     def show(self, last: bool = False) -> None:
@@ -332,8 +335,7 @@ class StudyRunner:
         if self.live is None or (time.monotonic() - self.shown_at < 1 and not last):
             return
         for worker in self.workers.values():
-            run = worker.run
-            self.states[str(run)] = read_state(self.folder, self.study, run.arm, run.seed, running=True)
+            self.look_at(worker.run, running=True)
         rows = None if last else max(3, self.console.height - 6)
         if last:
             self.live.vertical_overflow = "visible"

@@ -18,7 +18,7 @@ from gptlab.errors import RunError
 from gptlab.rundir import RunDir, open_study, run_name
 from gptlab.status import EXIT_CODES
 from gptlab.study.launch.local import START_AGAIN, rank_variables
-from gptlab.study.launch.record import RECIPE, RECORD, Launch, LaunchPart
+from gptlab.study.launch.record import PRINTED, RECIPE, RECORD, Launch, LaunchPart
 from gptlab.study.runner import StudyRunner, run_study, visible_gpus
 from gptlab.study.runs import check_datasets, planned_runs, sanity_gate
 from gptlab.training.signals import WARNING, StopSignal
@@ -45,7 +45,7 @@ def run_job(folder: Path, name: str, draw: Callable[[Path], None]) -> int:
     if launch.on == "slurm":
         os.environ.update(slurm_rank_variables(os.environ))
     first = os.environ.get("RANK", "0") == "0"
-    if first and not part.job and launch.on == "slurm":  # a printed script that was submitted by hand
+    if first and part.job == PRINTED and launch.on == "slurm":
         part.job = slurm_job()
         launch.write()
     with StopSignal() as heard:  # from now on: importing PyTorch takes seconds

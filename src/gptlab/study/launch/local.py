@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptlab.errors import UserError
-from gptlab.study.launch.record import FILES, Launch, LaunchPart, job_command
+from gptlab.study.launch.record import FILES, PRINTED, Launch, LaunchPart, job_command
 from gptlab.training.signals import WARNING
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def main(arguments: list[str]) -> int:
     launch = Launch.read(folder)
     assert launch is not None
     part = launch.part(name)
-    if not part.job:  # started by a printed script
+    if part.job == PRINTED:
         part.job, launch.host = str(os.getpid()), socket.gethostname()
         launch.write()
     return LocalJob(launch, part).run()

@@ -17,6 +17,7 @@ from gptlab.study.launch.resources import Resources
 RECORD = "launch.json"
 FILES = "launch"  # the folder beside launch.json: batch scripts, logs, the recipe
 RECIPE = f"{FILES}/recipe.toml"
+PRINTED = "printed"  # the job number in a printed script, until the script runs
 
 
 @dataclass

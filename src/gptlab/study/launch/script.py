@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gptlab.study.launch.local import local_command
-from gptlab.study.launch.record import FILES, RECORD, Launch, LaunchPart
+from gptlab.study.launch.record import FILES, PRINTED, RECORD, Launch, LaunchPart
 from gptlab.training.signals import WARNING
 
 END = "GPTLAB_END"  # ends a here-document
@@ -52,7 +52,8 @@ def sbatch_arguments(launch: Launch, part: LaunchPart) -> list[str]:
     """sbatch's arguments ahead of the script: what a script that is submitted by hand cannot know."""
     after = ":".join(launch.part(name).job for name in part.after)
     dependency = [f"--dependency=afterany:{after}"] if after else []
-    return ["--parsable", f"--output={log_file(launch, part, '0')}", *dependency]
+    output = [] if "output" in part.resources.extra else [f"--output={log_file(launch, part, '0')}"]
+    return ["--parsable", *output, *dependency]
 
 
 def log_file(launch: Launch, part: LaunchPart, rank: str) -> Path:
@@ -66,17 +67,16 @@ def printed_script(launch: Launch) -> str:
     nodes may submit jobs. The script of a local job is for bash and stays in the foreground.
     """
     folder, launch.command = launch.folder.resolve(), launch.command.replace(" --print", "")
-    if launch.on == "slurm" and launch.parts[0].name != "run":
-        for part in launch.parts:
-            part.job = f"${part.name.upper()}_JOB"  # a variable of the script
+    several = launch.on == "slurm" and launch.parts[0].name != "run"
+    for part in launch.parts:
+        part.job = f"${part.name.upper()}_JOB" if several else PRINTED  # a variable of the script
     written = [f"mkdir -p {shlex.quote(str(folder / FILES))}"]
     for name, text in {**launch.files, RECORD: launch.to_json()}.items():
         written += [f"cat > {shlex.quote(str(folder / name))} <<'{END}'", text.rstrip("\n"), END]
     if launch.on == "local":
-        return "\n".join(
-            ["#!/bin/bash", *written, f"exec {shlex.join(local_command(folder, launch.parts[0].name))}", ""]
-        )
-    if launch.parts[0].name == "run":
+        written += [f"exec {shlex.join(local_command(folder, launch.parts[0].name))}"]
+        return "\n".join(["#!/bin/bash", *written, ""])
+    if not several:
         return batch_script(launch, launch.parts[0], [*written, ""])
     lines = ["#!/bin/bash", "set -e", *written]
     for part in launch.parts:
