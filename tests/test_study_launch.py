@@ -82,6 +82,7 @@ def test_a_closed_terminal_ends_a_run_with_a_checkpoint(dataset: Path, tmp_path:
     out = tmp_path / "run"
     child, terminal = pty.fork()
     if not child:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup leaves it ignored, here and in every child
         os.execv(sys.executable, [sys.executable, "-m", "gptlab", "train", str(recipe), "--out", str(out)])
     while not list(out.glob("checkpoints/step-*/manifest.json")):
         if select.select([terminal], [], [], 0.05)[0]:
