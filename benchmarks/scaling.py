@@ -217,7 +217,8 @@ def shards(count: int, folder: Path) -> tuple[dict[str, Any], Table]:
 
 def plans() -> dict[str, Any]:
     """The planner's numbers of GPT-2 small and XL on one H100, with 10^13 tokens in steps of 4 Mi."""
-    from gptlab import planner
+    from gptlab.planning.device import Device
+    from gptlab.planning.plan import plan_recipe
 
     found = {}
     for preset in ("gpt2", "gpt2-xl"):
@@ -235,7 +236,7 @@ def plans() -> dict[str, Any]:
                 "train.eval_every": 1000,
             },
         )
-        plan = planner.plan(recipe, planner.Device.named("H100"))
+        plan = plan_recipe(recipe, Device.named("H100"))
         found[preset] = {
             "parameters": plan.parameters,
             "flops_per_token": plan.flops_per_token,

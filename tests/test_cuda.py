@@ -20,13 +20,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gptlab
-from gptlab import planner
 from gptlab.config import Optim, Recipe, load_study
 from gptlab.distributed.shard import LocalShards, init_shards
 from gptlab.distributed.world import SINGLE
 from gptlab.distributed.wrap import make_scaler, replicate, shard
 from gptlab.model.gpt import GPT, build_model
 from gptlab.optim.optimizers import make_optimizer
+from gptlab.planning.memory import step_memory
+from gptlab.planning.shape import Shape
 from gptlab.precision.regimes import NotApplicable, apply_regime, enter_regime
 from gptlab.rundir import RunDir
 from gptlab.tasks.lm import LanguageModelling
@@ -346,8 +347,8 @@ def test_running_out_of_memory_halves_the_micro_batch(
     all_at_once = recipe.sequences_per_step
     if CUDA:
         sized = recipe.replace({"model.vocab_size": 64})
-        shape = planner.Shape(sized.model, sized.precision, 0)
-        whole, quarter = (planner.memory(sized, shape, n, "cuda").peak for n in (all_at_once, all_at_once // 4))
+        shape = Shape(sized.model, sized.precision, 0)
+        whole, quarter = (step_memory(sized, shape, n, "cuda").peak for n in (all_at_once, all_at_once // 4))
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction((whole + quarter) / 2 / total)  # the planner does not see this cap
     else:

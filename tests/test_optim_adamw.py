@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gptlab.config import Optim
+from gptlab.config import Optim, build_recipe
 from gptlab.errors import ConfigError, RunError
 from gptlab.optim.adamw import AdamW
 from gptlab.optim.optimizers import describe, make_optimizer, parameter_groups, set_lr
@@ -330,13 +330,13 @@ def test_loss_scaling_skips_a_step(settings: dict[str, str]) -> None:
 
 
 def test_settings_that_exclude_one_another() -> None:
-    model = two_layers(torch.float32)
+    base = {"train.max_steps": 1, "precision.regime": "bf16_pure"}
     with pytest.raises(ConfigError, match="optim.kernel = foreach"):
-        make_optimizer(model, Optim(kernel="foreach", rounding="kahan"))
+        build_recipe(base, {"optim.kernel": "foreach", "optim.rounding": "kahan"})
     with pytest.raises(ConfigError, match="optim.rounding = stochastic"):
-        make_optimizer(model, Optim(name="adamw_8bit", rounding="stochastic"))
+        build_recipe(base, {"optim.name": "adamw_8bit", "optim.rounding": "stochastic"})
     with pytest.raises(NotApplicable, match="this model has none"):
-        make_optimizer(model, Optim(rounding="stochastic"))
+        make_optimizer(two_layers(torch.float32), Optim(rounding="stochastic"))
 
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

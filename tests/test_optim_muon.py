@@ -18,8 +18,8 @@ from gptlab.errors import ConfigError
 from gptlab.model.encoder import build_encoder
 from gptlab.model.gpt import build_model
 from gptlab.optim import muon
-from gptlab.optim.muon import Muon, orthogonalize
-from gptlab.optim.optimizers import describe, make_optimizer, muon_groups, set_lr
+from gptlab.optim.muon import Muon, muon_groups, orthogonalize
+from gptlab.optim.optimizers import describe, make_optimizer, set_lr
 from gptlab.seeding import address
 from gptlab.training.loop import train
 

@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from gptlab.config import build_recipe
+from gptlab.errors import ConfigError
 from gptlab.optim.spam import AdamWSPAM, Form, clip_spikes, warmup_factor
 
 FORMS: tuple[Form, ...] = ("seed", "paper", "stable")
@@ -433,18 +435,19 @@ def test_a_step_that_loss_scaling_skips_is_none(fused: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "kwargs, message",
+    "changes, message",
     [
-        ({"form": "zscore"}, "form = zscore"),
-        ({"theta": 0.0}, "theta = 0.0"),
-        ({"form": "stable", "theta": 5.0}, "has none"),
-        ({"form": "stable", "warmup_steps": 5}, "no warm-up"),
-        ({"interval": 0}, "interval = 0"),
-        ({"threshold": -1.0}, "at least 0"),
-        ({"density": 0.5}, "density = 0.5"),
-        ({"form": "paper", "density": 0.5, "reset": False}, "density = 0.5"),
+        ({"spam_form": "zscore"}, "optim.spam_form = zscore"),
+        ({"spam_theta": 0.0}, "optim.spam_theta = 0.0"),
+        ({"spam_form": "stable", "spam_theta": 5.0}, "optim.spam_theta = 5.0: form stable has none"),
+        ({"spam_form": "stable", "spam_warmup_steps": 5}, "optim.spam_warmup_steps = 5: .*no such warm-up"),
+        ({"spam_interval": 0}, "optim.spam_interval = 0"),
+        ({"spam_spike_threshold": -1.0}, "optim.spam_spike_threshold = -1.0: must be at least 0"),
+        ({"spam_density": 0.5}, "optim.spam_density = 0.5"),
+        ({"spam_form": "paper", "spam_density": 0.5, "spam_periodic_reset": False}, "optim.spam_density = 0.5"),
     ],
 )
-def test_settings_out_of_bounds(kwargs: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        AdamWSPAM([nn.Parameter(torch.ones(1))], **kwargs)
+def test_settings_out_of_bounds(changes: dict[str, Any], message: str) -> None:
+    optim = {"optim": {"name": "adamw-spam", **changes}}
+    with pytest.raises(ConfigError, match=message):
+        build_recipe({"train.max_steps": 1}, optim)

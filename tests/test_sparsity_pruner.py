@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gptlab.config import PRESETS, Model, Sparsity
+from gptlab.config import PRESETS, Model, Sparsity, build_recipe
 from gptlab.errors import UserError
 from gptlab.model.encoder import Encoder
 from gptlab.model.gpt import GPT, build_model
@@ -21,7 +21,7 @@ from gptlab.optim.adamw import AdamW
 from gptlab.optim.muon import Muon
 from gptlab.optim.spam import AdamWSPAM
 from gptlab.sparsity.masks import unpack
-from gptlab.sparsity.pruner import Pruner, prunable
+from gptlab.sparsity.pruner import NoPruner, Pruner, make_pruner, prunable
 from gptlab.sparsity.schedule import rigl_fraction, sparsity_at
 
 TINY = Model(n_layer=1, n_head=2, n_embd=16, block_size=12, vocab_size=37, position="rope")
@@ -447,3 +447,20 @@ def test_overhead_counts_from_one_call_to_the_next() -> None:
     run = Run(settings_of("magnitude")).train(20)
     assert 0 < run.pruner.overhead() < 60
     assert run.pruner.overhead() == 0
+
+
+def test_a_run_that_prunes_nothing_has_a_pruner_that_does_nothing() -> None:
+    recipe = build_recipe({"train.max_steps": 1, "schedule.decay_steps": 40})
+    model = build_model(TINY)
+    none = make_pruner(model, torch.optim.SGD(model.parameters()), recipe)
+    assert isinstance(none, NoPruner)
+    assert {name for name in vars(Pruner) if not name.startswith("_")} <= set(dir(none))
+    none.before_update(0)
+    none.after_update(1)
+    none.load_tensors({})
+    assert none.tensors() == none.by_layer() == {} and none.overhead() == none.changes == 0
+    some = make_pruner(model, torch.optim.SGD(model.parameters()), recipe.replace({"sparsity.method": "magnitude"}))
+    assert isinstance(some, Pruner) and not some.every_update
+    muon = recipe.replace({"sparsity.method": "magnitude", "optim.name": "muon"})
+    again = make_pruner(model, torch.optim.SGD(model.parameters()), muon)
+    assert isinstance(again, Pruner) and again.every_update

@@ -22,11 +22,12 @@ from gptlab.errors import DataError, UserError
 from gptlab.model.gpt import GPT, build_model
 from gptlab.optim.optimizers import make_optimizer, parameter_groups
 from gptlab.optim.schedule import learning_rate
+from gptlab.planning.memory import auto_micro_batch
+from gptlab.planning.resolve import resolve_recipe
 from gptlab.precision.regimes import REGIMES
 from gptlab.rundir import RunDir
 from gptlab.training.load import load_run
 from gptlab.training.scoring import evaluate_run
-from gptlab.training.setup import largest_micro_batch
 from gptlab.training.throughput import Stopwatch, percentile
 
 
@@ -233,7 +234,7 @@ def test_ids_outside_the_vocabulary_stop_before_training(dataset: Path, tmp_path
 
 
 def test_a_model_larger_than_memory_is_a_result(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gptlab.planner.TOO_MUCH", math.inf)  # the plan lets it begin
+    monkeypatch.setattr("gptlab.planning.plan.TOO_MUCH", math.inf)  # the plan lets it begin
     result = gptlab.train(tiny_recipe(dataset, model__vocab_size=10**12), tmp_path / "run", quiet=True)
     assert (result.status, result.steps) == ("out_of_memory", 0)
     assert result.memory_asked_gb == pytest.approx(10**12 * 32 * 4 / 1e9)
@@ -397,14 +398,14 @@ def test_the_stopwatch_leaves_out_pauses_and_the_first_steps(monkeypatch: pytest
 
 def test_auto_micro_batch_is_a_size_that_divides_work_and_fits(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = tiny_recipe(dataset, model__vocab_size=64, batch__micro_batch="auto")
-    assert largest_micro_batch(recipe, torch.device("cpu")) == 8  # all of a small step
+    assert auto_micro_batch(resolve_recipe(recipe, "cpu"), torch.device("cpu")) == 8  # all of a small step
     big = recipe.replace({"model.preset": "gpt2", "model.block_size": 1024, "batch.tokens_per_step": 524288})
     free = 0.0
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": free})())
     sizes = []
     for gigabytes in (4, 16, 64, 256):
         free = gigabytes * 1e9
-        sizes.append(largest_micro_batch(big, torch.device("cpu")))
+        sizes.append(auto_micro_batch(resolve_recipe(big, "cpu"), torch.device("cpu")))
     assert sizes == sorted(sizes)
     assert sizes[0] == 1
     assert all(size & (size - 1) == 0 for size in sizes)

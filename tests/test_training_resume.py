@@ -160,7 +160,7 @@ def test_a_resumed_run_keeps_the_micro_batch_that_auto_found(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for steps, found in ((6, 2), (12, 4)):
-        monkeypatch.setattr("gptlab.training.setup.largest_micro_batch", lambda *_, found=found: found)
+        monkeypatch.setattr("gptlab.training.setup.auto_micro_batch", lambda *_, found=found: found)
         recipe = tiny_recipe(dataset, train__max_steps=steps, batch__micro_batch="auto")
         train(recipe, tmp_path, quiet=True)
         assert RunDir(tmp_path).read_recipe().batch.micro_batch == 2

@@ -13,10 +13,12 @@ from collections.abc import Callable
 
 import torch
 
-from gptlab import planner
 from gptlab.config import Recipe, build_recipe
 from gptlab.model.gpt import build_model
 from gptlab.optim.optimizers import make_optimizer
+from gptlab.planning.device import local_device
+from gptlab.planning.memory import step_memory
+from gptlab.planning.shape import Shape
 from gptlab.precision.regimes import apply_regime, enter_regime
 from gpu_stages.stage import NotHere, Row, Stage, pick, run
 
@@ -96,8 +98,8 @@ def beside(stage: Stage, device: torch.device, preset: str, micro_batch: int, re
         }
     )
     kind = "cuda" if device.type == "cuda" else "cpu"
-    found = planner.memory(recipe, planner.Shape(recipe.model, recipe.precision, 0), micro_batch, kind)
-    here = planner.at_hand(device).available
+    found = step_memory(recipe, Shape(recipe.model, recipe.precision, 0), micro_batch, kind)
+    here = local_device(device).available
     if found.peak > here:
         raise NotHere(f"planned {found.peak / 1e9:.1f} GB, {here / 1e9:.1f} GB are there")
     got = measure(recipe, device)

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 
-from gptlab import planner
 from gptlab.config import Recipe
 from gptlab.distributed.world import SINGLE
 from gptlab.distributed.wrap import make_scaler
 from gptlab.hardware import mfu
 from gptlab.optim.optimizers import make_optimizer, set_lr
 from gptlab.optim.schedule import learning_rate
+from gptlab.planning.memory import step_memory
+from gptlab.planning.shape import Shape
 from gptlab.precision.regimes import enter_regime
 from gptlab.rundir import RunDir
 from gptlab.tasks.base import TASKS, open_data
@@ -131,10 +132,10 @@ class Trained:
 
     def planned(self) -> float:
         """Bytes that the planner says a step takes at its peak."""
-        shape = planner.Shape(self.recipe.model, self.recipe.precision, 0)
+        shape = Shape(self.recipe.model, self.recipe.precision, 0)
         kind = "cuda" if self.device.type == "cuda" else "cpu"
         assert isinstance(self.recipe.batch.micro_batch, int)
-        return planner.memory(self.recipe, shape, self.recipe.batch.micro_batch, kind).peak
+        return step_memory(self.recipe, shape, self.recipe.batch.micro_batch, kind).peak
 
 
 def seconds_of(action: Any, device: torch.device) -> float:

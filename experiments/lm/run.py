@@ -82,10 +82,11 @@ def print_hours(study: Study, arms: list[str], seeds: list[int]) -> None:
         return
     import torch
 
-    from gptlab.planner import Device, at_hand, plan_study
+    from gptlab.planning.device import Device, local_device
+    from gptlab.planning.study import plan_study
 
     gpu = torch.cuda.is_available()
-    device = at_hand(torch.device("cuda")) if gpu else Device.named("A100-80")
+    device = local_device(torch.device("cuda")) if gpu else Device.named("A100-80")
     asked = study.model_copy(update={"arms": {arm: study.arms[arm] for arm in arms}, "seeds": seeds})
     hours = plan_study(asked, device).hours
     estimate = "unknown hours" if hours is None else f"about {hours:,.1f} hours" if hours >= 0.1 else "under 0.1 hours"

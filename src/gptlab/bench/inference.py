@@ -10,7 +10,6 @@ Shapes are written as in `gptlab.model.gpt`: B sequences, T tokens, C = n_embd, 
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,14 +22,13 @@ from rich.text import Text
 from torch import Tensor
 
 from gptlab.config import Recipe, build_recipe, read_layer
-from gptlab.data.tokenizers import make_tokenizer
-from gptlab.errors import ConfigError, DataError, UserError
+from gptlab.errors import ConfigError, UserError
 from gptlab.hardware import device_name
 from gptlab.model.gpt import GPT, KVCache, build_model
+from gptlab.planning.resolve import resolve_recipe
 from gptlab.precision.regimes import REGIMES, NotApplicable, Regime, apply_regime, enter_regime
 from gptlab.rundir import RunDir
 from gptlab.seeding import address
-from gptlab.tasks.base import open_data
 from gptlab.training.setup import cropped, pick_device, start_from
 from gptlab.training.throughput import Stopwatch, percentile
 
@@ -173,27 +171,7 @@ def open_model(name: str, overrides: Mapping[str, Any]) -> tuple[Recipe, Fill]:
         if recipe.model.block_size < model.block_size:
             model, fill = cropped(model, recipe.model.block_size, fill)
         return recipe.replace({"model": model.model_dump()}), fill
-    return recipe.replace({"model.vocab_size": vocab_size(recipe)}), recipe.seed
-
-
-def vocab_size(recipe: Recipe) -> int:
-    """Rows of the embedding, from the recipe alone where it can be: no prepared dataset is needed to time a model."""
-    name = recipe.data.tokenizer
-    if recipe.model.vocab_size:
-        return recipe.model.vocab_size
-    if name == "gpt2":
-        return 50257  # as its tokenizer has, which may have to be downloaded
-    if match := re.fullmatch(r"bpe-(\d+)", name):
-        return int(match[1])
-    if name != "char":
-        return make_tokenizer(name, lambda: iter(())).vocab_size
-    try:
-        return open_data(recipe).vocab_size
-    except DataError:
-        raise ConfigError(
-            f"model.vocab_size = 0: how many characters there are is known from a prepared dataset only, and "
-            f"{recipe.data.folder} is none; --model.vocab-size N says it"
-        ) from None
+    return recipe.replace({"model": resolve_recipe(recipe, "cpu").shape.model.model_dump()}), recipe.seed
 
 
 def fit_together(parameters: int, n_regimes: int, device: torch.device) -> bool:

@@ -23,8 +23,11 @@ def add_to(verbs: Any) -> None:
 
 
 def do_plan(options: argparse.Namespace) -> None:
-    from gptlab import planner
-    from gptlab.planner import Device
+    from gptlab.planning.device import Device, local_device
+    from gptlab.planning.measure import measure_speed
+    from gptlab.planning.plan import plan_recipe
+    from gptlab.planning.study import plan_study, plan_sweep
+    from gptlab.planning.tables import plan_table, plans_table, study_plan_table
     from gptlab.study.runs import find_study
     from gptlab.training.setup import pick_device
 
@@ -34,23 +37,23 @@ def do_plan(options: argparse.Namespace) -> None:
         device = Device.named(options.gpu or "", options.memory)
     else:
         here = pick_device("auto")
-        device = planner.at_hand(here, max(1, options.gpus))
+        device = local_device(here, max(1, options.gpus))
         if here.type == "cpu" and options.gpus == 1:
-            cost["measure"] = planner.measure
+            cost["measure"] = measure_speed
     shown: Any
     facts: Any
     if is_study:
         if options.sizes or options.micro_batches:
             raise UserError("--sizes and --micro-batches are for a recipe, not for a study")
-        study = planner.plan_study(load_study(find_study(options.name)[0], options.overrides), device, **cost)
-        shown, facts = planner.render_study(study), study.to_json()
+        study = plan_study(load_study(find_study(options.name)[0], options.overrides), device, **cost)
+        shown, facts = study_plan_table(study), study.to_json()
     elif options.sizes or options.micro_batches:
-        rows = planner.sweep([layer, options.overrides], device, options.sizes, options.micro_batches, **cost)
-        shown = planner.render_rows(rows, f"{layer['name']} on {device.name}")
+        rows = plan_sweep([layer, options.overrides], device, options.sizes, options.micro_batches, **cost)
+        shown = plans_table(rows, f"{layer['name']} on {device.name}")
         facts = {name: row.to_json() for name, row in rows.items()}
     else:
-        one = planner.plan(build_recipe(layer, options.overrides), device, **cost)
-        shown, facts = planner.render(one), one.to_json()
+        one = plan_recipe(build_recipe(layer, options.overrides), device, **cost)
+        shown, facts = plan_table(one), one.to_json()
     wide_console(200).print(shown)
     if options.json:
         write_json(options.json, facts)

@@ -24,6 +24,34 @@ def chunk_length(n_tokens: int, vocab_size: int, device: str) -> int:
     return max(1, -(-n_tokens // chunks))
 
 
+def head_bytes(
+    n_tokens: int, weight: Tensor, stream: torch.dtype, dtype: torch.dtype, loss_dtype: torch.dtype, device: str
+) -> float:
+    """Bytes that `linear_cross_entropy` needs at one moment, without the activations below the hidden states.
+
+    They are the hidden states and the weight in the dtype of the matmuls, the gradients of both, and the largest of
+    what a chunk of logits goes through: float32 logits, as much again inside log-sum-exp, and the gradient of the
+    chunk before.
+
+    Args:
+        n_tokens: N.
+        weight: (V, C) of the head, without memory if need be.
+        stream: dtype of the hidden states.
+        dtype, loss_dtype: as `linear_cross_entropy` takes them.
+        device: type of the device, which decides the length of a chunk.
+    """
+    (V, C), N = weight.shape, n_tokens
+    low, wide = dtype.itemsize, torch.promote_types(dtype, torch.float32).itemsize
+    n = chunk_length(N, V, device)
+    chunk = 2 * wide + (0 if loss_dtype is torch.float32 else loss_dtype.itemsize) + (low if n < N else 0)
+    last = n * V * (wide + (low if low != wide else 0)) + low * V * C  # its gradient, times the hidden states
+    total = N * C * stream.itemsize  # the last hidden states
+    total += N * C * low if dtype is not stream else 0
+    total += V * C * low if dtype is not weight.dtype else 0
+    total += V * C * wide + N * C * low  # gradients of the weight and of the hidden states
+    return float(total + max(n * V * chunk, last))
+
+
 class HeadLoss(NamedTuple):
     """What a model's head gives while training."""
 

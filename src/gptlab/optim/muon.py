@@ -1,4 +1,4 @@
-"""Muon for the matrices inside the blocks, AdamW for all else, in one optimizer."""
+"""Muon for the matrices inside the blocks and AdamW for the rest, in one optimizer."""
 
 from __future__ import annotations
 
@@ -12,25 +12,27 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from gptlab.distributed.shard import ShardSpec, global_shape, local_rows, shard_spec
+from gptlab.config import Optim
+from gptlab.distributed.shard import ShardSpec, Weights, global_shape, local_rows, shard_spec
+from gptlab.optim.cost import OptimizerBytes, Parameters, total_bytes, widest
 
-# a, b, c of the quintic a x + b x^3 + c x^5 and how often it is applied (Jordan et al. 2024): the steepest at 0 that
-# brings every singular value near 1, and not to 1.
+# The quintic a x + b x^3 + c x^5 and its number of iterations (Jordan et al. 2024). It is the steepest at 0 of those
+# that bring every singular value near 1, though not to 1.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
-SMALLEST_NORM = 1e-7  # of a matrix; what is smaller is not blown up, and a zero stays zero
-AT_ONCE = 2**26  # numbers in one batch: GPT-2's 24 MLP matrices, 128 MiB in bf16; it bounds the memory of larger models
+SMALLEST_NORM = 1e-7  # lower bound of the norm that a matrix is divided by; a zero matrix stays zero
+AT_ONCE = 2**26  # elements in one batch, which bounds temporary memory: GPT-2's 24 MLP matrices, 128 MiB in bf16
 
 
 def orthogonalize(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """The nearest matrix with orthogonal rows, roughly: x = U S V^T to U S' V^T, S' in about [0.7, 1.2].
+    """Approximately the nearest matrix with orthogonal rows: x = U S V^T becomes U S' V^T, S' in about [0.7, 1.2].
 
-    Newton-Schulz iteration (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/): it multiplies matrices
-    only, and acts on each singular value, divided by the Frobenius norm first, as the polynomial does on a number.
+    Newton-Schulz iteration (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/): matrix multiplications
+    alone apply the polynomial to every singular value, after division by the Frobenius norm.
 
     Args:
-        x: (B, m, n), m <= n for the least work: B matrices, each on its own.
-        dtype: to iterate in; the norm is taken in float32 or wider.
+        x: (B, m, n), a batch of B matrices. m <= n needs the least work.
+        dtype: of the iteration. The norm is computed in float32 or wider.
     """
     a, b, c = COEFFICIENTS
     norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
@@ -44,13 +46,13 @@ def orthogonalize(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def small_side(gram: Tensor) -> Tensor:
-    """The Q with Q X = `orthogonalize(X)`, from the Gram matrices X X^T (B, m, m) alone.
+    """The Q with Q X = `orthogonalize(X)`, computed from the Gram matrices X X^T (B, m, m) alone.
 
-    An iteration multiplies X from the left by P = a + b G + c G^2, a polynomial of its Gram matrix G, which becomes
-    P G P: the large side need not be carried along. That is 25 m^3 multiplications for 45 where n = 4 m. The Gram
-    matrix has the condition number squared, and its small eigenvalues drown in rounding. In float32 the result differs
-    by n eps a^5 of its norm at most (1.5% at n = 256; some 1e-4 on real matrices), which is small beside what the
-    quintic leaves. In bf16 it would not be.
+    An iteration multiplies X from the left by P = a + b G + c G^2, a polynomial of its Gram matrix G, and G becomes
+    P G P; the large side of X is not needed. For n = 4 m this takes 25 m^3 multiplications instead of 45 m^3. The Gram
+    matrix has the squared condition number, so rounding hides its small eigenvalues. In float32 the result differs by
+    at most n eps a^5 of its norm (1.5% at n = 256; about 1e-4 on real matrices), less than the error of the quintic.
+    In bf16 the difference would be larger.
     """
     a, b, c = COEFFICIENTS
     q: Tensor | None = None
@@ -78,27 +80,25 @@ def shared_out(x: Tensor, dtype: torch.dtype, shard: ShardSpec | None) -> Tensor
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised by Newton-Schulz iteration (Jordan et al. 2024), beside PyTorch's fused AdamW.
+    """Momentum orthogonalised by Newton-Schulz iteration (Jordan et al. 2024), beside PyTorch's fused AdamW.
 
-    A group with `muon` true is of matrices (rows, cols), as nn.Linear stores them, output first. Each step takes
+    A group with `muon` true has matrices (rows, cols), stored as in nn.Linear, outputs first. Each step computes
 
         momentum <- mu momentum + (1 - mu) grad
         weight   <- (1 - lr weight_decay) weight - lr sqrt(max(1, rows / cols)) O(mu momentum + (1 - mu) grad)
 
-    with O = `orthogonalize`: Nesterov's momentum, and the scale of the authors' code (KellerJordan/Muon, muon.py;
-    "original" in torch.optim.Muon), under which a tall matrix changes its outputs as much as a square one.
+    with O = `orthogonalize`: Nesterov momentum, and the scale of the authors' code (KellerJordan/Muon, muon.py;
+    "original" in torch.optim.Muon), by which a tall matrix changes its outputs as much as a square one.
 
-    Several matrices may be stored as one above the other: `parts` of a group says how many, and each is orthogonalised
-    by itself, as the authors advise for queries, keys and values. All matrices of one shape, or its transpose, and of
-    whichever layer go through the iteration together, in a few kernels instead of hundreds. It is done in bf16 on
-    a GPU, as the authors do, in float32 elsewhere, and in float64 where the weights are; weights in 16 bits are
-    rounded once a step, to nearest, and the momentum is stored in their dtype. Where processes have rows of a matrix,
-    the momentum is of these rows too, and what goes into O is gathered.
+    A parameter may hold several matrices, one above the other. `parts` of a group is their number; each is
+    orthogonalised by itself, as the authors advise for queries, keys and values. Matrices of one shape, or of its
+    transpose, go through the iteration as one batch, whatever their layer. The iteration is in bf16 on a GPU, as in the
+    authors' code, in float32 elsewhere, and in float64 for float64 weights. Weights in 16 bits are rounded to nearest
+    once per step; the momentum has their dtype. Under FSDP the momentum is local, and the input of O is gathered.
 
     Args:
-        params: groups, each with `muon` and, where that is true, `parts`. `lr_scale` is multiplied with what `set_lr`
-            is given.
-        lr, betas, eps, weight_decay: AdamW's; a Muon group has an lr and weight_decay of its own.
+        params: groups, each with `muon`, and with `parts` if `muon` is true. `set_lr` multiplies with `lr_scale`.
+        lr, betas, eps, weight_decay: of AdamW. A Muon group has its own lr and weight_decay.
         momentum: mu.
     """
 
@@ -111,7 +111,7 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.1,
         momentum: float = 0.95,
     ) -> None:
-        # fused tells, as for PyTorch's own, that AdamW counts its steps beside the weights
+        # fused says, as in PyTorch's optimizers, that AdamW's step counts are on the device of the weights
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "momentum": momentum}
         super().__init__(params, {**defaults, "muon": False, "parts": 1, "lr_scale": 1.0, "fused": True})
         for group in self.param_groups:
@@ -153,14 +153,14 @@ class Muon(torch.optim.Optimizer):
         for (group, p), x in zip(members, outputs, strict=True):
             rows, cols = global_shape(p)[0] // group["parts"], p.shape[1]
             update = local_rows((x.mT if rows > cols else x).flatten(0, 1), p)  # (parts * rows, cols), as p
-            weight = p.to(wide)  # p itself where it is wide already
+            weight = p.to(wide)  # p itself if it is wide already
             weight.mul_(1 - group["lr"] * group["weight_decay"])
             weight.add_(update, alpha=-group["lr"] * math.sqrt(max(1, rows / cols)))
             if weight is not p:
                 p.copy_(weight)
 
     def _adamw(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        """Update what is not Muon's with the kernel of torch.optim.AdamW(fused=True)."""
+        """Update the other parameters with the kernel of torch.optim.AdamW(fused=True)."""
         for p in params:
             if not self.state[p]:
                 self.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
@@ -181,3 +181,42 @@ class Muon(torch.optim.Optimizer):
             eps=group["eps"],
             maximize=False,
         )
+
+
+def muon_matrices(parameters: Parameters) -> dict[str, Tensor]:
+    """The parameters that Muon updates: every matrix inside the blocks, `h.*` of a GPT or an Encoder."""
+    return {name: p for name, p in parameters.items() if name.startswith("h.") and p.dim() == 2}
+
+
+def muon_groups(model: Weights, optim: Optim) -> list[dict[str, Any]]:
+    """Four groups: Muon's matrices, Muon's fused matrices (c_attn: q, k, v), and two of AdamW.
+
+    AdamW has the embeddings and the head, whose rows are used one at a time, and everything with one dimension. Every
+    parameter is in exactly one group.
+    """
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    hidden = muon_matrices(parameters)
+    fused = [p for name, p in hidden.items() if name.endswith(".c_attn.weight")]
+    assert fused and len(hidden) > len(fused), "the blocks have matrices, and attention's are named c_attn"
+    whole = [p for name, p in hidden.items() if not name.endswith(".c_attn.weight")]
+    rest = [p for name, p in parameters.items() if name not in hidden]
+    shared = {"muon": True, "weight_decay": optim.weight_decay, "lr": optim.muon_lr}
+    groups: list[dict[str, Any]] = [
+        {**shared, "params": whole, "parts": 1, "lr_scale": optim.muon_lr / optim.lr},
+        {**shared, "params": fused, "parts": 3, "lr_scale": optim.muon_lr / optim.lr},
+        {"params": [p for p in rest if p.dim() >= 2], "weight_decay": optim.weight_decay},
+        {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    covered = [id(p) for group in groups for p in group["params"]]
+    assert sorted(covered) == sorted(id(p) for p in parameters.values()), "every parameter is in exactly one group"
+    return groups
+
+
+def muon_bytes(parameters: Parameters, optim: Optim, gpu: bool) -> OptimizerBytes:
+    """One momentum for each of Muon's matrices, two moments for the rest; temporarily one batch of whole matrices."""
+    matrices = muon_matrices(parameters)
+    elements = sum(global_shape(p).numel() for p in matrices.values())
+    per_element = 2 * widest(parameters) + (4 + 3 * 2 if gpu else 4 * 4)  # on a GPU the iteration is in bf16
+    kept = 2 * total_bytes(parameters) - total_bytes(matrices)
+    return OptimizerBytes(kept, min(AT_ONCE, elements) * per_element)

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gptlab.config import Optim
 from gptlab.distributed.shard import Weights, global_shape, shard_spec
-from gptlab.errors import ConfigError, NotApplicable
-from gptlab.optim.adamw import AdamW
-from gptlab.optim.muon import Muon
-from gptlab.optim.spam import AdamWSPAM
+from gptlab.errors import NotApplicable, UserError
+from gptlab.optim.adamw import AdamW, adamw_bytes
+from gptlab.optim.cost import OptimizerBytes, Parameters, largest, total_bytes
+from gptlab.optim.muon import Muon, muon_bytes, muon_groups
+from gptlab.optim.spam import AdamWSPAM, spam_bytes
 from gptlab.precision.libraries import load_library
 
 
 def parameter_groups(model: Weights, weight_decay: float) -> list[dict[str, object]]:
-    """Two groups: matrices and embeddings decay, biases and norm weights (one dimension) do not.
+    """Two groups: matrices and embeddings with weight decay, biases and norm weights (one dimension) without.
 
     Every parameter is in exactly one group.
     """
@@ -30,100 +33,63 @@ def parameter_groups(model: Weights, weight_decay: float) -> list[dict[str, obje
     return [*groups, {"params": rest, "weight_decay": 0.0}] if rest else groups
 
 
-def muon_groups(model: Weights, optim: Optim) -> list[dict[str, Any]]:
-    """Four groups: Muon's matrices, Muon's that are three in one (c_attn: q, k, v), and AdamW's two.
-
-    Muon has every matrix inside the blocks, `h.*` of a GPT or an Encoder. AdamW has the embeddings and the head,
-    whose rows are looked up or compared one at a time, and what has one dimension. Every parameter is in exactly one
-    group.
-    """
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    hidden = {name: p for name, p in parameters.items() if name.startswith("h.") and p.dim() == 2}
-    fused = [p for name, p in hidden.items() if name.endswith(".c_attn.weight")]
-    assert fused and len(hidden) > len(fused), "the blocks have matrices, and attention's are named c_attn"
-    whole = [p for name, p in hidden.items() if not name.endswith(".c_attn.weight")]
-    rest = [p for name, p in parameters.items() if name not in hidden]
-    shared = {"muon": True, "weight_decay": optim.weight_decay, "lr": optim.muon_lr}
-    groups: list[dict[str, Any]] = [
-        {**shared, "params": whole, "parts": 1, "lr_scale": optim.muon_lr / optim.lr},
-        {**shared, "params": fused, "parts": 3, "lr_scale": optim.muon_lr / optim.lr},
-        {"params": [p for p in rest if p.dim() >= 2], "weight_decay": optim.weight_decay},
-        {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    covered = [id(p) for group in groups for p in group["params"]]
-    assert sorted(covered) == sorted(id(p) for p in parameters.values()), "every parameter is in exactly one group"
-    return groups
-
-
-def make_optimizer(model: Weights, optim: Optim, seed: int = 0) -> torch.optim.Optimizer:
-    """What `optim` says: AdamW (PyTorch's; gptlab's own for another rounding; with 8-bit moments or spike handling),
-    Muon beside AdamW, or SGD, whose weight decay is added to the gradient.
-
-    adamw-prune is PyTorch's AdamW; what prunes by its moments is `gptlab.sparsity`.
-
-    Args:
-        model: on its device already; that decides the library for 8 bits. Under FSDP, the rows here.
-        optim: name, kernel, rounding and the usual numbers; auto is resolved.
-        seed: of the stochastic rounding, and of sparse momentum.
-
-    Raises:
-        ConfigError: settings that exclude one another.
-        NotApplicable: the library for 8-bit moments is not installed or does not work; FSDP cuts through what shares a
-            scale in them; no weights that the rounding is for.
-    """
-    common: dict[str, Any] = {"lr": optim.lr, "betas": optim.betas, "eps": optim.eps}
-    torchs = optim.name in ("adamw", "adamw-spam", "adamw-prune") and optim.rounding == "nearest"
-    if optim.kernel == "foreach" and not torchs:
-        raise ConfigError("optim.kernel = foreach: is PyTorch's AdamW's, without Muon, 8 bits or a rounding")
-    if optim.name != "adamw" and optim.rounding != "nearest":
-        raise ConfigError(f"optim.rounding = {optim.rounding}: is of optim.name = adamw")
-    fused = optim.kernel == "fused"
-    if optim.name == "muon":
-        return Muon(muon_groups(model, optim), **common, momentum=optim.muon_momentum)
+def _adamw(model: Weights, optim: Optim, seed: int) -> torch.optim.Optimizer:
     groups = parameter_groups(model, optim.weight_decay)
-    if optim.name == "sgd":
-        return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.betas[0], foreach=True)
-    if optim.name == "adamw_8bit":
-        device = next(model.parameters()).device
-        library = _eight_bit(device)
-        _refuse_other_blocks(model, whole_blocks=device.type == "cuda")
-        return library(groups, **common)
     if optim.rounding != "nearest":
         if all(p.dtype is not torch.bfloat16 for p in model.parameters()):
             raise NotApplicable(f"optim.rounding = {optim.rounding}: rounds bf16 weights, and this model has none")
-        return AdamW(groups, **common, rounding=optim.rounding, seed=seed)
-    if optim.name == "adamw-spam":
-        return AdamWSPAM(
-            groups,
-            optim.spam_form,
-            **common,
-            amsgrad=_given(optim.amsgrad),
-            spike_clip=optim.spam_enable_clip,
-            theta=_given(optim.spam_theta),
-            threshold=_given(optim.spam_spike_threshold),
-            reset=optim.spam_periodic_reset,
-            interval=_given(optim.spam_interval),
-            warmup=optim.spam_warmup,
-            warmup_steps=_given(optim.spam_warmup_steps),
-            max_norm=optim.grad_clip,
-            density=optim.spam_density,
-            seed=seed,
-            fused=fused,
-        )
-    return torch.optim.AdamW(groups, **common, amsgrad=optim.amsgrad is True, fused=fused, foreach=not fused)
+        return AdamW(groups, **_common(optim), rounding=optim.rounding, seed=seed)
+    fused = optim.kernel == "fused"
+    return torch.optim.AdamW(groups, **_common(optim), amsgrad=optim.amsgrad is True, fused=fused, foreach=not fused)
 
 
-def _given(value: Any) -> Any:
-    """None, which stands for a form's own, where a setting is auto."""
-    return None if value == "auto" else value
+def _spam(model: Weights, optim: Optim, seed: int) -> torch.optim.Optimizer:
+    return AdamWSPAM(
+        parameter_groups(model, optim.weight_decay),
+        optim.spam_form,
+        **_common(optim),
+        amsgrad=_given(optim.amsgrad),
+        spike_clip=optim.spam_enable_clip,
+        theta=_given(optim.spam_theta),
+        threshold=_given(optim.spam_spike_threshold),
+        reset=optim.spam_periodic_reset,
+        interval=_given(optim.spam_interval),
+        warmup=optim.spam_warmup,
+        warmup_steps=_given(optim.spam_warmup_steps),
+        max_norm=optim.grad_clip,
+        density=optim.spam_density,
+        seed=seed,
+        fused=optim.kernel == "fused",
+    )
+
+
+def _muon(model: Weights, optim: Optim, seed: int) -> torch.optim.Optimizer:
+    return Muon(muon_groups(model, optim), **_common(optim), momentum=optim.muon_momentum)
+
+
+def _sgd(model: Weights, optim: Optim, seed: int) -> torch.optim.Optimizer:
+    groups = parameter_groups(model, optim.weight_decay)
+    return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.betas[0], foreach=True)
+
+
+def _sgd_bytes(parameters: Parameters, optim: Optim, gpu: bool) -> OptimizerBytes:
+    """PyTorch's SGD: momentum, and a temporary copy of everything in its foreach kernel."""
+    total = total_bytes(parameters)
+    return OptimizerBytes(total if optim.betas[0] else 0, total)
+
+
+def _adamw_8bit(model: Weights, optim: Optim, seed: int) -> torch.optim.Optimizer:
+    device = next(model.parameters()).device
+    library = _eight_bit(device)
+    _refuse_other_blocks(model, whole_blocks=device.type == "cuda")
+    return library(parameter_groups(model, optim.weight_decay), **_common(optim))
 
 
 def _eight_bit(device: torch.device) -> type[torch.optim.Optimizer]:
-    """AdamW with moments in 8 bits, a scale for 256 numbers (Dettmers et al. 2022, arXiv 2110.02861).
+    """AdamW with moments in 8 bits and one scale per 256 values (Dettmers et al. 2022, arXiv 2110.02861).
 
-    torchao's on a GPU; elsewhere bitsandbytes', as torchao compiles first, which takes a CPU some 20 s. Either keeps
-    tensors of fewer than 4,096 numbers in full.
+    torchao's on a GPU; bitsandbytes' elsewhere, because torchao compiles first, which takes some 20 s on a CPU. Both
+    keep tensors of fewer than 4,096 elements in full.
     """
     library = "torchao" if device.type == "cuda" else "bitsandbytes"
     module = load_library(f"{library}.optim", f"optim.name = adamw_8bit on {device.type}", "AdamW8bit")
@@ -131,11 +97,89 @@ def _eight_bit(device: torch.device) -> type[torch.optim.Optimizer]:
     return optimizer
 
 
-def _refuse_other_blocks(model: Weights, whole_blocks: bool) -> None:
-    """Refuse 8-bit moments where the rows of a process would be quantized otherwise than they are in the whole tensor.
+def _adamw_8bit_bytes(parameters: Parameters, optim: Optim, gpu: bool) -> OptimizerBytes:
+    """One byte per moment and a float32 scale per 256 values; torchao (on a GPU) has two tables of 256 per tensor.
+
+    Small tensors are kept in full, in float32 by bitsandbytes. torchao's update takes moments in float32.
+    """
+    kept = 0
+    for p in parameters.values():
+        n = p.numel()
+        if n >= 4096:
+            kept += 2 * (n + 4 * math.ceil(n / 256)) + (2 * 4 * 256 if gpu else 0)
+        else:
+            kept += 2 * n * (p.dtype.itemsize if gpu else 4)
+    return OptimizerBytes(kept, 4 * 4 * largest(parameters) if gpu else 0)
+
+
+def _common(optim: Optim) -> dict[str, Any]:
+    return {"lr": optim.lr, "betas": optim.betas, "eps": optim.eps}
+
+
+def _given(value: Any) -> Any:
+    """None, which stands for the form's default, if a setting is auto."""
+    return None if value == "auto" else value
+
+
+class OptimizerEntry(NamedTuple):
+    """One optimizer that a recipe can name."""
+
+    make: Callable[[Weights, Optim, int], torch.optim.Optimizer]
+    """From weights, settings and a seed."""
+    memory: Callable[[Parameters, Optim, bool], OptimizerBytes] | None = None
+    """From parameters, settings and whether they are on a GPU. If None, runs with this optimizer cannot be planned."""
+
+
+# Every optimizer, by optim.name. Which settings go together is checked in the recipe's schema.
+OPTIMIZERS: dict[str, OptimizerEntry] = {
+    "adamw": OptimizerEntry(_adamw, adamw_bytes),
+    "adamw_8bit": OptimizerEntry(_adamw_8bit, _adamw_8bit_bytes),
+    "adamw-spam": OptimizerEntry(_spam, spam_bytes),
+    "adamw-prune": OptimizerEntry(_adamw, adamw_bytes),  # gptlab.sparsity prunes by its moments
+    "muon": OptimizerEntry(_muon, muon_bytes),
+    "sgd": OptimizerEntry(_sgd, _sgd_bytes),
+}
+
+
+def make_optimizer(model: Weights, optim: Optim, seed: int = 0) -> torch.optim.Optimizer:
+    """The optimizer of a recipe.
 
     Args:
-        whole_blocks: tensors that are no multiple of 256 numbers are kept in full: torchao's rule.
+        model: on its device, which decides the library for 8-bit moments. Under FSDP the local rows.
+        optim: the settings.
+        seed: of stochastic rounding and of sparse momentum.
+
+    Raises:
+        NotApplicable: the library for 8-bit moments is not installed or does not work; FSDP would split one of its
+            blocks; or the rounding is for bf16 weights and there are none.
+    """
+    return OPTIMIZERS[optim.name].make(model, optim, seed)
+
+
+def optimizer_bytes(model: Weights, optim: Optim, gpu: bool) -> OptimizerBytes:
+    """What an optimizer needs beside weights and gradients, as it states itself.
+
+    Args:
+        model: with or without memory. Under FSDP the local rows.
+        gpu: on a GPU or on a CPU.
+
+    Raises:
+        UserError: the optimizer states nothing.
+    """
+    memory = OPTIMIZERS[optim.name].memory
+    if memory is None:
+        raise UserError(
+            f"optim.name = {optim.name}: does not state the memory that it needs, so the run cannot be planned; "
+            "add a function that does to its entry in gptlab.optim.optimizers.OPTIMIZERS"
+        )
+    return memory({name: p for name, p in model.named_parameters() if p.requires_grad}, optim, gpu)
+
+
+def _refuse_other_blocks(model: Weights, whole_blocks: bool) -> None:
+    """Refuse 8-bit moments if local rows would be quantized otherwise than in the whole tensor.
+
+    Args:
+        whole_blocks: tensors whose size is no multiple of 256 are kept in full, as torchao does.
 
     Raises:
         NotApplicable: names the first such tensor.
@@ -151,16 +195,16 @@ def _refuse_other_blocks(model: Weights, whole_blocks: bool) -> None:
         quantized = {size >= 4096 and not (whole_blocks and size % 256) for size in sizes}
         if quantized != {False} and (quantized != {True} or any(start % 256 for start in starts)):
             raise NotApplicable(
-                f"optim.name = adamw_8bit: distributed.strategy = fsdp cuts the {n:,} numbers of {name} into {each:,} "
-                "a process, to which other 8-bit scales would fall than on one; use ddp, or another number of processes"
+                f"optim.name = adamw_8bit: keeps one scale per 256 values, and fsdp would split {name} inside such a "
+                f"block ({n:,} values, {each:,} per process); use ddp, or a number of processes that divides it"
             )
 
 
 def plain_tensors(state: dict[str, Any]) -> dict[str, Tensor]:
-    """What an optimizer keeps of one parameter, as plain tensors: {"exp_avg": ..., "step": ...}.
+    """An optimizer's state of one parameter as plain tensors: {"exp_avg": ..., "step": ...}.
 
-    torchao's 8-bit moments, tensors made of tensors, come apart (exp_avg.codes, .scale, .qmap); whole numbers are named
-    step.int. Tensors may share memory with those of another parameter, as the tables of bitsandbytes do.
+    torchao's 8-bit moments, which are tensors made of tensors, become exp_avg.codes, .scale and .qmap; integers become
+    step.int. Several parameters may share a tensor, such as the tables of bitsandbytes.
     """
     tensors: dict[str, Tensor] = {}
     for kind, value in state.items():
@@ -174,9 +218,9 @@ def plain_tensors(state: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every group, times the group's own factor (Muon's muon_lr / lr) where it has one.
+    """Set the learning rate of every group, times the group's own factor `lr_scale` (Muon's muon_lr / lr).
 
-    torchao's is a tensor, which its compiled step has to find changed.
+    torchao's learning rate is a tensor, which is changed in place for its compiled step.
     """
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
@@ -186,12 +230,13 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def describe(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What a run's environment.json says of its optimizer.
+    """The optimizer's facts in environment.json.
 
-    kernel is PyTorch's (of AdamW, beside Muon), or else the library that has its own. muon_share is the share (0 to 1)
-    of the numbers that are Muon's, absent without it. eps_is_zero tells whether eps is 0 in the dtype of (some
-    of) the weights, as 1e-8 is in float16: a kernel that computes in that dtype then divides by zero.
-    bytes_per_parameter is of moments and compensation, measured, so it is None before the first step.
+    - kernel: PyTorch's kernel (beside Muon, that of AdamW), or the library that has its own.
+    - muon_share: share (0 to 1) of the weights that Muon updates; absent without Muon.
+    - eps_is_zero: whether eps is 0 in the dtype of some weights, as 1e-8 is in float16. A kernel that computes in that
+      dtype then divides by zero.
+    - bytes_per_parameter: of moments and compensation, measured; None before the first step.
     """
     cls, defaults = type(optimizer), optimizer.defaults
     library = cls.__module__.partition(".")[0]

@@ -1,4 +1,4 @@
-"""Rounding of weights in 16 bits: to bf16 stochastically, and how many updates rounding loses."""
+"""Stochastic rounding to bf16, and the share of updates that rounding loses."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from gptlab.distributed.shard import ShardSpec, Weights, all_reduce_shards, glob
 
 
 def round_stochastically(x: Tensor, seed: int, shard: ShardSpec | None = None) -> Tensor:
-    """float32 to bf16: to one of the two neighbours, by chances that make the mean x (arXiv 2010.06192, section 4).
+    """Round float32 to one of the two neighbours in bf16, so that the mean is x (arXiv 2010.06192, section 4).
 
-    A bf16 is the upper half of a float32's bits. A uniform 16-bit number is added to the lower half, which is then cut
-    off, so that the upper half grows by one with probability lower / 2^16: exactly. The bits hold a magnitude beside
-    the sign, which makes negative numbers and subnormals no special case; a number that bf16 can hold stays as it is.
+    A bf16 number is the upper half of a float32's bits. A uniform 16-bit number is added to the lower half, which is
+    then cut off, so the upper half grows by one with probability lower / 2^16. Negative numbers and subnormals need no
+    special case, as the bits are sign and magnitude. Numbers that bf16 can represent do not change.
 
     Args:
-        x: float32, of any shape.
-        seed: the same numbers are drawn for the same seed and shape on one kind of device.
-        shard: x holds local rows; they are rounded as in the whole tensor.
+        x: float32, any shape.
+        seed: decides the random numbers, together with the shape and the type of device.
+        shard: if x has local rows; they are rounded as in the whole tensor.
     """
     shape = shard.shape if shard else x.shape
     generator = torch.Generator(x.device).manual_seed(seed)
@@ -28,22 +28,23 @@ def round_stochastically(x: Tensor, seed: int, shard: ShardSpec | None = None) -
     noise = shard.local(noise, len(x)) if shard else noise
     noise = noise.to(torch.int32).bitwise_and_(0xFFFF)
     rounded = noise.add_(x.view(torch.int32)).bitwise_right_shift_(16).to(torch.int16).view(torch.bfloat16)
-    # from the largest bf16 on a carry would make infinity, and of a NaN anything: those go to nearest
+    # a carry would turn the largest bf16 into infinity, and a NaN into anything: those are rounded to nearest
     return torch.where(x.abs() < torch.finfo(torch.bfloat16).max, rounded, x.to(torch.bfloat16))
 
 
 class LostUpdates:
-    """Share of the weights with a gradient that an update left as they were (arXiv 2405.03637: lost arithmetic).
+    """Share of the weights with a gradient that an update does not change (arXiv 2405.03637: lost arithmetic).
 
-    To nearest, a weight stays where its update is less than half the distance to the next number of its type. Rounded
-    stochastically it stays by chance and moves the more at other times, and under Kahan's compensation the update
-    waits: there the share is above 0 too, with nothing lost. A step that loss scaling skips changes no weight: 1.
-    Looked at is a fixed sample, spread evenly over each tensor, so that it costs next to no memory or time. Where
-    processes have rows of a tensor each samples its own, and the share is that of all: not quite one process's sample.
+    Rounded to nearest, a weight does not change if its update is less than half the distance to the next number of its
+    type. The share is above 0 with stochastic rounding and Kahan summation as well, where nothing is lost: such a
+    weight changes at other steps. It is 1 for a step that loss scaling skips.
+
+    The share is that of a fixed sample, spread evenly over each tensor. Under FSDP each rank samples its local rows, so
+    the sample differs a little from that of one process.
 
     Args:
-        model: its parameters, each with a part of the sample in proportion to its size and at least one element.
-        sample: elements in all.
+        model: each parameter is sampled in proportion to its size, with at least one element.
+        sample: elements in total.
     """
 
     def __init__(self, model: Weights, sample: int = 65536) -> None:
@@ -54,7 +55,7 @@ class LostUpdates:
 
     @torch.no_grad()
     def before(self) -> None:
-        """Keep the sampled weights and whether they have a gradient; between the backward pass and the step."""
+        """Remember the sampled weights and which have a gradient. Call it between the backward pass and the step."""
         self.kept = [
             (p, index, p.flatten()[index], p.grad.flatten()[index] != 0)
             for p, index in self.where
@@ -63,7 +64,7 @@ class LostUpdates:
 
     @torch.no_grad()
     def after(self) -> Tensor:
-        """The share, as a tensor of no dimensions: reading it is left to whoever logs it. 0 without a gradient."""
+        """The share, (), on the device; 0 without gradients."""
         lost = [((p.flatten()[index] == weight) & moves).sum() for p, index, weight, moves in self.kept]
         of = [moves.sum() for _, _, _, moves in self.kept]
         parameters, self.kept = [p for p, *_ in self.kept], []
@@ -74,7 +75,7 @@ class LostUpdates:
 
 
 def _places(numel: int, n: int) -> Tensor:
-    """n of numel positions: multiples of the golden section modulo 1, evenly spread and in step with no row length."""
+    """n of numel positions, at multiples of the golden ratio modulo 1: evenly spread, and periodic in no row length."""
     if n >= numel:
         return torch.arange(numel)
     return (torch.arange(n, dtype=torch.float64) * 0.6180339887498949 % 1 * numel).long()

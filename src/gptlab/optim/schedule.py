@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step, and of nothing else."""
+"""The learning rate as a function of the step alone."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from gptlab.config import Schedule
 
 
 def learning_rate(step: int, peak: float, schedule: Schedule) -> float:
-    """The learning rate of the update that follows `step` updates.
+    """The learning rate of an update.
 
-    Warm-up is linear, lr = peak (step + 1) / warmup_steps, so its last step is at the peak; from there the shape goes
-    to min_lr at decay_steps and stays (cosine: Loshchilov and Hutter 2017, arXiv 1608.03983; wsd: Hu et al. 2024,
+    Warm-up is linear, lr = peak (step + 1) / warmup_steps, so its last step is at the peak. Then the shape falls to
+    min_lr at decay_steps, and stays there (cosine: Loshchilov and Hutter 2017, arXiv 1608.03983; wsd: Hu et al. 2024,
     arXiv 2404.06395, with a linear decay).
 
     Args:
         step: updates done before this one.
         peak: optim.lr.
-        schedule: decay_steps resolved, except for a constant one.
+        schedule: with decay_steps resolved, unless the shape is constant.
     """
     warmup, end, floor = schedule.warmup_steps, schedule.decay_steps, schedule.min_lr
     if step < warmup:

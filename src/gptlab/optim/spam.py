@@ -1,4 +1,4 @@
-"""AdamW that takes the harm out of gradient spikes: SPAM, in three forms."""
+"""AdamW with handling of gradient spikes: SPAM, in three forms."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from gptlab.config import Optim
 from gptlab.distributed.shard import global_shape, local_rows, norms
+from gptlab.optim.adamw import adamw_bytes
+from gptlab.optim.cost import OptimizerBytes, Parameters, largest, widest
 from gptlab.seeding import address
 
 Form = Literal["seed", "paper", "stable"]
@@ -18,7 +21,7 @@ Form = Literal["seed", "paper", "stable"]
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a form has where a setting is None; 0 is off."""
+    """Values of a form for settings that are None; 0 is off."""
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
@@ -36,63 +39,62 @@ STABLE = Defaults()  # arXiv 2502.17055
 DEFAULTS: dict[Form, Defaults] = {"seed": SEED, "paper": PAPER, "stable": STABLE}
 
 # form = seed
-HISTORY, ACTIVE_FROM = 100, 10  # norms that a norm is compared with: at most, at least
+HISTORY, ACTIVE_FROM = 100, 10  # a norm is compared with at most, and at least, so many earlier norms
 EXP_AVG_DECAY, EXP_AVG_SQ_DECAY = 0.5, 0.9  # after an outlier
 SQUARE_FLOOR = 1e-12  # added to exp_avg_sq
-STD_FLOOR = 1e-6  # of the mean: where all norms are equal, rounding is no outlier
+STD_FLOOR = 1e-6  # share of the mean; keeps rounding errors of equal norms from being outliers
 # form = paper
 CLIP_FROM = 20  # steps after a reset
 # form = stable
-GAMMAS = 0.7, 0.9, 0.999  # decay of the gradient's norm, of its square, and of its largest entry
+GAMMAS = 0.7, 0.9, 0.999  # decay of the averages of the gradient's norm, its square, and its largest entry
 
-SHARED = "spam"  # key of what is kept beside the parameters' own state
+SHARED = "spam"  # key of the state that belongs to no parameter
 
 
 class AdamWSPAM(torch.optim.AdamW):
-    """AdamW with spike handling before each update; the update itself is PyTorch's.
+    """AdamW with spike handling before each update. The update itself is PyTorch's.
 
-    In the order of a step (t counts steps from 1; `interval` steps after the last reset comes the next):
+    A step t (counted from 1) does the following. Resets are at multiples of `interval`.
 
-    1. Spike clip. seed, paper: an entry with g^2 > theta v becomes sign(g) sqrt(theta v), v being `exp_avg_sq`, never
-       where v is 0, as before the first update and in the row of a token that was not seen since the reset.
-       stable: AdaClip, an entry above T, the bias-corrected moving average of the tensor's largest |g|, becomes
-       g T / max|g|.
-    2. Outliers (`threshold`): where the gradient's global norm is more than `threshold` population standard deviations
-       above the mean of the last 100, exp_avg *= 0.5 and exp_avg_sq *= 0.9. The norm is not among those 100 yet.
+    1. Spike clip. Forms seed and paper: an entry with g^2 > theta v becomes sign(g) sqrt(theta v), v being
+       `exp_avg_sq`. Entries with v = 0 are left alone, as before the first update and in the row of a token that has
+       not occurred since the reset. Form stable (AdaClip): an entry above T, the bias-corrected moving average of the
+       tensor's largest |g|, becomes g T / max|g|.
+    2. Outliers: if the gradient's global norm is more than `threshold` population standard deviations above the mean
+       of the last 100 norms (without this one), then exp_avg *= 0.5 and exp_avg_sq *= 0.9.
     3. The global norm is clipped at `max_norm`.
-    4. stable: AdaGN, each tensor's norm becomes m / (sqrt(v) + eps), the bias-corrected moving averages of its norm
-       and of the norm's square.
-    5. Reset, at t = k interval: exp_avg = exp_avg_sq = 0. `step`, which the bias correction goes by, goes on, and
-       AMSGrad's maximum stays; in stable all begins anew, and this is step 1.
-    6. The learning rate, as it is set, times `warmup_factor`, for this step alone; weight decay goes with it.
+    4. Form stable (AdaGN): each tensor's norm becomes m / (sqrt(v) + eps), with the bias-corrected moving averages of
+       its norm and of its squared norm.
+    5. Reset, at t = k interval: exp_avg = exp_avg_sq = 0. The step count of the bias correction goes on, and AMSGrad's
+       maximum stays. Form stable resets these two as well, and this is step 1.
+    6. The learning rate is multiplied by `warmup_factor` for this step, and weight decay with it.
 
     Forms:
-    - seed: as published with CONFIG_SPAM_*, where v in the spike clip is bias-corrected by the number of gradients
-      that are in it: raw, it would bound g at 0.22 |g| right after a reset, and at the start.
-    - paper: SPAM (Huang et al. 2025, arXiv 2501.06842): v raw, the clip from 20 steps after a reset on.
-    - stable: Stable-SPAM (Huang et al. 2025, arXiv 2502.17055): no warm-up. The moving averages of norms
-      have a count of their own in their bias correction, as a reset leaves them alone.
+    - seed: the code that CONFIG_SPAM_* configures, except that v in the spike clip is bias-corrected by the number of
+      gradients since the reset. Without it, v would bound g at 0.22 |g| right after a reset and at the start.
+    - paper: SPAM (Huang et al. 2025, arXiv 2501.06842), with v uncorrected and the clip from 20 steps after a reset on.
+    - stable: Stable-SPAM (Huang et al. 2025, arXiv 2502.17055), without warm-up. A reset does not touch the moving
+      averages of norms, whose bias correction counts by itself.
 
-    A GPU waits for nothing here: what depends on gradients is decided on it. Gradients are changed in place. Where
-    loss scaling skips a step, nothing counts it. Norms and largest entries are those of whole tensors, where processes
-    have rows of them, and what follows from them is the same on all.
+    Decisions that depend on gradients are made on the device, so a GPU is never waited for. Gradients are changed in
+    place. A step that loss scaling skips is not counted. Under FSDP, norms and largest entries are those of whole
+    tensors, the same on all ranks.
+
+    Settings are checked in the recipe's schema, not here.
 
     Args:
-        params: parameters or groups of them; a step takes all to have a gradient.
-        form: gives the defaults, and the rules where forms differ.
-        lr, betas, eps, weight_decay, amsgrad, fused: as torch.optim.AdamW has them.
-        spike_clip: step 1, and 4 in stable.
-        theta: of the spike clip, above 0; stable has none.
+        params: parameters, or groups of parameters; all must have a gradient at each step.
+        form: decides the defaults, and the rules above.
+        lr, betas, eps, weight_decay, amsgrad, fused: as in torch.optim.AdamW.
+        spike_clip: step 1, and step 4 of form stable.
+        theta: of the spike clip, above 0; not for form stable.
         threshold: in standard deviations; 0 is off.
-        reset, interval: whether to reset, and every how many steps.
-        warmup, warmup_steps: whether the learning rate rises anew after a reset, and for how many steps.
+        reset, interval: whether to reset, and the number of steps between resets.
+        warmup, warmup_steps: whether the learning rate rises again after a reset, and for how many steps.
         max_norm: of the global norm; 0 is off.
-        density: share of the entries of matrices that move between two resets, drawn at random (sparse momentum
-            of arXiv 2501.06842); below 1 it needs resets. The moments stay dense: it trains so, it saves no memory.
-        seed: of that draw, which is addressed by (seed, reset, parameter): a resumed run repeats it.
-
-    Raises:
-        ValueError: a setting out of bounds.
+        density: share of a matrix's entries that move between two resets, drawn at random (sparse momentum of arXiv
+            2501.06842). Below 1 it needs resets. Moments stay dense, so it saves no memory.
+        seed: of that draw, which is addressed by (seed, reset, parameter), so a resumed run repeats it.
     """
 
     def __init__(
@@ -117,8 +119,6 @@ class AdamWSPAM(torch.optim.AdamW):
         seed: int = 0,
         fused: bool = False,
     ) -> None:
-        if form not in DEFAULTS:
-            raise ValueError(f"form = {form}: must be one of {', '.join(DEFAULTS)}")
         default = DEFAULTS[form]
         self.form, self.spike_clip, self.reset, self.warmup = form, spike_clip, reset, warmup
         self.theta = default.theta if theta is None else theta
@@ -127,18 +127,6 @@ class AdamWSPAM(torch.optim.AdamW):
         self.warmup_steps = default.warmup_steps if warmup_steps is None else warmup_steps
         self.max_norm = default.max_norm if max_norm is None else max_norm
         self.density, self.seed = density, seed
-        if form == "stable" and theta is not None:
-            raise ValueError(f"theta = {theta}: form = stable has none, its bound is a moving average")
-        if form == "stable" and self.warmup_steps:
-            raise ValueError(f"warmup_steps = {warmup_steps}: form = stable has no warm-up after a reset")
-        if form != "stable" and self.theta <= 0:
-            raise ValueError(f"theta = {theta}: must be greater than 0; spike_clip = false switches the clip off")
-        if self.interval < 1:
-            raise ValueError(f"interval = {interval}: must be at least 1; reset = false switches resets off")
-        if min(self.threshold, self.warmup_steps, self.max_norm) < 0:
-            raise ValueError("threshold, warmup_steps and max_norm must be at least 0")
-        if not 0 < density <= 1 or (density < 1 and (form != "paper" or not reset)):
-            raise ValueError(f"density = {density}: above 0 and at most 1; below 1 with form = paper and resets only")
         super().__init__(
             params,
             lr=lr,
@@ -149,13 +137,13 @@ class AdamWSPAM(torch.optim.AdamW):
             fused=fused,
             foreach=not fused,
         )
-        # PyTorch's fused kernel would skip a step with gradients that are not finite by itself, when all above is done
+        # PyTorch's fused kernel would skip a step with non-finite gradients by itself, after the spike handling
         self._step_supports_amp_scaling = False
-        self._masks: tuple[int, list[Tensor | None]] = (-1, [])  # number of the reset, and what was drawn at it
+        self._masks: tuple[int, list[Tensor | None]] = (-1, [])  # number of resets, and the masks drawn at the last
 
     @property
     def shared(self) -> dict[str, Any]:
-        """Beside the parameters' own state: `updates` (int), `norms` (100,), `events`, `largest`, `norm_avg`, ..."""
+        """State that belongs to no parameter: `updates` (int), `norms` (100,), `events`, `largest`, `norm_avg`, ..."""
         return self.state[SHARED]  # type: ignore[index]
 
     @torch.no_grad()
@@ -185,7 +173,7 @@ class AdamWSPAM(torch.optim.AdamW):
             anew = ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq", "step") if self.form == "stable" else ()))
             for _, p in parameters:
                 for kind in anew:
-                    if kind in self.state[p]:  # with interval = 1 the first step resets before there is anything
+                    if kind in self.state[p]:  # with interval = 1 the first step resets before there is any state
                         self.state[p][kind].zero_()
         if self.density < 1:
             self._mask(tensors, resets)
@@ -203,7 +191,7 @@ class AdamWSPAM(torch.optim.AdamW):
     def _clip_spikes(self, parameters: list[tuple[dict[str, Any], Tensor]], t: int) -> None:
         updates = t - 1
         last = updates - updates % self.interval if self.reset else 0
-        absorbed = updates - last + (last > 0)  # gradients in exp_avg_sq; a reset comes before its step's gradient
+        absorbed = updates - last + (last > 0)  # gradients in exp_avg_sq; a reset precedes its step's gradient
         for group, p in parameters:
             assert p.grad is not None
             theta, floor = self.theta, 0.0
@@ -212,7 +200,7 @@ class AdamWSPAM(torch.optim.AdamW):
             clip_spikes(p.grad, self.state[p]["exp_avg_sq"], theta, floor)
 
     def _damp(self, norm: Tensor, t: int) -> None:
-        """Let an outlier among the global norms weaken the moments."""
+        """Weaken the moments if the global norm is an outlier."""
         ring = self._keep("norms", norm, HISTORY)  # (100,)
         events = self._keep("events", norm)
         seen = ring[: min(t - 1, HISTORY)]
@@ -226,14 +214,14 @@ class AdamWSPAM(torch.optim.AdamW):
         ring[(t - 1) % HISTORY] = norm
 
     def _adapt_clip(self, grads: list[Tensor], tensors: list[Tensor], t: int) -> None:
-        """AdaClip (arXiv 2502.17055): n tensors, each with a bound of its own."""
-        largest = norms(grads, tensors, math.inf)  # (n,) of n tensors
-        bounds = self._average("largest", largest, GAMMAS[2], t)
-        for grad, bound, ratio in zip(grads, bounds.unbind(), (bounds / largest).unbind(), strict=True):
+        """AdaClip (arXiv 2502.17055): each of n tensors has its own bound."""
+        maxima = norms(grads, tensors, math.inf)  # (n,)
+        bounds = self._average("largest", maxima, GAMMAS[2], t)
+        for grad, bound, ratio in zip(grads, bounds.unbind(), (bounds / maxima).unbind(), strict=True):
             grad.copy_(torch.where(grad.abs() > bound, grad * ratio, grad))
 
     def _adapt_norms(self, grads: list[Tensor], tensors: list[Tensor], t: int) -> None:
-        """AdaGN (arXiv 2502.17055), tensor by tensor."""
+        """AdaGN (arXiv 2502.17055), for each tensor."""
         found = norms(grads, tensors)  # (n,)
         mean = self._average("norm_avg", found, GAMMAS[0], t)
         square = self._average("norm_avg_sq", found.square(), GAMMAS[1], t)
@@ -246,14 +234,14 @@ class AdamWSPAM(torch.optim.AdamW):
         return self._keep(name, value, len(value)).lerp_(value, 1 - gamma) / (1 - gamma**t)
 
     def _keep(self, name: str, like: Tensor, *shape: int) -> Tensor:
-        """What is kept under a name, zeros at first, on the device of the gradients also where it was loaded."""
+        """The shared state of a name, at first zeros, on the device of the gradients."""
         kept: Tensor | None = self.shared.get(name)
         kept = like.new_zeros(shape) if kept is None else kept.to(like.device)
         self.shared[name] = kept
         return kept
 
     def _mask(self, tensors: list[Tensor], resets: int) -> None:
-        """Sparse momentum: where moments are zero and no gradient comes, nothing moves."""
+        """Sparse momentum: an entry with zero moments and no gradient does not move."""
         if self._masks[0] != resets:
             drawn: list[Tensor | None] = []
             for index, p in enumerate(tensors):
@@ -268,7 +256,7 @@ class AdamWSPAM(torch.optim.AdamW):
 
 
 def warmup_factor(form: Form, since: int, steps: int) -> float:
-    """What the learning rate is multiplied with `since` steps after a reset (0: at it); exactly 1 from `steps` on."""
+    """Factor of the learning rate `since` steps after a reset, 0 being the reset itself; exactly 1 from `steps` on."""
     if since >= steps:
         return 1.0
     if form == "paper":
@@ -277,15 +265,26 @@ def warmup_factor(form: Form, since: int, steps: int) -> float:
 
 
 def clip_spikes(grad: Tensor, exp_avg_sq: Tensor, theta: float, floor: float = 0.0) -> None:
-    """Bound |grad| by sqrt(theta exp_avg_sq + floor), in place, where exp_avg_sq is not 0; all of one shape."""
+    """Bound |grad| by sqrt(theta exp_avg_sq + floor), in place, where exp_avg_sq is not 0. Shapes are equal."""
     bound = (exp_avg_sq * theta).add_(floor).sqrt_().masked_fill_(exp_avg_sq == 0, math.inf)
     grad.clamp_(-bound, bound)
 
 
 def _multiply(tensors: list[Tensor], factor: Tensor) -> None:
-    """All tensors by one number that is on their device, in place."""
+    """Multiply tensors in place by one number () on their device."""
     if all(tensor.dtype is factor.dtype for tensor in tensors):
         torch._foreach_mul_(tensors, factor)
     else:
         for tensor in tensors:
             tensor.mul_(factor)
+
+
+def spam_bytes(parameters: Parameters, optim: Optim, gpu: bool) -> OptimizerBytes:
+    """AdamW's bytes and the masks of sparse momentum (torch.bool); temporarily the clip's bounds of one tensor.
+
+    The bounds are a tensor, its negative, and the places where it is infinite.
+    """
+    amsgrad = DEFAULTS[optim.spam_form].amsgrad if optim.amsgrad == "auto" else optim.amsgrad
+    kept, temporary = adamw_bytes(parameters, optim.model_copy(update={"amsgrad": amsgrad}), gpu)
+    masks = sum(p.numel() for p in parameters.values() if p.dim() == 2) if optim.spam_density < 1 else 0
+    return OptimizerBytes(kept + masks, temporary + 2.25 * widest(parameters) * largest(parameters))

@@ -1,4 +1,4 @@
-"""Pruning while training: what the training loop calls before and after each update."""
+"""Pruning while training. The training loop calls a pruner before and after each update."""
 
 from __future__ import annotations
 
@@ -21,23 +21,27 @@ from gptlab.sparsity.masks import pack, unpack
 from gptlab.sparsity.schedule import is_change, ramp, rigl_fraction, sparsity_at
 from gptlab.sparsity.selection import smallest, two_of_four
 
-# stands for infinity where it is added to scores: on a CPU that takes a third of masked_fill_'s time
+# stands for infinity when added to scores, which takes a third of masked_fill_'s time on a CPU
 LARGEST = torch.finfo(torch.float32).max
+# Optimizers that move a weight by its own moments and gradient alone: with these at zero, a zero weight stays zero.
+ELEMENTWISE = ("adamw", "adamw-spam", "adamw-prune", "sgd")
 
 
 def prunable(model: Weights, head: bool) -> dict[str, nn.Parameter]:
-    """By name, the matrices that are pruned: those of the linear layers inside the blocks, and a GPT's output head.
+    """The matrices that are pruned, by name: linear layers inside the blocks, and optionally a GPT's output head.
 
     Args:
-        model: a GPT or an Encoder, or the rows of one that are here.
-        head: whether the head is pruned too; where it is tied to the embedding, the two are one tensor.
+        model: a GPT or an Encoder, or its local rows.
+        head: whether to prune the head, which is one tensor with the embedding if the two are tied.
 
     Raises:
-        UserError: the head of a classifier.
+        UserError: head = true for a classifier.
     """
     parameters = dict(model.named_parameters())
     if head and "head.weight" in parameters:
-        raise UserError("sparsity.head = true: is for task = lm, a classifier's head is a row for each label")
+        raise UserError(
+            "sparsity.head = true: is for task = lm; the head of a classifier has one row per label and is not pruned"
+        )
     extra = "lm_head.weight" if "lm_head.weight" in parameters else "wte.weight"
     found = {
         name: p
@@ -48,82 +52,49 @@ def prunable(model: Weights, head: bool) -> dict[str, nn.Parameter]:
     return found
 
 
-# Optimizers that move a weight by its own moments and gradient alone: where these are zero, a zero stays.
-ELEMENTWISE = ("adamw", "adamw-spam", "adamw-prune", "sgd")
-
-
-def make_pruner(model: Weights, optimizer: torch.optim.Optimizer, recipe: Recipe) -> Pruner | NoPruner:
-    """The pruner of a recipe with schedule.decay_steps resolved."""
-    if recipe.sparsity.method == "none":
-        return NoPruner()
-    again = recipe.optim.name not in ELEMENTWISE
-    return Pruner(model, optimizer, recipe.sparsity, recipe.schedule.decay_steps, recipe.seed, every_update=again)
-
-
-class NoPruner:
-    """A dense run: nothing is masked."""
-
-    def before_update(self, step: int) -> None: ...
-
-    def after_update(self, step: int) -> None: ...
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {}
-
-    def load_tensors(self, tensors: dict[str, Tensor]) -> None: ...
-
-    def facts(self) -> dict[str, Any]:
-        return {}
-
-    def overhead(self) -> float:
-        return 0.0
-
-
 class Pruner:
     """Masks over the prunable weights of a model in training.
 
-    The loop, where `step` counts updates done:
+    In the loop, where `step` counts updates:
 
         backward passes; unscale; pruner.before_update(step); clip; optimizer.step(); pruner.after_update(step + 1)
 
     Methods (`sparsity.method`):
-    - magnitude, state, movement by distance: at each change exactly int(s N) weights are masked, those that already are
-      and the smallest scores among the others. Masks only grow.
-    - movement by gradient (Sanh et al. 2020, arXiv 2005.07683): the forward and backward pass see masked weights, but
-      a dense copy of them and the scores go on being updated, straight through the mask; a weight may come back. At the
-      end of the ramp masks become final, and the dense copy and the scores are dropped.
-    - rigl (Evci et al. 2020, arXiv 1911.11134): from the first step each matrix has exactly int(target n) masked
-      weights, drawn at random. Every `every` steps some of the active ones, the smallest |w|, are dropped and as many
-      grown where |gradient| is largest. As in the authors' code, what was just dropped may be grown at once and
-      then keeps its value, and others start at 0. Unlike there, the update of that step is taken.
-    - 2:4: two of each four along a matrix's rows, by |w|, once.
+    - magnitude, state, movement by distance: each change masks exactly int(s N) weights, those masked before and the
+      smallest scores of the others. Masks only grow.
+    - movement by gradient (Sanh et al. 2020, arXiv 2005.07683): forward and backward passes use masked weights, while a
+      dense copy and the scores are updated as if there were no mask (straight-through). A weight may come back. At the
+      end of the ramp the masks become final, and the dense copy and the scores are deleted.
+    - rigl (Evci et al. 2020, arXiv 1911.11134): each matrix has exactly int(target n) masked weights from the first
+      step on, drawn at random. Every `every` steps some active weights, those with the smallest |w|, are dropped, and
+      as many grow where |gradient| is largest. As in the authors' code, a weight just dropped may grow at once and then
+      keeps its value, and the others start at 0. Unlike there, the update of that step is applied.
+    - 2:4: two of each four neighbours in a row, by |w|, once.
 
-    But for movement by gradient, a masked weight, its gradient and its moments are zero. Gradients are masked at each
-    update; weights and moments only when masks change, as they then stay zero by themselves under an optimizer that
-    acts entry by entry. Moments that are stored in 8 bits are left alone.
+    Masked weights, their gradients and their moments are zero, except under movement by gradient. Gradients are masked
+    at every update, weights and moments only when masks change: an elementwise optimizer then keeps them at zero.
+    Moments stored in 8 bits are not changed.
 
-    Masks are one bit a weight (`masks.pack`) and are unpacked one matrix at a time. Scores are float32, whatever the
-    weights are.
+    Masks have one bit per weight (`masks.pack`) and are unpacked one matrix at a time. Scores are float32.
 
-    Where FSDP spreads the rows of matrices over processes, all this is of the rows here, but for what is counted and
-    drawn: shares, thresholds and first masks are of whole matrices, and so are the facts that are told. All processes
-    call each method.
+    Under FSDP everything is of the local rows, except counts and draws: shares, thresholds, first masks and the
+    reported facts are of whole matrices. All ranks call each method.
 
     Args:
-        model: with its starting weights, on its device. rigl, and 2:4 that begins at 0, set weights to zero here unless
-            the optimizer has state already: that is a resumed run, whose masks come by `load_tensors`.
-        optimizer: over the model's parameters; method state needs exp_avg and exp_avg_sq in it.
-        sparsity: the settings; method is not none.
-        decay_steps: what `begin` and `end` are shares of, at least 1.
+        model: with its first weights, on its device. rigl, and 2:4 that begins at 0, set weights to zero here, unless
+            the optimizer has state: the run is then resumed, and its masks follow by `load_tensors`.
+        optimizer: of the model's parameters; method state needs exp_avg and exp_avg_sq.
+        sparsity: the settings; the method is not none.
+        decay_steps: `begin` and `end` are shares of it; at least 1.
         seed: of rigl's first masks, which are addressed by (seed, "rigl", name) and drawn on the CPU.
-        every_update: mask the weights after each update too, for an optimizer that does not act entry by entry (Muon)
-            or not exactly (8 bits).
+        every_update: also mask weights after each update, for an optimizer that is not elementwise (Muon) or not exact
+            (8 bits).
 
     Raises:
-        UserError: 2:4 of a matrix whose rows are no multiple of 4 long, or the head of a classifier.
+        UserError: 2:4 for a matrix whose rows are no multiple of 4 long, or the head of a classifier.
     """
 
-    changed_at = 0  # the step at which masks changed last
+    changed_at = 0  # step of the last change of masks
 
     @torch.no_grad()
     def __init__(
@@ -141,11 +112,11 @@ class Pruner:
         self.begin, self.end = ramp(sparsity, decay_steps)
         self.device = next(iter(self.parameters.values())).device
         self._flipped = torch.zeros((), dtype=torch.int64, device=self.device)
-        self._counted: dict[str, int] | None = None  # masked weights of each matrix, once someone asked
+        self._counted: dict[str, int] | None = None  # masked weights of each matrix; None until asked for
         self._seconds = 0.0
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
-        # all that is kept beside the model, by the names it is stored under
+        # the pruner's state, by name in the checkpoint
         self._kept: dict[str, Tensor] = {}
         for name, p in self.parameters.items():
             self._kept[f"mask/{name}"] = pack(torch.zeros_like(p, dtype=torch.bool))
@@ -154,8 +125,8 @@ class Pruner:
             elif sparsity.method == "movement":
                 self._kept[f"start/{name}"] = p.detach().float().clone()
             elif sparsity.method == "2:4" and p.shape[1] % 4:
-                raise UserError(f"sparsity.method = 2:4: {name} has rows of {p.shape[1]}, which is no multiple of 4")
-        self._masked = False  # whether anything is
+                raise UserError(f"sparsity.method = 2:4: {name} has rows of {p.shape[1]}, not a multiple of 4")
+        self._masked = False  # whether any weight is
         if sparsity.method == "rigl":
             self._change(0, (self._drawn(name, seed) for name in self.parameters))
         elif sparsity.method == "2:4" and self.begin == 0:
@@ -167,9 +138,9 @@ class Pruner:
 
     @torch.no_grad()
     def before_update(self, step: int) -> None:
-        """Between the last backward pass and clipping: gradients are complete and unscaled, `step` updates done.
+        """Call it between the last backward pass and clipping, with unscaled gradients, after `step` updates.
 
-        Gradients that are not finite, for which loss scaling will skip the update, move no score and no mask.
+        Non-finite gradients, for which loss scaling skips the update, change no score and no mask.
         """
         with self._timed():
             fraction = rigl_fraction(step, self.settings, self.decay_steps) if self.settings.method == "rigl" else 0.0
@@ -184,11 +155,11 @@ class Pruner:
                     scores.accumulate_movement(self._kept[f"score/{name}"], p, _gradient(p), finite)
             elif self._masked:
                 for name, p in self.parameters.items():
-                    _gradient(p).mul_(self._keeps(name))  # what is not finite stays so, for whoever looks for it
+                    _gradient(p).mul_(self._keeps(name))  # non-finite gradients stay non-finite, to be found
 
     @torch.no_grad()
     def after_update(self, step: int) -> None:
-        """After the optimizer: `step` updates are done, among them the one that loss scaling may have skipped."""
+        """Call it after the optimizer's update number `step`, whether loss scaling skipped it or not."""
         with self._timed():
             changes = self._changes_after(step)
             if changes:
@@ -209,19 +180,19 @@ class Pruner:
     # -- what is stored
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that `load_tensors` needs, not copied.
+        """The state that `load_tensors` needs, not copied.
 
-        "mask/<name>" for each parameter, packed. Until the ramp ends, movement has "score/<name>" and, once something
-        is masked, "dense/<name>", or else "start/<name>". Each has the rows that the parameter has here. "changed" is
-        (changed_at, changes), on all processes the same.
+        "mask/<name>" is the packed mask of a parameter. Until the ramp ends, movement by gradient has "score/<name>"
+        and, once a weight is masked, "dense/<name>"; movement by distance has "start/<name>". All have local rows.
+        "changed" is (changed_at, changes), the same on all ranks.
         """
         return {**self._kept, "changed": torch.stack([torch.full_like(self._flipped, self.changed_at), self._flipped])}
 
     @torch.no_grad()
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Go on from what `tensors` gave; weights and moments become what they were then, if only masking changed them.
+        """Restore the state of `tensors`, and mask weights and moments as they were then.
 
-        Call it when the checkpoint's weights and the optimizer's state are loaded.
+        Call it after the checkpoint's weights and the optimizer's state are loaded.
         """
         kept = {key: value.to(self.device, copy=True) for key, value in tensors.items()}
         changed = kept.pop("changed")
@@ -229,7 +200,7 @@ class Pruner:
         assert names == self.parameters.keys(), "the masks are of this model"
         for name, p in self.parameters.items():
             mask, shape = kept[f"mask/{name}"], global_shape(p)
-            if mask.dim() == 1:  # a whole one, as they were packed once: with no regard to rows
+            if mask.dim() == 1:  # an earlier format packed the whole mask without regard to rows
                 kept[f"mask/{name}"] = local_rows(pack(unpack(mask, (shape.numel(),)).view(shape)), p)
         self._kept, self.changed_at, self._flipped = kept, int(changed[0]), changed[1]
         self._counted = None
@@ -243,7 +214,7 @@ class Pruner:
     # -- facts
 
     def facts(self) -> dict[str, Any]:
-        """What sparsity.json says: the share that is masked, of all and of each matrix, and the last change."""
+        """The content of sparsity.json: the masked share, of all matrices and of each, and the last change."""
         return {
             "sparsity": self.sparsity(),
             "mask_bytes": self.mask_bytes(),
@@ -253,25 +224,25 @@ class Pruner:
         }
 
     def sparsity(self) -> float:
-        """The share of the prunable weights that is masked, now."""
+        """Share of the prunable weights that is masked."""
         return sum(self._counts().values()) / self._numbers
 
     def by_layer(self) -> dict[str, float]:
-        """That share of each matrix, by its name."""
+        """Masked share of each matrix, by name."""
         return {name: count / global_shape(self.parameters[name]).numel() for name, count in self._counts().items()}
 
     def mask_bytes(self) -> int:
-        """What the masks take on the device, or on all that have rows of them."""
+        """Bytes of the masks, on all ranks that have rows of them."""
         shapes = [global_shape(p) for p in self.parameters.values()]
         return sum(rows * -(-cols // 8) for rows, cols in shapes)
 
     @property
     def changes(self) -> int:
-        """How many weights were masked or came back when masks changed last, at `changed_at`."""
+        """Weights that were masked or came back at the last change, step `changed_at`."""
         return int(self._flipped)
 
     def overhead(self) -> float:
-        """Seconds spent before and after updates since the last call; a GPU is waited for here, not there."""
+        """Seconds spent in `before_update` and `after_update` since the last call. Waits for a GPU; they do not."""
         if self._events:
             self._events[-1][1].synchronize()
             self._seconds += sum(start.elapsed_time(end) for start, end in self._events) / 1000
@@ -283,11 +254,11 @@ class Pruner:
 
     @property
     def _soft(self) -> bool:
-        """Whether masked weights live on in a dense copy: movement by gradient, until the ramp ends."""
+        """Whether a dense copy keeps masked weights: movement by gradient, until the ramp ends."""
         return any(key.startswith("score/") for key in self._kept)
 
     def _keeps(self, name: str) -> Tensor:
-        """The mask turned round, bool: true where the weight is kept."""
+        """The inverse mask, bool: true for a weight that is kept."""
         return unpack(~self._kept[f"mask/{name}"], self.parameters[name].shape)
 
     def _masks(self, name: str) -> Tensor:
@@ -310,7 +281,7 @@ class Pruner:
         return self.settings.method != "rigl" and is_change(step, self.settings, self.decay_steps)
 
     def _change(self, step: int, masks: Iterable[Tensor]) -> None:
-        """Take new masks, in the order of the parameters."""
+        """Replace the masks, given in the order of the parameters."""
         self.changed_at, self._flipped = step, torch.zeros_like(self._flipped)
         for (name, p), mask in zip(self.parameters.items(), masks, strict=True):
             packed = pack(mask)
@@ -320,20 +291,20 @@ class Pruner:
         self._masked, self._counted = True, None
 
     def _clear(self) -> None:
-        """Zero masked weights and what the optimizer keeps of them: moments, momentum, a compensation."""
+        """Zero masked weights and their optimizer state: moments, momentum, compensation."""
         for name, p in self.parameters.items():
             keeps = self._keeps(name)
             p.mul_(keeps)
             for value in self.optimizer.state.get(p, {}).values():
                 if not isinstance(value, Tensor) or hasattr(value, "__tensor_flatten__"):
-                    continue  # a number of steps; torchao's 8 bits, a tensor made of tensors
+                    continue  # a step count; torchao's 8-bit moments, a tensor made of tensors
                 if value.is_floating_point() and value.shape == p.shape:
                     value.mul_(keeps)
 
     # -- which weights
 
     def _score(self, name: str) -> Tensor:
-        """Float32; masked weights have the lowest there is where they may not come back."""
+        """Float32 scores. Masked weights that may not come back have the lowest score."""
         p, settings = self.parameters[name], self.settings
         if self._soft:
             return self._kept[f"score/{name}"]
@@ -341,7 +312,7 @@ class Pruner:
             score = scores.distance(p, self._kept[f"start/{name}"])
         elif settings.method == "state":
             state = self.optimizer.state.get(p, {})
-            zero = p.new_zeros(())  # no moments are there yet where loss scaling skipped all updates
+            zero = p.new_zeros(())  # there are no moments yet if loss scaling skipped all updates
             m, v = (state[kind] if state else zero for kind in ("exp_avg", "exp_avg_sq"))
             score = scores.state(settings.variant, p, m, v)
         else:
@@ -378,12 +349,12 @@ class Pruner:
         (mask,) = smallest([lambda: _gradient(p).float().abs().add_(~out, alpha=LARGEST)], masked, [p])
         return mask
 
-    # -- the rest
+    # -- helpers
 
     def _finite(self) -> Tensor:
-        """(), bool: whether every gradient of the optimizer is finite, as loss scaling asks."""
+        """(), bool: whether all gradients are finite, as loss scaling checks."""
         grads = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([g for g in grads if g.numel()], math.inf)  # there may be no rows here
+        norm = torch.nn.utils.get_total_norm([g for g in grads if g.numel()], math.inf)  # a rank may have no rows
         return all_reduce_shards((~norm.isfinite()).int(), list(self.parameters.values())) == 0
 
     @contextlib.contextmanager
@@ -403,3 +374,46 @@ class Pruner:
 def _gradient(p: nn.Parameter) -> Tensor:
     assert p.grad is not None, "every parameter takes part in the loss"
     return p.grad
+
+
+class NoPruner:
+    """Stands in for a `Pruner` in a run that prunes nothing: its methods do nothing."""
+
+    def before_update(self, step: int) -> None: ...
+
+    def after_update(self, step: int) -> None: ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None: ...
+
+    def facts(self) -> dict[str, Any]:
+        return {}
+
+    def overhead(self) -> float:
+        return 0.0
+
+
+def make_pruner(model: Weights, optimizer: torch.optim.Optimizer, recipe: Recipe) -> Pruner | NoPruner:
+    """The pruner of a recipe with schedule.decay_steps resolved."""
+    if recipe.sparsity.method == "none":
+        return NoPruner()
+    again = recipe.optim.name not in ELEMENTWISE
+    return Pruner(model, optimizer, recipe.sparsity, recipe.schedule.decay_steps, recipe.seed, every_update=again)
+
+
+def pruner_bytes(model: Weights, sparsity: Sparsity) -> float:
+    """Bytes that a pruner keeps on the device: one bit per prunable weight, and movement's state until the ramp ends.
+
+    Args:
+        model: with or without memory. Under FSDP the local rows.
+    """
+    if sparsity.method == "none":
+        return 0.0
+    kept = 0.0
+    for p in prunable(model, sparsity.head).values():
+        kept += p.shape[0] * math.ceil(p.shape[1] / 8)
+        if sparsity.method == "movement":  # float32 scores and the dense weights, or float32 weights at the start
+            kept += 4 * p.numel() + (p.nbytes if sparsity.movement == "gradient" else 0)
+    return kept

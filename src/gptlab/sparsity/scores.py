@@ -1,4 +1,4 @@
-"""What a weight is worth: float32 scores of a matrix, of which the smallest are pruned."""
+"""Scores of the weights of a matrix, in float32. Weights with the smallest scores are pruned."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def magnitude(w: Tensor) -> Tensor:
 
 
 def state(variant: Variant, w: Tensor, m: Tensor, v: Tensor) -> Tensor:
-    """By Adam's moments m and v, `exp_avg` and `exp_avg_sq`: AdamWPrune's scores, as published.
+    """AdamWPrune's scores, as published, from Adam's moments m (`exp_avg`) and v (`exp_avg_sq`).
 
-    bitter0: momentum times stability, |w m| |w| / (sqrt(v) + eps). bitter1: |w|, to the bit `magnitude`. bitter3:
-    |w| sqrt(|m| + eps). bitter7: |w| (v + eps)^(1/4). eps = 1e-8.
+    bitter0: |w m| |w| / (sqrt(v) + eps). bitter1: |w|, bit-equal to `magnitude`. bitter3: |w| sqrt(|m| + eps).
+    bitter7: |w| (v + eps)^(1/4). eps = 1e-8.
     """
     w, m, v = w.float(), m.float(), v.float()
     if variant == "bitter0":
@@ -33,14 +33,14 @@ def state(variant: Variant, w: Tensor, m: Tensor, v: Tensor) -> Tensor:
 
 
 def distance(w: Tensor, start: Tensor) -> Tensor:
-    """w (w - start): how far a weight has moved away from 0; negative where it moves there."""
+    """w (w - start): how far a weight has moved away from 0; negative if it moved towards 0."""
     w = w.float()
     return w * (w - start)
 
 
 def accumulate_movement(score: Tensor, w: Tensor, grad: Tensor, finite: Tensor) -> None:
-    """Movement (Sanh et al. 2020, arXiv 2005.07683, section 3): score -= grad w, in place, where finite () is true.
+    """Movement (Sanh et al. 2020, arXiv 2005.07683, section 3): score -= grad w, in place, if finite () is true.
 
-    The paper's learning rate of the scores multiplies all of them alike, and so is left out. w is the dense weight.
+    w is the dense weight. The paper's learning rate of the scores scales all of them alike, so it is left out.
     """
     score.sub_(torch.where(finite, grad.float() * w.float(), 0.0))

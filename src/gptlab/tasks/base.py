@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 
-from gptlab.config import Recipe
+from gptlab.config import Model, Recipe
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.distributed.world import World
 from gptlab.precision.regimes import Regime
@@ -34,6 +34,11 @@ class TaskData(Protocol):
     @property
     def corpus(self) -> str:
         """What the data was prepared from; "" where its manifest does not say."""
+        ...
+
+    @property
+    def n_labels(self) -> int:
+        """Outputs of the model: labels of an encoder, 0 for a language model."""
         ...
 
     def fingerprint(self) -> str:
@@ -61,11 +66,19 @@ class Task(Protocol):
     scores: ClassVar[tuple[str, ...]]
     """What `gptlab eval --on` can measure."""
 
+    shortens: ClassVar[bool]
+    """Whether train.init_from can be given a model.block_size shorter than the source's."""
+
     def __init__(self, recipe: Recipe, data: Any, device: torch.device, folder: Path, world: World) -> None: ...
 
     @staticmethod
     def open_data(recipe: Recipe) -> TaskData:
         """The prepared data that a recipe names. Raises DataError where it is missing or of another kind."""
+        ...
+
+    @staticmethod
+    def read_source(name: str, seed: int) -> tuple[Model, Callable[[Any], None]]:
+        """Shape and weights of another library's model, for train.init_from; new parts are drawn from the seed."""
         ...
 
     @staticmethod

@@ -11,15 +11,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from gptlab.config import Recipe
+from gptlab.config import Model, Recipe
 from gptlab.data.labeled import LabeledDataset, constant_loss
 from gptlab.data.sampler import permute
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.distributed.shard import init_shards
 from gptlab.distributed.world import SINGLE, World
 from gptlab.distributed.wrap import shard
-from gptlab.errors import DataError
+from gptlab.errors import DataError, UserError
 from gptlab.evals.classification import multi_label_scores, single_label_scores
+from gptlab.interop.hf_encoder import read_encoder
 from gptlab.model.encoder import Encoder, build_encoder
 from gptlab.precision.regimes import Regime, apply_regime
 
@@ -57,6 +58,10 @@ class LabeledData:
     def corpus(self) -> str:
         return str(self.dataset.manifest["corpus"] or "")
 
+    @property
+    def n_labels(self) -> int:
+        return self.dataset.n_train_labels
+
     def fingerprint(self) -> str:
         return self.dataset.fingerprint()
 
@@ -65,7 +70,7 @@ class LabeledData:
         return len(self.dataset.splits["train"]) * block_size
 
     def facts(self) -> dict[str, int]:
-        return {"train_documents": len(self.dataset.splits["train"]), "labels": self.dataset.n_train_labels}
+        return {"train_documents": len(self.dataset.splits["train"]), "labels": self.n_labels}
 
 
 class Classification:
@@ -84,6 +89,7 @@ class Classification:
 
     unit: ClassVar[str] = "samples"
     scores: ClassVar[tuple[str, ...]] = ("loss",)
+    shortens: ClassVar[bool] = False
 
     def __init__(
         self, recipe: Recipe, data: LabeledData, device: torch.device, folder: Path, world: World = SINGLE
@@ -110,6 +116,13 @@ class Classification:
     @staticmethod
     def open_data(recipe: Recipe) -> LabeledData:
         return LabeledData(open_labeled(recipe))
+
+    @staticmethod
+    def read_source(name: str, seed: int) -> tuple[Model, Callable[[Encoder], None]]:
+        config, position_offset, init = read_encoder(name, seed)
+        if position_offset != 2:
+            raise UserError(f"train.init_from = {name}: is not a RoBERTa model")
+        return config, init
 
     @staticmethod
     def stored_model(

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gptlab.config import Recipe, Sample
+from gptlab.config import Model, Recipe, Sample
 from gptlab.data.sampler import Mixture, Windows, evaluation_windows
 from gptlab.data.shards import Dataset, Tokens
 from gptlab.data.tokenizers import Tokenizer
@@ -21,6 +21,7 @@ from gptlab.distributed.wrap import shard
 from gptlab.errors import DataError, UserError
 from gptlab.evals.heldout import heldout_loss, scores, whole_split
 from gptlab.evals.hellaswag import Encoded, evaluate_hellaswag, open_hellaswag, write_results
+from gptlab.interop.source import read_source
 from gptlab.model.generate import generate
 from gptlab.model.gpt import GPT, build_model
 from gptlab.precision.regimes import Regime, apply_regime
@@ -50,6 +51,10 @@ class TextData:
     @property
     def corpus(self) -> str:
         return ", ".join(dict.fromkeys(d.manifest["corpus"] for d in self.datasets if d.manifest["corpus"]))
+
+    @property
+    def n_labels(self) -> int:
+        return 0
 
     def fingerprint(self) -> str:
         return " ".join(dataset.fingerprint() for dataset in self.datasets)
@@ -105,6 +110,7 @@ class LanguageModelling:
 
     unit: ClassVar[str] = "tokens"
     scores: ClassVar[tuple[str, ...]] = ("loss", "hellaswag", "wikitext", "lambada", "harness")
+    shortens: ClassVar[bool] = True
 
     def __init__(
         self, recipe: Recipe, data: TextData, device: torch.device, folder: Path, world: World = SINGLE
@@ -145,6 +151,10 @@ class LanguageModelling:
     @staticmethod
     def open_data(recipe: Recipe) -> TextData:
         return TextData(open_datasets(recipe))
+
+    @staticmethod
+    def read_source(name: str, seed: int) -> tuple[Model, Callable[[GPT], None]]:
+        return read_source(name)
 
     @staticmethod
     def stored_model(

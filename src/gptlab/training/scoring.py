@@ -16,11 +16,12 @@ from gptlab.distributed.world import SINGLE
 from gptlab.errors import RunError, UserError
 from gptlab.evals.hellaswag import evaluate_hellaswag, open_hellaswag, wilson_interval, write_results
 from gptlab.evals.perplexity import lambada_perplexity, load_lambada, load_wikitext, wikitext_perplexity
+from gptlab.planning.memory import auto_micro_batch
+from gptlab.planning.resolve import resolve_recipe
 from gptlab.precision.regimes import Regime, enter_regime
 from gptlab.rundir import RunDir
 from gptlab.tasks.base import TASKS, open_data
 from gptlab.training.load import Run
-from gptlab.training.setup import largest_micro_batch
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def evaluate_run(run: Run, on: Sequence[str], overrides: dict[str, Any], tasks: 
     regime = enter_regime(recipe.precision, run.model.device)
     micro_batch = recipe.batch.micro_batch
     if micro_batch == "auto":
-        micro_batch = largest_micro_batch(recipe, run.model.device)
+        micro_batch = auto_micro_batch(resolve_recipe(recipe, run.model.device.type), run.model.device)
     if unknown := [name for name in on if name not in TASKS[recipe.task].scores]:
         raise UserError(f"{run.path} is a run of task = {recipe.task}: --on {unknown[0]} does not apply to it")
     if tasks and "harness" not in on:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +14,19 @@ import torch
 from torch import nn
 
 import gptlab
-from gptlab import planner
 from gptlab.config import Model, Recipe, may_change, settings
 from gptlab.data.tokenizers import load_tokenizer
 from gptlab.distributed.world import SINGLE, World
 from gptlab.distributed.world import world_from_env as started
 from gptlab.errors import RunError, UserError
 from gptlab.hardware import device_name
-from gptlab.interop.hf_encoder import read_encoder
 from gptlab.interop.source import read_source
 from gptlab.optim.optimizers import describe
+from gptlab.planning.memory import auto_micro_batch
+from gptlab.planning.resolve import resolve_recipe
 from gptlab.precision.regimes import make_regime
 from gptlab.rundir import RunDir
-from gptlab.tasks.base import Task, TaskData
+from gptlab.tasks.base import TASKS, Init, Task, TaskData
 from gptlab.training.checkpoint import find_checkpoint, list_checkpoints
 from gptlab.training.tensors import Saved
 
@@ -52,55 +50,52 @@ def pick_device(name: str) -> torch.device:
 
 def resolve(
     recipe: Recipe, run: RunDir, data: TaskData, device: torch.device, world: World = SINGLE
-) -> tuple[Recipe, int | Callable[[Any], None]]:
-    """The recipe with every default filled in, and what the weights start from (a seed, or a function that copies).
+) -> tuple[Recipe, Init]:
+    """The recipe with every default filled in, and what sets the first weights: a seed, or a function of the model.
+
+    A resumed run keeps the stored micro-batch, decay steps and compilation where the recipe leaves them open.
 
     Raises:
         RunError: the run in this folder was trained with other settings or other data; it names them.
         UserError: train.init_from cannot be read.
     """
     stored = run.read_recipe() if run.exists() else None
-    fill: int | Callable[[Any], None] = recipe.seed
-    model = recipe.model
-    if recipe.train.init_from and stored is not None and stored.train.init_from == recipe.train.init_from:
-        model = stored.model
-    if recipe.train.init_from and recipe.task == "classify" and not list_checkpoints(run):
-        source, offset, fill = read_encoder(recipe.train.init_from, recipe.seed)
-        if offset != 2:
-            raise UserError(f"train.init_from = {recipe.train.init_from}: is not of RoBERTa's form")
-        model = source.model_copy(update={"dropout": recipe.model.dropout})
-    elif recipe.train.init_from and not list_checkpoints(run):
-        source, fill = start_from(recipe.train.init_from)
-        spoken = RunDir(recipe.train.init_from).tokenizer_file
-        if spoken.is_file() and load_tokenizer(spoken).spec() != data.tokenizer.spec():
-            raise RunError(f"train.init_from = {recipe.train.init_from}: has another tokenizer than {data.paths[0]}")
-        if recipe.model.block_size < source.block_size:
-            source, fill = cropped(source, recipe.model.block_size, fill)
-        model = source.model_copy(update={"dropout": recipe.model.dropout})
-    if not model.vocab_size:
-        model = model.model_copy(update={"vocab_size": data.vocab_size})
-
-    folders = {str(Path(folder).resolve()): weight for folder, weight in recipe.data.mixture.items()}
-    where = {"path": "", "mixture": folders} if folders else {"path": str(Path(recipe.data.folder).resolve())}
-    settled: dict[str, Any] = {"model": model.model_dump(), "data": {**recipe.data.model_dump(), **where}}
-    recipe = recipe.replace(settled)
-    settled = {}
-    if recipe.compile.enabled == "auto":
-        settled["compile.enabled"] = stored.compile.enabled if stored else device.type == "cuda"
-    if recipe.batch.micro_batch == "auto":  # a resumed run keeps its own: dropout and rounding depend on it
-        settled["batch.micro_batch"] = (
-            stored.batch.micro_batch if stored else int(world.min(largest_micro_batch(recipe, device, world.size)))
-        )
-    if not recipe.schedule.decay_steps:
-        limit = recipe.step_limit(data.epoch_tokens(recipe.model.block_size))
-        settled["schedule.decay_steps"] = stored.schedule.decay_steps if stored else limit
-    recipe = recipe.replace(settled)
+    model, init = first_weights(recipe, stored, run, data)
+    found = resolve_recipe(recipe, device.type, data, model, stored)
+    recipe = found.recipe
+    if recipe.batch.micro_batch == "auto":
+        here = auto_micro_batch(found, device, world.size)
+        recipe = recipe.replace({"batch.micro_batch": int(world.min(here))})
     if stored is not None:
         refuse_differences(stored, recipe, run)
         trained_on = run.read_json("environment.json").get("data", {}).get("fingerprint")
         if trained_on and trained_on != data.fingerprint():
             raise RunError(f"{run.path} was trained on other data than {', '.join(map(str, data.paths))} holds")
-    return recipe, fill
+    return recipe, init
+
+
+def first_weights(recipe: Recipe, stored: Recipe | None, run: RunDir, data: TaskData) -> tuple[Model | None, Init]:
+    """The shape that train.init_from gives, None without it, and what sets the first weights.
+
+    A run with checkpoints reads train.init_from no more.
+    """
+    name = recipe.train.init_from
+    if not name:
+        return None, recipe.seed
+    if list_checkpoints(run):
+        return (stored if stored and stored.train.init_from == name else recipe).model, recipe.seed
+    task, earlier = TASKS[recipe.task], RunDir(name)
+    if earlier.exists():
+        if (other := earlier.read_recipe().task) != recipe.task:
+            raise RunError(f"train.init_from = {name}: is a run of task = {other}, and this run's is {recipe.task}")
+        if load_tokenizer(earlier.tokenizer_file).spec() != data.tokenizer.spec():
+            raise RunError(f"train.init_from = {name}: has another tokenizer than {data.paths[0]}")
+        source, init = start_from(name)
+    else:
+        source, init = task.read_source(name, recipe.seed)
+    if task.shortens and recipe.model.block_size < source.block_size:
+        source, init = cropped(source, recipe.model.block_size, init)
+    return source.model_copy(update={"dropout": recipe.model.dropout}), init
 
 
 def refuse_differences(stored: Recipe, recipe: Recipe, run: RunDir) -> None:
@@ -132,13 +127,18 @@ def start_from(source: str, checkpoint: Path | None = None) -> tuple[Model, Call
     @torch.no_grad()
     def fill(model: nn.Module) -> None:
         for name, parameter in model.named_parameters():  # one tensor at a time
-            parameter.copy_(saved.read("model", name))
+            stored = saved.read("model", name)
+            if stored.shape != parameter.shape:
+                raise RunError(
+                    f"{source}: {name} has shape {tuple(stored.shape)}, this model needs {tuple(parameter.shape)}"
+                )
+            parameter.copy_(stored)
 
     return run.read_recipe().model, fill
 
 
 class _Longer:
-    """Stands for a model of a longer context while that is filled: of its learned positions the first are kept."""
+    """Stands for a model with a longer context while its weights are set: the first learned positions are kept."""
 
     def __init__(self, short: Any, config: Model) -> None:
         self.short, self.config = short, config
@@ -154,27 +154,13 @@ class _Longer:
 
 
 def cropped(model: Model, block_size: int, fill: Callable[[Any], None]) -> tuple[Model, Callable[[Any], None]]:
-    """A model with a shorter context: learned positions past it are left out, all else is the same."""
+    """A model with a shorter context: the learned positions past its end are dropped."""
 
     @torch.no_grad()
     def crop(short: Any) -> None:
         fill(_Longer(short, model))
 
     return model.model_copy(update={"block_size": block_size}), crop
-
-
-def largest_micro_batch(recipe: Recipe, device: torch.device, processes: int = 1) -> int:
-    """What batch.micro_batch = auto takes: a process's share of a step where it fits, else the largest power of two.
-
-    On a CPU half of what is free is left alone, and there are no more than 16,384 tokens: it gains nothing from more.
-    """
-    share, here = planner.share_of_step(recipe, processes), planner.at_hand(device, processes)
-    most = share
-    if device.type == "cpu":
-        here = replace(here, available=here.available / 2)
-        most = min(share, max(1, 16384 // recipe.model.block_size))
-    found = planner.largest_micro_batch(recipe, planner.resolve(recipe)[0], here, processes, most)
-    return found if found == share else 2 ** int(math.log2(max(1, found)))
 
 
 def environment(

@@ -9,11 +9,12 @@ from types import TracebackType
 
 import torch
 
-from gptlab import machine, planner
+from gptlab import machine
 from gptlab.distributed.shard import LocalShards
 from gptlab.distributed.wrap import make_scaler, replicate
 from gptlab.errors import RunError, Stopped
 from gptlab.optim.optimizers import make_optimizer
+from gptlab.planning.plan import plan_here
 from gptlab.precision.regimes import enter_regime
 from gptlab.seeding import address
 from gptlab.sparsity.pruner import make_pruner
@@ -63,7 +64,7 @@ class Trainer:
             return
         n = self.recipe.sequences_per_step
         self.world.pieces(n // self.world.size, n, self.micro_batch)  # raises where ranks cannot share them
-        plan = planner.fits(self.recipe, self.device, self.world.size)
+        plan = plan_here(self.recipe, self.device, self.world.size, self.job.data)
         if (refusing := int(self.world.max(self.world.rank if plan.refused else -1))) < 0:
             return
         facts = plan.sentence, plan.needed_gb, plan.available_gb

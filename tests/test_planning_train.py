@@ -13,12 +13,12 @@ import torch
 from conftest import tiny_recipe
 
 import gptlab
-from gptlab import planner
 from gptlab.cli import main
 from gptlab.config import Recipe
 from gptlab.errors import RunError
+from gptlab.planning.memory import auto_micro_batch, step_memory
+from gptlab.planning.resolve import resolve_recipe
 from gptlab.rundir import RunDir
-from gptlab.training.setup import largest_micro_batch
 
 CPU = torch.device("cpu")
 
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 def peak_of(recipe: Recipe) -> float:
     micro_batch = recipe.batch.micro_batch
     assert isinstance(micro_batch, int)
-    return planner.memory(recipe, planner.resolve(recipe)[0], micro_batch, "cpu").peak
+    return step_memory(recipe, resolve_recipe(recipe, "cpu").shape, micro_batch, "cpu").peak
 
 
 def free(size: float, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,17 +81,17 @@ def test_auto_takes_a_process_s_share_of_a_step_or_a_power_of_two(
     dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = tiny_recipe(dataset, model__dropout=0.0, batch__micro_batch="auto", batch__tokens_per_step=32 * 21)
-    assert largest_micro_batch(recipe, CPU) == 21
-    assert largest_micro_batch(recipe, CPU, 2) == 11
-    shape = planner.resolve(recipe)[0]
-    enough = planner.memory(recipe, shape, 12, "cpu").peak / 0.95
+    found = resolve_recipe(recipe, "cpu")
+    assert auto_micro_batch(found, CPU) == 21
+    assert auto_micro_batch(found, CPU, 2) == 11
+    enough = step_memory(recipe, found.shape, 12, "cpu").peak / 0.95
     free(2 * enough, monkeypatch)  # of which half is left alone
-    assert largest_micro_batch(recipe, CPU) == 8
+    assert auto_micro_batch(found, CPU) == 8
     free(1000, monkeypatch)
-    assert largest_micro_batch(recipe, CPU) == 1
+    assert auto_micro_batch(found, CPU) == 1
     monkeypatch.undo()
     long = recipe.replace({"batch.tokens_per_step": 32 * 600})
-    assert largest_micro_batch(long, CPU) == 16384 // 32
+    assert auto_micro_batch(resolve_recipe(long, "cpu"), CPU) == 16384 // 32
 
 
 # -- host memory at the start --------------------------------------------------------------------------------------

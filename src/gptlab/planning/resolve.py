@@ -1,0 +1,126 @@
+"""A recipe with everything filled in that it leaves open, for training and for planning."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gptlab.config import Model, Recipe
+from gptlab.data.labeled import CLASSES
+from gptlab.data.tokenizers import load_tokenizer
+from gptlab.errors import ConfigError, DataError
+from gptlab.planning.shape import Shape
+from gptlab.rundir import RunDir
+from gptlab.tasks.base import TaskData, open_data
+
+VOCABULARIES = {"gpt2": 50257, "byte": 257}
+CORPUS_LABELS = {**{name: len(classes) for name, classes in CLASSES.items()}, "eurlex57k": 4271}  # in training splits
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A recipe whose vocabulary, shape, folders, compilation and decay steps are settled."""
+
+    recipe: Recipe
+    """Settled, except for batch.micro_batch = auto, which depends on the device's free memory."""
+    shape: Shape
+    epoch: int | None
+    """Training tokens in one epoch; None if the dataset is not prepared."""
+    notes: list[str] = field(default_factory=list)
+    """Assumptions, for the user."""
+
+    @property
+    def steps(self) -> int | None:
+        """Optimizer steps of the run; None if only the dataset's size tells."""
+        train, epoch = self.recipe.train, self.epoch
+        if epoch is None and train.max_epochs:
+            if not (train.max_steps or train.max_tokens):
+                return None
+            epoch = 2**62  # assume that another limit is reached first
+        return self.recipe.step_limit(epoch or 0)
+
+
+def resolve_recipe(
+    recipe: Recipe, kind: str, data: TaskData | None = None, model: Model | None = None, stored: Recipe | None = None
+) -> Resolved:
+    """Fill in what a recipe leaves open.
+
+    Args:
+        kind: type of the device, such as "cpu" or "cuda".
+        data: the recipe's datasets. By default they are opened here, if they are prepared.
+        model: the shape, if train.init_from has been read. By default it is read here, if it names a run directory.
+        stored: the resolved recipe of a run that is resumed; where `recipe` leaves a setting open, this one's is kept.
+
+    Raises:
+        ConfigError: only the dataset tells the vocabulary or the number of labels, and it is not prepared.
+    """
+    notes: list[str] = []
+    if data is None:
+        try:
+            data = open_data(recipe)
+        except DataError:
+            notes.append(f"no prepared dataset at {', '.join(recipe.data.mixture) or recipe.data.folder}")
+    model = model or _shape_of_source(recipe, notes)
+    if not model.vocab_size:
+        model = model.model_copy(update={"vocab_size": _vocab_size(recipe, data)})
+    labels = data.n_labels if data is not None else _n_labels(recipe)
+    folders = {str(Path(folder).resolve()): weight for folder, weight in recipe.data.mixture.items()}
+    where = {"path": "", "mixture": folders} if folders else {"path": str(Path(recipe.data.folder).resolve())}
+    recipe = recipe.replace({"model": model.model_dump(), "data": {**recipe.data.model_dump(), **where}})
+    epoch = None if data is None else data.epoch_tokens(recipe.model.block_size)
+    found = Resolved(recipe, Shape(recipe.model, recipe.precision, labels), epoch, notes)
+
+    settled: dict[str, Any] = {}
+    if recipe.compile.enabled == "auto":
+        settled["compile.enabled"] = stored.compile.enabled if stored else compiles(recipe, kind)
+    if recipe.batch.micro_batch == "auto" and stored:  # dropout and rounding depend on it
+        settled["batch.micro_batch"] = stored.batch.micro_batch
+    if not recipe.schedule.decay_steps and (stored or found.steps is not None):
+        settled["schedule.decay_steps"] = stored.schedule.decay_steps if stored else found.steps
+    return Resolved(recipe.replace(settled), found.shape, epoch, notes)
+
+
+def compiles(recipe: Recipe, kind: str) -> bool:
+    """Whether a run on this type of device is compiled."""
+    return recipe.compile.enabled is True or (recipe.compile.enabled == "auto" and kind == "cuda")
+
+
+def _shape_of_source(recipe: Recipe, notes: list[str]) -> Model:
+    """The recipe's shape, or the shape of the run in train.init_from, whose context the recipe may shorten."""
+    model, source = recipe.model, recipe.train.init_from
+    if not source:
+        return model
+    if not RunDir(source).exists():
+        notes.append(f"train.init_from = {source} is not read: the shape is the recipe's own")
+        return model
+    found = RunDir.open(source).read_recipe().model
+    block_size = min(model.block_size, found.block_size)
+    return found.model_copy(update={"block_size": block_size, "dropout": model.dropout})
+
+
+def _vocab_size(recipe: Recipe, data: TaskData | None) -> int:
+    if data is not None:
+        return data.vocab_size
+    name = recipe.data.tokenizer
+    if name in VOCABULARIES:
+        return VOCABULARIES[name]
+    if trained := re.fullmatch(r"bpe-(\d+)", name):
+        return int(trained[1])
+    if Path(name).is_file():
+        return load_tokenizer(Path(name)).vocab_size
+    raise ConfigError(
+        f"data.tokenizer = {name}: the number of its ids is not known until {recipe.data.folder} is prepared; "
+        f"prepare it, or give --model.vocab-size N"
+    )
+
+
+def _n_labels(recipe: Recipe) -> int:
+    labels = CORPUS_LABELS.get(recipe.data.corpus, 0) if recipe.task == "classify" else 0
+    if recipe.task == "classify" and not labels:
+        raise ConfigError(
+            f"data.corpus = {recipe.data.corpus}: the number of its labels is not known until {recipe.data.folder} is "
+            f"prepared; run `gptlab prepare {recipe.data.corpus}`"
+        )
+    return labels

@@ -1,0 +1,102 @@
+"""Plans of a study's runs, and of one recipe in several sizes and micro-batches."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gptlab.config import Study, build_recipe
+from gptlab.planning.device import Device
+from gptlab.planning.measure import Speed
+from gptlab.planning.plan import Plan, plan_recipe
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """The plans of a study's arms. Each arm is run once per seed."""
+
+    name: str
+    arms: dict[str, Plan]
+    seeds: int
+
+    @property
+    def hours(self) -> float | None:
+        """Of all runs, one after another; None if the hours of an arm are unknown."""
+        return _total(plan.hours for plan in self.arms.values() for _ in range(self.seeds))
+
+    @property
+    def device_hours(self) -> float | None:
+        """Hours times devices."""
+        return _total(plan.device_hours for plan in self.arms.values() for _ in range(self.seeds))
+
+    @property
+    def cost(self) -> float | None:
+        return _total(plan.cost for plan in self.arms.values() for _ in range(self.seeds))
+
+    @property
+    def checkpoints(self) -> float:
+        """Bytes of the checkpoints of all runs."""
+        return sum(plan.checkpoints for plan in self.arms.values()) * self.seeds
+
+    def to_json(self) -> dict[str, Any]:
+        arms = {name: plan.to_json() for name, plan in self.arms.items()}
+        return {
+            "name": self.name,
+            "seeds": self.seeds,
+            "hours": self.hours,
+            "device_hours": self.device_hours,
+            "cost": self.cost,
+            "checkpoints": self.checkpoints,
+            "arms": arms,
+        }
+
+
+def _total(values: Iterator[float | None]) -> float | None:
+    known = list(values)
+    return None if None in known else sum(value for value in known if value is not None)
+
+
+def plan_study(study: Study, device: Device, measure: Callable[..., Speed] | None = None, **terms: Any) -> StudyPlan:
+    """The plan of each arm of a study.
+
+    Args:
+        measure, terms: as of `plan_recipe`: mfu, price, processes.
+    """
+    speed, first = _shared(measure, len(study.arms)), study.seeds[0]
+    arms = {arm: plan_recipe(study.build(arm, first), device, measure=speed, **terms) for arm in study.arms}
+    return StudyPlan(study.name, arms, len(study.seeds))
+
+
+def _shared(measure: Callable[..., Speed] | None, plans: int) -> Callable[..., Speed] | None:
+    """The measurement, with its three seconds shared among several plans."""
+    return measure and functools.partial(measure, seconds=3.0 / plans)
+
+
+def plan_sweep(
+    layers: Sequence[Mapping[str, Any]],
+    device: Device,
+    presets: Sequence[str] = (),
+    micro_batches: Sequence[int] = (),
+    measure: Callable[..., Speed] | None = None,
+    **terms: Any,
+) -> dict[str, Plan]:
+    """Plans of a recipe in several sizes and micro-batches, by name.
+
+    Args:
+        layers: of the recipe, see `build_recipe`.
+        presets: values of model.preset; default is the recipe's shape.
+        micro_batches: in sequences; default is the recipe's micro-batch.
+        measure, terms: as of `plan_recipe`: mfu, price, processes.
+    """
+    rows = {}
+    speed = _shared(measure, len(presets or [""]) * len(micro_batches or [0]))
+    for preset in presets or [""]:
+        for micro_batch in micro_batches or [0]:
+            other: dict[str, Any] = {"model.preset": preset} if preset else {}
+            if micro_batch:
+                other["batch.micro_batch"] = micro_batch
+            name = " x ".join(filter(None, (preset, str(micro_batch or ""))))
+            rows[name] = plan_recipe(build_recipe(*layers, other), device, measure=speed, **terms)
+    return rows
