@@ -1,10 +1,10 @@
-"""CPU time of a training step of every arm of a study, relative to its baseline, on tokens drawn at random.
+"""CPU time of a training step of every arm of a study, relative to the baseline, on random tokens.
 
-A step is what the arm's recipe says: micro-batches forward and backward, clipping, the optimizer. The arms take turns
-in one process of one thread, one step a turn, every other round backwards; times are CPU seconds, so that other
-processes count for less. Arms that this machine cannot run are left out.
+A step follows the arm's recipe: forward and backward passes of all micro-batches, clipping, the optimizer. The arms
+take turns in one process with one thread, one step per turn, in alternating order. CPU seconds are measured, because
+other processes affect them less than wall time. Arms that this machine cannot run are skipped.
 
-The variables of PyTorch and oneDNN imitate an older processor on a newer one, all but MKL's float32 multiplication:
+Environment variables of PyTorch and oneDNN imitate an older processor, except for MKL's float32 products:
 
     python benchmarks/arms_cpu.py precision-lm-smoke --rounds 30
     ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 python benchmarks/arms_cpu.py precision-cls-smoke
@@ -31,12 +31,12 @@ from gptlab.optim.optimizers import make_optimizer
 from gptlab.precision.regimes import apply_regime, enter_regime
 
 CPU = torch.device("cpu")
-LABELS = 64  # a classifier's; the smoke recipe's constructs are about as many
+LABELS = 64  # of a classifier, about as many as in the smoke recipe
 WARM_UP = 3  # steps
 
 
 def make_step(recipe: Recipe) -> Callable[[], None]:
-    """One step of a recipe. Raises NotApplicable where this machine cannot do it."""
+    """A function that makes one step of a recipe. Raises NotApplicable if this machine does not support it."""
     regime = enter_regime(recipe.precision, CPU)
     vocab_size = recipe.model.vocab_size or {"byte": 256}.get(recipe.data.tokenizer, 512)
     config = recipe.model.model_copy(update={"vocab_size": vocab_size})

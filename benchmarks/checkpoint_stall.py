@@ -1,10 +1,10 @@
-"""How long saving a checkpoint holds a training step up, against copying the same tensors and nothing else.
+"""How long saving a checkpoint delays training, compared with a plain copy of the same tensors.
 
-A middle-sized model trains. In turn, between two steps, its weights and moments are copied (`clone`), and
-`Checkpoints.save` is called, after the previous checkpoint has been written. Then steps go on while the checkpoint is
-written in the background; they are compared with the steps between. A save that comes before the last one is on the
-disk waits for it: the writing time is how far apart two saves must lie. Before a copy and before a save, freed memory
-goes back to the system, so that neither finds pages that the other has touched already.
+A medium-sized model trains. Between two steps, either its weights and moments are copied (`clone`), or
+`Checkpoints.save` is called; both in turns, and after the previous checkpoint has been written. Training continues
+while the checkpoint is written in the background; these steps are compared with steps without a write. A save waits
+until the previous checkpoint is on the disk, so the write time is the minimum time between two saves. Before each copy
+and each save, freed memory is returned to the system, so that neither reuses pages that the other has touched.
 
     python benchmarks/checkpoint_stall.py --rounds 5
     python benchmarks/checkpoint_stall.py --layers 12 --width 768 --vocab 50304     # GPT-2 124M: 1.5 GB
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--vocab", type=int, default=8192)
     parser.add_argument("--block", type=int, default=64)
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--quiet-steps", type=int, default=4, help="steps of a round with nothing in the background")
+    parser.add_argument("--quiet-steps", type=int, default=4, help="steps per round without a write in the background")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where checkpoints go (default: a temporary folder)")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
@@ -88,12 +88,12 @@ def main() -> None:
         assert writer is not None
         while writer.is_alive():
             taken = step()
-            if writer.is_alive():  # the whole step lay beside the writing
+            if writer.is_alive():  # the write lasted during the whole step
                 seconds["step_while_writing"].append(taken)
         checkpoints.wait()
 
     def measure_write(checkpoints: Checkpoints, number: int) -> None:
-        """Undisturbed, with no steps beside it."""
+        """The write time without training at the same time."""
         checkpoints.save(model, optimizer, {"step": number})
         began = time.perf_counter()
         checkpoints.wait()

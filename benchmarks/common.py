@@ -1,6 +1,6 @@
-"""What the benchmarks share: the machine they ran on, ratios pair by pair, a table, and a JSON file.
+"""Shared by the benchmarks: facts about the machine, paired ratios, tables and JSON files.
 
-Nothing here imports torch: the start of a process is among the things measured.
+Importing this module does not import torch, as some benchmarks measure the start of a process.
 """
 
 from __future__ import annotations
@@ -14,20 +14,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "src"))  # gpu.py runs without gptlab installed
+from gptlab.hardware import cpu_facts, processor_name
+from gptlab.machine import cores
+
 
 def machine() -> dict[str, Any]:
-    """The processor, what it multiplies in, how many cores, and how busy it was when this was called."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    except OSError:
-        facts = {}
-    flags = set(facts.get("flags", "").split())
+    """The processor and its instructions for matrix products, the number of cores, and the load at this moment."""
     known = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
     return {
-        "cpu": facts.get("model name", platform.processor()),
-        "instructions": [name for name in known if name in flags],
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu": processor_name(),
+        "instructions": [name for name in known if name in cpu_facts().get("flags", "").split()],
+        "cores": cores(),
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
         "load_average": os.getloadavg()[0],
         "python": platform.python_version(),
@@ -41,7 +39,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def ratios(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
-    """Median, least and greatest of a / b, each measurement of a against the one of b taken beside it."""
+    """Median, minimum and maximum of a / b, where each measurement of a is paired with the neighbouring one of b."""
     return spread([x / y for x, y in zip(a, b, strict=True)])
 
 
@@ -50,7 +48,7 @@ def show(spread: dict[str, float], form: str = ".3f") -> str:
 
 
 def table(rows: Sequence[Sequence[object]]) -> None:
-    """Print rows in columns, the first row a heading."""
+    """Print rows in columns. The first row is the heading."""
     texts = [[str(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in texts) for i in range(len(texts[0]))]
     for row in texts:
@@ -58,7 +56,7 @@ def table(rows: Sequence[Sequence[object]]) -> None:
 
 
 def say(text: str) -> None:
-    """Progress, on stderr: the table comes last on stdout."""
+    """Print a progress message on stderr. Only the results go to stdout."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -68,7 +66,16 @@ def write_json(path: Path | None, measured: dict[str, Any]) -> None:
         path.write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
 
 
+def hf_gpt2(**shape: int) -> Any:
+    """Hugging Face's GPT-2 of a shape (n_layer, n_head, n_embd, n_positions, vocab_size), for training, no dropout."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    ids = {"bos_token_id": 0, "eos_token_id": 0}
+    return GPT2LMHeadModel(GPT2Config(**shape, **dropout, **ids, use_cache=False, attn_implementation="sdpa")).train()
+
+
 def in_turn(names: Sequence[str], rounds: int) -> Iterator[str]:
-    """Every name once a round, forwards and backwards by turns, so that a machine that slows down slows all alike."""
+    """Every name once per round, in alternating order, so that a slowdown of the machine affects all names alike."""
     for r in range(rounds):
         yield from names if r % 2 == 0 else reversed(names)

@@ -1,17 +1,17 @@
-"""`gptlab train shakespeare-char-cpu` against a plain eager PyTorch loop, each a fresh process, from start to end.
+"""`gptlab train shakespeare-char-cpu` against a plain eager PyTorch loop: whole processes, from start to end.
 
-gptlab's process imports, trains, evaluates, writes checkpoints, draws its plots and its card. The peer
-(`plain_loop.py`, nanoGPT's way) imports, trains and evaluates the same model as often on as many tokens; it writes
-nothing unless --peer-saves lets it save its best model as nanoGPT does. The two take turns, and which of them begins
-alternates. Measured are wall seconds and the user and system seconds of the process and of those it waited for.
+gptlab's process imports, trains, evaluates, writes checkpoints, and draws its plots and its card. The peer
+(`plain_loop.py`, in the style of nanoGPT) imports, trains and evaluates the same model equally often on the same number
+of tokens; it writes nothing, or with --peer-saves its best model, as nanoGPT does. The two take turns in alternating
+order. Measured are wall seconds, and user and system seconds of the process and its children.
 
-At the end `gptlab eval` scores the last run over the whole validation split.
+At the end, `gptlab eval` scores the last run on the whole validation split.
 
     python benchmarks/end_to_end.py --text shakespeare.txt --pairs 3
     python benchmarks/end_to_end.py --data data/shakespeare-char --steps 100
 
---data is a dataset in nanoGPT's form (`gptlab prepare shakespeare --tokenizer char --format nanogpt`); --text makes
-one there, or in a temporary folder.
+--data is a dataset in nanoGPT's format (`gptlab prepare shakespeare --tokenizer char --format nanogpt`). --text makes
+such a dataset, in --data or a temporary folder.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ GPTLAB = [sys.executable, "-m", "gptlab"]
 
 
 def timed(command: list[str], log: Path) -> dict[str, float]:
-    """Wall, user and system seconds of a process; its output goes to `log`."""
+    """Wall seconds and CPU seconds (user and system) of a process. Its output goes to `log`."""
     with open(log, "w") as file:
         began = time.perf_counter()
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
@@ -48,16 +48,16 @@ def timed(command: list[str], log: Path) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, metavar="DIR", help="dataset in nanoGPT's form")
-    parser.add_argument("--text", type=Path, metavar="FILE", help="text to make the dataset from")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="dataset in nanoGPT's format")
+    parser.add_argument("--text", type=Path, metavar="FILE", help="text of a new dataset")
     parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=2000, help="the recipe's are 2000")
-    parser.add_argument("--gelu", choices=["tanh", "erf"], help="of both models (default: the recipe's)")
+    parser.add_argument("--steps", type=int, default=2000, help="training steps (default: 2000, as in the recipe)")
+    parser.add_argument("--gelu", choices=["tanh", "erf"], help="GELU of both models (default: the recipe's)")
     parser.add_argument("--peer-saves", action="store_true", help="the peer saves its best model, as nanoGPT does")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     if args.data is None and args.text is None:
-        parser.error("give --data DIR, or --text FILE to make a dataset from")
+        parser.error("give --data DIR, or --text FILE to make a dataset")
 
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -164,7 +164,7 @@ def main() -> None:
             ),
         ]
     )
-    print(f"val_loss over the whole validation split: {scores['val_loss']:.4f} ({scores['tokens']:,} tokens)")
+    print(f"val_loss on the whole validation split: {scores['val_loss']:.4f} ({scores['tokens']:,} tokens)")
 
 
 if __name__ == "__main__":

@@ -1,25 +1,25 @@
-"""Everything that a GPU is to be asked, in ten minutes: stages in order of worth, and one JSON file with all results.
+"""All GPU measurements in ten minutes: stages in order of importance, and one JSON file with the results.
 
-    facts        device and versions, which attention kernels are picked, rates of matrix products and copies
-    data         a dataset for the stages below: Python's own source in GPT-2's tokens
+    facts        device and versions, the attention kernels that PyTorch chooses, rates of matrix products and copies
+    data         a dataset for the following stages: the source of Python's standard library in GPT-2's tokens
     correctness  the tests marked `cuda`
-    speed        GPT-2 124M, classic and modern: tokens a second, MFU, memory, kernels; two other loops beside it
-    precision    the arms of the study precision-lm: speed, memory and loss beside amp_bf16
-    optimizers   what every optimizer and pruning method adds to a step, and whether it is right
+    speed        GPT-2 124M, classic and modern: tokens per second, MFU, memory, kernels; comparison with two loops
+    precision    the arms of the study precision-lm: speed, memory and loss relative to amp_bf16
+    optimizers   the overhead of every optimizer and pruning method, and a check of their results
     plan         the planner's peak memory against the allocator's
     inference    HellaSwag and generation
-    sparse24     2:4 sparse matrices against dense ones
-    train        the classic 124M for as long as there is time: a loss curve
+    sparse24     2:4 sparse matrices against dense matrices
+    train        training of the classic 124M in the remaining time: a loss curve
 
-Each stage is a process of its own with a limit, and time that a stage does not need goes to the next ones. A stage that
-fails, hangs, is killed or runs out of memory is recorded, and the next one starts. results.json is written after every
-stage. The same call goes on where the last one stopped: done items are not measured again, failed ones are.
+Each stage is a process with a time limit. Time that a stage does not use goes to the following stages. A stage that
+fails, hangs, is killed or runs out of memory is recorded, and the next stage starts. results.json is written after
+every stage. Repeating the call continues: finished items are kept, failed items are measured again.
 
     python benchmarks/gpu.py --budget 520 --out results/gpu
     python benchmarks/gpu.py --budget 300 --out results/gpu --stages precision,plan
     python benchmarks/gpu.py --tiny --out /tmp/tiny            # every stage on a CPU, with toy shapes
 
-benchmarks/README.md says what a machine without a network needs.
+benchmarks/README.md describes the preparation of a machine without a network.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Row = dict[str, Any]
 class Part:
     module: str
     seconds: float
-    """Its limit; `train` has what is left."""
+    """Time limit."""
 
 
 PARTS = {
@@ -66,27 +66,27 @@ PARTS = {
         "train": 3600,
     }.items()
 }
-LEAST = 8.0  # seconds with which a stage is begun
-TAIL = 40  # lines of a stage's log that results.json keeps
-TINY_FACTOR = 10  # on a CPU the limits are this much longer
+LEAST = 8.0  # seconds; a stage does not start with less time left
+TAIL = 40  # number of last log lines that results.json keeps per stage
+TINY_FACTOR = 10  # factor on the time limits of a CPU
 
 
 def identity(tiny: bool) -> Row:
-    """What results must have in common to stand in one file."""
+    """Device and PyTorch version. All results in one file must have the same."""
     asks = ["import torch", "print(torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU')"]
     for command in (
-        ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],  # a second in place of ten
+        ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],  # faster than importing torch
         [sys.executable, "-c", "; ".join(asks)],
     ):
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
             if name := done.stdout.split("\n")[0].strip():
                 return {"device": name, "torch": importlib.metadata.version("torch"), "tiny": tiny}
-    raise SystemExit("PyTorch does not start here")
+    raise SystemExit("PyTorch cannot be imported on this machine")
 
 
 def launch(part: Part, words: list[str], log: Path, seconds: float, work: Path) -> int | None:
-    """Run a stage once. Returns its exit status (negative: the signal that killed it), or None at its limit."""
+    """Run a stage once. Returns its exit status (negative: the signal that killed it), or None after its time limit."""
     paths = [str(ROOT / "benchmarks"), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
     environment = {
         **os.environ,
@@ -112,7 +112,7 @@ def launch(part: Part, words: list[str], log: Path, seconds: float, work: Path) 
             return None
         finally:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # and those that compile for it
+                os.killpg(process.pid, signal.SIGKILL)  # also ends the processes that compile for the stage
             process.wait()
 
 
@@ -121,14 +121,14 @@ def read(file: Path) -> dict[str, Row]:
 
 
 def bury(rows: dict[str, Row], code: int | None) -> None:
-    """Say of an item that was running when its process ended how it ended."""
+    """Give an item that was running when its process ended the status timeout or killed."""
     for row in rows.values():
         if row["status"] == "running":
             since, most = row.pop("since"), row.pop("most")
             row["seconds"] = round(time.time() - since, 2)
             late = code is None or row["seconds"] >= most - 0.5
             row["status"] = "timeout" if late else "killed"
-            row["error"] = f"the process ended with {code}" if not late else f"not done after {row['seconds']:.0f} s"
+            row["error"] = f"the process ended with {code}" if not late else f"unfinished after {row['seconds']:.0f} s"
 
 
 def status_of(rows: dict[str, Row], code: int | None, tail: list[str]) -> str:
@@ -148,7 +148,7 @@ def status_of(rows: dict[str, Row], code: int | None, tail: list[str]) -> str:
 
 
 def run_part(name: str, part: Part, rows: dict[str, Row], seconds: float, options: argparse.Namespace) -> Row:
-    """Run a stage, again after a process that broke down, until every item was tried or its time is up."""
+    """Run a stage, and repeat it after a crash, until every item was tried or the time is up."""
     file, log, began = options.work / f"{name}.json", options.work / f"{name}.log", time.monotonic()
     write(file, rows)
     words = ["--out", str(file), "--work", str(options.work), *["--tiny"] * options.tiny]
@@ -166,7 +166,7 @@ def run_part(name: str, part: Part, rows: dict[str, Row], seconds: float, option
         ended = code in (0, LEFT, None) or (launches > 1 and waiting >= before)
         if ended or not waiting or seconds - (time.monotonic() - began) < LEAST:
             break
-        say(f"{name}: its process ended with {code}, again for the {waiting} items that were not tried")
+        say(f"{name}: the process ended with {code}; restarting it for the {waiting} remaining items")
     tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
     return {
         "status": status_of(rows, code, tail),
@@ -179,7 +179,7 @@ def run_part(name: str, part: Part, rows: dict[str, Row], seconds: float, option
 
 
 def report(results: Row) -> None:
-    """What came out, a line for each item that has something to say."""
+    """Print one line for each item with a result or an error."""
     for name, stage in results["stages"].items():
         counts: dict[str, int] = {}
         for row in stage["items"].values():
@@ -195,14 +195,14 @@ def main(argv: list[str] | None = None) -> Row:
     parser.add_argument("--budget", type=float, default=520.0, metavar="S", help="seconds in all")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where results.json goes")
     parser.add_argument("--work", type=Path, metavar="DIR", help="logs, datasets and compiled code; default OUT/work")
-    parser.add_argument("--stages", metavar="A,B", default=",".join(PARTS), help="only these")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="a prepared dataset in GPT-2's tokens, instead")
-    parser.add_argument("--hellaswag", type=Path, metavar="FILE", help="hellaswag_val.jsonl; else made-up rows")
-    parser.add_argument("--tiny", action="store_true", help="toy shapes, to try all stages on a CPU")
+    parser.add_argument("--stages", metavar="A,B", default=",".join(PARTS), help="run only these stages")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="a prepared dataset in GPT-2's tokens to use instead")
+    parser.add_argument("--hellaswag", type=Path, metavar="FILE", help="hellaswag_val.jsonl (default: synthetic rows)")
+    parser.add_argument("--tiny", action="store_true", help="toy shapes, to test all stages on a CPU")
     options = parser.parse_args(argv)
     began, wanted = time.monotonic(), options.stages.split(",")
     if unknown := [name for name in wanted if name not in PARTS]:
-        parser.error(f"--stages: there is no {', '.join(unknown)}; stages are {', '.join(PARTS)}")
+        parser.error(f"--stages {','.join(unknown)}: must be among {', '.join(PARTS)}")
     options.out.mkdir(parents=True, exist_ok=True)
     options.work = (options.work or options.out / "work").resolve()
     options.work.mkdir(parents=True, exist_ok=True)
@@ -212,26 +212,26 @@ def main(argv: list[str] | None = None) -> Row:
         json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"identity": who, "calls": [], "stages": {}}
     )
     if results["identity"] != who:
-        parser.error(f"{file} holds results of {results['identity']}, and this is {who}: --out names another folder")
+        parser.error(f"{file} has results of {results['identity']}, but this is {who}: choose another --out")
     results["calls"].append(machine() | {"budget": options.budget, "began": time.strftime("%Y-%m-%d %H:%M:%S")})
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # `launch` then ends what runs
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # `launch` then kills the running stage
 
     spare = 0.0
     for name in (name for name in PARTS if name in wanted):
         before = results["stages"].get(name, {"items": {}})
         if before.get("status") == "done" and not (name == "data" and not (options.data or made(options.work))):
-            say(f"{name}: done before")
+            say(f"{name}: already done")
             continue
         remaining = options.budget - (time.monotonic() - began)
         if remaining < LEAST:
-            say(f"{name}: left for another call, {max(0.0, remaining):.0f} s remain")
+            say(f"{name}: skipped, {max(0.0, remaining):.0f} s remain; repeat the call to run it")
             continue
         limit = PARTS[name].seconds * (TINY_FACTOR if options.tiny else 1) + spare
-        say(f"{name}: {min(limit, remaining):.0f} s at most, {remaining:.0f} s remain")
+        say(f"{name}: limit {min(limit, remaining):.0f} s, {remaining:.0f} s remain")
         rows = {} if name == "data" else before["items"]
         try:
             row = run_part(name, PARTS[name], rows, min(limit, remaining), options)
-        except SystemExit:  # asked to end: what the stage has measured so far is kept
+        except SystemExit:  # SIGTERM: the results of the stage so far are kept
             rows = read(options.work / f"{name}.json")
             bury(rows, -signal.SIGTERM)
             results["stages"][name] = {"status": "killed", "seconds": 0.0, "items": rows}
@@ -248,7 +248,7 @@ def main(argv: list[str] | None = None) -> Row:
 
 
 def made(work: Path) -> bool:
-    """Whether the dataset of the stage `data` is there: results.json may come from another machine than it."""
+    """Whether the dataset of the stage `data` exists. It does not if results.json was copied from another machine."""
     return (work / "data" / "manifest.json").is_file()
 
 

@@ -1,8 +1,8 @@
-"""HellaSwag rows a second: our batches against one row of four padded endings at a time, as build-nanogpt scores them.
+"""HellaSwag rows per second: gptlab's batches against one row of four padded endings at a time, as in build-nanogpt.
 
-Both use the same model, random weights of GPT-2 124M's shape, and GPT-2's tokens of the same rows, spread evenly over
-the file, in turn; their summed losses must agree. `bf16` is autocast, and says little on a processor without bf16
-instructions.
+Both sides take turns with the same model (random weights, GPT-2 124M's shape) and the same rows in GPT-2's tokens,
+evenly spread over the file. Their summed losses must agree. `bf16` means autocast; on a processor without bf16
+instructions its speed is not meaningful.
 
     python benchmarks/hellaswag.py hellaswag_val.jsonl --rows 48
     python benchmarks/hellaswag.py hellaswag_val.jsonl --rows 2000 --device cuda --dtypes fp32 bf16
@@ -33,7 +33,7 @@ Context = Callable[[], AbstractContextManager[object]]
 
 @torch.no_grad()
 def one_row_at_a_time(model: GPT, rows: list[list[torch.Tensor]], device: torch.device, context: Context) -> np.ndarray:
-    """Summed losses (n, 4) of rows of a context and four endings."""
+    """Summed losses (n, 4) of n rows, each a context and four endings."""
     losses = []
     for before, *endings in rows:
         width = len(before) + max(map(len, endings))
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--width", type=int, default=768)
-    parser.add_argument("--micro-batch", type=int, default=4, help="sequences of 1,024 tokens in one pass (default: 4)")
+    parser.add_argument("--micro-batch", type=int, default=4, help="sequences of 1,024 tokens per pass (default: 4)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtypes", nargs="+", choices=["fp32", "bf16"], default=["fp32"])
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -83,14 +83,13 @@ def main() -> None:
             losses = one_row_at_a_time(model, pieces, device, lambda: context(dtype))
         else:
             result = evaluate_hellaswag(model, encoded, device, lambda: context(dtype), args.micro_batch)
-            assert result is not None
             losses = result.losses
         return time.perf_counter() - began, losses
 
     names = [f"{how} {dtype}" for dtype in args.dtypes for how in ("one_row", "gptlab")]
     seconds: dict[str, list[float]] = {name: [] for name in names}
     losses: dict[str, np.ndarray] = {}
-    for i, name in enumerate([*names, *in_turn(names, args.rounds)]):  # the first of each warms up
+    for i, name in enumerate([*names, *in_turn(names, args.rounds)]):  # the first pass of each side warms up
         taken, losses[name] = score(name)
         if i >= len(names):
             seconds[name].append(taken)

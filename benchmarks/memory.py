@@ -1,15 +1,15 @@
-"""Memory of every optimizer and pruner: predicted from what each keeps, and measured as the tensors that are there.
+"""Memory of every optimizer and pruner: predicted from their state, and measured as the storage of all tensors.
 
-A row is a float32 model, its gradients, what its optimizer keeps and what its pruner keeps, when updates have been made
-and every gradient is still there. Predicted are bytes by the count of numbers: a moment is 4 a weight, a packed mask
-1/8. Measured is the storage of the live tensors, each once; on a GPU also what PyTorch's allocator holds, and its peak
-over the last update, which has the temporaries in it. Activations are in neither.
+A row is a float32 model with its gradients and the state of its optimizer and its pruner, after some updates. The
+prediction counts bytes per weight: 4 for a moment, 1/8 for a packed mask. The measurement is the storage of the live
+tensors, each counted once; on a GPU also the memory of PyTorch's allocator and its peak in the last update, which
+includes temporaries. Activations are in neither.
 
     python benchmarks/memory.py                               # GPT-2 124M predicted, a small one and 124M measured
     python benchmarks/memory.py --sizes small --out /tmp/memory.json
     python benchmarks/memory.py --only adamw magnitude
 
-GB are 1e9 bytes. The last rows are ways to store masks of the prunable weights, beside weights alone.
+A GB is 1e9 bytes. The last rows compare ways to store the masks of the prunable weights.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ SHAPES = {
     "gpt2": Model(**PRESETS["gpt2"], vocab_size=50304),
 }
 PREDICTED = "gpt2"
-WHOLE_BELOW, SCALED = 4096, 256  # 8 bits: smaller tensors are kept in full; numbers that share a float32 scale
-UPDATES = 2  # the masks change after the first; the second has masks
-RAMP = 100  # steps of a ramp that is still going on then: movement drops its scores at the end
+WHOLE_BELOW, SCALED = 4096, 256  # 8-bit Adam: smaller tensors stay float32; numbers per float32 scale
+UPDATES = 2  # the masks are made after the first update and used in the second
+RAMP = 100  # steps of the sparsity ramp; longer than UPDATES, as movement drops its scores at the end of the ramp
 
 
 @dataclass
 class Counts:
-    """Numbers in a model."""
+    """Counts of a model's parameters."""
 
     all: int
-    blocks: int  # matrices of the blocks: Muon's, and the prunable weights
-    whole: int  # in tensors that 8-bit moments leave alone
+    blocks: int  # in the matrices of the blocks, which Muon updates and which can be pruned
+    whole: int  # in tensors whose moments 8-bit Adam keeps in float32
     tensors: int
 
 
@@ -81,7 +81,7 @@ def packed(c: Counts) -> float:
 
 ADAMW = {"name": "adamw"}
 PRUNE = {"name": "adamw-prune"}
-# what the row is, settings of `optim` and of `sparsity`, and bytes that the optimizer and the pruner keep
+# name, settings of `optim` and of `sparsity`, bytes of the optimizer's and of the pruner's state
 ROWS: list[tuple[str, dict[str, Any], dict[str, Any], Bytes, Bytes]] = [
     ("adamw", ADAMW, {}, moments(2), moments(0)),
     ("adamw, amsgrad", {**ADAMW, "amsgrad": True}, {}, moments(3), moments(0)),
@@ -97,21 +97,21 @@ ROWS: list[tuple[str, dict[str, Any], dict[str, Any], Bytes, Bytes]] = [
         ADAMW,
         {"method": "movement", "movement": "gradient"},
         moments(2),
-        lambda c: packed(c) + 8 * c.blocks,  # scores, and the weights that masks hide
+        lambda c: packed(c) + 8 * c.blocks,  # scores, and the values of masked weights
     ),
     (
         "adamw + movement, distance",
         ADAMW,
         {"method": "movement", "movement": "distance"},
         moments(2),
-        lambda c: packed(c) + 4 * c.blocks,  # where the weights began
+        lambda c: packed(c) + 4 * c.blocks,  # the initial weights
     ),
     ("adamw + rigl", ADAMW, {"method": "rigl"}, moments(2), packed),
     ("adamw + 2:4", ADAMW, {"method": "2:4"}, moments(2), packed),
     ("adamw-prune + state, bitter0", PRUNE, {"method": "state", "variant": "bitter0"}, moments(2), packed),
     ("adamw-prune + state, bitter1", PRUNE, {"method": "state", "variant": "bitter1"}, moments(2), packed),
 ]
-# what is kept beside the prunable weights, and bytes a weight of it
+# name, bytes per prunable weight, tensors of n weights
 MASKS: list[tuple[str, float, Callable[[int], list[Tensor]]]] = [
     ("float32 masks + scores (2x)", 8, lambda n: [torch.ones(n), torch.zeros(n)]),
     ("float32 masks (1x)", 4, lambda n: [torch.ones(n)]),
@@ -121,12 +121,12 @@ MASKS: list[tuple[str, float, Callable[[int], list[Tensor]]]] = [
 
 
 def stored(tensors: list[Tensor]) -> int:
-    """Bytes of the storages behind these tensors, each once."""
+    """Bytes of the storages of these tensors, each counted once."""
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
 def measure(config: Model, optim: dict[str, Any], sparsity: dict[str, Any], device: torch.device) -> dict[str, float]:
-    """Bytes of a row, after a few updates of one short sequence."""
+    """Measured bytes of a row, after UPDATES updates on one short sequence."""
     gc.collect()
     cuda = device.type == "cuda"
     before = torch.cuda.memory_allocated() if cuda else 0
@@ -177,7 +177,7 @@ def total(parts: dict[str, float]) -> float:
 
 
 def markdown(rows: list[dict[str, Any]], masks: list[dict[str, Any]], sizes: list[str], cuda: bool) -> str:
-    """One table: predicted bytes a parameter and GB of GPT-2 124M, and what was measured over what was predicted."""
+    """The table: predicted bytes per parameter, predicted GB of GPT-2 124M, measured GB, and measured / predicted."""
     head = ["", "optimizer, bytes a parameter", "pruner", "all", f"{PREDICTED} predicted, GB"]
     head += [cell for size in sizes for cell in (f"{size} measured, GB", "measured / predicted")]
     head += [cell for size in sizes for cell in (f"{size} allocated, GB", "peak of an update, GB")] if cuda else []
@@ -208,8 +208,8 @@ def markdown(rows: list[dict[str, Any]], masks: list[dict[str, Any]], sizes: lis
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="*", choices=list(SHAPES), default=list(SHAPES), help="to measure")
-    parser.add_argument("--only", nargs="+", metavar="WORD", help="rows with one of these words in their names")
+    parser.add_argument("--sizes", nargs="*", choices=list(SHAPES), default=list(SHAPES), help="shapes to measure")
+    parser.add_argument("--only", nargs="+", metavar="WORD", help="only rows whose name contains one of these words")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--out", type=Path, default=Path("results/memory.json"), metavar="FILE")
     args = parser.parse_args(argv)

@@ -1,11 +1,11 @@
-"""One run on one process and on several: how far its losses are apart, and how fast it goes.
+"""Training by one process and by several: difference of the losses, and speed.
 
     python benchmarks/parallel.py [--data DIR] [--steps 50] [--processes 2 4] [--pairs 3] [--json FILE]
 
-Exact: the same run of 50 steps (7 sequences a step in micro-batches of 3, clipped) by DDP and FSDP on each number of
-processes: the largest relative difference of any loss, gradient norm or evaluation from the run on one process.
-Speed: `shakespeare-char-cpu`'s shape on as many cores, one process with 2 threads against 2 with one each, taking
-turns; where there are GPUs, one of them against all of them.
+Exactness: the same run of 50 steps (7 sequences per step in micro-batches of 3, clipped) with DDP and FSDP on each
+number of processes; reported is the largest relative difference of losses, gradient norms and evaluations from the run
+with one process. Speed: the shape of `shakespeare-char-cpu` on the same number of cores, one process with 2 threads
+against 2 processes with one thread each, in turns; on a machine with several GPUs, one GPU against all GPUs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ KINDS = ("loss", "grad_norm", "val_loss")
 
 
 def run(recipe: Any, out: Path, processes: int, strategy: str, threads: int) -> dict[str, Any]:
-    """Train in processes of their own; result.json."""
+    """Train in new processes. Returns the content of result.json."""
     file = out.with_suffix(".toml")
     file.write_text(
         recipe.replace({"train.threads": threads, "distributed.strategy": strategy}).to_toml(), encoding="utf-8"
@@ -96,9 +96,7 @@ def speed(data: str, pairs: int, folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument(
-        "--data", default="data/stdlib-byte", help="a dataset of bytes: gptlab prepare stdlib --tokenizer byte"
-    )
+    parser.add_argument("--data", default="data/stdlib-byte", help="made by: gptlab prepare stdlib --tokenizer byte")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--processes", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--pairs", type=int, default=3)

@@ -1,12 +1,12 @@
-"""The peer of `end_to_end.py`: a plain eager PyTorch training script in nanoGPT's way, and nothing of gptlab in it.
+"""The peer of `end_to_end.py`: a plain eager PyTorch training script in the style of nanoGPT, without gptlab.
 
-One file holds it all: a GPT with fused scaled-dot-product attention, cross-entropy over the full logits, a memory map
-opened for every batch, random offsets, AdamW in PyTorch's loop over the parameters (its default on a CPU) with two
-groups, clipping, a warm-up and a cosine, and the loss of 20 random batches of both splits every 250 steps and at the
-end. The defaults are the recipe `shakespeare-char-cpu`. The GELU is nanoGPT's, the exact one; `--gelu tanh` is
-GPT-2's, which takes PyTorch nearly three times as long on a CPU. `end_to_end.py` passes the one that its recipe has.
+A single file with a GPT with fused scaled-dot-product attention, cross-entropy over the full logits, a memory map that
+is opened for every batch, random offsets, AdamW with two groups and PyTorch's loop over the parameters (the default on
+a CPU), clipping, warm-up and cosine decay, and the loss of 20 random batches of each split every 250 steps and at the
+end. The defaults are those of the recipe `shakespeare-char-cpu`. The GELU is exact, as in nanoGPT; `--gelu tanh` is
+GPT-2's, which takes PyTorch nearly three times as long on a CPU. `end_to_end.py` passes the GELU of its recipe.
 
-It reads a folder with train.bin and val.bin, uint16 ids and nothing else. The vocabulary is --vocab-size.
+It reads a folder with train.bin and val.bin, which hold uint16 ids without a header.
 
     python benchmarks/plain_loop.py --data data/shakespeare-char
 """
@@ -86,7 +86,7 @@ class GPT(nn.Module):
 
 
 def get_batch(args, split):
-    ids = np.memmap(args.data / f"{split}.bin", dtype=np.uint16, mode="r")  # anew each time: a long-lived map leaks
+    ids = np.memmap(args.data / f"{split}.bin", dtype=np.uint16, mode="r")  # a long-lived map leaks
     offsets = torch.randint(len(ids) - args.block_size, (args.batch_size,))
     rows = [torch.from_numpy(ids[i : i + args.block_size + 1].astype(np.int64)) for i in offsets]
     batch = torch.stack(rows)  # (B, T + 1)
@@ -139,7 +139,7 @@ def main(args):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(args, step)
         loss = model(x, y)
-        x, y = get_batch(args, "train")  # the next one: on a GPU this hides behind the forward pass
+        x, y = get_batch(args, "train")  # the next batch; on a GPU, the forward pass hides this time
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip)
         optimizer.step()
@@ -169,18 +169,18 @@ def arguments():
     parser.add_argument("--batch-size", type=int, default=12, help="sequences")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--eval-every", type=int, default=250, help="steps")
-    parser.add_argument("--eval-iters", type=int, default=20, help="batches of each split in one evaluation")
+    parser.add_argument("--eval-iters", type=int, default=20, help="batches of each split per evaluation")
     parser.add_argument("--log-every", type=int, default=10, help="steps")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--min-lr", type=float, default=1e-4)
     parser.add_argument("--warmup-steps", type=int, default=100)
-    parser.add_argument("--decay-steps", type=int, default=0, help="0 takes --steps")
+    parser.add_argument("--decay-steps", type=int, default=0, help="0 means --steps")
     parser.add_argument("--beta1", type=float, default=0.9)
     parser.add_argument("--beta2", type=float, default=0.99)
     parser.add_argument("--weight-decay", type=float, default=0.1)
     parser.add_argument("--grad-clip", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=1337)
-    parser.add_argument("--save", type=Path, metavar="FILE", help="for the best model; by default none is saved")
+    parser.add_argument("--save", type=Path, metavar="FILE", help="save the best model here (default: not saved)")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     args.decay_steps = args.decay_steps or args.steps

@@ -1,11 +1,11 @@
-"""Tokens a second of `gptlab prepare` against tiktoken's own `encode_ordinary_batch`.
+"""Tokens per second of `gptlab prepare` against tiktoken's `encode_ordinary_batch`.
 
-The text is cut into documents and written to a jsonl file. tiktoken gets the documents in memory and makes lists of ids
-of them; gptlab reads the file, tokenises, and writes shards, their sha256 and a manifest to disk. Both by turns, with
-each number of threads; the documents, their ids and the vocabulary are the same. CPU seconds are of the whole process,
-so they count what waits for no core; on a busy machine they say more than the clock.
+The text is cut into documents and written to a jsonl file. tiktoken gets the documents in memory and returns lists of
+ids; gptlab reads the file, tokenises it, and writes shards with sha256 and a manifest to disk. Both take turns, for
+each number of threads, with the same documents and the same ids. CPU seconds are those of the whole process; on a busy
+machine they are more reliable than wall time.
 
-    python benchmarks/prepare.py                               # the standard library of the Python that runs it
+    python benchmarks/prepare.py                               # text: the standard library of this Python
     python benchmarks/prepare.py --text novels/ --megabytes 20 --threads 1 2 --rounds 5
     python benchmarks/prepare.py --memory                      # peak memory for 1, 3 and 10 times the documents
 """
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from gptlab.data.corpora import open_corpus
 from gptlab.data.prepare import prepare
 from gptlab.data.shards import Dataset
 from gptlab.data.tokenizers import _gpt2_encoding
+from gptlab.machine import cores
 
 PEAK = """
 import resource, sys
@@ -40,7 +40,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def documents(text: Path | None, characters: int, limit: int) -> Iterator[str]:
-    """Pieces of at most so many characters of a corpus, up to a limit of all of them together."""
+    """Pieces of a corpus of at most `characters` characters, `limit` characters in total."""
     for _, whole in open_corpus("text", text).documents() if text else open_corpus("stdlib").documents():
         for begin in range(0, len(whole), characters):
             if limit <= 0:
@@ -57,14 +57,14 @@ def write_jsonl(path: Path, texts: list[str]) -> None:
 
 
 def timed(work: Callable[[], object]) -> tuple[float, float]:
-    """Seconds of the clock and of the CPU, all threads together."""
+    """Wall seconds, and CPU seconds of all threads."""
     clock, cpu = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - clock, time.process_time() - cpu
 
 
 def memory(texts: list[str], folder: Path, workers: int) -> dict[int, float]:
-    """Peak memory of a process in MiB that prepares a tenth of the documents, three tenths, and all of them."""
+    """Peak memory in MiB of a process that prepares one, three or ten tenths of the documents."""
     peaks = {}
     for tenths in (1, 3, 10):
         write_jsonl(folder / f"{tenths}.jsonl", texts[: len(texts) * tenths // 10])
@@ -76,9 +76,9 @@ def memory(texts: list[str], folder: Path, workers: int) -> dict[int, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, metavar="PATH", help="file or folder (default: the standard library)")
-    parser.add_argument("--megabytes", type=int, default=10, help="of text, about (default: 10)")
-    parser.add_argument("--document", type=int, default=5000, metavar="N", help="characters in a document at most")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, len(os.sched_getaffinity(0))])
+    parser.add_argument("--megabytes", type=int, default=10, help="approximate size of the text (default: 10)")
+    parser.add_argument("--document", type=int, default=5000, metavar="N", help="maximum characters of a document")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, cores()])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--memory", action="store_true", help="measure memory instead of time")
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -96,7 +96,7 @@ def main() -> None:
 
         write_jsonl(folder / "documents.jsonl", texts)
         encoding = _gpt2_encoding()
-        tokens = sum(map(len, encoding.encode_ordinary_batch(texts))) + len(texts)  # and warm up
+        tokens = sum(map(len, encoding.encode_ordinary_batch(texts))) + len(texts)  # also warms up
         threads = sorted(set(args.threads))
         numbers = itertools.count()
 

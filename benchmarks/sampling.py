@@ -1,7 +1,7 @@
-"""Sampling with a cache of keys and values against reading the whole context again for every token.
+"""Generation with a cache of keys and values against computing the whole context again for every token.
 
-`generate` writes --tokens tokens after a short prompt, with random weights of GPT-2 124M's shape, both ways in turn.
-The likeliest token is taken each time, and the ids of both ways must be equal.
+`generate` writes --tokens tokens after a short prompt, with random weights of GPT-2 124M's shape, both ways in turns.
+Decoding is greedy, and both ways must give the same ids.
 
     python benchmarks/sampling.py --rounds 3
     python benchmarks/sampling.py --layers 2 --tokens 32
@@ -34,7 +34,7 @@ def main() -> None:
 
     before = machine()
     model = build_model(Model(n_layer=args.layers, block_size=args.block, vocab_size=50304), init=1)
-    with torch.no_grad():  # a tied head repeats the last token for ever: another embedding makes a text to compare
+    with torch.no_grad():  # a tied head with random weights would repeat one token; shift the embedding to get a text
         model.wte.weight.copy_(model.wte.weight.roll(1, 0) + 0.02 * torch.randn(model.wte.weight.shape))
     prompt = torch.randint(50257, (1, args.prompt), generator=torch.Generator().manual_seed(0))
 

@@ -1,20 +1,20 @@
-"""Past these machines: what 1,000 GPUs, 10^13 tokens and a study of 1,000 runs would meet (docs/scaling.md).
+"""Limits beyond one machine: 1,000 GPUs, 10^13 tokens, and a study of 1,000 runs (docs/scaling.md).
 
-Each part runs the project's own code at that scale where it can be run, or is arithmetic and says so:
+Each part runs gptlab's own code at that scale if possible, or is arithmetic:
 
-    permutation   the order of 10^13 tokens: time, memory, that ranks' rows are disjoint and cover the batch
-    shards        a folder of sparse shards: what opening it reads and takes, and drawing windows from it
-    memory        parameters, checkpoint, hours by the planner (1,000 GPUs: its hours divided)
-    network       arithmetic: gradients and gathers against computation, and what a larger batch wastes
-    agreeing      sockets of processes that train together, and how long they take to agree
-    index         the index of a checkpoint that each process writes a part of
-    failures      checkpoint interval by Young and Daly, against a simulation of failures
-    metrics       metrics.jsonl of a long run: bytes, seconds to read, to cut and to draw
-    startup       files and bytes that a process reads to start; how fast a checkpoint's sha256 is checked
-    study         1,000 runs of made-up numbers: `gptlab study status`, `gptlab study report`
+    permutation   the order of 10^13 tokens: time, memory, and a check that the ranks' rows partition the batch
+    shards        a folder of sparse shards: time and memory of opening it and of drawing windows
+    memory        parameters, checkpoint and hours by the planner (hours on one GPU, divided by 1,000)
+    network       arithmetic: time of gradient exchange and gathers against computation, and cost of a larger batch
+    agreeing      sockets of processes that train together, and time of an all-reduce between them
+    index         the index of a sharded checkpoint
+    failures      the checkpoint interval by Young and Daly, against a simulation of failures
+    metrics       metrics.jsonl of a long run: bytes, seconds to read, to cut and to plot
+    startup       files and bytes that a process reads to start; speed of a checkpoint's sha256
+    study         1,000 runs with synthetic numbers: `gptlab study status` and `gptlab study report`
 
-    python benchmarks/scaling.py                            # all of them, some ten minutes and 2 GB of disk
-    python benchmarks/scaling.py failures --mtbf-hours 14   # of the whole machine
+    python benchmarks/scaling.py                            # all parts: about ten minutes and 2 GB of disk
+    python benchmarks/scaling.py failures --mtbf-hours 14   # mean time between failures of the whole machine
     python benchmarks/scaling.py shards --shards 100000
 """
 
@@ -45,18 +45,19 @@ from gptlab.rundir import RunDir, run_name
 TOKENS, SHARD_TOKENS, BLOCK = 10**13, 10**8, 1024
 # Unexpected interruptions of 16,384 H100s in 54 days (Llama 3 herd of models, 2024, section 3.3.4)
 LLAMA_GPU_HOURS = 16384 * 54 * 24 / 419
-# Restarts by hand and estimated automatic ones of 992 A100s in two months (OPT, Zhang et al. 2022, section 2.5)
+# Manual and estimated automatic restarts of 992 A100s in two months (OPT, Zhang et al. 2022, section 2.5)
 OPT_GPU_HOURS = 992 * 60 * 24 / (35 + 70)
 
-NODE, NIC, NVLINK = 8, 50e9, 450e9  # GPUs a node; bytes a second each way of a GPU's 400 Gbit/s NIC, and of its NVLink
-# Critical batch in tokens at a loss in nats (Kaplan et al. 2020, section 5.1), fitted with other data and optimizers
+# GPUs per node; bytes per second in each direction of a GPU's 400 Gbit/s NIC, and of its NVLink
+NODE, NIC, NVLINK = 8, 50e9, 450e9
+# Critical batch in tokens, from the loss in nats (Kaplan et al. 2020, section 5.1); fitted to other data and optimizers
 CRITICAL_TOKENS, CRITICAL_POWER = 2e8, 1 / 0.21
 
 Table = list[tuple[object, ...]]
 
 
 def seconds(work: Callable[[], Any], repeats: int = 5) -> float:
-    """The least time of a few repetitions: others share the machine."""
+    """The minimum time of a few repetitions, as other processes share the machine."""
     taken = []
     for _ in range(repeats):
         began = time.perf_counter()
@@ -69,12 +70,12 @@ def seconds(work: Callable[[], Any], repeats: int = 5) -> float:
 
 
 def rows_of(rank: int, world: int, rows: int) -> range:
-    """A rank's share of the rows of a global batch: contiguous, and no two ranks' numbers differ by more than one."""
+    """A rank's contiguous share of the rows of a global batch. The sizes of any two ranks differ by at most one."""
     return range(rank * rows // world, (rank + 1) * rows // world)
 
 
 def far_windows(tokens: int = TOKENS, seed: str = "1337/data/0") -> Windows:
-    """The windows of a split that is on no disk: the order asks the shards for their sizes only."""
+    """The windows of a split without files. The order depends only on the sizes of the shards."""
     shard = Shard(Path("train.bin"), "llmc", np.dtype("<u2"), 1024, SHARD_TOKENS)
     return Windows(Tokens([shard] * (tokens // SHARD_TOKENS)), BLOCK, "shuffled", seed)
 
@@ -85,7 +86,7 @@ def permutation(world: int) -> tuple[dict[str, Any], Table]:
     found: dict[str, Any] = {"windows": n}
     rows: Table = [("sequences a step", "all of them, ms", "one rank's, ms", "peak of all, MB", "disjoint and whole")]
     for batch in (512, 4096, 16384):
-        step = n // batch - 1  # its batch ends near the epoch's end
+        step = n // batch - 1  # the last whole batch of the epoch
         first = step * batch
         whole = windows.starts(np.arange(first, first + batch))
         shares = [rows_of(rank, world, batch) for rank in range(world)]
@@ -122,7 +123,7 @@ def permutation(world: int) -> tuple[dict[str, Any], Table]:
 
 
 def make_shards(folder: Path, count: int) -> None:
-    """A dataset of sparse shards: whole headers, sizes as they would be, and nothing in them."""
+    """A dataset of sparse shards: complete headers and full sizes, but no data on disk."""
     folder.mkdir(parents=True)
     header, size = shard_header("llmc", np.dtype("<u2"), SHARD_TOKENS), 2 * SHARD_TOKENS
     entry = {"tokens": SHARD_TOKENS, "max_token": 50256, "sha256": "0" * 64}
@@ -150,7 +151,7 @@ def make_shards(folder: Path, count: int) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
 
 
-# Each of these runs in a process of its own. Its peak is VmHWM: `ru_maxrss` of a new process begins at its parent's.
+# For scripts in new processes. VmHWM is the peak; the `ru_maxrss` of a new process starts at its parent's value.
 PEAK = """
 def peak_mb():
     return next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
@@ -158,7 +159,7 @@ def peak_mb():
 
 
 def measured(script: str, *arguments: object) -> dict[str, Any]:
-    """What a script prints as JSON, in a fresh process."""
+    """Run a script in a new process. Returns the JSON that it prints."""
     line = [sys.executable, "-c", PEAK + script, *map(str, arguments)]
     content: dict[str, Any] = json.loads(subprocess.run(line, capture_output=True, text=True, check=True).stdout)
     return content
@@ -188,7 +189,7 @@ print(json.dumps({"open_s": opened, "open_mb": opened_mb, "check_s": checked,
 def shards(count: int, folder: Path) -> tuple[dict[str, Any], Table]:
     found: dict[str, Any] = {}
     rows: Table = [("shards", "tokens", "manifest, MB", "open, s", "memory, MB", "check, s", "a window, us")]
-    for number in sorted({min(100, count), max(1, count // 10), count}):  # 100 stay open, see MAX_OPEN_SHARDS
+    for number in sorted({min(100, count), max(1, count // 10), count}):  # all 100 stay open, see MAX_OPEN_SHARDS
         data = folder / f"shards-{number}"
         say(f"{number:,} sparse shards")
         make_shards(data, number)
@@ -272,15 +273,15 @@ def memory(gpus: int) -> tuple[dict[str, Any], Table]:
 
 
 def critical_batch(loss: float) -> float:
-    """Tokens in a batch that halve the steps and double the tokens of the most economical run (Kaplan et al. 2020)."""
+    """Tokens in the batch at which a run needs twice its minimum of steps and of tokens (Kaplan et al. 2020)."""
     return CRITICAL_TOKENS / loss**CRITICAL_POWER
 
 
 def exchange_seconds(size: float, passes: float, gpus: int) -> float:
-    """The least time for `passes` times `size` bytes to go through every node and every GPU, without latency.
+    """Lower bound on the time to send `passes` times `size` bytes through every node and every GPU, without latency.
 
-    A ring over all GPUs enters and leaves a node once for each of its NICs, so a node's NICs carry a message together;
-    within the node every GPU receives all of it. An all-reduce is two passes, a gather or a reduce-scatter one.
+    Rings over all GPUs use all NICs of a node, so the NICs share a message; within the node, every GPU receives the
+    whole message. An all-reduce takes two passes, an all-gather or a reduce-scatter one.
     """
     nodes = max(1, gpus // NODE)
     between = size * (nodes - 1) / nodes / (NODE * NIC)
@@ -303,8 +304,9 @@ def network(gpus: int) -> tuple[dict[str, Any], Table]:
     ]
     for name, plan in plans().items():
         rate, size = plan["tokens_per_second"], plan["weights"]
-        # Gradients are summed in float32; FSDP gathers the weights in bf16, forwards and backwards. With a copy spread
-        # over one node, that stays on NVLink, and each GPU's NIC carries the sum of its eighth.
+        # Gradients are reduced in float32; FSDP gathers the weights in bf16, in the forward and the backward pass.
+        # With one copy of the model per node, gathers stay on NVLink, and each NIC all-reduces an eighth of the
+        # gradients.
         inside = exchange_seconds(size / 2, 2, NODE) + exchange_seconds(size, 1, NODE)
         ways = {
             "ddp": exchange_seconds(size, 2, gpus),
@@ -315,7 +317,7 @@ def network(gpus: int) -> tuple[dict[str, Any], Table]:
         found[name] = {"seconds": ways, "critical_tokens": critical, "batches": {}}
         for tokens in (2**19, 2**20, *(n * gpus * BLOCK for n in (1, 2, 4, 8, 16))):
             sequences = tokens / BLOCK / gpus
-            computing = math.ceil(sequences) * BLOCK / rate  # the rank with the most rows
+            computing = math.ceil(sequences) * BLOCK / rate  # of the rank with the most rows
             ideal = sequences * BLOCK / rate
             exchange = ways["ddp"]
             hidden, bare = ideal / max(computing, exchange), ideal / (computing + exchange)
@@ -337,7 +339,7 @@ def network(gpus: int) -> tuple[dict[str, Any], Table]:
     return found, rows
 
 
-# -- processes that agree -------------------------------------------------------------------------------------------
+# -- agreement between processes ------------------------------------------------------------------------------------
 
 AGREE = """
 import json, os, sys, time
@@ -345,7 +347,7 @@ import torch, torch.distributed as dist
 from gptlab.distributed.world import process_group
 size, port = int(sys.argv[1]), sys.argv[2]
 rank = 0
-for other in range(1, size):  # forked after the import, they share its memory
+for other in range(1, size):  # forked after the import, to share its memory
     if os.fork() == 0:
         rank = other
         break
@@ -357,13 +359,13 @@ def sockets():
     for number in os.listdir("/proc/self/fd"):
         try:
             count += os.readlink("/proc/self/fd/" + number).startswith("socket")
-        except OSError:  # the listing's own
+        except OSError:  # the descriptor of the listing itself
             pass
     return count
 with process_group("ddp", torch.device("cpu")) as world:
     world.any(False)
     one = sockets()
-    dist.all_reduce(torch.zeros(1), group=dist.new_group(backend="gloo"))  # as sharded checkpoints have one
+    dist.all_reduce(torch.zeros(1), group=dist.new_group(backend="gloo"))  # sharded checkpoints use such a group
     two = sockets()
     began = time.perf_counter()
     for _ in range(20):
@@ -382,7 +384,7 @@ while True:
 
 
 def agreeing(sizes: Sequence[int] = (2, 4, 8, 16, 32)) -> tuple[dict[str, Any], Table]:
-    """Processes of this machine that agree on whether to stop, as they do before each step."""
+    """Processes on this machine that agree on whether to stop, as in each training step."""
     found = {}
     rows: Table = [("processes", "sockets of each", "with a second group", "to agree, ms")]
     for size in sizes:
@@ -395,7 +397,7 @@ def agreeing(sizes: Sequence[int] = (2, 4, 8, 16, 32)) -> tuple[dict[str, Any], 
 
 
 def index(gpus: int, tensors: int = 580) -> tuple[dict[str, Any], Table]:
-    """The index of a sharded checkpoint, which has an entry for each tensor and process: GPT-2 XL with its moments."""
+    """The index of a sharded checkpoint of GPT-2 XL with moments. It has an entry for each tensor and process."""
     found = {}
     rows: Table = [("spread over", "index, MB", "to read, s")]
     for size in (NODE, gpus):
@@ -420,12 +422,12 @@ def index(gpus: int, tensors: int = 580) -> tuple[dict[str, Any], Table]:
 
 
 def young(stall: float, mtbf: float) -> float:
-    """The interval between checkpoints that wastes least, to first order (Young 1974)."""
+    """The checkpoint interval with the least waste, to first order (Young 1974)."""
     return math.sqrt(2 * stall * mtbf)
 
 
 def daly(stall: float, mtbf: float) -> float:
-    """The same to higher order (Daly 2006, equation 37)."""
+    """The checkpoint interval with the least waste, to higher order (Daly 2006, equation 37)."""
     if stall >= 2 * mtbf:
         return mtbf
     x = stall / (2 * mtbf)
@@ -433,10 +435,10 @@ def daly(stall: float, mtbf: float) -> float:
 
 
 def expected_waste(interval: float, stall: float, write: float, restart: float, mtbf: float) -> float:
-    """Share of the time that is no training that lasts (Daly 2006, equation 20, with the write added).
+    """Share of the time that is lost: not spent on training that a checkpoint keeps (Daly 2006, equation 20).
 
-    A checkpoint that is on the disk only `write` seconds after training went on is worth what one is that a restart
-    of `write` seconds more would begin from. A save waits for the write before it.
+    Background writes are added to the equation: a write of `write` seconds costs as much as a restart that takes
+    `write` seconds longer. A save waits for the previous write.
     """
     cycle = max(interval, write) + stall
     return 1 - interval * math.exp(-(restart + write) / mtbf) / (mtbf * math.expm1(cycle / mtbf))
@@ -445,25 +447,27 @@ def expected_waste(interval: float, stall: float, write: float, restart: float, 
 def simulate(
     interval: float, stall: float, write: float, restart: float, mtbf: float, failures: int, seed: int
 ) -> float:
-    """The same share, by living through failures at exponential times, one checkpoint after the other.
+    """The share of `expected_waste`, by a simulation with exponentially distributed times between failures.
 
     Args:
         interval: seconds of training between checkpoints.
         stall: seconds that training waits for the copy of the tensors.
-        write: seconds more until the copy is on the disk, while training goes on.
-        restart: seconds from a failure to the first step; a failure may come meanwhile.
+        write: further seconds until the copy is on the disk; training continues meanwhile.
+        restart: seconds from a failure to the first step. Failures may happen during a restart.
         mtbf: mean seconds between failures of the whole machine.
+        failures: number of failures to simulate.
+        seed: of the failure times.
     """
     rng = np.random.default_rng(seed)
-    clock = kept = 0.0  # kept: work that is in a checkpoint on the disk
+    clock = kept = 0.0  # kept: seconds of training in the last checkpoint on the disk
     for _ in range(failures):
         life = rng.exponential(mtbf)
         now, work = restart, kept
-        writing: tuple[float, float] | None = None  # when it will be on the disk, and the work in it
+        writing: tuple[float, float] | None = None  # time when the checkpoint is on the disk, and training in it
         while now < life:
             now, work = now + interval, work + interval
             if writing is not None:
-                now = max(now, writing[0])  # `Checkpoints.save` waits for the one before
+                now = max(now, writing[0])  # `Checkpoints.save` waits for the previous write
                 if writing[0] <= life:
                     kept = writing[1]
             now += stall
@@ -475,11 +479,11 @@ def simulate(
 
 
 def failures(gpus: int, mtbf_hours: float | None, events: int) -> tuple[dict[str, Any], Table]:
-    """Two machines' failure rates, and a checkpoint of the 1.5B model in two forms."""
+    """Waste for two published failure rates and two ways to write a checkpoint of the 1.5B model."""
     rates = {"Llama 3": LLAMA_GPU_HOURS / gpus, "OPT": OPT_GPU_HOURS / gpus}
     if mtbf_hours:
         rates = {"given": mtbf_hours}
-    # (stall, write): what they rest on is in docs/scaling.md
+    # (stall, write) in seconds; docs/scaling.md explains the numbers
     forms = {"one rank writes 18.7 GB": (7.5, 31.0), "each of 1,000 its rows": (0.05, 3.0)}
     restart = 600.0
     found: dict[str, Any] = {}
@@ -531,7 +535,7 @@ def failures(gpus: int, mtbf_hours: float | None, events: int) -> tuple[dict[str
 
 
 def metric_lines(steps: int, every: int, eval_every: int, seed: int, rate: float = 1.0) -> list[dict[str, Any]]:
-    """Made-up lines in the form of the training loop's, of a loss that falls as a power of the step."""
+    """Synthetic lines of metrics.jsonl for a loss that falls as a power of the step."""
     rng = np.random.default_rng(seed)
     lines = []
     for step in range(0, steps + 1, every):
@@ -649,7 +653,7 @@ def startup(folder: Path) -> tuple[dict[str, Any], Table]:
 
 
 def make_study(folder: Path, arms: int, seeds: int, steps: int = 10_000) -> None:
-    """A finished study whose runs' numbers are made up: arms differ by some thousandths of a nat."""
+    """A finished study of synthetic runs, whose arms differ by some thousandths of a nat."""
     source = folder / "many.toml"
     folder.mkdir(parents=True)
     text = [
@@ -701,7 +705,7 @@ finally:
 
 
 def cost_of(*arguments: str) -> tuple[float, float]:
-    """Seconds and peak MB of `gptlab` with these arguments."""
+    """Seconds and peak MB of a gptlab command."""
     began = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", PEAK + CALL, *arguments],
@@ -724,7 +728,7 @@ def study(folder: Path, sizes: list[tuple[int, int]]) -> tuple[dict[str, Any], T
         status_s, status_mb = cost_of("study", "status", str(data))
         report_s, report_mb = cost_of("study", "report", str(data), "--out", str(data / "out"))
         page = (data / "out" / "report.html").stat().st_size
-        run_s, _ = cost_of("study", "run", str(data), "--data.path", str(folder))  # all has its result: it only looks
+        run_s, _ = cost_of("study", "run", str(data), "--data.path", str(folder))  # all runs are finished
         found[f"{arms}x{seeds}"] = {
             "bytes": size,
             "status_s": status_s,
@@ -749,7 +753,7 @@ def study(folder: Path, sizes: list[tuple[int, int]]) -> tuple[dict[str, Any], T
     return found, rows
 
 
-# -- all of it ------------------------------------------------------------------------------------------------------
+# -- all parts ------------------------------------------------------------------------------------------------------
 
 PARTS = ("permutation", "shards", "memory", "network", "agreeing", "index", "failures", "metrics", "startup", "study")
 
@@ -759,15 +763,19 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"default: {' '.join(PARTS)}")
     parser.add_argument("--gpus", type=int, default=1000)
     parser.add_argument("--shards", type=int, default=TOKENS // SHARD_TOKENS)
-    parser.add_argument("--mtbf-hours", type=float, help="of the whole machine (default: two published rates)")
-    parser.add_argument("--failures", type=int, default=5000, help="simulated for each line (default: 5000)")
+    parser.add_argument(
+        "--mtbf-hours",
+        type=float,
+        help="of the whole machine (default: two published rates)",
+    )
+    parser.add_argument("--failures", type=int, default=5000, help="simulated failures per row (default: 5000)")
     parser.add_argument("--arms", type=int, default=50)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--work", type=Path, metavar="DIR", help="for the files (default: a temporary folder)")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args(arguments)
     if unknown := set(args.parts) - set(PARTS):
-        parser.error(f"{', '.join(sorted(unknown))}: a part is one of {', '.join(PARTS)}")
+        parser.error(f"{', '.join(sorted(unknown))}: must be among {', '.join(PARTS)}")
 
     found: dict[str, Any] = {"machine": machine(), "gpus": args.gpus}
     with tempfile.TemporaryDirectory(dir=args.work) as name:

@@ -1,14 +1,14 @@
-"""`gptlab train shakespeare-char-fast` against `shakespeare-char-cpu`, whole runs, and what each scores.
+"""`gptlab train shakespeare-char-fast` against `shakespeare-char-cpu`: time and loss of whole runs.
 
-The two take turns on this machine, each a fresh process, and which of them begins alternates; a pair has a seed of
-its own. Measured are the wall_seconds of result.json (all of the training, with its start, evaluations and
-checkpoints) and those of the process (imports, plots and card too). `gptlab eval` then scores every run over the
-whole validation split, in windows of 64 tokens: TARGET is what nanoGPT's README reports of random windows for a CPU.
+The two take turns, each in a new process, in alternating order; every pair has another seed. Measured are wall_seconds
+of result.json (the whole training, with start, evaluations and checkpoints) and the wall seconds of the process (also
+imports, plots and card). `gptlab eval` scores every run on the whole validation split in windows of 64 tokens. TARGET
+is the loss on random windows that nanoGPT's README reports for a CPU.
 
     python benchmarks/shakespeare_fast.py --data data/shakespeare-char --pairs 3
 
---data is a dataset as `gptlab prepare shakespeare --tokenizer char` makes it. It ends with 1 if a fast run misses
-TARGET, has more parameters than the other, or takes more than a quarter of its time in the median.
+`gptlab prepare shakespeare --tokenizer char` makes the dataset. The exit status is 1 if a fast run misses TARGET, has
+more parameters than the other recipe, or takes more than a quarter of its time (median).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from common import machine, ratios, say, show, spread, table, write_json
 
 FAST, CPU = "shakespeare-char-fast", "shakespeare-char-cpu"
 TARGET = 1.8857  # nats a token
-SHARE = 0.25  # of the other recipe's time
+SHARE = 0.25  # largest ratio of the two times
 
 
 def gptlab(*arguments: object) -> float:
-    """Wall seconds of a gptlab process."""
+    """Run a gptlab process. Returns its wall seconds."""
     began = time.perf_counter()
     command = [sys.executable, "-m", "gptlab", *map(str, arguments)]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -96,10 +96,10 @@ def main() -> None:
             ("fast / cpu", "", "", *(show(compared[key]) for key in ("wall", "process", "step_ms")), ""),
         ]
     )
-    print(f"val_loss is of {runs[FAST][0]['tokens']:,} tokens; the target is {TARGET}")
+    print(f"val_loss over {runs[FAST][0]['tokens']:,} tokens; target {TARGET}")
     worst = max(columns[FAST]["val_loss"])
     if worst > TARGET or compared["wall"]["median"] > SHARE or runs[FAST][0]["parameters"] > runs[CPU][0]["parameters"]:
-        sys.exit(f"{FAST} is to reach {TARGET} in {SHARE} of the time with no more parameters, and did not")
+        sys.exit(f"{FAST} did not reach {TARGET} in {SHARE} of the time with at most as many parameters")
 
 
 if __name__ == "__main__":

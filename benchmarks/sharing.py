@@ -1,11 +1,11 @@
-"""Runs that share a CPU: two with all cores each, two with half, and what OpenMP's spinning has to do with it.
+"""Runs that share a CPU: two runs with all cores each, two with half of the cores, and the effect of OpenMP's spinning.
 
     python benchmarks/sharing.py [--rounds 6] [--seconds 1.5] [--realtime] [--json FILE]
 
-A run takes steps of `shakespeare-char-cpu`'s shape, batch 12, for some seconds; steps a second of all runs together are
-counted. The variants take turns. A spin count is libgomp's GOMP_SPINCOUNT: how often a thread looks whether it can go
-on before it gives up its core. --realtime puts a run that is alone above all other processes (SCHED_FIFO, as root), so
-that it is alone on a machine that is not.
+A run makes steps of `shakespeare-char-cpu`'s shape, batch 12, for some seconds. Reported are the steps per second of
+all runs together. The variants take turns. A spin count is libgomp's GOMP_SPINCOUNT: how often a waiting thread checks
+whether it can continue before it releases its core. --realtime gives single runs priority over all other processes
+(SCHED_FIFO, as root), so that load on the machine does not disturb them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ COUNTS = (None, 1000, 5000, 20000)
 
 
 def steps(seconds: float, realtime: bool) -> None:
-    """Say `ready`, wait for a line, take steps, and print how many a second."""
+    """Print `ready`, wait for a line on stdin, make steps, and print the steps per second."""
     import torch
 
     from gptlab.config import Optim, load_recipe
@@ -57,7 +57,7 @@ def steps(seconds: float, realtime: bool) -> None:
 
 
 def together(runs: int, threads: int, count: int | None, seconds: float, realtime: bool) -> float:
-    """Steps a second of so many runs at the same time, in processes of their own."""
+    """Steps per second of `runs` simultaneous processes, summed."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_"))}
     environment["OMP_NUM_THREADS"] = str(threads)
     if count is not None:

@@ -1,7 +1,7 @@
-"""How long the command line takes to answer when nothing is trained, and whether it imports torch on the way.
+"""Start-up time of commands that do not train, and a check that they do not import torch.
 
-Each command is a fresh process; all of them take turns. `python -c pass` is the floor, and `import torch` what a
-careless import would add. The import check reads `python -X importtime`.
+Each command is a new process; the commands take turns. `python -c pass` is the lower bound, and `import torch` shows
+the cost of an unnecessary import. The check reads the output of `python -X importtime`.
 
     python benchmarks/startup.py --rounds 10
 """
@@ -26,12 +26,12 @@ COMMANDS = {
     "import torch": ["-c", "import torch"],
     "import the training loop": ["-c", "import gptlab.training.loop"],
 }
-LIGHT = ("import gptlab", "gptlab --help", "gptlab train --help", "gptlab recipes")  # must do without these:
+LIGHT = ("import gptlab", "gptlab --help", "gptlab train --help", "gptlab recipes")  # must not import HEAVY modules
 HEAVY = ("torch", "transformers", "matplotlib", "numpy", "rich")
 
 
 def imported(command: list[str]) -> dict[str, float]:
-    """Modules a command imports, with the milliseconds each took by itself."""
+    """The modules that a command imports, with the milliseconds of each module alone."""
     done = subprocess.run([sys.executable, "-X", "importtime", *command], capture_output=True, text=True, check=True)
     lines = re.findall(r"import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)", done.stderr)
     return {name: int(own) / 1000 for own, name in lines}
@@ -44,7 +44,7 @@ def main() -> None:
     args = parser.parse_args()
 
     before = machine()
-    for command in COMMANDS.values():  # from the disk into the page cache
+    for command in COMMANDS.values():  # warm up the page cache
         subprocess.run([sys.executable, *command], check=True, capture_output=True)
     seconds: dict[str, list[float]] = {name: [] for name in COMMANDS}
     for round in range(args.rounds):

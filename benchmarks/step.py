@@ -1,16 +1,16 @@
-"""One optimizer step of GPT-2 124M on a CPU: gptlab beside Hugging Face's GPT2LMHeadModel, eager and compiled.
+"""One optimizer step of GPT-2 124M on a CPU: gptlab against Hugging Face's GPT2LMHeadModel, eager and compiled.
 
-A step is forward, loss, backward, clipping and AdamW on random tokens, batch 4 of 256, vocabulary 50304, no dropout,
-SDPA attention on both sides, the same weights in number and shape. Each side steps as its user would: Hugging Face's
-with the loss its `labels` give and torch.optim.AdamW as it comes, gptlab's with its own loss and `make_optimizer`.
+A step is forward, loss, backward, clipping and AdamW on random tokens: 4 sequences of 256 tokens, vocabulary 50304, no
+dropout, SDPA attention, weights of the same shapes on both sides. Each side is used in its usual way: Hugging Face's
+model with the loss from `labels` and the default torch.optim.AdamW, gptlab with its own loss and `make_optimizer`.
 
-Every variant lives in a process of its own, so that its peak memory is its own. The processes take turns, one step
-at a time, while the others sleep; a pause between turns lets OpenMP's threads stop spinning. A round is one step of
-each; every other round goes backwards. Peak memory (VmHWM) is given over the whole life of the process, which has the
-imports and, where there is one, the compilation in it, and over the timed steps alone.
+Every variant has its own process, so that its peak memory can be measured. The processes take turns, one step at a
+time, while the others sleep; a pause between turns lets OpenMP's threads stop spinning. A round is one step of each
+variant, in alternating order. Peak memory (VmHWM) is given for the whole process, including imports and compilation,
+and for the timed steps alone.
 
-bf16 is measured where the processor multiplies it (avx512_bf16 or amx_bf16). Elsewhere PyTorch emulates it, many times
-slower than float32, and the variant is left out unless --only names it.
+bf16 is measured if the processor has bf16 instructions (avx512_bf16 or amx_bf16). PyTorch otherwise emulates bf16, many
+times slower than float32, and the variant is skipped unless --only names it.
 
     python benchmarks/step.py --rounds 10
     python benchmarks/step.py --rounds 3 --layers 2 --only hf_eager_fp32 gptlab_fp32
@@ -21,14 +21,18 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from common import machine, ratios, say, show, spread, table, write_json
+from common import hf_gpt2, machine, ratios, say, show, spread, table, write_json
+
+if TYPE_CHECKING:
+    import torch
 
 VARIANTS = ("hf_eager_fp32", "hf_compiled_fp32", "gptlab_fp32", "gptlab_compiled_fp32", "gptlab_bf16_compiled")
-COMPARISONS = (  # of step times: above 1, the second is faster
+COMPARISONS = (  # ratios of step times; above 1, the second variant is faster
     ("hf_compiled_fp32", "gptlab_fp32"),
     ("hf_compiled_fp32", "gptlab_compiled_fp32"),
     ("hf_eager_fp32", "gptlab_fp32"),
@@ -38,18 +42,29 @@ COMPARISONS = (  # of step times: above 1, the second is faster
 
 
 def peak_mb() -> float:
-    """The most memory this process held since its start, or since `forget_peak`, in MB (1e6 bytes)."""
+    """Peak memory of this process since its start or since `forget_peak`, in MB (1e6 bytes)."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e6
 
 
 def forget_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # proc(5): resets VmHWM to what is resident now
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets VmHWM to the current memory, see proc(5)
 
 
 def make_step(variant: str, args: argparse.Namespace) -> Any:
-    """A function that does one step of a variant and gives its mean loss."""
+    """A function that makes one step of a variant and returns the mean loss."""
     import torch
+
+    def step_of(model: Any, optimizer: torch.optim.Optimizer, loss_of: Callable[[], torch.Tensor]) -> Any:
+        def step() -> float:
+            loss = loss_of()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            return loss.item()
+
+        return step
 
     shape = {"n_layer": args.layers, "n_head": 12, "n_embd": 768}
     generator = torch.Generator().manual_seed(0)
@@ -57,34 +72,11 @@ def make_step(variant: str, args: argparse.Namespace) -> Any:
     x, y = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()  # (B, T) each
 
     if variant.startswith("hf"):
-        from transformers import GPT2Config, GPT2LMHeadModel
-
-        config = GPT2Config(
-            vocab_size=args.vocab,
-            n_positions=args.block,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            use_cache=False,
-            attn_implementation="sdpa",
-            bos_token_id=0,
-            eos_token_id=0,
-            **shape,
-        )
         torch.manual_seed(0)
-        hf = GPT2LMHeadModel(config).train()
+        hf = hf_gpt2(n_positions=args.block, vocab_size=args.vocab, **shape)
         adamw = torch.optim.AdamW(hf.parameters(), lr=6e-4, weight_decay=0.1)
         call = torch.compile(hf) if "compiled" in variant else hf
-
-        def hf_step() -> float:
-            loss = call(input_ids=x, labels=x).loss  # labels are shifted inside
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(hf.parameters(), 1.0)
-            adamw.step()
-            adamw.zero_grad(set_to_none=True)
-            return loss.item()
-
-        return hf_step
+        return step_of(hf, adamw, lambda: call(input_ids=x, labels=x).loss)  # the model shifts the labels
 
     from gptlab.config import Model, Optim, Precision
     from gptlab.model.gpt import build_model
@@ -98,20 +90,15 @@ def make_step(variant: str, args: argparse.Namespace) -> Any:
     if "compiled" in variant:
         model.compile(dynamic=False)
 
-    def gptlab_step() -> float:
+    def loss_of() -> torch.Tensor:
         with regime.context(device):
-            loss = model(x, y) / y.numel()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss.item()
+            return model(x, y) / y.numel()
 
-    return gptlab_step
+    return step_of(model, optimizer, loss_of)
 
 
 def worker(variant: str, args: argparse.Namespace, pipe: Connection) -> None:
-    """Warm up, then step whenever the parent says so."""
+    """Warm up, then make a step for each message from the parent process."""
     import torch
 
     if args.threads:
@@ -143,7 +130,7 @@ def worker(variant: str, args: argparse.Namespace, pipe: Connection) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--warmup", type=int, default=2, help="steps before the first round; the first one compiles")
+    parser.add_argument("--warmup", type=int, default=2, help="steps before the first round; the first step compiles")
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--block", type=int, default=256, help="tokens in a sequence")
     parser.add_argument("--batch", type=int, default=4, help="sequences")
@@ -159,10 +146,10 @@ def main() -> None:
     if args.only is None:
         args.only = [variant for variant in VARIANTS if multiplies_bf16 or "bf16" not in variant]
     if not multiplies_bf16:
-        say(f"{before['cpu']} has no bf16 instructions: only {', '.join(before['instructions'])}")
+        say(f"{before['cpu']} has no bf16 instructions, only {', '.join(before['instructions'])}")
     context = multiprocessing.get_context("spawn")
     workers = {}
-    for variant in args.only:  # one after another: compiling and warming up are not to disturb each other
+    for variant in args.only:  # one after the other, so that compiling and warming up do not disturb each other
         pipe, theirs = context.Pipe()
         process = context.Process(target=worker, args=(variant, args, theirs), daemon=True)
         process.start()

@@ -1,4 +1,4 @@
-"""`gptlab bench inference`: it generates what `generate` does, its numbers follow from its times, and it ends well."""
+"""`gptlab bench inference`: the same ids as `generate`, numbers that follow from the times, and its errors."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ threads = 1
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A recipe's file; it has no prepared data."""
+    """A recipe without prepared data."""
     file = tmp_path_factory.mktemp("recipes") / "tiny.toml"
     file.write_text(TINY, encoding="utf-8")
     return str(file)
 
 
 def lively(regime: Regime, config: Model = SHAPE) -> GPT:
-    """Weights so large that the next token depends on many before it, and not on the last alone."""
+    """A model with large weights, whose next token depends on many previous tokens."""
     model = build_model(config, init=1, on_meta=lambda m: apply_regime(m, regime)).eval()
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -76,13 +76,13 @@ def test_the_tokens_are_those_of_greedy_generation(precision: dict[str, str], co
     with regime.context(CPU):
         expected = torch.stack(list(generate(model, prompt, 20, temperature=0.0)), dim=1)
     assert ids.tolist() == expected.tolist()
-    assert len(set(ids[0].tolist())) > 5  # not one token over and over, which any cache would give
+    assert len(set(ids[0].tolist())) > 5  # not one repeated token, which even a broken cache would give
     assert ids[0].tolist() != ids[1].tolist()
     assert len(seconds) == 20 and min(seconds) > 0
 
 
 class Casts(TorchDispatchMode):
-    """Numbers of elements of the tensors that are cast, token by token."""
+    """Records the sizes of the tensors that are cast, for each token."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,9 +105,9 @@ def test_autocast_casts_the_weights_once_and_never_the_cache(tiny: str) -> None:
     with Casts() as casts:
         generate_timed(model, regime, torch.randint(50, (2, 8)), 6)
     prefill, *decode = casts.tokens
-    activations = {2 * 8 * 32, 2 * 32}  # (B, T, C), and the last of T for the head
+    activations = {2 * 8 * 32, 2 * 32}  # (B, T, C), and the last token for the head
     assert sorted(n for n in prefill if n not in activations and n >= 32 * 32) == matrices
-    assert max(itertools.chain(*decode)) == 2 * 32  # (B, C): no matrix, and no keys (2, 2, 9, 16) of what came before
+    assert max(itertools.chain(*decode)) == 2 * 32  # (B, C): neither a matrix nor the cached keys (2, 2, 9, 16)
 
 
 @pytest.mark.parametrize("name", ["fp32", "amp_bf16", "amp_fp16", "bf16_pure", "fp16_pure"])
@@ -130,7 +130,7 @@ def test_the_cache_has_the_dtype_of_the_keys(name: str, parts: dict[str, str], m
 
 
 def test_rates_and_latencies_follow_from_the_clock(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Two cells, 4 generations each; generations 0 and 1 warm up; the order turns: a b, b a, a b, b a.
+    # Two cells, 4 generations each, in the order a b, b a, a b, b a. The first generation of each warms up.
     prefills = {"a": [2.0, 4.0, 9.0], "b": [1.0, 3.0, 2.0]}
     steps = {"a": [[0.5, 0.5], [0.25, 0.75], [1.0, 3.0]], "b": [[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]]}
     generations = [(100.0, [100.0, 100.0])] * 2  # a and b warm up
@@ -140,7 +140,7 @@ def test_rates_and_latencies_follow_from_the_clock(tiny: str, monkeypatch: pytes
     monkeypatch.setattr("time.perf_counter", lambda: next(ticks))
     report = bench_inference(tiny, {}, ["fp32"], [2, 3], prompt_tokens=10, new_tokens=3, repeats=3)
     a, b = report["rows"]
-    assert next(ticks, None) is None  # every tick was taken
+    assert next(ticks, None) is None  # all ticks were used
     assert (a["batch_size"], b["batch_size"]) == (2, 3)
     assert a["prefill_tokens_per_second"] == pytest.approx(2 * 10 * 3 / 15)  # 20 tokens thrice in 2 + 4 + 9 s
     assert b["prefill_tokens_per_second"] == pytest.approx(3 * 10 * 3 / 6)
@@ -156,7 +156,7 @@ def test_bytes_are_those_of_the_tensors(tiny: str, monkeypatch: pytest.MonkeyPat
     init = KVCache.__init__
     monkeypatch.setattr(KVCache, "__init__", lambda self, *given: (init(self, *given), caches.append(self))[0])
     report = bench_inference(tiny, {"model.position": "rope"}, ["fp32", "amp_bf16", "bf16_pure"], [3], 4, 2, repeats=1)
-    sizes = [cache.keys.nbytes + cache.values.nbytes for cache in caches[:3]]  # of the warm-up, in the rows' order
+    sizes = [cache.keys.nbytes + cache.values.nbytes for cache in caches[:3]]  # of the warm-up
     assert [row["cache_gb"] * 1e9 for row in report["rows"]] == pytest.approx(sizes)
     assert sizes[0] == 2 * sizes[1] == 2 * sizes[2]
     tables = 2 * 32 * 8 * 4  # cos and sin, float32 in every regime
@@ -178,7 +178,7 @@ def test_cells_take_turns_where_there_is_memory_for_all_models(
     monkeypatch.setattr(inference, "fit_together", lambda *_: together)
     monkeypatch.setattr(inference, "generate_timed", watched)
     report = bench_inference(tiny, {}, ["fp32", "amp_bf16"], [1], 4, 2, repeats=2)
-    one, other = ("fp32", "highest", False), ("amp_bf16", "high", False)  # TF32 beside autocast, and not in fp32's turn
+    one, other = ("fp32", "highest", False), ("amp_bf16", "high", False)  # TF32 for amp_bf16, but not for fp32
     assert turns == ([one, other, other, one, one, other] if together else [one] * 3 + [other] * 3)
     assert report["interleaved"] is together
     assert [row["status"] for row in report["rows"]] == ["completed"] * 2
@@ -263,14 +263,14 @@ def test_any_other_error_is_raised(error: Exception) -> None:
 
 def test_a_run_is_measured_with_its_own_weights(dataset: Path, tmp_path: Path) -> None:
     gptlab.train(tiny_recipe(dataset, train__max_steps=1), tmp_path / "run", quiet=True)
-    recipe, fill = open_model(str(tmp_path / "run"), {"train.device": "cpu"})
+    recipe, init = open_model(str(tmp_path / "run"), {"train.device": "cpu"})
     trained = gptlab.load_run(tmp_path / "run", device="cpu")
     assert recipe.model == trained.recipe.model  # vocab_size is resolved in it
-    for ours, theirs in zip(build_model(recipe.model, init=fill).parameters(), trained.model.parameters(), strict=True):
+    for ours, theirs in zip(build_model(recipe.model, init=init).parameters(), trained.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     report = bench_inference(str(tmp_path / "run"), {"train.device": "cpu"}, ["bf16_pure"], [1], 4, 2, repeats=1)
     assert report["rows"][0]["status"] == "completed"
-    with pytest.raises(UserError, match=r"model.n_layer: the weights of .* have a shape already"):
+    with pytest.raises(UserError, match=r"model.n_layer: cannot change the shape of the trained model"):
         open_model(str(tmp_path / "run"), {"model.n_layer": 3})
 
 
@@ -298,13 +298,13 @@ def test_the_number_of_token_ids_needs_no_dataset_where_the_name_says_it(
 def test_the_characters_of_a_prepared_dataset_are_counted(tiny: str, dataset: Path) -> None:
     characters = json.loads((dataset / "tokenizer.json").read_text(encoding="utf-8"))["characters"]
     recipe, _ = open_model(tiny, {"data.tokenizer": "char", "data.path": str(dataset)})
-    assert recipe.model.vocab_size == len(characters) + 1  # and end-of-text
+    assert recipe.model.vocab_size == len(characters) + 1  # plus end-of-text
 
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["smoke-cls"], "smoke-cls is a classifier's: it writes no text"),
+        (["smoke-cls"], "smoke-cls is a classifier"),
         (["nothing"], "no recipe 'nothing'"),
         (["TINY", "--regimes", "fp33"], "regimes = fp33: must be one of fp32, tf32, "),
         (["TINY", "--batch-sizes", "1", "0"], "batch_sizes = 0: must be at least 1"),

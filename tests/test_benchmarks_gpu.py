@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py: stages that end in every way, going on, the time that is left; and all stages, on a CPU."""
+"""benchmarks/gpu.py: stages that end in different ways, repeated calls, time limits; all stages on a CPU."""
 
 import importlib
 import json
@@ -63,7 +63,7 @@ FAKES = {
 
 @pytest.fixture
 def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The script, with stages of ours in place of its own."""
+    """The script with fake stages."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     script = importlib.import_module("gpu")
     for name, body in FAKES.items():
@@ -101,7 +101,7 @@ def test_a_stage_ends_in_any_way_and_the_next_one_starts(gpu: ModuleType, tmp_pa
     assert statuses(stages["raises"]) == ["failed", "done"]
     assert stages["raises"]["items"]["a"]["error"] == "ValueError: a fault"
     assert statuses(stages["memory"]) == ["out_of_memory", "done"]
-    # a process that ends is followed by one that does what was not tried
+    # after a process has ended, a new process measures the remaining items
     assert statuses(stages["hangs"]) == ["done", "timeout", "done"] and stages["hangs"]["launches"] == 2
     assert stages["hangs"]["items"]["b"]["so_far"] == 3
     assert any("in wait" in line for line in stages["hangs"]["tail"]), "where it hung"
@@ -131,7 +131,7 @@ def test_a_stage_at_its_limit_is_ended_with_all_that_it_started(
         patch.setattr(gpu.subprocess, "Popen", Noted)
         stages = call(gpu, tmp_path, "hangs_whole", "--budget", "4")["stages"]
     assert stages["hangs_whole"]["status"] == "timeout" and stages["hangs_whole"]["exit"] is None
-    patience = time.monotonic() + 300  # a killed process is there until its parent waits for it
+    patience = time.monotonic() + 300  # a killed process exists until its parent waits for it
     while there := [p.name() for p in psutil.process_iter() if in_session(p, started)]:
         assert time.monotonic() < patience, there
         time.sleep(0.05)
@@ -166,10 +166,10 @@ def test_results_of_another_device_are_not_mixed_in(
     monkeypatch.setattr(gpu, "identity", lambda tiny: {"device": "another", "tiny": tiny})
     with pytest.raises(SystemExit) as exit:
         call(gpu, tmp_path, "good")
-    assert exit.value.code == 2 and "--out names another folder" in capsys.readouterr().err
+    assert exit.value.code == 2 and "choose another --out" in capsys.readouterr().err
     with pytest.raises(SystemExit) as exit:
         call(gpu, tmp_path, "good,bad")
-    assert exit.value.code == 2 and "there is no bad" in capsys.readouterr().err
+    assert exit.value.code == 2 and "--stages bad: must be among" in capsys.readouterr().err
 
 
 # -- the stages' own rules ------------------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ def test_a_kernel_s_name_tells_its_class(gpu: ModuleType, name: str, kind: str) 
 
 def test_what_is_right_passes_the_optimizers_check(gpu: ModuleType) -> None:
     script = importlib.import_module("gpu_stages.optimizers")
-    n = 2 * 12 * 64 * 64  # the blocks' matrices
+    n = 2 * 12 * 64 * 64  # weights in the matrices of the blocks
     masked = {"2:4": n // 2, "rigl": n // 2, "adamw-prune bitter0": None, "muon": None, "adamw-spam seed": None}
     for name, count in masked.items():
         row = script.check(CPU, name)
@@ -218,7 +218,7 @@ def test_a_wrong_optimizer_and_wrong_masks_are_found(gpu: ModuleType, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr(script, "make_optimizer", wrong)
-        assert "off float64's" in script.check(CPU, "adamw")["problems"][0]
+        assert "differ from float64's" in script.check(CPU, "adamw")["problems"][0]
 
     class Lazy(script.Pruner):  # type: ignore[name-defined,misc]
         def after_update(self, step: int) -> None:
@@ -228,13 +228,13 @@ def test_a_wrong_optimizer_and_wrong_masks_are_found(gpu: ModuleType, monkeypatc
     monkeypatch.setattr(script, "Pruner", Lazy)
     problems = script.check(CPU, "magnitude")["problems"]
     assert any("0 weights are masked, not" in problem for problem in problems)
-    assert any("of the masks are not float64's" in problem for problem in problems)
+    assert any("of the masks differ from float64's" in problem for problem in problems)
 
 
 # -- all of it ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow  # every stage, in minutes
+@pytest.mark.slow  # minutes
 def test_all_stages_run_on_a_cpu(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--tiny", "--budget", "3000", "--out", str(tmp_path)]
     environment = {key: value for key, value in os.environ.items() if key != "GPTLAB_CUDA_TESTS"}
@@ -286,4 +286,4 @@ def test_all_stages_run_on_a_cpu(tmp_path: Path) -> None:
     assert size["memory"]["dense"] == size["memory"]["masked"] and set(size["prefill"]["2 x 64"]) == {"dense", "masked"}
     curve = items["train"]["curve"]
     assert curve["loss"][-1][1] < curve["loss"][0][1] and len(curve["val_loss"]) >= 10
-    assert results()["stages"] == stages  # times and all: nothing ran again
+    assert results()["stages"] == stages  # including times: nothing ran again

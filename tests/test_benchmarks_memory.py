@@ -36,11 +36,11 @@ def test_every_row_is_measured_as_predicted(
     rows = memory.main(["--sizes", "small", "--only", *words, "--device", "cpu", "--out", str(out)])["rows"]
     assert len(rows) == (len(memory.ROWS) if words == [""] else 7)
     for row in rows:
-        if "small" not in row["measured"]:  # no library for 8 bits
+        if "small" not in row["measured"]:  # the 8-bit library is missing
             assert row["name"] == "adamw_8bit" and row["reason"]
             continue
         got, said = row["measured"]["small"], row["predicted"]["small"]
-        for part in memory.PARTS:  # beside it: steps, norms and tables of kilobytes
+        for part in memory.PARTS:  # plus kilobytes for steps, norms and tables
             assert said[part] <= got[part] <= said[part] + 5000, (row["name"], part)
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 2 + len(rows) + 4 and len({line.count("|") for line in printed}) == 1

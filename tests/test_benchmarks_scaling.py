@@ -1,4 +1,4 @@
-"""benchmarks/scaling.py: the simulation of failures against closed forms, the order of 10^13 tokens, made-up runs."""
+"""benchmarks/scaling.py: simulated failures against closed forms, the order of 10^13 tokens, synthetic runs."""
 
 import importlib
 import json
@@ -35,11 +35,11 @@ def script() -> ModuleType:
 
 
 def test_waste_is_as_worked_out_by_hand(script: ModuleType) -> None:
-    # Without a restart or a write, and with cycles far shorter than the MTBF: stall / cycle, and half a cycle a failure
+    # Without restart and write, and with cycles far shorter than the MTBF: stall / cycle, and half a cycle per failure
     assert script.expected_waste(100, 1, 0, 0, 1e6) == pytest.approx(1 / 101 + 50.5 / 1e6, rel=2e-2)
-    # A cycle of ln 2 MTBFs survives every other time: interval / (M (2 - 1)) is what lasts
+    # A cycle of ln 2 MTBFs succeeds every other time: the share interval / (M (2 - 1)) is kept
     assert script.expected_waste(math.log(2) * 1000, 0, 0, 0, 1000) == pytest.approx(1 - math.log(2))
-    # A restart of ln 2 MTBFs is survived every other time
+    # A restart of ln 2 MTBFs succeeds every other time
     assert script.expected_waste(1e-3, 0, 0, math.log(2), 1.0) == pytest.approx(0.5, abs=1e-3)
 
 
@@ -52,13 +52,13 @@ def test_simulated_failures_cost_what_the_formula_says(
     interval = share * script.daly(stall, mtbf)
     expected = script.expected_waste(interval, stall, write, restart, mtbf)
     simulated = script.simulate(interval, stall, write, restart, mtbf, n, seed=7)
-    lost = expected - stall / (interval + stall)  # what failures cost; its spread over n of them is that of their mean
+    lost = expected - stall / (interval + stall)  # the cost of failures; its standard error falls as sqrt(n)
     assert simulated == pytest.approx(expected, abs=5 * lost / math.sqrt(n))
 
 
 def test_a_write_longer_than_the_interval_holds_up_the_next_checkpoint(script: ModuleType) -> None:
     given = {"stall": 10, "write": 300, "restart": 0, "mtbf": 4 * HOUR}
-    assert script.expected_waste(interval=100, **given) > 2 / 3  # two of three seconds are waited for
+    assert script.expected_waste(interval=100, **given) > 2 / 3  # two of three seconds are spent waiting
     simulated = script.simulate(interval=100, **given, failures=4000, seed=3)
     assert simulated == pytest.approx(script.expected_waste(interval=100, **given), abs=0.01)
 
@@ -112,9 +112,9 @@ def test_ranks_cover_a_batch_of_ten_trillion_tokens_without_overlap(
 
 
 def test_exchanges_take_what_a_ring_takes(script: ModuleType) -> None:
-    # 125 nodes: an all-reduce of 1 GB goes twice through the 400 GB/s of every node's eight NICs
+    # 125 nodes: an all-reduce sends 1 GB twice through the eight NICs of every node, 400 GB/s together
     assert script.exchange_seconds(1e9, 2, 1000) == pytest.approx(2 * 1e9 * 124 / 125 / 400e9)
-    assert script.exchange_seconds(1e9, 2, 8) == pytest.approx(2e9 / 450e9)  # one node: NVLink alone
+    assert script.exchange_seconds(1e9, 2, 8) == pytest.approx(2e9 / 450e9)  # one node uses NVLink only
     assert script.critical_batch(1.0) == 2e8 and script.critical_batch(3.0) == pytest.approx(1.07e6, rel=0.01)
 
 
@@ -126,7 +126,7 @@ def test_sparse_shards_are_a_dataset(script: ModuleType, tmp_path: Path) -> None
     data = Dataset(tmp_path / "data")
     assert len(data.train) == 3 * 10**8 and data.max_token()[0] == 50256
     used = sum(file.stat().st_blocks * 512 for file in (tmp_path / "data").iterdir())
-    assert used < 10**6  # of 800 MB that they seem to be
+    assert used < 10**6  # of apparently 800 MB
 
 
 def test_a_made_up_study_is_read_without_complaint(script: ModuleType, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_made_up_study_is_read_without_complaint(script: ModuleType, tmp_path:
     assert all(run.status == "completed" and len(run.curves["loss"][0]) == 50 for run in read.runs.values())
 
 
-@pytest.mark.slow  # a run is trained, if of one step
+@pytest.mark.slow  # trains a run of one step
 def test_made_up_lines_have_the_keys_of_a_run_that_was_trained(
     script: ModuleType, dataset: Path, tmp_path: Path
 ) -> None:

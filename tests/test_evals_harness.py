@@ -1,4 +1,4 @@
-"""Perplexities and lm-eval: against loops over plain logits, and against lm-eval's `hf` model on the export."""
+"""Perplexities and lm-eval: compared with loops over plain logits, and with lm-eval's `hf` model."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ WORDS = [
 
 
 def make(vocab_size: int, **changes: Any) -> GPT:
-    """A model off its initial weights, so that it has opinions."""
+    """A model with noise on every weight, so that its predictions are not uniform."""
     config = Model(n_layer=2, n_head=2, n_embd=32, block_size=BLOCK, vocab_size=vocab_size)
     model = build_model(config.model_copy(update=changes), init=3)
     generator = torch.Generator().manual_seed(7)
@@ -98,7 +98,7 @@ short_ids = st.lists(st.integers(0, 255), min_size=1, max_size=12)
     st.sampled_from([{}, MODERN]),
 )
 def test_rows_that_share_a_context_are_as_likely_as_alone(forks, micro_batch, parts):
-    """Whatever the contexts and however many continuations: each pair alone, by the model's own forward pass."""
+    """Batched log-likelihoods equal those of each pair alone by the model's forward pass."""
     model = make(257, block_size=12, **parts)
     pairs = [(context, new) for context, continuations in forks for new in continuations]
     measured = likelihoods(model, lay_out(pairs, 12), CPU, contextlib.nullcontext, micro_batch)
@@ -117,7 +117,7 @@ def test_rolling_windows_predict_each_token_once():
     tokenizer = type("Tens", (), {"eot": 99, "encode": lambda self, text: tokens})()
     windows = [([99], [0, 1, 2, 3]), ([0, 1, 2, 3], [4, 5, 6, 7]), ([4, 5, 6, 7], [8, 9])]
     assert rolling_pairs(tokenizer, "", 4) == windows
-    laid = lay_out(windows, 4)  # the last window reaches back as far as it can: 5 + 6 + 7, and 8 to predict 9
+    laid = lay_out(windows, 4)  # the last window is extended to the left: 5 + 6 + 7, and 8 to predict 9
     assert laid.tokens.tolist() == [99, 0, 1, 2, 3, 4, 5, 6, 5, 6, 7, 8]
     assert laid.lengths.tolist() == [4, 4, 2]
     assert laid.targets.tolist() == tokens
@@ -165,10 +165,10 @@ def test_wikitext_against_a_loop(tmp_path):
     loss = 0.0
     for page in pages:
         tokens = [256, *detokenize(page).encode()]
-        for i in range(1, len(tokens)):  # window k predicts BLOCK tokens from 1 + k BLOCK on; the last one is longer
+        for i in range(1, len(tokens)):  # window k predicts BLOCK tokens from 1 + k BLOCK; the last has more context
             first = (i - 1) // BLOCK * BLOCK
             begin = min(first, max(0, len(tokens) - 1 - BLOCK)) if len(tokens) - 1 - first < BLOCK else first
-            begin = max(begin, 1) if first else begin  # end-of-text is seen by the first window only
+            begin = max(begin, 1) if first else begin  # only the first window has the end-of-text
             with torch.no_grad():
                 loss -= model(torch.tensor([tokens[begin:i]]))[0, -1].log_softmax(dim=0)[tokens[i]].item()
     n_words = sum(len(re.split(r"\s+", page)) for page in pages)
@@ -231,7 +231,7 @@ def test_lambada_counts_a_word_that_is_greedy_throughout():
         model.wte.weight.zero_()
         model.wte.weight[ord("a"), 0] = 5.0
     scores = lambada_perplexity(model, BYTES, ["b aa", "a b", "c ab"], *HOW)
-    assert scores["lambada_acc"] == 0.0  # of the space before
+    assert scores["lambada_acc"] == 0.0  # the model misses the space before the word
     with torch.no_grad():
         model.wte.weight[ord(" "), 0] = 6.0
     assert lambada_perplexity(model, BYTES, ["b  "], *HOW)["lambada_acc"] == 1.0
@@ -241,12 +241,12 @@ def test_lambada_counts_a_word_that_is_greedy_throughout():
     ("content", "says"),
     [
         ("", "has no passages"),
-        ('{"text": "a b"}\n{"txt": 1}', "line 2 is not a passage"),
-        ('{"text": 3}', "line 1 is not a passage"),
-        ("[1]", "line 1 is not a passage"),
-        ("nothing", "line 1 is not a passage"),
-        ('{"text": "one"}', "a passage has a last word and words before it"),
-        ('{"text": "one "}', "a passage has a last word and words before it"),
+        ('{"text": "a b"}\n{"txt": 1}', "line 2: expected a passage"),
+        ('{"text": 3}', "line 1: expected a passage"),
+        ("[1]", "line 1: expected a passage"),
+        ("nothing", "line 1: expected a passage"),
+        ('{"text": "one"}', "line 1: a passage needs at least two words"),
+        ('{"text": "one "}', "line 1: a passage needs at least two words"),
     ],
 )
 def test_files_that_are_not_lambada(tmp_path, content, says):
@@ -286,7 +286,7 @@ def a_run(model: GPT, tokenizer: Any, folder: Path, **changes: Any) -> Run:
 
 @pytest.fixture(scope="module", params=["modern", pytest.param("classic", marks=pytest.mark.slow)])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Any]:
-    """A run, and lm-eval's own model on its export: a Llama form with 400 ids, or GPT-2's own form and tokenizer."""
+    """A run, and lm-eval's own model on its export: a Llama with 400 ids, or a GPT-2 with GPT-2's tokenizer."""
     pytest.importorskip("lm_eval")
     pytest.importorskip("accelerate", reason="lm-eval's `hf` model needs it")
     from lm_eval.models.huggingface import HFLM
@@ -321,10 +321,10 @@ def test_log_likelihoods_are_those_of_the_hf_model(pair):
         ("The man ", "sits"),
         ("The man  ", " sits on"),
         ("A café\n", "\n2 Dr."),
-        *((text(n, n), " " + text(m, m)) for n in (3, 20, 90) for m in (1, 5, 30)),  # 90 words are cut
+        *((text(n, n), " " + text(m, m)) for n in (3, 20, 90) for m in (1, 5, 30)),  # 90 words do not fit
         *((text(9, 1), f" {word}") for word in WORDS),  # one context, many answers
     ]
-    pairs = [pair for pair in pairs if pair[0] != " "]  # lm-eval's asserts that something is left of a context
+    pairs = [pair for pair in pairs if pair[0] != " "]  # lm-eval's model refuses a context of spaces only
     expected = theirs.loglikelihood(requests("loglikelihood", pairs), disable_tqdm=True)
     measured = ours(run).loglikelihood(requests("loglikelihood", pairs))
     np.testing.assert_allclose([m[0] for m in measured], [e[0] for e in expected], atol=1e-4, rtol=1e-6)
@@ -378,11 +378,9 @@ def test_answers_that_do_not_fit_are_refused(pair):
     from gptlab.evals.harness import HarnessLM
 
     run, _ = pair
-    with pytest.raises(
-        UserError, match=r"task task0: an answer of \d+ tokens cannot be scored with model.block_size = 64"
-    ):
+    with pytest.raises(UserError, match=r"task task0: cannot score an answer of \d+ tokens with model.block_size = 64"):
         ours(run).loglikelihood(requests("loglikelihood", [("a", " " + text(90, 1))]))
-    with pytest.raises(UserError, match=r"task task0: it wants 256 new tokens, and model.block_size is 64"):
+    with pytest.raises(UserError, match=r"task task0: cannot generate 256 tokens with model.block_size = 64"):
         ours(run).generate_until(requests("generate_until", [("a", {"until": ["x"]})]))
     with pytest.raises(UserError, match="the tokenizer char has no end-of-text"):
         HarnessLM(run.model, characters_tokenizer("abc"), *HOW)
@@ -430,7 +428,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def verdicts(pair: tuple[Run, Any], tasks: dict[str, Path]) -> Any:
-    """What lm-eval finds with its own model."""
+    """lm-eval's results with its own model."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
@@ -526,13 +524,13 @@ def test_wrong_calls(pair, tmp_path):
         f"dataset_kwargs: {{data_files: {{test: {tmp_path}/gone.jsonl}}}}\ndoc_to_target: '{{{{page}}}}'\n",
         encoding="utf-8",
     )
-    with pytest.raises(UserError, match=r"lm-eval cannot run .*task.yaml: FileNotFoundError, .*gone.jsonl"):
+    with pytest.raises(UserError, match=r"lm-eval cannot run .*task.yaml: FileNotFoundError: .*gone.jsonl"):
         evaluate_run(run, ["harness"], {}, [str(tmp_path / "task.yaml")])
 
 
 @pytest.mark.slow  # lm-eval reads all of its tasks
 def test_a_task_that_lm_eval_does_not_have(pair):
-    with pytest.raises(UserError, match=r"lm-eval has no task helaswag: "):
+    with pytest.raises(UserError, match=r"lm-eval has no task helaswag\. "):
         evaluate_run(pair[0], ["harness"], {}, ["helaswag"])
 
 

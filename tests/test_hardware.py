@@ -1,4 +1,4 @@
-"""The table of GPUs: real names from drivers, published rates, and what rests on them: MFU and FLOPs a token."""
+"""The table of GPUs: device names, published rates, FLOPs per token, and MFU."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_a_name_from_the_driver_is_one_gpu(name: str) -> None:
     assert found is not None and found.name == REPORTED[name]
     short = re.sub(r"^(NVIDIA|AMD|Tesla) ", "", name)
     assert len({gpu.reported for gpu in GPUS.values() if re.fullmatch(gpu.reported, short)}) == 1
-    assert named(name) == found  # the command line takes such a name too
+    assert named(name) == found  # the command line accepts device names
 
 
 def test_every_gpu_is_reported_by_a_name() -> None:
@@ -170,7 +170,7 @@ def test_the_table_is_read_without_pytorch() -> None:
 
 # -- figures --------------------------------------------------------------------------------------------------------
 
-# TFLOP/s that NVIDIA's white papers give for bf16 with sums in float32, and for float32 without tensor cores
+# TFLOP/s in NVIDIA's white papers: bf16 with float32 accumulation, and float32 without tensor cores
 PUBLISHED = {
     "RTX3070": (40.6, 20.3),
     "RTX3080-10": (59.5, 29.8),
@@ -209,7 +209,7 @@ def test_other_float32_rates_follow_from_cores_and_clock(name: str) -> None:
 
 @pytest.mark.parametrize("gpu", GPUS.values(), ids=list(GPUS))
 def test_formats_of_a_gpu_agree(gpu: hardware.Gpu) -> None:
-    """Half the width is twice the rate in tensor cores, and NVIDIA has bf16 as fast as float16, where it has both."""
+    """Tensor cores double the rate for half the width. bf16 and float16 have the same rate."""
     if gpu.bf16 is not None:
         assert gpu.fp16 == gpu.bf16 >= gpu.fp32
     if gpu.tf32 is not None:
@@ -217,7 +217,7 @@ def test_formats_of_a_gpu_agree(gpu: hardware.Gpu) -> None:
     if gpu.fp8 is not None:
         assert gpu.bf16 is not None and gpu.fp8 == pytest.approx(2 * gpu.bf16, rel=0.02)
     assert gpu.source and 4 * GB < gpu.memory < 300 * GB and 1e11 < gpu.bandwidth < 1e13
-    assert 2e12 < gpu.fp32 < 3e14  # no figure is in another unit
+    assert 2e12 < gpu.fp32 < 3e14  # all figures have the right unit
 
 
 def test_a_chip_is_as_fast_whatever_its_memory_and_slower_on_a_card() -> None:
@@ -242,7 +242,7 @@ MODERN = {"mlp": "swiglu", "norm": "rmsnorm", "position": "rope", "qk_norm": Tru
 
 @pytest.mark.parametrize("shape", [{}, MODERN], ids=["classic", "modern"])
 def test_flops_a_token_are_those_of_the_matrix_multiplications(shape: dict[str, Any]) -> None:
-    """Counted by PyTorch in a forward and a backward pass, with attention as plain matrix multiplications."""
+    """The count is PyTorch's, for a forward and a backward pass with attention as matrix products."""
     counted = []
     for tied in (True, False):
         model = build_model(Model(n_layer=3, n_head=4, n_embd=64, block_size=32, vocab_size=301, tied=tied, **shape))
@@ -264,7 +264,7 @@ def test_flops_of_a_document_are_those_of_its_blocks() -> None:
         out = model(tokens, lengths)
         assert isinstance(out, torch.Tensor)
         out.sum().backward()
-    head = 6 * labels * 32  # of one token a document
+    head = 6 * labels * 32  # for one token per document
     assert counter.get_total_flops() == 48 * model.flops_per_token() + 3 * head
 
 
@@ -304,7 +304,7 @@ def test_the_progress_line_of_an_rtx_5090_shows_mfu(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The processor is taken for an RTX 5090, of whose peak a small model uses too little to show at one digit."""
+    """The test renames the processor to RTX 5090. The MFU of the small model rounds to 0.0%."""
     monkeypatch.setattr(hardware, "device_name", lambda device: "NVIDIA GeForce RTX 5090")
     recipe = tiny_recipe(dataset, precision__regime=regime, train__max_steps=2, train__eval_every=0)
     gptlab.train(recipe, tmp_path)
@@ -315,7 +315,7 @@ def test_the_progress_line_of_an_rtx_5090_shows_mfu(
     assert len(lines) == 2
     for line in lines:
         used = line["tokens_per_second"] * model.flops_per_token()
-        assert line["mfu"] == pytest.approx(used / peak, rel=1e-3)  # the peaks here have four digits
+        assert line["mfu"] == pytest.approx(used / peak, rel=1e-3)  # the peaks above have four digits
 
 
 def test_an_unknown_device_has_no_mfu_at_all(

@@ -1,4 +1,4 @@
-"""Models from and to Hugging Face folders and nanoGPT checkpoints: the same logits, and clear refusals."""
+"""Import and export: Hugging Face folders and nanoGPT checkpoints keep the logits; error messages."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MODERN = CLASSIC.model_copy(update={"position": "rope", "norm": "rmsnorm", "mlp"
 
 
 def make(config: Model, **changes: object) -> GPT:
-    """A model with every parameter off its initial value: unit norms and zero biases would hide a mistake."""
+    """A model with noise on every parameter, because norms of 1 and biases of 0 would hide errors."""
     model = build_model(config.model_copy(update=changes), init=3)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
@@ -58,13 +58,13 @@ def edit_config(folder: Path, **changes: object) -> None:
 
 
 def imported(source: str | Path) -> GPT:
-    config, fill = read_source(source)
-    return build_model(config, init=fill)
+    config, init = read_source(source)
+    return build_model(config, init=init)
 
 
 @pytest.fixture
 def auto_model():
-    """transformers' AutoModelForCausalLM, with what it did not find or did not use."""
+    """transformers' AutoModelForCausalLM."""
     transformers = pytest.importorskip("transformers")
     transformers.logging.disable_progress_bar()
     return transformers.AutoModelForCausalLM
@@ -95,14 +95,14 @@ def test_export_loads_in_transformers_and_comes_back(shape, tmp_path, auto_model
     same_logits(ours, theirs)
 
     back = imported(tmp_path / "out")
-    # GPT-2's form always has biases: a model without any comes back with zeros.
+    # GPT-2 always has biases: a model without biases comes back with zeros.
     assert back.config == (ours.config.model_copy(update={"bias": True}) if config is CLASSIC else ours.config)
     weights = back.state_dict()
     for name, weight in ours.state_dict().items():
         assert torch.equal(weights.pop(name), weight), name
     assert not any(extra.any() for extra in weights.values())
 
-    theirs.save_pretrained(tmp_path / "theirs")  # and as transformers writes it
+    theirs.save_pretrained(tmp_path / "theirs")  # the files that transformers writes
     same_logits(imported(tmp_path / "theirs"), ours)
 
 
@@ -129,7 +129,7 @@ def test_rope_theta_stands_where_transformers_4_and_5_look(tmp_path):
 
 
 def test_a_layout_of_gpt2s_first_upload(tmp_path):
-    """No prefix, causal masks beside the weights, a tied head stored again, settings left to their defaults."""
+    """No prefix, causal masks among the weights, a stored copy of the tied head, and missing settings."""
     ours = make(CLASSIC)
     export_hf(ours, None, tmp_path / "out")
     file = tmp_path / "out/model.safetensors"
@@ -248,7 +248,7 @@ def test_every_stored_tensor_has_one_place(tmp_path):
     wte, fc = good["transformer.wte.weight"], "transformer.h.0.mlp.c_fc.weight"
     for changed, named in [
         ({name: tensor for name, tensor in good.items() if name != fc}, f"lacks {fc}"),
-        (good | {"score.weight": torch.ones(2, 32)}, "no place in our model for transformer.score.weight"),
+        (good | {"score.weight": torch.ones(2, 32)}, "has tensors that our model lacks: transformer.score.weight"),
         (good | {"lm_head.weight": wte + 1}, "lm_head.weight differs"),
         (good | {"_orig_mod.transformer.wte.weight": wte.clone()}, "wte.weight is stored twice"),
         (good | {fc: good[fc].t().contiguous()}, "has shape [128, 32], not [32, 128]"),
@@ -308,7 +308,7 @@ TEXTS = ["Hello world", "  two  spaces\nand a line", "naïve café", "<|endoftex
 
 @pytest.fixture(params=["byte", "char", "gpt2"], scope="module")
 def exported(request, tmp_path_factory) -> tuple[Tokenizer, Path]:
-    """A tokenizer of ours, and the folder it was exported into with a model."""
+    """A gptlab tokenizer, and the folder of its export with a model."""
     if request.param == "char":
         ours: Tokenizer = CharTokenizer("".join(sorted({*"".join(TEXTS)})), end_of_text=True)
     else:
@@ -326,7 +326,7 @@ def test_tokenizer_goes_with_the_model(exported):
     back = load_tokenizer(tokenizer_spec(folder))
     for text in TEXTS:
         ids = ours.encode(text)
-        if "<|" not in text:  # transformers reads the special token's name as the token, ours as text
+        if "<|" not in text:  # transformers encodes the name of the special token as that token, gptlab as text
             assert theirs(text)["input_ids"] == ids
             assert theirs.decode(ids) == text
         assert back.encode(text) == ids
@@ -360,7 +360,7 @@ def test_a_folder_without_tokenizer_files(tmp_path):
 
 
 def nanogpt_checkpoint(bias: bool, vocab_size: int = V) -> dict[str, object]:
-    """A checkpoint as nanoGPT's train.py saves it after a compiled run."""
+    """A checkpoint in the format that nanoGPT's train.py saves after a compiled run."""
     C, T = 32, 24
     generator = torch.Generator().manual_seed(5)
     shapes = {"transformer.wte.weight": (vocab_size, C), "transformer.wpe.weight": (T, C)}
@@ -394,7 +394,7 @@ def nanogpt_checkpoint(bias: bool, vocab_size: int = V) -> dict[str, object]:
 
 
 def nanogpt_logits(state: dict[str, Tensor], tokens: Tensor) -> Tensor:
-    """nanoGPT's forward pass, from its description: pre-norm, exact GELU, learned positions, a tied head."""
+    """nanoGPT's forward pass: pre-norm, exact GELU, learned positions, a tied head."""
     weights = {name.removeprefix("_orig_mod."): tensor for name, tensor in state.items()}
 
     def linear(x: Tensor, name: str) -> Tensor:
@@ -428,8 +428,8 @@ def test_nanogpt_checkpoint(bias, tmp_path):
     ours = imported(tmp_path / "ckpt.pt")
     assert ours.config == CLASSIC.model_copy(update={"bias": bias, "mlp": "gelu_erf"})
     torch.testing.assert_close(logits(ours), nanogpt_logits(checkpoint["model"], TOKENS), atol=2e-5, rtol=1e-5)
-    assert read_source(tmp_path)[0] == ours.config  # its output folder will do
-    assert tokenizer_spec(tmp_path) is None  # 80 characters of what, the checkpoint does not say
+    assert read_source(tmp_path)[0] == ours.config  # the output folder works too
+    assert tokenizer_spec(tmp_path) is None  # the checkpoint does not say which 80 characters
 
 
 def test_nanogpt_tokenizer(tmp_path):
@@ -448,9 +448,9 @@ def test_nanogpt_refusals(tmp_path, capsys):
     arguments = {key: value for key, value in good["model_args"].items() if key != "bias"}
     for content, named in [
         (good | {"config": {"made by": Danger()}}, "pickle of Python objects"),
-        ({"weights": {}}, "no nanoGPT checkpoint"),
+        ({"weights": {}}, "not a nanoGPT checkpoint"),
         (good | {"model_args": arguments}, "lack bias"),
-        (good | {"model": {"a": 1}}, "no dictionary of tensors"),
+        (good | {"model": {"a": 1}}, "does not hold a dictionary of tensors"),
     ]:
         torch.save(content, file)
         with pytest.raises(HubError) as error:
@@ -460,7 +460,7 @@ def test_nanogpt_refusals(tmp_path, capsys):
     file.write_bytes(b"not a checkpoint")
     with pytest.raises(HubError):
         import_nanogpt(file)
-    assert capsys.readouterr().out == ""  # nothing was executed
+    assert capsys.readouterr().out == ""  # no pickled code was executed
 
 
 def test_a_folder_called_as_a_hub_id_is_not_taken_for_the_model(
@@ -471,7 +471,7 @@ def test_a_folder_called_as_a_hub_id_is_not_taken_for_the_model(
     Path("gpt2/train.py").touch()
     asked: list[str] = []
 
-    def download(name: str) -> Path:
+    def download(name: str, check: object) -> Path:
         asked.append(name)
         raise HubError("no network")
 

@@ -1,4 +1,4 @@
-"""2:4 matrices: what is stored of them, folders that come back as they were, and clear refusals."""
+"""2:4 matrices: compression, export and import, and error messages."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ TOKENS = torch.randint(80, (2, 24), generator=torch.Generator().manual_seed(1))
 
 
 def to_24(weight: Tensor) -> Tensor:
-    """The two largest of each four, by comparing each with the other three: no code of the package."""
+    """The weight with the two largest of each four, without code of the package."""
     fours = weight.reshape(weight.shape[0], -1, 4)
-    smaller = (fours[..., :, None].abs() > fours[..., None, :].abs()).sum(-1)  # how many of its four each one beats
+    smaller = (fours[..., :, None].abs() > fours[..., None, :].abs()).sum(-1)  # how many of its group a weight exceeds
     return torch.where(smaller >= 2, fours, 0.0).reshape(weight.shape)
 
 
@@ -57,7 +57,7 @@ def test_a_hand_computed_matrix() -> None:
     weight = torch.tensor(
         [
             [0, 5, 0, 6, 1, 2, 0, 0],  # places 1 3 and 0 1
-            [0, 0, 7, 8, 0, 0, 0, 9],  # places 2 3 and, of a lone weight at 3, it and the first zero
+            [0, 0, 7, 8, 0, 0, 0, 9],  # places 2 3; the single weight at 3 is stored with the first zero
         ],
         dtype=torch.bfloat16,
     )
@@ -117,7 +117,7 @@ def test_a_model_comes_back_with_its_weights_rounded_and_its_tokenizer(
     rope = (model.rope_cos, model.rope_sin) if config.position == "rope" else None
     rounded = model.to(dtype)
     if rope:
-        rounded.rope_cos, rounded.rope_sin = rope  # they stay float32
+        rounded.rope_cos, rounded.rope_sin = rope  # the tables stay float32
     with torch.no_grad():
         assert torch.equal(loaded(TOKENS), rounded(TOKENS))
 
@@ -126,7 +126,7 @@ def test_the_file_has_nine_sixteenths_of_the_blocks_matrices(tmp_path: Path) -> 
     model = sparse_model(n_embd=64, n_head=4)
     export_sparse24(model, None, tmp_path / "out")
     stored = load_file(tmp_path / "out" / "model.safetensors")
-    inside = sum(12 * 64 * 64 for _ in range(2))  # 3 C^2 + C^2 + 4 C^2 + 4 C^2 a block
+    inside = sum(12 * 64 * 64 for _ in range(2))  # 3 C^2 + C^2 + 4 C^2 + 4 C^2 per block
     outside = sum(p.numel() for p in model.parameters()) - inside
     assert sum(t.nbytes for t in stored.values()) == inside * 9 / 8 + outside * 2
     assert not (tmp_path / "out" / "tokenizer.json").exists() and load_sparse24(tmp_path / "out", semi_structured=False)
@@ -140,10 +140,12 @@ def test_every_matrix_of_the_blocks_and_no_other_is_compressed() -> None:
 
 def test_without_a_gpu_it_is_dense_and_says_so(tmp_path: Path) -> None:
     export_sparse24(sparse_model(), None, tmp_path / "out")
-    with pytest.warns(UserWarning, match=r"dense matrices, which gain nothing: .* capability 8.0 or more, not device"):
+    with pytest.warns(
+        UserWarning, match=r"dense matrices, without a gain in speed: .* capability 8.0 or more, not device"
+    ):
         model, tokenizer = load_sparse24(tmp_path / "out")
     assert tokenizer is None and model.h[0].attn.c_attn.weight.shape == (96, 32)
-    with pytest.raises(UserError, match="semi_structured = False loads dense"):
+    with pytest.raises(UserError, match="Use semi_structured = False for dense"):
         load_sparse24(tmp_path / "out", semi_structured=True)
 
 
@@ -169,7 +171,7 @@ def test_on_a_gpu_all_matrices_are_converted_or_none(monkeypatch: pytest.MonkeyP
 
 
 class Emulated(SparseSemiStructuredTensorCUTLASS):
-    """PyTorch's tensor of a 2:4 matrix, whose product is taken densely, as there is no GPU here."""
+    """PyTorch's semi-structured tensor, with a dense product, as there is no GPU."""
 
     def _mm(self, B: Tensor, *, bias: Tensor | None = None, **how: object) -> Tensor:
         B = B.t() if how.get("should_transpose_dense") else B
@@ -213,13 +215,13 @@ def test_what_is_not_24_is_refused_by_name(tmp_path: Path) -> None:
     model = sparse_model()
     with torch.no_grad():
         model.h[1].mlp.c_fc.weight[3, 4:8] = 1.0
-    with pytest.raises(UserError, match=r"h\.1\.mlp\.c_fc\.weight: is not 2:4, 1 of its 1,024 .*sparsity\.method 2:4"):
+    with pytest.raises(UserError, match=r"h\.1\.mlp\.c_fc\.weight: is not 2:4: 1 of its 1,024 .*sparsity\.method 2:4"):
         export_sparse24(model, None, tmp_path / "out")
     odd = build_model(CLASSIC.model_copy(update={"mlp_width": 30}))
     with torch.no_grad():
         for layer in block_matrices(odd).values():
             layer.weight.zero_()
-    with pytest.raises(UserError, match="rows of 30 weights"):
+    with pytest.raises(UserError, match="30 columns are not a multiple of four"):
         export_sparse24(odd, None, tmp_path / "out")
     model = sparse_model()
     with torch.no_grad():
@@ -245,7 +247,7 @@ def test_an_export_overwrites_nothing_and_appears_whole(tmp_path: Path, monkeypa
 
 def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
     folder, name = tmp_path / "out", "h.0.mlp.c_fc.weight"
-    with pytest.raises(UserError, match="no config.json"):
+    with pytest.raises(UserError, match="config.json is missing"):
         load_sparse24(tmp_path)
     export_sparse24(sparse_model(), None, folder)
     config, file = (folder / "config.json").read_text(encoding="utf-8"), folder / "model.safetensors"
@@ -257,9 +259,11 @@ def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
             load_sparse24(folder, semi_structured=False)
 
     refused({f"{name}.places": None}, rf"lacks {name}\.places")
-    refused({"wxe.weight": torch.zeros(1)}, r"no place in our model for wxe\.weight")
-    refused({f"{name}.places": torch.zeros_like(whole[f"{name}.places"])}, f"{name} is damaged: two values stand in")
-    refused({f"{name}.places": whole[f"{name}.places"][1:]}, f"{name} is damaged: values .* are no 2:4 matrix")
+    refused({"wxe.weight": torch.zeros(1)}, r"has tensors that our model lacks: wxe\.weight")
+    refused(
+        {f"{name}.places": torch.zeros_like(whole[f"{name}.places"])}, f"{name} is damaged: two values have the same"
+    )
+    refused({f"{name}.places": whole[f"{name}.places"][1:]}, f"{name} is damaged: values .* are not a 2:4 matrix")
     short = {f"{name}.values": whole[f"{name}.values"][1:].contiguous(), f"{name}.places": None}
     short[f"{name}.places"] = whole[f"{name}.places"][: short[f"{name}.values"].numel() // 4]  # type: ignore[union-attr]
     refused(short, rf"{name} has shape \[127, 32\], not \[128, 32\]")
@@ -268,7 +272,7 @@ def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
         load_sparse24(folder)
     for key, value in (("format", "other"), ("version", 2)):
         (folder / "config.json").write_text(json.dumps(json.loads(config) | {key: value}), encoding="utf-8")
-        with pytest.raises(UserError, match="is not of format gptlab-sparse24, version 1"):
+        with pytest.raises(UserError, match="the format is not gptlab-sparse24, version 1"):
             load_sparse24(folder)
     for text in ("[]", "{", config.replace("bfloat16", "int4"), config.replace('"n_head": 2', '"n_head": 3')):
         (folder / "config.json").write_text(text, encoding="utf-8")

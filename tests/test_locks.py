@@ -1,4 +1,4 @@
-"""The lock on a folder: who gets it, who is told, and that it ends with its holder."""
+"""The lock on a folder: one holder at a time, errors, and release when the holder ends."""
 
 import errno
 import fcntl
@@ -20,7 +20,7 @@ BUSY = UserError("somebody else is at it")
 
 
 class Msvcrt(types.SimpleNamespace):
-    """Windows' module, as far as it is used, by means of this system's locks."""
+    """The used part of Windows' module, implemented with this system's locks."""
 
     LK_NBLCK, LK_UNLCK = 2, 0
 
@@ -41,7 +41,7 @@ def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.fixture
 def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds tmp_path / "run", and has something in it."""
+    """Another process that holds the lock on tmp_path / "run" and has created a file in it."""
     program = (
         "import sys, time; from pathlib import Path; from gptlab.locks import hold\n"
         "folder = Path(sys.argv[1])\n"
@@ -87,7 +87,7 @@ def test_two_places_of_one_process_are_two_and_two_folders_are_free(tmp_path: Pa
         assert refused == [BUSY]
         assert is_held(tmp_path / "a") and is_held(tmp_path / "b")
         (tmp_path / "a/kept").touch()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]  # nothing came to be in b
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]  # the empty folder b was removed
     assert not is_held(tmp_path / "a")
 
 
@@ -96,7 +96,7 @@ def test_a_look_creates_nothing_and_does_not_stand_in_the_way(tmp_path: Path, mo
     assert not is_held(tmp_path / "none") and not is_held(tmp_path)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / ".lock").touch()
-    looking = os.open(tmp_path / ".lock", os.O_RDONLY)  # a look that has not ended yet
+    looking = os.open(tmp_path / ".lock", os.O_RDONLY)  # another process is just looking
     assert locks._lock(looking, shared=True)
     monkeypatch.setattr(locks.time, "sleep", lambda _: locks._close(looking))
     with hold(tmp_path, BUSY):
@@ -107,7 +107,7 @@ def test_a_folder_that_can_only_be_read(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / ".lock").touch(mode=0o444)
     opened = os.open
 
-    def only_read(path: Path, flags: int, mode: int = 0) -> int:  # a test's user may be root, who may write everywhere
+    def only_read(path: Path, flags: int, mode: int = 0) -> int:  # permissions do not stop a test that runs as root
         if flags & (os.O_RDWR | os.O_WRONLY | os.O_CREAT):
             raise OSError(errno.EROFS, "Read-only file system")
         return opened(path, flags)
@@ -127,11 +127,11 @@ def test_a_disk_without_locks_is_said_once(
     monkeypatch.setattr(locks.fcntl, "flock", missing)
     with hold(tmp_path, BUSY):
         assert not is_held(tmp_path)
-    assert capsys.readouterr().err == f"{tmp_path}: the disk has no locks: start no second process on this folder\n"
+    assert capsys.readouterr().err == f"{tmp_path}: the disk has no locks: do not start a second process on it\n"
 
 
 def test_a_child_does_not_keep_its_parents_lock(tmp_path: Path) -> None:
-    """A process that is killed lets go, though a child that it forked, and one that it started, go on."""
+    """The lock of a killed process ends, even if a forked child and a started child continue."""
     program = (
         "import os, signal, subprocess, sys, time; from pathlib import Path; from gptlab.locks import hold\n"
         "with hold(Path(sys.argv[1]), ValueError()):\n"
@@ -159,7 +159,7 @@ def test_a_child_does_not_keep_its_parents_lock(tmp_path: Path) -> None:
 def test_a_file_that_a_holder_has_removed_is_not_taken_for_the_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between opening and locking, the holder ends and removes the folder, as nothing came to be in it."""
+    """The holder ends and removes the empty folder after we open the file and before we lock it."""
     run, lock = tmp_path / "run", locks._lock
 
     def late(descriptor: int, shared: bool) -> bool | None:
@@ -172,4 +172,4 @@ def test_a_file_that_a_holder_has_removed_is_not_taken_for_the_lock(
     removed: list[int] = []
     monkeypatch.setattr(locks, "_lock", late)
     with hold(run, BUSY):
-        assert is_held(run)  # the file that is there now
+        assert is_held(run)  # the new file is locked

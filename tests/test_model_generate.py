@@ -1,4 +1,4 @@
-"""Generation: the cache changes the time and not the text; sampling keeps to its bounds."""
+"""Generation: the cache does not change the text, and samples respect temperature, top_k and top_p."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ MODERN = CLASSIC.model_copy(
 
 
 def lively(config: Model) -> GPT:
-    """Weights large enough that no two logits tie and the context matters."""
+    """A model with large weights, so that no two logits are equal and the context matters."""
     model = build_model(config, init=1)
     with torch.no_grad():
         for p in model.parameters():
@@ -31,7 +31,7 @@ def ids(model: GPT, prompt: list[list[int]], n: int, **settings: object) -> list
 def test_the_cache_changes_nothing_past_the_end_of_the_context_too(config: Model, temperature: float) -> None:
     model = lively(config)
     prompt = [[3, 1, 4], [1, 5, 9]]
-    with_cache = ids(model, prompt, 60, temperature=temperature, use_cache=True)  # the context is full after 21
+    with_cache = ids(model, prompt, 60, temperature=temperature, use_cache=True)  # the context is full after 21 tokens
     without = ids(model, prompt, 60, temperature=temperature, use_cache=False)
     assert with_cache == without
     assert with_cache[0] != with_cache[1]
@@ -81,8 +81,8 @@ def test_draws_have_the_probabilities_of_temperature_top_k_and_top_p() -> None:
     squared = torch.tensor(p).square() / torch.tensor(p).square().sum()
     torch.testing.assert_close(counts(p, temperature=0.5), squared, **close)
     torch.testing.assert_close(counts(p, top_k=2), torch.tensor([0, 4 / 7, 0, 3 / 7]), **close)
-    # 0.4 + 0.3 reach 0.65, so 0.2 is not needed any more
+    # 0.4 + 0.3 >= 0.65, so the id of probability 0.2 is dropped
     torch.testing.assert_close(counts(p, top_p=0.65), torch.tensor([0, 4 / 7, 0, 3 / 7]), **close)
     torch.testing.assert_close(counts(p, top_p=0.75), torch.tensor([0, 4 / 9, 2 / 9, 3 / 9]), **close)
-    assert counts(p, top_p=1e-6)[1] == 1  # the likeliest is always left
+    assert counts(p, top_p=1e-6)[1] == 1  # the most likely id is always kept
     assert counts(p, top_k=3, top_p=0.5)[1] < 1

@@ -1,4 +1,4 @@
-"""The network: sizes, initialisation, what may see what, its loss in chunks, the cache and recomputation."""
+"""The GPT: sizes, initialisation, attention masks, the cache, activation checkpointing, the loss in chunks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PARTS: dict[str, dict[str, Any]] = {
 
 
 def make(parts: str, **changes: Any) -> GPT:
-    """A model off its initial weights, whose attention has favourites."""
+    """A model with noise on every weight, so that attention is not uniform."""
     model = build_model(SMALL.model_copy(update=PARTS[parts] | changes), init=3)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
@@ -54,7 +54,7 @@ def count(**settings: Any) -> int:
 
 
 def test_gpt2_counts():
-    # Published sizes of the released models, 50257 ids, 1024 positions, all parameters.
+    # Published numbers of all parameters of the released models, with 50257 ids and 1024 positions.
     released = {"gpt2": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080, "gpt2-xl": 1_557_611_200}
     for name, size in released.items():
         assert count(**PRESETS[name], vocab_size=50257) == size
@@ -64,7 +64,7 @@ def test_gpt2_counts():
 def test_counts_by_formula():
     L, C, W = 12, 768, 2048
     assert Model(mlp="swiglu").mlp_hidden == W
-    assert 3 * C * W == 2 * C * 4 * C  # three matrices of swiglu weigh what two of gelu do
+    assert 3 * C * W == 2 * C * 4 * C  # the three matrices of swiglu have as many weights as the two of gelu
     modern = {"position": "rope", "norm": "rmsnorm", "mlp": "swiglu", "bias": False}
     block = 4 * C * C + 3 * C * W + 2 * C
     assert count(vocab_size=50304, **modern) == 50304 * C + L * block + C == 123_587_328
@@ -75,7 +75,7 @@ def test_counts_by_formula():
 def test_the_fast_shakespeare_recipe_has_half_the_parameters():
     fast, cpu = (load_recipe(f"shakespeare-char-{name}", {"model.vocab_size": 65}).model for name in ("fast", "cpu"))
     assert (count(**fast.model_dump()), count(**cpu.model_dump())) == (402_432, 804_096)
-    assert fast.block_size == cpu.block_size  # no model sees more context than the other
+    assert fast.block_size == cpu.block_size  # both models have the same context
 
 
 # -- initialisation -------------------------------------------------------------------------------------------------
@@ -88,7 +88,7 @@ def test_init_statistics():
             assert (parameter == (1.0 if name.endswith("weight") else 0.0)).all(), name
             continue
         std = 0.02 / math.sqrt(2 * 3) if name.endswith("c_proj.weight") else 0.02
-        spread = std / math.sqrt(2 * parameter.numel())  # of the standard deviation of as many normal numbers
+        spread = std / math.sqrt(2 * parameter.numel())  # standard error of the estimated standard deviation
         assert abs(parameter.std() - std) < 5 * spread, name
         assert abs(parameter.mean()) < 5 * std / math.sqrt(parameter.numel()), name
 
@@ -104,15 +104,15 @@ def test_zero_init_begins_with_blocks_that_are_the_identity(parts: str):
     assert torch.equal(model.hidden(tokens), model.ln_f(embedded))
     model(tokens, tokens.roll(-1, 1)).backward()
     moves = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
-    assert {f"h.{i}.{part}.c_proj.weight" for i in range(2) for part in ("attn", "mlp")} <= moves  # it can be learnt
-    assert "h.0.attn.c_attn.weight" not in moves  # what stands before a zero waits for the second update
+    assert {f"h.{i}.{part}.c_proj.weight" for i in range(2) for part in ("attn", "mlp")} <= moves
+    assert "h.0.attn.c_attn.weight" not in moves  # weights before a zero matrix get gradients after the first update
 
 
 def test_each_tensor_is_drawn_by_its_name_alone():
     small = build_model(SMALL, init=1).state_dict()
     torch.manual_seed(99)
     torch.randn(5)
-    # another depth (c_proj is scaled by it), another context, more parts: what has the same name and size is the same
+    # other depth (which scales c_proj), other context, more parts: tensors of the same name and size stay the same
     changed = SMALL.model_copy(update={"n_layer": 3, "block_size": 7, "tied": False, "qk_norm": True})
     other = build_model(changed, init=1).state_dict()
     for name in small:
@@ -150,7 +150,7 @@ def test_causality(model):
         changed[:, t] = (changed[:, t] + 1) % V
         after = model(changed)
         assert torch.equal(before[:, :t], after[:, :t])
-        assert (before[:, t:] != after[:, t:]).any(-1).all()  # every later token sees it
+        assert (before[:, t:] != after[:, t:]).any(-1).all()  # every later token attends to token t
 
 
 @torch.no_grad()
@@ -165,9 +165,9 @@ def test_document_attention_is_running_the_documents_apart(parts):
         start = 0
         for length in row_lengths:
             alone = tokens[row : row + 1, start : start + length]
-            if model.wpe is None:  # rotary attention knows distances only
+            if model.wpe is None:  # rotary attention depends on distances only
                 expected = model(alone)[0]
-            else:  # a learned position belongs to the place in the window
+            else:  # learned positions depend on the place in the window
                 shifted = make(parts)
                 shifted.wpe.weight[:length] = model.wpe.weight[start : start + length]
                 expected = shifted(alone)[0]
@@ -197,7 +197,7 @@ def test_qk_norm_makes_attention_blind_to_the_size_of_queries_and_keys():
     before = model(tokens_of())
     for block in model.h:
         block.attn.c_attn.weight[: 2 * 32] *= 7.0
-    # the norm's eps of 1e-5 is added to squares of about 0.04, so it alone makes 1e-4 of a query
+    # the norm adds eps = 1e-5 to squares of about 0.04, which changes a query by about 1e-4
     torch.testing.assert_close(model(tokens_of()), before, atol=1e-3, rtol=1e-3)
     for block in model.h:
         block.attn.q_norm.weight *= 3.0
@@ -235,7 +235,7 @@ def test_activation_checkpointing_changes_no_gradient(model):
     for recompute in (False, True):
         model.train().zero_grad()
         model.activation_checkpointing = recompute
-        torch.manual_seed(5)  # the same dropout, drawn once more in the recomputation
+        torch.manual_seed(5)  # the recomputation must draw the same dropout
         model(tokens, tokens.roll(-1, 1)).backward()
         grads.append([parameter.grad.clone() for parameter in model.parameters()])
     for plain, recomputed in zip(*grads, strict=True):
@@ -275,11 +275,11 @@ def test_loss_and_gradients_are_cross_entropy(tokens_in_chunk, small_chunks):
     got = linear_cross_entropy(x, weight, targets).train
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
-    # a mean over tokens and a scaled loss multiply the gradient that comes in
+    # dividing the loss scales the incoming gradient, as a mean over tokens or a loss scale does
     for left, right in zip(grads_of(got / 29, x, weight), grads_of(expected / 29, x, weight), strict=True):
         torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-5)
     [dx] = grads_of(linear_cross_entropy(x, weight, targets).train, x)
-    assert not dx[::5].any()  # ignored targets teach nothing
+    assert not dx[::5].any()  # ignored targets have no gradient
 
 
 def test_loss_of_ignored_targets_alone_is_nothing():
@@ -304,7 +304,7 @@ def test_autocast_loss_and_gradients_are_near(dtype, small_chunks):
     exact = linear_cross_entropy(x, weight, targets).train
     with torch.autocast("cpu", dtype):
         rounded = linear_cross_entropy(x, weight, targets).train
-    bound = 2**-8 if dtype == torch.bfloat16 else 2**-11  # one rounding; the errors of many average out
+    bound = 2**-8 if dtype == torch.bfloat16 else 2**-11  # one rounding; the errors of many numbers average out
     assert rounded.dtype == torch.float32
     assert abs(rounded - exact) / exact < bound
     for left, right in zip(grads_of(rounded, x, weight), grads_of(exact, x, weight), strict=True):
@@ -317,17 +317,17 @@ def test_float16_keeps_a_small_gradient_if_the_factor_scales_it():
     x = torch.zeros(1, 16).index_fill(1, torch.tensor([3]), 17.0).requires_grad_()  # probabilities of 4e-8
     target = torch.tensor([3])
     [exact] = grads_of(linear_cross_entropy(x, weight, target).train, x)
-    others = torch.arange(16) != 3  # the target's own is a difference of 1 and nearly 1
+    others = torch.arange(16) != 3  # the target's own gradient is a difference of nearly equal numbers
     with torch.autocast("cpu", torch.float16):
         [scaled] = grads_of(linear_cross_entropy(x, weight, target, factor=1024.0).train, x)
         [lost] = grads_of(linear_cross_entropy(x, weight, target, factor=0.5).train, x)
     torch.testing.assert_close(scaled[0, others] / 1024, exact[0, others], rtol=0.01, atol=0)
-    assert not lost[0, others].any()  # 2e-8 is no float16
+    assert not lost[0, others].any()  # 2e-8 underflows in float16
 
 
 @pytest.mark.parametrize(("dtype", "eps"), [(torch.bfloat16, 2**-8), (torch.float16, 2**-11)], ids=str)
 def test_the_loss_dtype_is_that_of_torchs_own_operations(dtype, eps):
-    """Logits, log softmax, its gradient and the factor in one type: what cross_entropy of such logits does."""
+    """With logits, log softmax, gradient and factor in one dtype, the result is that of F.cross_entropy."""
     x, weight, targets = head(37, 16, V)
     x, weight = x.detach().to(dtype).requires_grad_(), weight.detach().to(dtype).requires_grad_()
     factor = torch.tensor(1 / 30)
@@ -337,13 +337,13 @@ def test_the_loss_dtype_is_that_of_torchs_own_operations(dtype, eps):
     theirs = F.cross_entropy(logits, targets, ignore_index=-1, reduction="sum") * factor.to(dtype)
     assert ours.train.dtype == theirs.dtype == dtype and ours.value.dtype == torch.float32
     exact = F.cross_entropy(x.double() @ weight.double().t(), targets, ignore_index=-1, reduction="sum")
-    assert abs(ours.value - exact) / exact < eps / 4  # logged in float32: only the logits are rounded
+    assert abs(ours.value - exact) / exact < eps / 4  # the logged loss is float32; only the logits are rounded
     assert ours.largest_logit == logits.abs().max().float()
     mine = grads_of(ours.train, x, weight)
     for left, right in zip(mine, grads_of(theirs, x, weight), strict=True):
         assert left.dtype == dtype
         assert (left - right).float().norm() / right.float().norm() < 2 * eps
-    # and it is another treatment than the float32 loss of the same logits
+    # the float32 loss of the same logits differs
     wide = grads_of(linear_cross_entropy(x, weight, targets, factor).train, x, weight)
     assert not torch.equal(wide[0], mine[0])
 
@@ -363,11 +363,11 @@ def test_float16_does_not_overflow_where_many_tokens_have_one_target():
     [exact] = grads_of(linear_cross_entropy(x, weight, targets).train, weight)
     with torch.autocast("cpu", torch.float16):
         [grad] = grads_of(linear_cross_entropy(x, weight, targets).train, weight)
-    torch.testing.assert_close(grad, exact, rtol=0.01, atol=0)  # sums up to 3840: float16 has numbers for them
+    torch.testing.assert_close(grad, exact, rtol=0.01, atol=0)  # sums up to 3840 do not overflow in float16
 
 
 class LargestTensor(TorchDispatchMode):
-    """Notes the bytes of the largest tensor that any operation makes."""
+    """Records the bytes of the largest tensor that any operation creates."""
 
     bytes = 0
 
@@ -385,7 +385,7 @@ def test_logits_are_never_made_whole(small_chunks):
     x, weight, targets = head(N, C, vocab_size)
     with LargestTensor() as largest:
         linear_cross_entropy(x, weight, targets).train.backward()
-    assert largest.bytes <= 4 * vocab_size * 16  # 16 tokens' logits; the weight's gradient is smaller
+    assert largest.bytes <= 4 * vocab_size * 16  # logits of 16 tokens; the gradient of the weight is smaller
     small_chunks(4 * vocab_size * N)
     with LargestTensor() as largest:
         linear_cross_entropy(x, weight, targets).train.backward()

@@ -58,15 +58,15 @@ def modern() -> torch.nn.Module:
 
 @pytest.fixture(params=[classic, modern], ids=["gpt2", "llama"])
 def pair(request, tmp_path) -> tuple[torch.nn.Module, GPT]:
-    """A Hugging Face model and ours, filled from its files. Every parameter is off its initial value."""
+    """A Hugging Face model with noise on every parameter, and our model with the weights of its files."""
     torch.manual_seed(0)
     theirs = request.param()
     with torch.no_grad():
-        for parameter in theirs.parameters():  # unit norms and zero biases would hide a mistake
+        for parameter in theirs.parameters():  # norms of 1 and biases of 0 would hide errors
             parameter.add_(0.1 * torch.randn_like(parameter))
     theirs.save_pretrained(tmp_path)
-    config, fill = read_source(tmp_path)
-    return theirs.eval(), build_model(config, init=fill)
+    config, init = read_source(tmp_path)
+    return theirs.eval(), build_model(config, init=init)
 
 
 def batch(step: int = 0, length: int = BLOCK) -> Tensor:
@@ -74,7 +74,7 @@ def batch(step: int = 0, length: int = BLOCK) -> Tensor:
 
 
 def shifted(tokens: Tensor) -> Tensor:
-    """Targets of `tokens` as transformers makes them from labels: the last position has none."""
+    """The targets that transformers makes from labels: the last position has none."""
     return F.pad(tokens[:, 1:], (0, 1), value=-1)
 
 
@@ -83,7 +83,7 @@ def mean_loss(model: GPT, tokens: Tensor) -> Tensor:
     return model(tokens, targets) / (targets >= 0).sum()
 
 
-LLAMA_NAMES = {  # ours -> theirs, written out a second time, on purpose
+LLAMA_NAMES = {  # ours -> theirs, deliberately independent of the package's table
     "wte": "embed_tokens",
     "ln_f": "norm",
     "ln_1": "input_layernorm",
@@ -96,12 +96,12 @@ LLAMA_NAMES = {  # ours -> theirs, written out a second time, on purpose
 
 
 def gradients(model: GPT) -> dict[str, Tensor]:
-    """Our gradients under transformers' names and in its layout."""
+    """Our gradients with transformers' names and layout."""
     result = {}
     for name, parameter in model.named_parameters():
         grad = parameter.grad
         assert grad is not None, name
-        if model.wpe is not None:  # GPT-2 has our names; the weights of its Conv1D lie the other way
+        if model.wpe is not None:  # GPT-2 has our names; its Conv1D weights are transposed
             result[f"transformer.{name}"] = grad.t() if name.startswith("h.") and grad.dim() == 2 else grad
             continue
         part = name.removesuffix(".weight")
@@ -122,7 +122,7 @@ def test_logits(pair):
     for length in (1, 7, BLOCK):
         with torch.no_grad():
             expected, got = theirs(batch(length=length)).logits, ours(batch(length=length))
-        assert expected.std() > 0.5  # not a comparison of zeros
+        assert expected.std() > 0.5  # the logits are not all alike
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
 
 
@@ -130,8 +130,8 @@ def test_logits_in_float64(pair):
     theirs, ours = (copy.deepcopy(model).double() for model in pair)
     with torch.no_grad():
         difference = (theirs(batch()).logits - ours(batch())).abs().max()
-    # The rotary tables are float32 on both sides, and their last bit may differ where sines are taken in vectors of
-    # another length; three layers make some tens of that. All else is exact.
+    # The rotary tables are float32 on both sides, and their last bit depends on the vector length of the sines. Three
+    # layers amplify this to some tens of eps. Everything else is exact.
     assert difference < (1e-12 if ours.wpe is not None else 100 * torch.finfo(torch.float32).eps)
 
 
@@ -148,7 +148,7 @@ def test_loss_and_every_gradient(pair):
     assert grads.keys() == reference.keys()
     for name, grad in grads.items():
         error = (grad - reference[name]).norm() / reference[name].norm()
-        if name.endswith("c_attn.bias"):  # softmax forgets a shift of all keys: that third of the gradient is rounding
+        if name.endswith("c_attn.bias"):  # softmax ignores a shift of all keys: a third is rounding noise
             error = (grad - reference[name]).abs().max() / reference[name].abs().max()
         assert error < 2e-5, f"{name}: {error:.1e}"
 
@@ -160,8 +160,8 @@ def test_ten_adamw_losses(pair):
     optimizer = torch.optim.AdamW(ours.parameters(), **settings, fused=True)
     expected, got = [], []
     for step in range(10):
-        tokens = batch(step % 2)  # two batches in turn: the loss must fall on them
-        logits = theirs(tokens).logits  # its own loss rounds them to float32
+        tokens = batch(step % 2)  # two alternating batches, on which the loss must fall
+        logits = theirs(tokens).logits  # transformers' own loss would round them to float32
         reference_loss = F.cross_entropy(logits.flatten(0, 1), shifted(tokens).flatten(), ignore_index=-1)
         losses = reference_loss, mean_loss(ours, tokens)
         for loss, optim, log in zip(losses, (reference, optimizer), (expected, got), strict=True):
@@ -175,7 +175,7 @@ def test_ten_adamw_losses(pair):
 
 @pytest.mark.parametrize("theta", [10000.0, 500000.0])
 def test_rotary_tables_at_the_end_of_a_long_context(theta, tmp_path):
-    """Angles grow with the position, and with them what a rounded frequency costs."""
+    """The error of a rounded frequency grows with the position."""
     config = Model(
         n_layer=1,
         n_head=1,
@@ -190,7 +190,7 @@ def test_rotary_tables_at_the_end_of_a_long_context(theta, tmp_path):
     )
     ours = build_model(config, init=1)
     with torch.no_grad():
-        for parameter in ours.parameters():  # large enough for attention to have favourites
+        for parameter in ours.parameters():  # noise, so that attention is not uniform
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
     export_hf(ours, None, tmp_path / "out")
     theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "out")

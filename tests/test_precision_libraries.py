@@ -1,4 +1,4 @@
-"""Optional libraries that are absent, broken or talkative."""
+"""Optional libraries that are missing, broken or print messages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 def stand_in(name: str, code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package of this name and code that is found before the real one."""
+    """Create a package with this name and code that hides the real one."""
     (folder / name).mkdir()
     (folder / name / "__init__.py").write_text(code, encoding="utf-8")
     (folder / name / "float8.py").write_text("", encoding="utf-8")
@@ -48,7 +48,7 @@ def test_a_broken_library_is_refused_in_a_sentence(name: str, tmp_path: Path, mo
     text = str(refused.value)
     assert text.startswith("precision.regime = fp8_tensorwise: torchao ") and "\n" not in text
     assert f"does not work with PyTorch {torch.__version__}" in text
-    assert text.endswith("`pip install --upgrade torchao` installs its newest release")
+    assert text.endswith("Run: pip install --upgrade torchao")
     stand_in("bitsandbytes", code, tmp_path, monkeypatch)
     with pytest.raises(NotApplicable, match=rf"optim.name = adamw_8bit on cpu: bitsandbytes .*{says}"):
         make_optimizer(torch.nn.Linear(2, 2), Optim(name="adamw_8bit"))
@@ -57,7 +57,7 @@ def test_a_broken_library_is_refused_in_a_sentence(name: str, tmp_path: Path, mo
 def test_a_library_without_what_is_used_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in("lagging", "", tmp_path, monkeypatch)
     load_library("lagging.float8", "a setting")
-    with pytest.raises(NotApplicable, match=r"a setting: lagging \(of unknown version\) .*no attribute 'quantise'"):
+    with pytest.raises(NotApplicable, match=r"a setting: lagging \(unknown version\) .*no attribute 'quantise'"):
         load_library("lagging.float8", "a setting", "quantise")
 
 
@@ -85,5 +85,5 @@ warnings.warn("no such extension")
         warnings.simplefilter("always")
         load_library("talkative", "a setting")
     assert not caught and not caplog.records and capfd.readouterr() == ("", "")
-    logging.getLogger("talkative").warning("later")  # what it says afterwards is heard
+    logging.getLogger("talkative").warning("later")  # later messages are not suppressed
     assert [record.message for record in caplog.records] == ["later"]

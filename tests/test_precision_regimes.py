@@ -1,4 +1,4 @@
-"""Each regime against what it says, read from the operations that really run."""
+"""The dtypes of each regime, read from the operations that run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gptlab.optim.optimizers import describe, make_optimizer
 from gptlab.precision.regimes import NotApplicable, Regime, apply_regime, enter_regime, make_regime
 
 F32, BF16, FP16, FP8 = torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn
-VOCAB, LABELS = 112, 112  # a size that no matrix of the body has: the head is known by it
+VOCAB, LABELS = 112, 112  # no matrix of the blocks has this size, so it identifies the head
 SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16, "vocab_size": VOCAB}
 CPU = torch.device("cpu")
 
@@ -45,7 +45,7 @@ EXPECTED: dict[str, tuple[dict[str, str], tuple[torch.dtype, ...]]] = {
 
 
 class Matmuls(TorchDispatchMode):
-    """The dtypes of the operands of every matrix multiplication, those of the head apart."""
+    """Records the operand dtypes of all matrix products, separately for the head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Matmuls(TorchDispatchMode):
             operands = [a for a in args if isinstance(a, torch.Tensor) and a.dim() >= 2][-2:]
             head = any(VOCAB in operand.shape for operand in operands)
             (self.head if head else self.body).update(
-                getattr(operand, "_data", operand).dtype  # torchao's float8 is within its tensor
+                getattr(operand, "_data", operand).dtype  # torchao's tensor wraps the float8 data
                 for operand in operands
             )
         return func(*args, **(kwargs or {}))
@@ -147,13 +147,13 @@ def test_bytes_of_the_moments(name: str, optim: dict[str, Any], expected: float)
 
 def test_one_fp32_head_without_tf32_and_one_with() -> None:
     assert make_regime(Precision(regime="amp_bf16")).tf32
-    assert not make_regime(Precision(regime="amp_bf16", head="fp32")).tf32  # its matmul would lose 13 bits to TF32
+    assert not make_regime(Precision(regime="amp_bf16", head="fp32")).tf32  # its matmul would lose 13 bits in TF32
     enter_regime(Precision(regime="amp_bf16", head="fp32"), CPU)
     assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_what_a_cpu_cannot_do_is_said() -> None:
-    with pytest.raises(NotApplicable, match="needs an NVIDIA GPU from Ampere on"):
+    with pytest.raises(NotApplicable, match=r"TF32 needs an NVIDIA GPU of compute capability 8\.0 or higher, not cpu"):
         enter_regime(Precision(regime="tf32"), CPU)
 
 
@@ -165,7 +165,7 @@ def test_a_gpu_without_float8_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def through(linear: nn.Linear, x: Tensor, upstream: Tensor, regime: Regime | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Output and the gradients of input and weight of one linear layer, in a regime or as it is."""
+    """Output, input gradient and weight gradient of a linear layer, in a regime or without one."""
     model, weight = nn.Module(), linear.weight.detach().clone().requires_grad_()
     model.h = nn.ModuleList([nn.Linear(linear.in_features, linear.out_features, bias=False)])
     model.h[0].weight = nn.Parameter(weight)
@@ -181,12 +181,12 @@ def through(linear: nn.Linear, x: Tensor, upstream: Tensor, regime: Regime | Non
 
 @pytest.mark.parametrize("recipe", ["tensorwise", "rowwise"])
 def test_emulated_float8_is_torchs(recipe: str) -> None:
-    """`torch._scaled_mm` and float32 multiply the same float8 numbers; they differ in rounding alone.
+    """torchao's float8 product and the emulation multiply the same float8 numbers and differ by rounding only.
 
-    A sum of n products: each operand is divided by its scale (one rounding, of 2^-24 relative to it, on either side at
-    most), multiplied and added: n + 3 roundings of float32, each relative to the sum of the products' magnitudes at
-    most. A number rounds to at most twice itself (half of the least subnormal number rounds up), so those magnitudes
-    are at most 4 |a| |b|. Then either side rounds to bf16, by 2^-9 of the result.
+    The bound is for a sum of n products. Dividing the operands by their scales, multiplying and adding makes at most
+    n + 3 float32 roundings, each at most 2^-24 of the sum of the products' magnitudes. Rounding to float8 at most
+    doubles a number (half of the smallest subnormal number rounds up), so these magnitudes are at most 4 |a| |b|.
+    Finally both sides round to bf16, by at most 2^-9 of the result.
     """
     pytest.importorskip("torchao")
     emulated = enter_regime(Precision.model_validate({"regime": f"fp8_{recipe}"}), CPU)
@@ -200,7 +200,7 @@ def test_emulated_float8_is_torchs(recipe: str) -> None:
     upstream = (torch.randn(2, 8, 32, generator=generator) * 1e-3).to(BF16)
     try:
         reference = through(linear, x, upstream, real)
-    except RuntimeError as error:  # oneDNN, where a limit is set below what the processor has
+    except RuntimeError as error:  # oneDNN with a limit below the processor's instructions
         pytest.skip(f"torch._scaled_mm does not run here: {error}")
     got, plain = through(linear, x, upstream, emulated), through(linear, x, upstream, None)
     a, w, g = (
@@ -234,7 +234,7 @@ for name in ("fp8_tensorwise", "fp8_rowwise"):
 
 @pytest.mark.slow
 def test_float8_is_emulated_on_any_processor() -> None:
-    """With the instructions of older processors the losses are the same; the variables concern x86 alone."""
+    """The losses are the same with the instructions of older processors. The variables affect x86 only."""
     pytest.importorskip("torchao")
     seen = set()
     for aten, onednn in (("", ""), ("", "SSE41"), ("", "AVX2"), ("avx2", "AVX2"), ("default", "SSE41")):
@@ -249,7 +249,7 @@ def test_float8_is_emulated_on_any_processor() -> None:
 
 
 def test_initial_weights_are_the_same_numbers_in_every_regime() -> None:
-    """A float32 head is not first rounded to the body's bf16."""
+    """A float32 head is not rounded to the bf16 of the blocks first."""
     plain = build_model(Model(**SHAPE), init=3)
     regime = make_regime(Precision(regime="bf16_pure", head="fp32"))
     mixed = build_model(Model(**SHAPE), init=3, on_meta=lambda m: apply_regime(m, regime))

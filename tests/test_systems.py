@@ -1,4 +1,4 @@
-"""On a system without Unix's modules, signals and calls, such as Windows: what works and what says that it does not."""
+"""Systems without Unix's modules, signals and calls, such as Windows: commands that work, and clear errors."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from gptlab.study import runner
 from gptlab.study.runs import planned_runs
 from gptlab.training.loop import train
 
-# Takes away what Windows lacks, runs command lines one after another in its process, and prints how each of them ended
+# Removes what Windows lacks, runs command lines one after the other in its process, and prints how each one ended.
 PROGRAM = """
 import sys
 GONE = ("fcntl", "resource", "termios", "pwd", "grp", "tty", "pty", "syslog")
@@ -34,7 +34,7 @@ for name in GONE:
 sys.meta_path.insert(0, Missing())
 
 import contextlib, io, json, os, signal
-if sys.argv[2] == "torch":  # for Unix, and so it uses these
+if sys.argv[2] == "torch":  # this build of torch needs Unix's modules
     import torch
     import torch.distributed.fsdp
 for name in ("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGKILL", "SIGQUIT", "SIGALRM", "SIGCHLD"):
@@ -212,7 +212,7 @@ class Process:
 
 
 def test_other_runs_on_the_same_cores_are_counted_and_ones_own_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()  # conftest's
+    monkeypatch.undo()  # the patch of conftest.py
     parent, child = Process(1, "gptlab train x"), Process(9, "python -m gptlab.study.worker f plain 0")
     me = Process(5, "gptlab train x", family=(parent, child))
     found = [parent, me, child, Process(20, "hidden"), Process(21, "bash")]
@@ -224,14 +224,14 @@ def test_other_runs_on_the_same_cores_are_counted_and_ones_own_are_not(monkeypat
 
     monkeypatch.setattr(machine, "cores", lambda: 2)
     assert machine.crowded(1) is None
-    assert "another run of gptlab trains on this machine: 2 threads for each run are too many for 2 cores" in str(
+    assert "another run of gptlab trains on this machine: 2 threads per run are too many for 2 cores" in str(
         machine.crowded(2)
     )
     found.append(Process(40, "python -m gptlab.study.worker f plain 1"))
     monkeypatch.setattr(machine, "cores", lambda: 8)
     assert machine.crowded(2) is None
     assert "2 other runs of gptlab train on this machine" in str(machine.crowded(4))
-    assert "OMP_NUM_THREADS=2 before each command, or --train.threads 2" in str(machine.crowded(4))
+    assert "OMP_NUM_THREADS=2 before each command, or pass --train.threads 2" in str(machine.crowded(4))
 
 
 def test_threads_spin_less_unless_the_user_says_how_they_wait(study: Path) -> None:

@@ -123,7 +123,7 @@ def test_what_does_not_fit_is_said(labelled: Path, dataset: Path, tmp_path: Path
     run = gptlab.load_run(tmp_path / "c", device="cpu")
     with pytest.raises(RunError, match="run of task = classify: it generates no text"):
         run.sample("alpha")
-    with pytest.raises(UserError, match="HellaSwag is for language models"):
+    with pytest.raises(UserError, match="--on hellaswag does not apply"):
         evaluate_run(run, ["hellaswag"], {})
     with pytest.raises(SystemExit, match="2"):
         main(["export", str(tmp_path / "c"), "--to", "hf", str(tmp_path / "hf")])

@@ -1,1 +1,1 @@
-"""The stages of `benchmarks/gpu.py`, each of them a program of its own: `python -m gpu_stages.facts --help`."""
+"""The stages of `benchmarks/gpu.py`. Each stage is a program: `python -m gpu_stages.facts --help`."""

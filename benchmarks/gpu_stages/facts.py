@@ -1,7 +1,7 @@
-"""What the machine is, and the rates that everything else is a share of.
+"""Facts about the machine, and the rates of matrix products, attention and copies.
 
-Products are of the shapes that GPT-2 124M has at 65,536 tokens, forward and for both gradients, each on inputs drawn
-at random: a GPU multiplies zeros faster. Copies count bytes read and written.
+Products have the shapes of GPT-2 124M at 65,536 tokens, in the forward pass and for both gradients. Inputs are random,
+as a GPU multiplies zeros faster. The rate of a copy counts the bytes read and the bytes written.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def versions(device: Any) -> Row:
 
 
 def product(a: Any, b: Any, device: Any, peak: float | None = None, action: Callable[[], object] | None = None) -> Row:
-    """Rate of a @ b in TFLOP/s, and its share of the peak."""
+    """Rate of a @ b in TFLOP/s, and the share of the peak."""
     flops = 2 * a.shape[0] * a.shape[1] * b.shape[1]
     row: Row = {"tflops": rate(milliseconds(action or (lambda: a @ b), device), flops)}
     return row | ({"of_peak": 1e12 * row["tflops"]["median"] / peak} if peak else {})
@@ -84,10 +84,11 @@ def square(stage: Stage, device: Any) -> Row:
         row[name] = product(a, b, device, peak_of(device, name))
     torch.set_float32_matmul_precision("highest")
     if device.type == "cuda":
-        try:  # rows times columns, as this function wants them
-            a, b = draw[0].to(torch.float8_e4m3fn), draw[1].to(torch.float8_e4m3fn).t()
-            one = torch.ones((), device=device)
-            row["fp8"] = product(a, b, device, None, lambda: torch._scaled_mm(a, b, one, one, out_dtype=torch.bfloat16))
+        try:
+            a, b = draw[0].to(torch.float8_e4m3fn), draw[1].to(torch.float8_e4m3fn).t()  # row-major @ column-major
+            scale = torch.ones((), device=device), torch.nn.functional.ScalingType.TensorWise
+            scaled_mm = torch.nn.functional.scaled_mm
+            row["fp8"] = product(a, b, device, None, lambda: scaled_mm(a, b, *scale, *scale))
         except Exception as error:
             row["fp8"] = {"error": f"{type(error).__name__}: {error}"[:200]}
     told = ", ".join(f"{name} {got['tflops']['median']:.1f}" for name, got in row.items() if "tflops" in got)
@@ -95,7 +96,7 @@ def square(stage: Stage, device: Any) -> Row:
 
 
 def layer(stage: Stage, device: Any, inputs: int, outputs: int) -> Row:
-    """A linear layer in bf16: its product, and those of the gradients of its input and of its weight."""
+    """Products of a linear layer in bf16: forward, gradient of the input, gradient of the weight."""
     import torch
 
     n = 256 if stage.tiny else 65536
@@ -139,9 +140,9 @@ def copies(stage: Stage, device: Any) -> Row:
 
 
 def attention(stage: Stage, device: Any, B: int, T: int, name: str, deterministic: bool = False) -> Row:
-    """Which kernels scaled_dot_product_attention picks for GPT-2's heads, their time, and whether all is finite.
+    """The kernels that scaled_dot_product_attention chooses for GPT-2's heads, their time, and non-finite gradients.
 
-    FLOPs are of the causal half: 2 products forward and 5 backward, of 2 T T D / 2 each.
+    FLOPs count the causal half only: 2 products forward and 5 backward, 2 T T D / 2 each.
     """
     import torch
     import torch.nn.functional as F
@@ -197,7 +198,7 @@ def main(stage: Stage) -> None:
     for name, (inputs, outputs) in SHAPES.items():
         items[f"product {name}"] = lambda inputs=inputs, outputs=outputs: layer(stage, device, inputs, outputs)
     items["copies"] = lambda: copies(stage, device)
-    # one sequence fewer: errors were seen elsewhere at exactly 65,536 tokens
+    # one sequence less, because errors have been reported for exactly 65,536 tokens
     items[f"attention bf16, {B - 1} sequences"] = lambda: attention(stage, device, B - 1, T, "bf16")
     items["attention fp32"] = lambda: attention(stage, device, B // 4, T, "fp32")
     items["attention bf16, deterministic"] = lambda: attention(stage, device, B // 4, T, "bf16", deterministic=True)
@@ -206,15 +207,15 @@ def main(stage: Stage) -> None:
 
 
 def energy() -> Row:
-    """Whether the energy a run takes can be read."""
+    """Whether the energy of a run can be measured."""
     import torch
 
     from gptlab.training.throughput import Energy
 
     if not torch.cuda.is_available():
-        raise NotHere("energy is read from NVIDIA's NVML")
+        raise NotHere("energy is measured on NVIDIA GPUs only")
     joules = Energy(torch.device("cuda")).joules()
-    return {"joules": joules, "says": "energy is counted" if joules is not None else "energy is not counted here"}
+    return {"joules": joules, "says": f"energy can {'be' if joules is not None else 'not be'} measured"}
 
 
 if __name__ == "__main__":

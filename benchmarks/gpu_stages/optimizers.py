@@ -1,12 +1,12 @@
-"""Every optimizer and pruning method on one GPU: what it adds to a step, and whether it is right.
+"""Overhead of every optimizer and pruning method on one GPU, and a check of their results.
 
-GPT-2 124M, AMP in bf16, compiled, 12 x 1,024 tokens a backward pass. All variants share one model, so that nothing but
-the optimizer and the pruner tells them apart. Each takes turns with AdamW, forwards and backwards, a few updates a
-turn; an update is what follows the backward passes: pruning, clipping, the optimizer's step. `overhead_percent` is what
-an update takes more than AdamW's, as a share of a step of four backward passes. Masks change every 50 steps: an update
-with a change is measured apart, and its fiftieth counts. Targets: adamw-spam under 2%, adamw-prune under 3%.
+GPT-2 124M, amp_bf16, compiled, 12 x 1,024 tokens per backward pass. All variants share one model, so they differ only
+in optimizer and pruner. Each variant takes turns with AdamW, in alternating order, with a few updates per turn. An
+update is everything after the backward passes: pruning, clipping and the optimizer's step. `overhead_percent` is the
+additional time over AdamW's update, relative to a step of four backward passes. Masks change every 50 steps: an update
+with a change is measured separately and counts 1/50. Targets: adamw-spam under 2%, adamw-prune under 3%.
 
-`check` makes a few updates of a small model on this device, against the same rule in float64 on the CPU.
+`check` compares some updates of a small model on this device with the same updates in float64 on the CPU.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from gptlab.training.step_buffer import clip_gradients
 from gpu_stages.stage import Row, Stage, kernels_of, pick, run, synchronize
 
 EVERY = 50  # steps between changes of the masks
-# What the steps are counted from and the ramp's length: so near its end the masks are at 50% to three digits.
+# The first step, and the length of the sparsity ramp. At this step the sparsity is 50% to three digits.
 BEGIN, DECAY_STEPS = 70_000, 100_000
 ADAMW: dict[str, Any] = {"name": "adamw"}
-# settings of `optim`, settings of `sparsity`
+# name -> settings of `optim`, settings of `sparsity`
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "adamw": (ADAMW, {}),
     "adamw amsgrad": ({**ADAMW, "amsgrad": True}, {}),
@@ -55,20 +55,21 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "rigl": (ADAMW, {"method": "rigl"}),
     "2:4": (ADAMW, {"method": "2:4"}),
 }
-TARGETS = {"adamw-spam": 2.0, "adamw-prune": 3.0}  # percent of AdamW's step, the most
-ACCUMULATE = 4  # backward passes of the step that an overhead is a share of
-# Updates of the check, which gradient is a spike, and how large; SPAM's reset comes after it. The paper's form clips
-# from 20 steps after a reset on.
+TARGETS = {"adamw-spam": 2.0, "adamw-prune": 3.0}  # largest overhead, in percent of AdamW's step
+ACCUMULATE = 4  # backward passes per step, for the overhead
+# The check: number of updates, the update with a spike in its gradient, the factor of the spike, and SPAM's reset
+# interval. The paper's form of SPAM starts to clip 20 steps after a reset.
 CHECKED, SPIKED_AT, SPIKE, RESET = 30, 22, 100.0, 24
-# |a - b| / |b| of what the updates moved: float32's rounding; the bf16 that Muon iterates in on a GPU; 8 bits
+# Largest |a - b| / |b| of the weights' changes, for: float32; Muon, which iterates in bf16 on a GPU; 8-bit Adam. Last:
+# the largest share of differing masks.
 ALLOWED, ALLOWED_MUON, ALLOWED_8BIT, ALLOWED_MASKS = 1e-3, 5e-2, 0.2, 1e-3
-UPDATES, ROUNDS = 6, 5  # timed updates of a turn, turns of each side
+UPDATES, ROUNDS = 6, 5  # timed updates per turn, turns per side
 
 SMALL = Model(n_layer=2, n_head=2, n_embd=64, block_size=64, vocab_size=512)
 
 
 class Variant:
-    """An optimizer, with its pruner where it has one, over a model that others step too."""
+    """An optimizer and its pruner, if any, for a model that all variants share."""
 
     def __init__(self, name: str, model: GPT, **settings: Any) -> None:
         optim, sparsity = VARIANTS[name]
@@ -82,8 +83,8 @@ class Variant:
         self.max_norm = math.inf if optim["name"] == "adamw-spam" else 1.0  # SPAM clips by itself
 
     def update(self, change: bool = False) -> None:
-        """What follows the backward passes, as the training loop has it; with a change of masks or without."""
-        before, after = BEGIN + 1, BEGIN + 2  # updates done
+        """Everything after the backward passes, as in the training loop, with or without a change of the masks."""
+        before, after = BEGIN + 1, BEGIN + 2  # steps before and after this update
         if change:
             before, after = {"rigl": (BEGIN, BEGIN + 1), "2:4": (BEGIN, 0)}.get(self.method, (BEGIN - 1, BEGIN))
         if self.pruner:
@@ -95,7 +96,7 @@ class Variant:
 
 
 class Clock:
-    """Milliseconds between marks; a GPU is waited for when they are read."""
+    """Milliseconds between marks. Only reading them waits for the GPU."""
 
     def __init__(self, device: torch.device) -> None:
         self.cuda, self.marks = device.type == "cuda", []  # type: ignore[var-annotated]
@@ -121,7 +122,7 @@ class Clock:
 
 
 def gradients(model: GPT) -> Iterator[list[Tensor]]:
-    """The same made-up gradients for every device and dtype, float64 on the CPU, one of them a spike."""
+    """Random gradients, float64 on the CPU, the same for every device and dtype; one update has a spike."""
     generator = torch.Generator().manual_seed(0)
     shapes = [p.shape for p in model.parameters()]
     for update in range(CHECKED):
@@ -141,10 +142,10 @@ def trained(name: str, device: torch.device, dtype: torch.dtype) -> tuple[GPT, V
 
 
 def check(device: torch.device, name: str) -> Row:
-    """How far a variant on this device is from the rule in float64, and from int(s N) masked weights."""
+    """Compare a variant on this device with the same variant in float64: weights, masks, number of masked weights."""
     start = dict(build_model(SMALL, "cpu", torch.float64, init=0).named_parameters())
     model, variant = trained(name, device, torch.float32)
-    # the 8 bits are of a library; they are held against the rule that they approximate
+    # 8-bit Adam comes from a library; it is compared with AdamW, which it approximates
     exact, reference = trained("adamw" if name == "adamw_8bit" else name, torch.device("cpu"), torch.float64)
     theirs, ours = dict(exact.named_parameters()), dict(model.named_parameters())
     masks = {}
@@ -154,14 +155,16 @@ def check(device: torch.device, name: str) -> Row:
     distance = moved = 0.0
     for key, parameter in theirs.items():
         off = (ours[key].cpu().double() - parameter).detach()
-        if key in masks:  # where float32 prunes another weight, that is a matter of the masks and counted there
+        if key in masks:  # differing masks are counted separately
             off = off[~different(*masks[key], off.shape)]
         distance += float(off.square().sum())
         moved += float((parameter - start[key]).detach().square().sum())
     row: Row = {"error": math.sqrt(distance / moved), "problems": []}
     allowed = {"muon": ALLOWED_MUON, "adamw_8bit": ALLOWED_8BIT}.get(name, ALLOWED)
     if not row["error"] <= allowed:
-        row["problems"].append(f"{name}: moved weights {row['error']:.1e} off float64's, not {allowed:.0e} at most")
+        row["problems"].append(
+            f"{name}: the weights' changes differ from float64's by {row['error']:.1e}, more than {allowed:.0e}"
+        )
     if variant.pruner and reference.pruner:
         n = sum(p.numel() for p in variant.pruner.parameters.values())
         row["masked"], row["masked_float64"] = (round(v.pruner.sparsity() * n) for v in (variant, reference))
@@ -170,12 +173,12 @@ def check(device: torch.device, name: str) -> Row:
         if row["masked"] != row["masked_float64"]:
             row["problems"].append(f"{name}: {row['masked']} weights are masked, not {row['masked_float64']}")
         if row["masks_differ"] > ALLOWED_MASKS:
-            row["problems"].append(f"{name}: {row['masks_differ']:.1e} of the masks are not float64's")
-    return row | {"says": "; ".join(row["problems"]) or f"right: {row['error']:.1e} off float64's"}
+            row["problems"].append(f"{name}: {row['masks_differ']:.1e} of the masks differ from float64's")
+    return row | {"says": "; ".join(row["problems"]) or f"correct: differs from float64 by {row['error']:.1e}"}
 
 
 def right(stage: Stage, device: torch.device, name: str) -> Row:
-    """The check as an item: a problem makes it fail."""
+    """The check as an item, which fails if there is a problem."""
     row = check(device, name)
     if row["problems"]:
         stage.note(f"check {name}", **row)
@@ -184,15 +187,15 @@ def right(stage: Stage, device: torch.device, name: str) -> Row:
 
 
 def different(a: Tensor, b: Tensor, shape: Sequence[int]) -> Tensor:
-    """Bool, of that shape: where two packed masks differ."""
+    """Where two packed masks differ: bool, of the given shape."""
     return unpack(a ^ b, shape)
 
 
-# -- what an update takes -------------------------------------------------------------------------------------------
+# -- time of an update ----------------------------------------------------------------------------------------------
 
 
 class Updates:
-    """One model and all variants over it."""
+    """The model that all variants share, and the measurement of a variant."""
 
     def __init__(self, stage: Stage, device: torch.device) -> None:
         self.stage, self.device = stage, device
@@ -215,7 +218,7 @@ class Updates:
         scaled.backward()
 
     def make(self, name: str) -> Variant:
-        """A variant with its state and masks, which has compiled what it compiles."""
+        """A variant after three updates, so that its state and masks exist and everything is compiled."""
         variant = Variant(name, self.model)
         for update in range(3):
             self.backward()
@@ -224,7 +227,7 @@ class Updates:
         return variant
 
     def turn(self, variant: Variant) -> dict[str, float]:
-        """A few updates without a change of the masks, and one with; milliseconds."""
+        """Mean milliseconds of some updates without a change of the masks, and of one update with a change."""
         clock = Clock(self.device)
         clock.mark()
         for _ in range((2 if self.stage.tiny else UPDATES) + 1):
@@ -232,7 +235,7 @@ class Updates:
             clock.mark()
             variant.update()
             clock.mark()
-        times = clock.read()[2:]  # the first step finds another variant's caches
+        times = clock.read()[2:]  # without the first step, whose caches are those of another variant
         found = {"backward": statistics.mean(times[::2]), "update": statistics.mean(times[1::2])}
         if variant.pruner:
             self.backward()
@@ -243,7 +246,7 @@ class Updates:
         return found
 
     def measure(self, name: str) -> Row:
-        """What a variant's update takes, and its overhead over AdamW's."""
+        """Time of a variant's update, and the overhead over AdamW's update."""
         self.reference = self.reference or self.make("adamw")
         sides = {"adamw": self.reference, name: self.reference if name == "adamw" else self.make(name)}
         seen: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
@@ -251,15 +254,14 @@ class Updates:
             seen[side].append(self.turn(sides[side]))
         more = []
         for turn, base in zip(seen[name], seen["adamw"], strict=True):
-            changes = 0.0 if sides[name].method == "2:4" else turn.get("change", 0.0) / EVERY  # 2:4 changes once
+            # the masks of 2:4 change once per run
+            changes = 0.0 if sides[name].method == "2:4" else turn.get("change", 0.0) / EVERY
             step = ACCUMULATE * base["backward"] + base["update"]
             more.append(100 * (turn["update"] + changes - base["update"]) / step)
         row: Row = {f"{key}_ms": spread([turn[key] for turn in seen[name]]) for key in seen[name][0]}
         row |= {"turns": seen, "overhead_percent": spread(more)}
         target = next((percent for start, percent in TARGETS.items() if name.startswith(start)), None)
-        says = (
-            f"update {show(row['update_ms'], '.2f')} ms, {show(row['overhead_percent'], '.2f')}% of a step over adamw"
-        )
+        says = f"update {show(row['update_ms'], '.2f')} ms, overhead {show(row['overhead_percent'], '.2f')}% of a step"
         if target is not None:
             row["target_percent"], row["met"] = target, row["overhead_percent"]["median"] < target
             says += f": the target of {target:.0f}% is {'met' if row['met'] else 'missed'}"
@@ -270,7 +272,7 @@ class Updates:
         variant = self.make(name)
         self.backward()
         row = kernels_of(variant.update, self.device, times=3)
-        return row | {"says": f"{row['ms']:.2f} ms of kernels an update"}
+        return row | {"says": f"{row['ms']:.2f} ms of kernels per update"}
 
 
 def main(stage: Stage) -> None:

@@ -1,9 +1,9 @@
-"""The planner against PyTorch's allocator: planned and measured peak memory of training steps, eager, in amp_bf16.
+"""The planner against PyTorch's allocator: planned and measured peak memory of eager training steps.
 
-An item is a size and a micro-batch: two updates of two micro-batches each are made, and the peak is taken over the
-second one, when moments and gradients are all there. On a GPU that is torch.cuda.max_memory_allocated, on a CPU the
-record of the allocator that the profiler keeps, beside the weights and moments that are there before. The stage `speed`
-has compiled models; they keep fewer activations than is planned.
+An item is a model size and a micro-batch. It makes two updates of two micro-batches each and takes the peak of the
+second one, when all moments and gradients exist. On a GPU the peak is torch.cuda.max_memory_allocated; on a CPU it is
+the profiler's record of the allocator, plus the weights and moments that existed before. The stage `speed` has compiled
+models, which keep fewer activations than planned.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gptlab.precision.regimes import apply_regime, enter_regime
 from gpu_stages.stage import NotHere, Row, Stage, pick, run
 
 MICRO_BATCHES_A_STEP = 2
-# preset, micro-batch, regime, whether activations are computed again
+# preset, micro-batch, regime, activation checkpointing
 ROWS = [
     ("gpt2", 8, "amp_bf16", False),
     ("gpt2", 64, "amp_bf16", False),
@@ -44,7 +44,7 @@ TINY_ROWS = [("micro", 2, "fp32", False), ("micro", 4, "amp_bf16", False)]
 
 
 def measure(recipe: Recipe, device: torch.device) -> float:
-    """Bytes at the peak of an update, weights and moments included."""
+    """Peak bytes of an update, including weights and moments."""
     regime = enter_regime(recipe.precision, device)
     model = build_model(recipe.model, device, on_meta=lambda m: apply_regime(m, regime))
     model.activation_checkpointing = recipe.train.activation_checkpointing
@@ -101,14 +101,14 @@ def beside(stage: Stage, device: torch.device, preset: str, micro_batch: int, re
     found = step_memory(recipe, Shape(recipe.model, recipe.precision, 0), micro_batch, kind)
     here = local_device(device).available
     if found.peak > here:
-        raise NotHere(f"planned {found.peak / 1e9:.1f} GB, {here / 1e9:.1f} GB are there")
+        raise NotHere(f"the plan needs {found.peak / 1e9:.1f} GB, {here / 1e9:.1f} GB are available")
     got = measure(recipe, device)
     return {
         "planned_gb": found.peak / 1e9,
         "measured_gb": got / 1e9,
         "planned_of_measured": found.peak / got,
         "moment": found.moment,
-        "says": f"{found.peak / 1e9:.3f} GB planned, {got / 1e9:.3f} measured: {found.peak / got:.3f}",
+        "says": f"{found.peak / 1e9:.3f} GB planned, {got / 1e9:.3f} GB measured: ratio {found.peak / got:.3f}",
     }
 
 
@@ -116,7 +116,7 @@ def main(stage: Stage) -> None:
     device = pick(stage)
     items: dict[str, Callable[[], Row]] = {}
     for preset, micro_batch, regime, again in TINY_ROWS if stage.tiny else ROWS:
-        name = f"{preset} x {micro_batch}, {regime}" + (", activations computed again" if again else "")
+        name = f"{preset} x {micro_batch}, {regime}" + (", activation checkpointing" if again else "")
         given = (preset, micro_batch, regime, again)
         items[name] = lambda given=given: beside(stage, device, *given)  # type: ignore[misc]
     stage.all(items, expects=3.0, most=40.0)

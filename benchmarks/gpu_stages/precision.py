@@ -1,8 +1,8 @@
-"""The arms of the study precision-lm on one GPU: speed, memory and the first losses, each beside amp_bf16.
+"""The arms of the study precision-lm on one GPU: speed, memory and first losses, compared with amp_bf16.
 
-GPT-2 124M in batches of 12 x 1,024 x 5, as the study has it. An arm is compiled, warmed up, and then takes turns with
-amp_bf16, an update each, forwards and backwards; ratios are of neighbouring turns. Whether an arm multiplies in the
-formats that it names is asked by tests/test_cuda.py.
+GPT-2 124M with 12 x 1,024 x 5 tokens per update, as in the study. Each arm is compiled and warmed up, and then takes
+turns with amp_bf16, one update per turn, in alternating order. Ratios compare neighbouring turns. tests/test_cuda.py
+checks that an arm multiplies in the formats of its regime.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gpu_stages.stage import Row, Stage, kernels_of, let_go, pick, run
 from gpu_stages.trained import Trained, compile_many, seconds_of, settings_of
 
 STUDY, REFERENCE = "precision-lm", "amp_bf16"
-# Throughput over that of fp32_baseline, as the study's plan expects it: "rough expectations", each with a ~.
+# Throughput relative to fp32_baseline that the study's plan expects, as rough values.
 PLAN = {"amp_bf16": 2.0, "bf16_pure": 2.1, "fp16_naive": 2.0}
 FIRST = ("amp_bf16", "fp32_baseline", "fp32_tf32_matmul", "bf16_pure", "amp_fp16", "fp8_tensorwise", "fp8_rowwise")
 WARM, ROUNDS = 4, 5
@@ -33,7 +33,7 @@ class Arms:
 
     def make(self, arm: str) -> tuple[Trained, float]:
         recipe, settings = self.study.build(arm, seed=0), settings_of(self.stage)
-        if recipe.compile.enabled is False:  # what the arm is about
+        if recipe.compile.enabled is False:  # the arm compares eager execution
             settings["compile.enabled"] = False
         model = Trained(recipe.replace(settings), self.device, self.stage.work)
         return model, model.warm_up(WARM)
@@ -90,7 +90,7 @@ def main(stage: Stage) -> None:
     items |= {f"kernels {arm}": lambda arm=arm: arms.kernels(arm) for arm in ("amp_bf16", "bf16_pure")}  # type: ignore[misc]
     stage.all(items, expects=12.0, most=100.0)
     let_go()
-    # the baseline may have come after an arm: its ratio is filled in
+    # arms that ran before the baseline get their ratio now
     fp32 = stage.rows["fp32_baseline"].get("of_amp_bf16")
     for arm in names:
         if fp32 and "of_amp_bf16" in stage.rows[arm]:

@@ -1,17 +1,17 @@
-"""What a 2:4 sparse GPT gains: the same masked weights as dense and as semi-structured matrices, in speed and memory.
+"""Speed and memory of a 2:4 sparse GPT: the same masked weights as dense and as semi-structured matrices.
 
-GPT-2's shapes with random weights of which two in four are zero, bf16, on a GPU of compute capability 8.0 or more:
+GPT-2's shapes with random weights, two of each four set to zero, in bf16, on a GPU of compute capability 8.0 or higher:
 
-    dense        the weights before masking: whether zeros alone change anything
-    masked       the reference: dense matrices with zeros in them
-    cusparselt   torch.sparse.to_sparse_semi_structured, by either library; what does not run here says why
-    cutlass
+    dense        the weights before masking; shows whether zeros alone change anything
+    masked       the reference: dense matrices with zeros
+    cusparselt   torch.sparse.to_sparse_semi_structured with this backend, or the reason why it does not work here
+    cutlass      the same with the other backend
 
-First each is checked against `masked` (logits), then they take turns, forwards and backwards: a prefill of B sequences
-of T tokens, and the decode steps of a generation. Ratios are masked / variant, pair by pair: above 1 is faster. Then
-single matrices, each shape of the blocks with n tokens.
+The logits of each variant are checked against `masked`. Then the variants take turns, in alternating order, with a
+prefill of B sequences of T tokens, and with the decode steps of a generation. Ratios are masked / variant for
+neighbouring turns; above 1, the variant is faster. Finally single matrices of each shape in the blocks are multiplied.
 
-Without a GPU there is `dense` and `masked` only, in float32, and their ratio is what zeros in a dense matrix gain: 1.
+Without a GPU, only `dense` and `masked` run, in float32; their ratio should be 1.
 """
 
 from __future__ import annotations
@@ -35,38 +35,38 @@ from gptlab.training.throughput import Stopwatch
 from gpu_stages.stage import Row, Stage, pick, run
 
 BACKENDS = ("cusparselt", "cutlass")
-ALLOWED = 0.05  # relative error of the logits, |a - b| / |b|: some 0.01 is bf16's, summed in another order
+ALLOWED = 0.05  # largest relative error of the logits, |a - b| / |b|; bf16 in another order of sums gives about 0.01
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """What is measured of each size."""
+    """The shapes that are measured for each model size."""
 
     prefill: tuple[tuple[int, int], ...] = ((1, 1024), (8, 1024), (32, 128))
     """(B, T)."""
     decode: tuple[int, ...] = (1, 8, 64)
-    """B; dense operands are padded to 8 rows."""
+    """B. Dense operands are padded to 8 rows."""
     prompt: int = 64
     new_tokens: int = 24
     tokens: tuple[int, ...] = (1, 16, 128, 1024, 8192)
-    """That a single matrix is multiplied with."""
+    """Tokens that a single matrix is multiplied with."""
     rounds: int = 5
     times: int = 30
-    """Multiplications in one timing of a matrix."""
+    """Multiplications per timing of a matrix."""
 
 
 TINY = Shapes(((2, 64), (8, 128)), (1, 8), 16, 8, (16, 256), rounds=3, times=5)
 
 
 def mask24(weight: Tensor) -> Tensor:
-    """The two largest of each four along the input dimension."""
+    """The weight with only the two largest of each four along the input dimension."""
     fours = weight.unflatten(1, (-1, 4))
     kept = torch.zeros_like(fours).scatter_(2, fours.abs().topk(2, dim=2).indices, 1)
     return (fours * kept).flatten(1)
 
 
 def make(dense: GPT, variant: str) -> tuple[GPT | None, str]:
-    """A variant of a random model, or None and why it does not run here."""
+    """A variant of a random model, or None and the reason why it does not work here."""
     model = dense if variant == "dense" else copy.deepcopy(dense)
     if variant != "dense":
         for layer in block_matrices(model).values():
@@ -79,7 +79,7 @@ def make(dense: GPT, variant: str) -> tuple[GPT | None, str]:
 
 
 def timed(action: Callable[[], object], device: torch.device, times: int = 1) -> float:
-    """Milliseconds of one of several calls."""
+    """Milliseconds per call, averaged over several calls."""
     watch = Stopwatch(device)
     watch.start()
     for _ in range(times):
@@ -91,7 +91,7 @@ def timed(action: Callable[[], object], device: torch.device, times: int = 1) ->
 def measure(
     actions: dict[str, Callable[[], float]], rounds: int, reference: str = "masked", warmup: int = 2
 ) -> dict[str, Any]:
-    """What each action gives (milliseconds), round by round in turn, and the ratios of the reference to it."""
+    """The milliseconds that each action returns, measured in turns, and the ratios reference / action."""
     seen: dict[str, list[float]] = {name: [] for name in actions}
     for action in actions.values():
         for _ in range(warmup):
@@ -105,7 +105,7 @@ def measure(
 
 
 def weights_bytes(model: GPT) -> tuple[int, int]:
-    """Bytes of the blocks' matrices as they are stored, and of all else."""
+    """Stored bytes of the block matrices, and of all other parameters."""
     matrices = [layer.weight for layer in block_matrices(model).values()]
 
     def size(p: Tensor) -> int:
@@ -119,7 +119,7 @@ def weights_bytes(model: GPT) -> tuple[int, int]:
 
 @torch.no_grad()
 def size_up(size: str, config: Model, args: Shapes, device: torch.device, dtype: torch.dtype) -> Row:
-    """Everything about one shape of a model."""
+    """All measurements of one model size."""
     row: dict[str, Any] = {"size": size, "model": config.model_dump(), "not_applicable": {}, "memory": {}}
     models: dict[str, GPT] = {}
     variants = ("dense", "masked", *(BACKENDS if device.type == "cuda" else ()))
@@ -144,7 +144,7 @@ def size_up(size: str, config: Model, args: Shapes, device: torch.device, dtype:
             error = ((models[variant](tokens).float() - exact).norm() / exact.norm()).item()
             row["error"][variant] = error
             if error > ALLOWED:
-                raise RuntimeError(f"{size} {variant}: logits differ by {error:.1%} from those of the masked matrices")
+                raise RuntimeError(f"{size} {variant}: the logits differ by {error:.1%} from those of `masked`")
 
     regime = make_regime(Precision(regime="bf16_pure" if dtype is torch.bfloat16 else "fp32"))
 
@@ -189,7 +189,7 @@ def size_up(size: str, config: Model, args: Shapes, device: torch.device, dtype:
 
 @torch.no_grad()
 def matrix(rows: int, cols: int, args: Shapes, device: torch.device, dtype: torch.dtype) -> Row:
-    """One linear layer, without a bias, at several numbers of tokens."""
+    """One linear layer without a bias, for several numbers of tokens."""
     weight = torch.randn(rows, cols, generator=torch.Generator().manual_seed(0)).to(device, dtype) * 0.02
     weights: dict[str, Tensor] = {"dense": weight, "masked": mask24(weight)}
     for backend in BACKENDS if device.type == "cuda" else ():
@@ -199,7 +199,7 @@ def matrix(rows: int, cols: int, args: Shapes, device: torch.device, dtype: torc
             F.linear(torch.zeros(8, cols, dtype=dtype, device=device), sparse)
             weights[backend] = nn.Parameter(sparse, requires_grad=False)
         except RuntimeError:
-            continue  # `size_up` has the reason
+            continue  # `size_up` reports the reason
     found = {}
     for n in args.tokens:
         x = torch.randn(n, cols, generator=torch.Generator().manual_seed(1)).to(device, dtype)

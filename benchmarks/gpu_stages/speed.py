@@ -1,12 +1,12 @@
-"""GPT-2 124M in training: tokens a second, MFU, memory beside the plan, kernels, and two other loops beside it.
+"""Training of GPT-2 124M: throughput, MFU, memory against the plan, kernels, and a comparison with two other loops.
 
-The classic model is the recipe gpt2-124m-fineweb-edu (B = 64, T = 1,024), the modern one gpt2-124m-fineweb-edu-modern
-(B = 32), both compiled, in amp_bf16, with 524,288 tokens an update. `plain` is a plain loop in nanoGPT's way, and
-`hugging face` is GPT2LMHeadModel; each is compiled, under the same autocast, with fused AdamW, on the same tokens.
-GPT2LMHeadModel keeps the logits of all tokens in float32, so its micro-batches are half of ours from the start.
+The classic model is the recipe gpt2-124m-fineweb-edu (B = 64, T = 1,024), the modern model is
+gpt2-124m-fineweb-edu-modern (B = 32). Both are compiled, in amp_bf16, with 524,288 tokens per update. `plain` is a
+plain loop in the style of nanoGPT, `hugging face` is GPT2LMHeadModel. Both are compiled too, with the same autocast,
+fused AdamW and the same tokens. GPT2LMHeadModel keeps all logits in float32, so it starts with half the micro-batch.
 
-The sides take turns of one update each, forwards and backwards; a ratio is a pair of neighbouring turns, and above 1
-gptlab is faster. Each side's peak memory is its own: what the others hold is subtracted.
+The sides take turns of one update each, in alternating order. A ratio compares neighbouring turns; above 1, gptlab is
+faster. The peak memory of a side excludes the memory that the other side holds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from common import in_turn, ratios, show, spread
+from common import hf_gpt2, in_turn, ratios, show, spread
 from torch import Tensor
 
 from gptlab.config import load_recipe
@@ -28,7 +28,7 @@ CLASSIC, MODERN = "gpt2-124m-fineweb-edu", "gpt2-124m-fineweb-edu-modern"
 ROUNDS = 5
 
 
-# -- the plain loop: nothing of gptlab in it ------------------------------------------------------------------------
+# -- the plain loop, without gptlab ---------------------------------------------------------------------------------
 
 
 class Block(nn.Module):
@@ -49,7 +49,7 @@ class Block(nn.Module):
 
 
 class Plain(nn.Module):
-    """GPT-2 as one writes it down: logits of all tokens at once, and cross_entropy over them."""
+    """A straightforward GPT-2: the logits of all tokens at once, and F.cross_entropy over them."""
 
     def __init__(self, layers: int, heads: int, width: int, block: int, vocabulary: int) -> None:
         super().__init__()
@@ -70,11 +70,13 @@ class Plain(nn.Module):
 
 
 class Peer:
-    """Another model with torch's AdamW, in a loop of a few lines.
+    """Another model with torch's AdamW in a short loop.
 
     Args:
-        loss: of inputs and targets, (B, T) each.
-        of: gives it the tokens and the micro-batch.
+        model: the model to train.
+        loss: function of inputs and targets, (B, T) each.
+        of: our model; it provides the device, the regime and the tokens.
+        micro: sequences in a micro-batch.
     """
 
     def __init__(self, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], of: Trained, micro: int) -> None:
@@ -115,30 +117,16 @@ def plain(of: Trained, micro: int) -> Peer:
 
 
 def hugging_face(of: Trained, micro: int) -> Peer:
+    m = of.recipe.model
+    shape = {"n_layer": m.n_layer, "n_head": m.n_head, "n_embd": m.n_embd, "n_positions": m.block_size}
     try:
-        from transformers import GPT2Config, GPT2LMHeadModel
+        with of.device:
+            model = hf_gpt2(**shape, vocab_size=m.vocab_size)
     except ImportError as error:
         raise NotHere(f"transformers: {error}") from None
-    m = of.recipe.model
-    config = GPT2Config(
-        n_layer=m.n_layer,
-        n_head=m.n_head,
-        n_embd=m.n_embd,
-        n_positions=m.block_size,
-        vocab_size=m.vocab_size,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        use_cache=False,
-        attn_implementation="sdpa",
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    with of.device:
-        model = GPT2LMHeadModel(config).train()
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
-        return model(input_ids=x, labels=x).loss  # it shifts labels itself: one token a sequence less than `y` has
+        return model(input_ids=x, labels=x).loss  # the model shifts the labels, so each sequence has one target less
 
     return Peer(model, loss, of, micro)
 
@@ -150,7 +138,7 @@ PEERS = {"plain": plain, "hugging face": hugging_face}
 
 
 class Speed:
-    """The stage's models, made when an item needs them."""
+    """The models of this stage, built when an item needs them."""
 
     def __init__(self, stage: Stage) -> None:
         self.stage, self.device = stage, pick(stage)
@@ -158,7 +146,7 @@ class Speed:
         compile_many()
 
     def trained(self, name: str) -> Trained:
-        """A recipe's model, compiled and warm; one at a time, so that memory is its own."""
+        """A recipe's model, compiled and warmed up. Only one is kept, so that peak memory is that of one model."""
         if name not in self.models:
             self.models.clear()
             let_go()
@@ -169,7 +157,7 @@ class Speed:
         return self.models[name]
 
     def steps(self, name: str) -> Row:
-        """Speed and memory of a model alone."""
+        """Speed and memory of a model by itself."""
         cuda = self.device.type == "cuda"
         model = self.trained(name)
         if cuda:
@@ -201,7 +189,7 @@ class Speed:
         return row | {"says": says + f", first update {self.first:.0f} s"}
 
     def kernels(self, name: str) -> Row:
-        """Where the time of a micro-step goes, and of what follows all micro-steps."""
+        """Kernel times of a micro-step, and of the end of an update (clipping and the optimizer)."""
         model = self.trained(name)
         batches = model.task.micro_batches(model.step, model.recipe.batch.micro_batch)
         batch = next(iter(batches))
@@ -225,7 +213,7 @@ class Speed:
         }
 
     def beside(self, name: str, recipe: str = CLASSIC) -> Row:
-        """Another loop and ours in turn."""
+        """Compare another loop with ours, in turns."""
         ours = self.trained(recipe)
         assert isinstance(ours.recipe.batch.micro_batch, int)
         micro = ours.recipe.batch.micro_batch // (2 if name == "hugging face" else 1)
@@ -240,7 +228,7 @@ class Speed:
                 if status_of(error) != "out_of_memory" or micro == 1:
                     raise
                 peer, micro = None, micro // 2  # type: ignore[assignment]
-                print(f"{name}: out of memory, micro-batch {micro} is next", flush=True)
+                print(f"{name}: out of memory; trying micro-batch {micro}", flush=True)
             let_go()
         ours.update()
         sides: dict[str, Any] = {"gptlab": ours, name: peer}
@@ -250,7 +238,7 @@ class Speed:
             if self.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
             seconds[side].append(seconds_of(sides[side].update, self.device))
-            if self.device.type == "cuda" and side == name:  # without what our model holds
+            if self.device.type == "cuda" and side == name:  # without the memory of our model
                 peaks[side] = (torch.cuda.max_memory_allocated() - held) / 1e9
             self.stage.note(f"classic beside {name}", turns_seconds=seconds)
         gain = ratios(seconds[name], seconds["gptlab"])
@@ -275,7 +263,7 @@ class Speed:
 def main(stage: Stage) -> None:
     speed = Speed(stage)
     synchronize(speed.device)
-    # modern after classic drops its model, and the peers want that again: so the classic items stand together
+    # building the modern model drops the classic model; the last item builds the classic model again
     stage.all(
         {
             "classic": lambda: speed.steps(CLASSIC),

@@ -1,11 +1,11 @@
-"""What the stages of `gpu.py` share: items that are measured one by one, and a file that holds what is known so far.
+"""Shared by the stages of `gpu.py`: items that are measured one by one, and a file with the results so far.
 
-A stage names its items and measures them in turn. Its JSON file is written before and after each of them, so whatever
-ends the process, what was measured before stays. An item that raises is recorded, and the next one is measured. An item
-that hangs ends the process, with a traceback in the log; so does an error after which CUDA refuses all further work.
-`gpu.py` then starts the stage again for the items that were not tried yet.
+A stage names its items and measures them in turn. The JSON file is written before and after each item, so results are
+kept however the process ends. An item that raises an error is recorded, and the next item is measured. An item that
+hangs ends the process, with a traceback in the log; so does an error that breaks the CUDA context. `gpu.py` then starts
+the stage again for the remaining items.
 
-Nothing here imports torch before an item needs it.
+torch is imported only when an item needs it.
 """
 
 from __future__ import annotations
@@ -25,18 +25,20 @@ from typing import Any
 
 from common import spread
 
+from gptlab.hardware import gpu_of
+
 Row = dict[str, Any]
-FINAL = ("done", "not_applicable")  # statuses of an item that is not measured again
-LEFT, BROKEN = 3, 70  # exit statuses: in order but not all done; no more work can be done in this process
-END = 2.0  # seconds before the limit at which the stage ends itself, so that its last lines are in the log
+FINAL = ("done", "not_applicable")  # statuses of items that are not measured again
+LEFT, BROKEN = 3, 70  # exit statuses: some items are left; the CUDA context is broken
+END = 2.0  # the stage ends itself this many seconds before its limit, so that the log is complete
 
 
 class NotHere(Exception):
-    """An item that this machine cannot measure; its sentence says why."""
+    """An item that this machine cannot measure. The message gives the reason."""
 
 
 def plain(content: Any) -> Any:
-    """The same with numbers that JSON does not know, NaN and infinities, as words."""
+    """The content with NaN and infinity, which JSON does not have, as strings."""
     if isinstance(content, dict):
         return {key: plain(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
@@ -45,19 +47,19 @@ def plain(content: Any) -> Any:
 
 
 def write(path: Path, content: Any) -> None:
-    """Write JSON so that a reader sees the old content or the new one, and nothing between."""
+    """Write JSON such that readers see either the old or the new content as a whole."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(plain(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(temporary, path)
 
 
 class Stage:
-    """The items of a stage and how much time is left for them.
+    """The items of a stage and the time left for them.
 
     Attributes:
-        tiny: whether to measure toy shapes, to try the stage on a CPU.
-        rows: what is known of each item; "status" is waiting, running, done, not_applicable, failed, out_of_memory, or
-            what `gpu.py` makes of an item that was running when the process ended: timeout or killed.
+        tiny: whether to measure toy shapes, to test the stage on a CPU.
+        rows: results of each item. "status" is waiting, running, done, not_applicable, failed or out_of_memory;
+            `gpu.py` sets timeout or killed for an item that was running when the process ended.
     """
 
     def __init__(self, argv: Sequence[str] | None = None) -> None:
@@ -67,7 +69,7 @@ class Stage:
         parser.add_argument("--seconds", type=float, default=600.0, help="the stage's limit")
         parser.add_argument("--data", type=Path, metavar="DIR", help="a dataset in GPT-2's tokens")
         parser.add_argument("--hellaswag", type=Path, metavar="FILE", help="hellaswag_val.jsonl")
-        parser.add_argument("--retry", action="store_true", help="measure items again that failed before")
+        parser.add_argument("--retry", action="store_true", help="measure failed items again")
         parser.add_argument("--tiny", action="store_true", help="toy shapes, on a CPU")
         given = parser.parse_args(argv)
         self.out, self.work, self.tiny, self.retry = given.out, given.work, given.tiny, given.retry
@@ -76,17 +78,17 @@ class Stage:
         self.ends = time.monotonic() + given.seconds - END
         self.rows: dict[str, Row] = json.loads(self.out.read_text(encoding="utf-8")) if self.out.is_file() else {}
         self.work.mkdir(parents=True, exist_ok=True)
-        self.log = os.fdopen(os.dup(2), "w")  # pytest replaces sys.stderr
+        self.log = os.fdopen(os.dup(2), "w")  # a copy of stderr, as pytest replaces sys.stderr
 
     def left(self) -> float:
-        """Seconds until the stage is to end."""
+        """Seconds until the stage must end."""
         return self.ends - time.monotonic()
 
     def save(self) -> None:
         write(self.out, self.rows)
 
     def todo(self, names: Sequence[str]) -> list[str]:
-        """Declare the items; returns those to measure, the ones that were never tried first."""
+        """Declare the items. Returns the items to measure, those that were never tried first."""
         for name in names:
             self.rows.setdefault(name, {"status": "waiting"})
         self.save()
@@ -95,14 +97,14 @@ class Stage:
         return waiting + (again if self.retry else [])
 
     def begin(self, name: str, most: float) -> None:
-        """An item is measured from now on, for `most` seconds; then the process ends."""
+        """Start an item. The process ends if the item takes longer than `most` seconds."""
         most = max(1.0, min(most, self.left()))
         self.rows[name] = {"status": "running", "since": time.time(), "most": most}
         self.save()
         faulthandler.dump_traceback_later(most, exit=True, file=self.log)
 
     def note(self, name: str, **facts: Any) -> None:
-        """Keep what is known of a running item already."""
+        """Store intermediate results of a running item."""
         self.rows[name] |= facts
         self.save()
 
@@ -117,7 +119,7 @@ class Stage:
         print(f"{name}: {status}, {seconds:.1f} s. {says}", file=self.log, flush=True)
 
     def measure(self, name: str, action: Callable[[], Row], most: float = 90.0) -> None:
-        """Measure an item, and record what came of it. `says` in its result is a sentence for the reader."""
+        """Measure an item and record its result. `says` in the result is a sentence for the reader."""
         self.begin(name, most)
         broken = False
         try:
@@ -130,7 +132,7 @@ class Stage:
             self.end(name, status, error=f"{type(error).__name__}: {first_line(error)}", traceback=tail)
             broken = type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)
         if broken:
-            print(f"{name} broke the CUDA context: the rest needs a fresh process", flush=True)
+            print(f"{name} broke the CUDA context: the remaining items need a new process", flush=True)
             os._exit(BROKEN)
         let_go()
 
@@ -138,17 +140,18 @@ class Stage:
         """Measure all items for which there is time.
 
         Args:
-            expects: seconds that an item takes; it is not begun with less time left.
-            most: seconds after which it is taken to hang.
+            items: name -> function that returns the result.
+            expects: seconds that an item needs. An item does not start with less time left.
+            most: seconds after which an item counts as hanging.
         """
         for name in self.todo(list(items)):
             if self.left() < expects:
-                print(f"{name}: left for another call, {max(0.0, self.left()):.0f} s remain", flush=True)
+                print(f"{name}: skipped, {max(0.0, self.left()):.0f} s remain", flush=True)
                 return
             self.measure(name, items[name], most)
 
     def status(self) -> int:
-        """The exit status: 0 when all items are final."""
+        """The exit status: 0 if all items are final, else LEFT."""
         return 0 if all(row["status"] in FINAL for row in self.rows.values()) else LEFT
 
 
@@ -157,7 +160,7 @@ def first_line(error: BaseException) -> str:
 
 
 def status_of(error: BaseException) -> str:
-    """What an exception makes of an item."""
+    """The status of an item that raised this exception."""
     name = type(error).__name__
     if name in ("NotHere", "NotApplicable"):
         return "not_applicable"
@@ -166,7 +169,7 @@ def status_of(error: BaseException) -> str:
 
 
 def let_go() -> None:
-    """Free what the last item held."""
+    """Free the memory of the last item."""
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
@@ -175,25 +178,25 @@ def let_go() -> None:
 
 
 def run(main: Callable[[Stage], None]) -> None:
-    """The program of a stage."""
+    """Run a stage as a program."""
     stage = Stage()
     main(stage)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(stage.status())  # threads of a compiler or of NCCL are not waited for
+    os._exit(stage.status())  # does not wait for threads of a compiler or of NCCL
 
 
-# -- what items are measured with; torch is here now ----------------------------------------------------------------
+# -- tools for measuring, which import torch ------------------------------------------------------------------------
 
 
 def pick(stage: Stage) -> Any:
-    """The device: the GPU where there is one, except for toy shapes without one."""
+    """The GPU; without a GPU the CPU, for toy shapes only."""
     import torch
 
     if torch.cuda.is_available():
         return torch.device("cuda")
     if not stage.tiny:
-        raise SystemExit("there is no GPU: --tiny tries the stages on a CPU")
+        raise SystemExit("there is no GPU. Use --tiny to test the stages on a CPU")
     return torch.device("cpu")
 
 
@@ -205,7 +208,7 @@ def synchronize(device: Any) -> None:
 
 
 def milliseconds(action: Callable[[], object], device: Any, runs: int = 10, warmup: int = 3) -> list[float]:
-    """How long each of several calls takes, by events in the GPU's queue."""
+    """Milliseconds of each of several calls, measured by CUDA events on a GPU."""
     import torch
 
     for _ in range(warmup):
@@ -228,19 +231,17 @@ def milliseconds(action: Callable[[], object], device: Any, runs: int = 10, warm
 
 
 def rate(times: Sequence[float], amount: float) -> dict[str, float]:
-    """Spread of amount / second for times in milliseconds, in units of 1e12."""
+    """Spread of amount per second in units of 1e12, for times in milliseconds."""
     return spread([amount / (1e9 * t) for t in times])
 
 
 def peak_of(device: Any, kind: Any = "bf16") -> float | None:
-    """Peak FLOP/s of the device in a format, or None where it is not known."""
-    from gptlab.hardware import gpu_of  # `gpu.py`, which imports this file, does without gptlab
-
+    """Peak FLOP/s of the device in a format, or None if it is unknown."""
     gpu = gpu_of(device)
     return gpu.peak(kind) if gpu else None
 
 
-KERNELS = (  # classes of CUDA kernels by what their names hold; the first that fits rules
+KERNELS = (  # classes of CUDA kernels, by parts of their names; the first match counts
     ("attention", ("sdpa", "flash", "fmha", "attention")),
     ("optimizer", ("adam", "multi_tensor", "foreach", "sgd")),
     ("gemm", ("gemm", "cutlass", "nvjet", "cublas", "sm80_x", "sm90_x", "splitk", "wgmma", "::mm", "addmm", "::bmm")),
@@ -264,7 +265,7 @@ def kernel_class(name: str) -> str:
 
 
 def kernels_of(action: Callable[[], object], device: Any, times: int = 1, top: int = 25) -> Row:
-    """Milliseconds of an action by kernel class, and its longest kernels; on a CPU the operations stand for them."""
+    """Milliseconds of an action by kernel class, and its longest kernels; on a CPU, operations instead of kernels."""
     import torch
 
     cuda = device.type == "cuda"

@@ -1,7 +1,7 @@
-"""The classic 124M for as long as there is time, on a few million tokens: its loss curve.
+"""The loss curve of the classic 124M, trained on a few million tokens in the remaining time.
 
-The recipe is gpt2-124m-fineweb-edu (B = 64, T = 1,024, 524,288 tokens a step, compiled) on the data at hand. A first
-short run measures the step; the second has as many steps as fit, 5% of them warm-up, its decay to the end.
+The recipe is gpt2-124m-fineweb-edu (B = 64, T = 1,024, 524,288 tokens per step, compiled) on the stage's data. A short
+first run measures the time of a step. The second run has as many steps as fit, with 5% warm-up and decay to the end.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from gpu_stages.stage import Row, Stage, pick, run
 from gpu_stages.trained import TINY
 
 RECIPE = "gpt2-124m-fineweb-edu"
-PILOT = 6  # steps of the first run, of which half are timed
-SHARE = 0.75  # of the time left that the second run's steps may take: evaluations and start-up have the rest
-LEAST = 20  # steps without which a curve is not worth the time
+PILOT = 6  # steps of the first run; half of them are timed
+SHARE = 0.75  # share of the remaining time for the steps of the second run; the rest is for evaluations and start-up
+LEAST = 20  # fewest steps of the second run
 
 
 def recipe_of(stage: Stage, steps: int, evaluations: int) -> Recipe:
@@ -63,13 +63,13 @@ def pilot(stage: Stage) -> Row:
 
 def curve(stage: Stage) -> Row:
     before = stage.rows["pilot"]
-    # a start costs what it cost the pilot, less what it compiled into the cache; all of it is counted, to be safe
+    # The start-up takes at most as long as that of the pilot, which also compiled.
     step = before["result"]["time_per_iter_ms"] / 1000
     start = before["seconds"] - PILOT * step
     time = min(stage.left(), 20.0) if stage.tiny else stage.left()
     steps = int(SHARE * max(0.0, time - (0 if stage.tiny else start)) / step)
     if steps < LEAST:
-        raise RuntimeError(f"{stage.left():.0f} s are time for {steps} steps, and {LEAST} are the least")
+        raise RuntimeError(f"{stage.left():.0f} s are enough for {steps} steps only; at least {LEAST} are needed")
     steps = min(steps, 200) if stage.tiny else steps
     row = run_of(stage, steps, 10)
     mfu = [value for _, value in row["mfu"]]

@@ -1,7 +1,6 @@
-"""A model, and one update of it after another, as the training loop makes them: for measuring several in turn.
+"""A model in training whose updates are made one at a time, so that several models can be measured in turns.
 
-`gptlab.train` runs a whole run; here the same collaborators are put together in the same order, so that a stage can
-take a step of one arm, then of another. `training/loop.py` is what this follows.
+`gptlab.train` only makes whole runs. This module uses the same parts in the same order as `training/loop.py`.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ TINY = {
 
 
 def settings_of(stage: Stage) -> Row:
-    """What the recipes of all stages have in common: this data, and next to nothing beside training."""
+    """Settings of all stages: the stage's data, and no evaluations, samples or checkpoints."""
     return {
         "data.path": str(stage.data),
         "train.eval_every": 0,
@@ -59,17 +58,17 @@ class Trained:
     """The model of a recipe in training.
 
     Attributes:
-        losses: of the updates so far, on the device.
-        step: updates so far.
+        losses: losses of the updates so far, on the device.
+        step: number of updates so far.
     """
 
     def __init__(self, recipe: Recipe, device: torch.device, work: Path) -> None:
         self.device = device
         self.regime = enter_regime(recipe.precision, device)
         data = open_data(recipe)
-        self.recipe, fill = resolve(recipe, RunDir(work / "no-run"), data, device)
+        self.recipe, init = resolve(recipe, RunDir(work / "no-run"), data, device)
         self.task = TASKS[recipe.task](self.recipe, data, device, work, SINGLE)
-        self.model = self.task.build(self.regime, fill)
+        self.model = self.task.build(self.regime, init)
         self.optimizer = make_optimizer(self.model, self.recipe.optim, self.recipe.seed)
         self.scaler = make_scaler(device, self.regime.loss_scaling, False)
         self.buffer = StepBuffer(self.model, self.regime.weights is not torch.float32)
@@ -80,7 +79,7 @@ class Trained:
 
     @property
     def tokens(self) -> int:
-        """Tokens of an update."""
+        """Tokens per update."""
         return self.recipe.batch.tokens_per_step
 
     def micro_step(self, batch: Any, factor: torch.Tensor) -> Any:
@@ -92,7 +91,7 @@ class Trained:
     def update(self) -> None:
         """One update, as `gptlab.training.loop.update` makes it; nothing waits for the GPU."""
         recipe, device, per_step = self.recipe, self.device, self.tokens
-        enter_regime(recipe.precision, device)  # TF32 or not holds for the whole process
+        enter_regime(recipe.precision, device)  # TF32 is a setting of the whole process
         set_lr(self.optimizer, lr := learning_rate(self.step, recipe.optim.lr, recipe.schedule))
         factor = self.scaler.scale(torch.full((), 1 / per_step, device=device))
         loss, largest = torch.zeros((), device=device), torch.zeros((), device=device)
@@ -112,7 +111,7 @@ class Trained:
             self.buffer.read(self.step)
 
     def warm_up(self, updates: int) -> float:
-        """Make some updates; returns seconds of the first one, which compiles."""
+        """Make some updates. Returns the seconds of the first update, which compiles."""
         synchronize(self.device)
         began = time.perf_counter()
         self.update()
@@ -131,7 +130,7 @@ class Trained:
         return mfu(self.model.flops_per_token(), tokens_per_second, peak) if peak else None
 
     def planned(self) -> float:
-        """Bytes that the planner says a step takes at its peak."""
+        """The planner's peak memory of a step in bytes."""
         shape = Shape(self.recipe.model, self.recipe.precision, 0)
         kind = "cuda" if self.device.type == "cuda" else "cpu"
         assert isinstance(self.recipe.batch.micro_batch, int)
@@ -139,7 +138,7 @@ class Trained:
 
 
 def seconds_of(action: Any, device: torch.device) -> float:
-    """How long an action takes until the GPU has done it."""
+    """Seconds of an action, until the GPU has finished it."""
     synchronize(device)
     began = time.perf_counter()
     action()
@@ -148,6 +147,6 @@ def seconds_of(action: Any, device: torch.device) -> float:
 
 
 def compile_many() -> None:
-    """Let one process hold compiled forms of many models: by default PyTorch gives up after eight."""
-    torch._dynamo.config.recompile_limit = 256
-    torch._dynamo.config.accumulated_recompile_limit = 1024
+    """Allow many compiled models in one process. By default, PyTorch stops compiling a function after eight."""
+    torch.compiler.config.recompile_limit = 256
+    torch.compiler.config.accumulated_recompile_limit = 1024

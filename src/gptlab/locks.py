@@ -1,6 +1,6 @@
-"""A lock on a folder for one process at a time: the operating system's lock on the file `.lock` in it.
+"""A lock that lets one process at a time use a folder: an operating system's lock on the file `.lock` in the folder.
 
-The lock ends with the process that holds it, however that ends: a stale lock does not exist, and the file may stay.
+The system releases the lock when the process ends, for whatever reason, so there are no stale locks. The file may stay.
 """
 
 from __future__ import annotations
@@ -25,30 +25,31 @@ except ImportError:  # everything else
     msvcrt = None  # type: ignore[assignment]
 
 NAME = ".lock"
-TRIES, PAUSE_SECONDS = 10, 0.02  # `is_held` takes the lock for microseconds: whoever starts just then tries again
-TAKEN = (errno.EACCES, errno.EAGAIN)  # any other error says that the disk has no locks
+TRIES, PAUSE_SECONDS = 10, 0.02  # `is_held` takes the lock for microseconds; a process that starts then tries again
+TAKEN = (errno.EACCES, errno.EAGAIN)  # any other error means that the file system does not support locks
 
 _held: set[int] = set()  # descriptors of the locks that this process holds
 
 
 @contextlib.contextmanager
 def hold(folder: Path, busy: UserError) -> Iterator[None]:
-    """Hold a folder, which is made where it is missing, and removed again where nothing but the lock came to be in it.
+    """Hold the lock on a folder. A missing folder is created, and removed at the end if only the lock file is in it.
 
-    A disk without locks (some network disks) does not protect the folder, and a line on stderr says so.
+    Some network file systems have no locks. The folder is then not protected, and a warning is printed on stderr.
 
     Args:
-        busy: is raised where the lock is taken, by another process or in this one.
+        folder: the folder to lock.
+        busy: error to raise if the lock is taken, by another process or elsewhere in this one.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written; or `busy`.
     """
     descriptor = _acquire(folder, busy)
     _held.add(descriptor)
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # Windows does not remove a file that is open
+        with contextlib.suppress(OSError):  # Windows cannot remove an open file
             if [path.name for path in folder.iterdir()] == [NAME]:
                 (folder / NAME).unlink()
                 folder.rmdir()
@@ -57,7 +58,7 @@ def hold(folder: Path, busy: UserError) -> Iterator[None]:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process holds a folder. Nothing is written, so a folder that can only be read will do."""
+    """Whether a process holds the lock on a folder. Nothing is written, so the folder may be read-only."""
     try:
         descriptor = os.open(folder / NAME, os.O_RDONLY)
     except OSError:
@@ -69,21 +70,21 @@ def is_held(folder: Path) -> bool:
 
 
 def _acquire(folder: Path, busy: UserError) -> int:
-    """The descriptor of the lock's file, locked."""
+    """Open and lock the lock file; returns its descriptor."""
     file = folder / NAME
     for _ in range(TRIES):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:  # the folder has just been removed by a holder who has ended
+        except FileNotFoundError:  # the previous holder has just removed the folder
             continue
         except OSError as error:
             raise UserError(f"{folder} cannot be written: {error.strerror}") from None
         locked = _lock(descriptor, shared=False)
-        with contextlib.suppress(OSError):  # a holder who has ended may have removed the file since it was opened
+        with contextlib.suppress(OSError):  # the previous holder may have removed the file after it was opened here
             if locked is not False and os.path.samestat(os.fstat(descriptor), os.stat(file)):
                 if locked is None:
-                    print(f"{folder}: the disk has no locks: start no second process on this folder", file=sys.stderr)
+                    print(f"{folder}: the disk has no locks: do not start a second process on it", file=sys.stderr)
                 return descriptor
         _close(descriptor)
         time.sleep(PAUSE_SECONDS)
@@ -91,7 +92,7 @@ def _acquire(folder: Path, busy: UserError) -> int:
 
 
 def _lock(descriptor: int, shared: bool) -> bool | None:
-    """Try to lock an open file. Returns whether that went well, or None where there are no locks."""
+    """Try to lock an open file. Returns whether it is locked now, or None if the system has no locks."""
     try:
         if fcntl is not None:
             fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -106,13 +107,13 @@ def _lock(descriptor: int, shared: bool) -> bool | None:
 
 def _close(descriptor: int) -> None:
     if fcntl is None and msvcrt is not None:
-        with contextlib.suppress(OSError):  # it was not locked; Windows takes its time to unlock a file that is closed
+        with contextlib.suppress(OSError):  # not locked. On Windows, closing alone would unlock only after a delay
             msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)  # type: ignore[attr-defined, unused-ignore]
     os.close(descriptor)
 
 
 def _forget() -> None:
-    """Let a forked child keep no lock of its parent's alive. The lock itself stays: the parent has it open."""
+    """Close the parent's locks in a forked child, so that they end with the parent. The parent still holds them."""
     for descriptor in _held:
         os.close(descriptor)
     _held.clear()

@@ -1,4 +1,4 @@
-"""What this machine has for a run: cores, memory, and other runs of gptlab that share them. On any system."""
+"""Cores and memory of this machine, and other gptlab runs that use the same cores. Works on every system."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from pathlib import PureWindowsPath
 
 
 def cores() -> int:
-    """The cores that this process may use."""
+    """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_memory() -> int:
-    """Bytes of host memory that are free, or would be if the system's caches were."""
+    """Bytes of host memory that are free, or that the system can free by dropping caches."""
     try:
         import psutil
-    except ImportError:  # on Linux it needs `resource`
+    except ImportError:  # psutil needs the module `resource` on Linux
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return psutil.virtual_memory().available
 
 
 def peak_memory() -> int:
-    """The most bytes of host memory that this process has held; where the system does not say, what it holds now."""
+    """Peak host memory of this process in bytes. If the system does not report a peak: the current memory."""
     try:
         import resource
-    except ImportError:  # Windows counts the peak beside what is held
+    except ImportError:  # Windows reports the peak in memory_info
         try:
             import psutil
         except ImportError:
             return 0
         memory = psutil.Process().memory_info()
         return int(getattr(memory, "peak_wset", memory.rss))
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS reports bytes, Linux KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
@@ -45,13 +45,13 @@ def process_is_alive(number: int) -> bool:
     return bool(psutil.pid_exists(number))
 
 
-# -- sharing --------------------------------------------------------------------------------------------------------
+# -- runs that share the cores --------------------------------------------------------------------------------------
 
 
 def other_runs() -> int:
-    """Processes that train on this one's cores, beside it, what it has started and what started it.
+    """Number of other processes that train on the cores of this one. Its own parents and children do not count.
 
-    A cluster gives jobs on one node cores of their own: these are not counted.
+    On a cluster, jobs on one node usually have separate cores; such jobs do not count either.
     """
     try:
         import psutil
@@ -60,7 +60,7 @@ def other_runs() -> int:
     here = psutil.Process()
     try:
         family = {here.pid, *(p.pid for p in here.parents()), *(p.pid for p in here.children(recursive=True))}
-    except psutil.Error:  # one of them has just ended
+    except psutil.Error:  # a parent or child has just ended
         family = {here.pid}
     ours = set(here.cpu_affinity()) if hasattr(here, "cpu_affinity") else None  # macOS has none
 
@@ -69,16 +69,16 @@ def other_runs() -> int:
             if process.pid in family or not trains(process.cmdline()):
                 return False
             return ours is None or not ours.isdisjoint(process.cpu_affinity())
-        except (psutil.Error, OSError):  # it has ended, or is another user's and tells nothing
+        except (psutil.Error, OSError):  # the process has ended, or belongs to another user
             return False
 
     return sum(shares(process) for process in psutil.process_iter())
 
 
 def trains(words: Sequence[str]) -> bool:
-    """Whether a command line is that of a process which trains; torchrun's and a study's runner only start those."""
+    """Whether a command line trains by itself. torchrun and a study's runner do not; they start processes that do."""
     rest = [*words, "", ""]
-    if PureWindowsPath(rest[0]).stem.startswith("python"):  # splits at either slash
+    if PureWindowsPath(rest[0]).stem.startswith("python"):  # this class splits at both kinds of slashes
         rest.pop(0)
         while rest[0].startswith("-") and rest[0] != "-m":
             rest.pop(0)
@@ -94,42 +94,42 @@ def trains(words: Sequence[str]) -> bool:
 
 
 def share_of_cores(runs: int) -> int:
-    """Threads for each of so many runs, so that every thread has a core.
+    """Number of threads for each of `runs` runs, so that every thread has a core.
 
-    With more threads than cores all runs are slower: at the end of an operation the threads of a run wait for its last
-    one by spinning, which keeps that one, or another run, from the core.
+    More threads than cores make all runs slower: at the end of an operation, threads that have finished spin until the
+    last thread of their run has finished, and occupy cores that other threads need.
     """
     return max(1, cores() // runs)
 
 
 def crowded(threads: int) -> str | None:
-    """A sentence on a run of so many threads beside others on the same cores; None where there is nothing to say.
+    """A warning if this run's threads and those of other runs need more cores than there are, else None.
 
-    A study's runner sets its runs' threads by itself.
+    A study's runner sets the threads of its runs, so they need no warning.
     """
     others = other_runs()
     share = share_of_cores(1 + others)
     if not others or threads <= share:
         return None
     return (
-        f"{say_others(others)}: {threads} threads for each run are too many for {cores()} cores, and all are slower; "
-        f"OMP_NUM_THREADS={share} before each command, or --train.threads {share} for a new run, is faster"
+        f"{say_others(others)}: {threads} threads per run are too many for {cores()} cores and slow all runs down. "
+        f"Set OMP_NUM_THREADS={share} before each command, or pass --train.threads {share} to a new run"
     )
 
 
 def spin_less(environment: MutableMapping[str, str]) -> None:
-    """Have OpenMP's waiting threads give up their core sooner: after 20,000 looks and not 300,000.
+    """Let waiting OpenMP threads release their core sooner: after 20,000 spins instead of 300,000.
 
-    A run that is alone loses a few percent, and runs that compete for cores are several times faster; the sums
-    are the same. It works in processes that load PyTorch later, with GCC's OpenMP, which PyTorch uses on Linux. A
-    setting of the user's stays.
+    Runs that compete for cores become several times faster; a run that is alone becomes a few percent slower. Results
+    do not change. This works for GCC's OpenMP, which PyTorch uses on Linux, and in processes that load PyTorch later.
+    Settings made by the user are kept.
     """
     if not environment.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
         environment["GOMP_SPINCOUNT"] = "20000"
 
 
 def say_others(n: int) -> str:
-    """The beginning of a sentence about other runs."""
+    """The beginning of a message about `n` other runs."""
     return (
         "another run of gptlab trains on this machine" if n == 1 else f"{n} other runs of gptlab train on this machine"
     )

@@ -1,9 +1,9 @@
-"""The layout of a run directory and of a study's folder, written and read in one place.
+"""The layout of a run directory and of a study's folder. All reading and writing of these files goes through here.
 
     recipe.toml  environment.json  tokenizer.json  metrics.jsonl  result.json  card.md
     checkpoints/step-00000500/  plots/
 
-Nothing but run directories passes from training to analysis.
+Training passes nothing but run directories to the analysis.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gptlab.errors import ConfigError, Locked, RunError
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file atomically: a reader, or a crash, leaves the old content or the new one."""
+    """Write a text file such that readers, also after a crash, see either the old or the new content as a whole."""
     temporary = path.with_name(f".{path.name}.tmp")
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
@@ -32,11 +32,11 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 class RunDir:
-    """One run's folder. Nothing is created until something is written.
+    """The folder of one run. Nothing is created before the first write.
 
     Args:
-        path: the folder; for reading it must hold a recipe.toml (see `open`).
-        writes: False on ranks that must not write: their writes do nothing.
+        path: the folder. Reading needs a recipe.toml in it (see `open`).
+        writes: whether this process writes. The write methods of other ranks do nothing.
     """
 
     def __init__(self, path: str | Path, writes: bool = True) -> None:
@@ -49,7 +49,7 @@ class RunDir:
 
     @classmethod
     def open(cls, path: str | Path) -> RunDir:
-        """A run that exists. Raises RunError where there is none."""
+        """An existing run. Raises RunError if the folder has no recipe.toml."""
         run = cls(path)
         if not run.exists():
             raise RunError(f"{path} is not a run directory: it has no recipe.toml")
@@ -77,12 +77,12 @@ class RunDir:
             write_atomically(self.path / name, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
     def remove(self, name: str) -> None:
-        """Remove a file of the run, if it is there."""
+        """Remove a file of the run if it exists."""
         if self.writes:
             (self.path / name).unlink(missing_ok=True)
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """The content of a JSON file of the run; {} where it is missing. Raises RunError where it is damaged."""
+        """The content of a JSON file of the run; {} if it is missing. Raises RunError if it is damaged."""
         file = self.path / name
         try:
             return json.loads(file.read_text(encoding="utf-8"))
@@ -94,7 +94,7 @@ class RunDir:
     # -- metrics: appended line by line. A kill can leave half a line, which readers skip.
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Every line of metrics.jsonl as a dictionary; NaN and infinities are floats."""
+        """All lines of metrics.jsonl as dictionaries. NaN and infinity are floats."""
         return list(self._metric_lines())
 
     def _metric_lines(self) -> Iterator[dict[str, Any]]:
@@ -108,7 +108,7 @@ class RunDir:
                         yield value
 
     def cut_metrics(self, step: int) -> None:
-        """Remove the lines after `step`: a run that resumes from there writes them again."""
+        """Remove the lines after `step`, because a run that resumes at this step writes them again."""
         if not self.writes:
             return
         kept = "".join(json.dumps(line) + "\n" for line in self._metric_lines() if line["step"] <= step)
@@ -125,7 +125,7 @@ class RunDir:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run for this process. Raises Locked if another process trains it."""
+        """Lock the run for this process. Raises Locked if another process trains it."""
         if not self.writes:
             yield
             return
@@ -137,12 +137,12 @@ class RunDir:
 
 
 def run_name(arm: str, seed: int) -> str:
-    """The name of a run's folder within the study's folder, and of its summary without .json."""
+    """The name of a run's folder in the study's folder. The run's summary has the same name with .json."""
     return f"{arm}_seed{seed}"
 
 
 def open_study(folder: str | Path) -> Study:
-    """The study in a folder. Raises RunError if the folder holds no study."""
+    """The study in a folder. Raises RunError if the folder has no study.toml."""
     if not (Path(folder) / "study.toml").is_file():
         raise RunError(f"{folder} is not a study's folder: it has no study.toml")
     return load_study(Path(folder) / "study.toml")

@@ -1,1 +1,1 @@
-"""Benchmarks of what gptlab does with a model, by precision regime."""
+"""Benchmarks of gptlab's own models."""

@@ -1,10 +1,10 @@
-"""How fast a model writes text: prefill, decode, latency and memory, by precision regime and batch size.
+"""Speed of text generation: throughput of prefill and decode, latency and memory, by precision regime and batch size.
 
-A generation reads a prompt into an empty cache of keys and values up to the first new token (prefill), then feeds each
-token to get the next (decode). A regime and a batch size are a cell. Cells are measured in rounds: each round has one
-generation of every cell, in an order that rotates, so that a machine that slows down slows all of them alike.
+Prefill reads the prompt into an empty cache of keys and values and returns the first new token. Each decode step then
+returns one more token. A cell is a regime and a batch size. Each round has one generation of every cell, in an order
+that rotates between rounds, so that a slowdown of the machine affects all cells alike.
 
-Shapes are written as in `gptlab.model.gpt`: B sequences, T tokens, C = n_embd, V = vocab_size.
+Shapes: B sequences, T tokens, C = n_embd, V = vocab_size.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import psutil
 import torch
 from rich.console import Group
 from rich.table import Table
@@ -24,6 +23,7 @@ from torch import Tensor
 from gptlab.config import Recipe, build_recipe, read_layer
 from gptlab.errors import ConfigError, UserError
 from gptlab.hardware import device_name
+from gptlab.machine import free_memory
 from gptlab.model.gpt import GPT, KVCache, build_model
 from gptlab.planning.resolve import resolve_recipe
 from gptlab.precision.regimes import REGIMES, NotApplicable, Regime, apply_regime, enter_regime
@@ -34,12 +34,12 @@ from gptlab.training.throughput import Stopwatch, percentile
 
 DEFAULT_RECIPE = "gpt2-124m-openwebtext"
 DEFAULT_REGIMES = ("fp32", "tf32", "amp_bf16", "bf16_pure")
-Fill = int | Callable[[GPT], None]
+Init = int | Callable[[GPT], None]
 
 
 @dataclass
 class Cell:
-    """A line of the table: a regime, a batch size, and what was measured."""
+    """A row of the table: a regime, a batch size, and the measurements."""
 
     regime: str
     batch_size: int
@@ -47,14 +47,14 @@ class Cell:
     """completed, not_applicable or out_of_memory."""
     reason: str = ""
     seconds: list[list[float]] = field(default_factory=list)
-    """Of each generation those of its prefill, then those of each decode step."""
+    """For each generation: seconds of the prefill, then of each decode step."""
     weights_bytes: int = 0
     cache_bytes: int = 0
     peak_bytes: int = 0
-    """Measured, on a GPU only: a process has no peak of its own for each cell on a CPU."""
+    """Peak memory, on a GPU only. On a CPU, the peak of a single cell cannot be measured."""
 
     def to_json(self, prompt_tokens: int) -> dict[str, Any]:
-        """The line as the report has it; what was not measured is absent. GB are 1e9 bytes."""
+        """The row of the report, without the values that were not measured. A GB is 1e9 bytes."""
         row: dict[str, Any] = {"regime": self.regime, "batch_size": self.batch_size, "status": self.status}
         if self.reason:
             row["reason"] = self.reason
@@ -83,25 +83,27 @@ def bench_inference(
     repeats: int = 5,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Measure a model's generation in each regime at each batch size, one process for all of it.
+    """Measure the speed of a model's generation for each regime and batch size, in one process.
 
     Args:
-        name: a recipe's name or path (random weights: speed does not depend on them), or a run directory (its own).
-        overrides: dotted settings; those of `precision` other than the regime hold in every regime.
+        name: a recipe's name or path (random weights, which do not change the speed), or a run directory.
+        overrides: dotted settings. Settings of `precision` other than the regime apply to every regime.
         regimes: names of precision regimes.
-        batch_sizes: sequences that are generated side by side.
-        prompt_tokens: tokens that are read before the first new one; default a half of block_size, at most 256.
-        new_tokens: tokens that are generated, the first by the prefill; default a quarter of block_size, at most 64.
-        repeats: generations of each cell that count; one before them warms up.
-        progress: told what is measured next.
+        batch_sizes: numbers of sequences generated at once.
+        prompt_tokens: length of the prompt. Default: half of block_size, at most 256.
+        new_tokens: number of generated tokens, including the first one by the prefill. Default: a quarter of
+            block_size, at most 64.
+        repeats: number of measured generations per cell, after one warm-up.
+        progress: called with a message before each measurement.
 
     Returns:
-        The report, ready for JSON: the device, the model, the lengths, and a line ("rows") for each cell.
+        The report, ready for JSON: the device, the model, the lengths, and "rows", one per cell.
 
     Raises:
-        UserError: a recipe, run, regime or number that cannot be measured. What only this machine cannot do is a line.
+        UserError: a recipe, run, regime or number that cannot be measured on any machine. A cell that only this
+            machine cannot measure becomes a row with a status and a reason.
     """
-    recipe, fill = open_model(name, overrides or {})
+    recipe, init = open_model(name, overrides or {})
     block = recipe.model.block_size
     prompt_tokens = min(256, max(1, block // 2)) if prompt_tokens is None else prompt_tokens
     new_tokens = min(64, max(2, block // 4)) if new_tokens is None else new_tokens
@@ -113,7 +115,7 @@ def bench_inference(
         if value < 1:
             raise ConfigError(f"{key} = {value}: must be at least 1")
     if new_tokens < 2:
-        raise ConfigError(f"new_tokens = {new_tokens}: must be at least 2, as the first one is the prefill's")
+        raise ConfigError(f"new_tokens = {new_tokens}: must be at least 2, as the prefill generates the first token")
     if prompt_tokens + new_tokens > block:
         raise ConfigError(
             f"prompt_tokens + new_tokens = {prompt_tokens} + {new_tokens}: must be at most model.block_size = {block}"
@@ -128,7 +130,7 @@ def bench_inference(
         parameters = GPT(recipe.model).parameter_count()
     interleaved = fit_together(parameters, len(groups), device)
     for group in [cells] if interleaved else groups:
-        measure(group, recipe, fill, prompt_tokens, new_tokens, repeats, device, progress)
+        measure(group, recipe, init, prompt_tokens, new_tokens, repeats, device, progress)
     return {
         "device": device.type,
         "device_name": device_name(device),
@@ -147,65 +149,68 @@ def bench_inference(
     }
 
 
-# -- what is measured -----------------------------------------------------------------------------------------------
+# -- the model ------------------------------------------------------------------------------------------------------
 
 
-def open_model(name: str, overrides: Mapping[str, Any]) -> tuple[Recipe, Fill]:
-    """The recipe of a model, its shape complete, and what fills its weights.
+def open_model(name: str, overrides: Mapping[str, Any]) -> tuple[Recipe, Init]:
+    """The recipe of a model with its complete shape, and the `init` that `build_model` takes.
 
     Args:
         name: a recipe's name or path, or a run directory.
+        overrides: dotted settings.
 
     Raises:
-        UserError: there is none, it is a classifier's, or nothing tells how many token ids it has.
+        UserError: there is no such recipe, it is a classifier's, or its vocabulary size is unknown.
     """
     run = RunDir(name)
     recipe = run.read_recipe().replace(overrides) if run.exists() else build_recipe(read_layer(name), overrides)
     if recipe.task == "classify":
-        raise UserError(f"{name} is a classifier's: it writes no text, and this benchmark is of writing")
+        raise UserError(f"{name} is a classifier. This benchmark measures text generation: name a language model")
     if run.exists() and (shapes := [key for key in overrides if key.startswith("model.")]):
-        raise UserError(f"{shapes[0]}: the weights of {name} have a shape already; a recipe can be given another")
+        raise UserError(f"{shapes[0]}: cannot change the shape of the trained model {name}. Name a recipe instead")
     source = name if run.exists() else recipe.train.init_from
     if source:
-        model, fill = start_from(source)
+        model, init = start_from(source)
         if recipe.model.block_size < model.block_size:
-            model, fill = cropped(model, recipe.model.block_size, fill)
-        return recipe.replace({"model": model.model_dump()}), fill
+            model, init = cropped(model, recipe.model.block_size, init)
+        return recipe.replace({"model": model.model_dump()}), init
     return recipe.replace({"model": resolve_recipe(recipe, "cpu").shape.model.model_dump()}), recipe.seed
 
 
 def fit_together(parameters: int, n_regimes: int, device: torch.device) -> bool:
-    """Whether a model for each regime takes under a quarter of what is free, so that all can be there at once."""
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    """Whether the models of all regimes together need less than a quarter of the free memory."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
     return n_regimes * 4 * parameters < free / 4
 
 
 # -- measuring ------------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()  # not inference_mode, which torchao's float8 tensors do not take
+@torch.no_grad()  # torchao's float8 tensors do not support inference_mode
 def generate_timed(model: GPT, regime: Regime, prompt: Tensor, new_tokens: int) -> tuple[Tensor, list[float]]:
-    """Greedy generation with the ids kept on the device: nothing is drawn and no token is waited for.
+    """Greedy generation. The ids stay on the device, so the host does not wait for each token.
 
     Args:
         model: in the regime's dtypes, in evaluation mode.
+        regime: of the model.
         prompt: (B, T) ids.
+        new_tokens: number of tokens to generate.
 
     Returns:
-        The new ids (B, new_tokens), and seconds: of the prefill up to its id, then of each decode step.
+        The new ids (B, new_tokens), and the seconds of the prefill and of each decode step.
     """
     device, (B, T) = prompt.device, prompt.shape
     cache = KVCache(model, B, T + new_tokens, cache_dtype(regime))
     watch, new, ids = Stopwatch(device), prompt, []
-    # One autocast context for the whole generation: it keeps the copies of the weights that it casts at the prefill.
-    # Left after each token it would cast all of them for the next.
+    # One autocast context for the whole generation: autocast caches the weights that it casts in the prefill. A new
+    # context for each token would cast them all again.
     with regime.context(device):
         watch.start()
         for _ in range(new_tokens):
             last = model.hidden(new, cache=cache)[:, -1]  # (B, C)
             new = model.logits(last).argmax(dim=-1, keepdim=True)  # (B, V) to (B, 1)
             if device.type == "mps":
-                torch.mps.synchronize()  # the stopwatch times queues of CUDA only
+                torch.mps.synchronize()  # the stopwatch waits for CUDA only
             watch.step()
             ids.append(new)
     watch.lap()
@@ -213,33 +218,33 @@ def generate_timed(model: GPT, regime: Regime, prompt: Tensor, new_tokens: int) 
 
 
 def cache_dtype(regime: Regime) -> torch.dtype:
-    """What keys and values come out as; a cache of another dtype would be cast as a whole at every token."""
+    """The dtype of the computed keys and values. A cache of another dtype would be cast as a whole for every token."""
     return regime.autocast or regime.weights
 
 
 def cache_bytes(recipe: Recipe, batch: int, room: int, dtype: torch.dtype) -> int:
-    """Bytes of a `KVCache`: keys and values of n_embd numbers a layer and token."""
+    """Bytes of a `KVCache` for `batch` sequences of `room` tokens."""
     return 2 * recipe.model.n_layer * batch * room * recipe.model.n_embd * dtype.itemsize
 
 
 def measure(
     cells: list[Cell],
     recipe: Recipe,
-    fill: Fill,
+    init: Init,
     prompt_tokens: int,
     new_tokens: int,
     repeats: int,
     device: torch.device,
     progress: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Fill in cells, round by round, with a model for each regime among them."""
+    """Measure cells round by round, with one model per regime, and store the results in the cells."""
     models: dict[str, GPT] = {}
     for name in dict.fromkeys(cell.regime for cell in cells):
         mine = [cell for cell in cells if cell.regime == name]
-        progress(f"{name}: making the model")
+        progress(f"{name}: building the model")
         with excused(mine):
             regime = _enter(recipe, name, device)
-            models[name] = _build(recipe, fill, regime, device)
+            models[name] = _build(recipe, init, regime, device)
             for cell in mine:
                 cell.weights_bytes = sum(t.nbytes for t in (*models[name].parameters(), *models[name].buffers()))
     for r in range(repeats + 1):
@@ -249,7 +254,7 @@ def measure(
             progress(f"{f'round {r} of {repeats}' if r else 'warm-up'}: {cell.regime}, batch size {cell.batch_size}")
             with excused([cell]):
                 seconds = _generation(cell, models[cell.regime], recipe, prompt_tokens, new_tokens, device)
-                if r:  # the first generation compiles kernels, fills caches and wakes a GPU's clock
+                if r:  # round 0 warms up: it compiles kernels, fills caches and raises a GPU's clock
                     cell.seconds.append(seconds)
 
 
@@ -257,27 +262,27 @@ def _enter(recipe: Recipe, name: str, device: torch.device) -> Regime:
     return enter_regime(recipe.precision.model_copy(update={"regime": name}), device)
 
 
-def _build(recipe: Recipe, fill: Fill, regime: Regime, device: torch.device) -> GPT:
-    # Also here weights keep requires_grad: autocast keeps the copies of such weights only.
-    return build_model(recipe.model, device, init=fill, on_meta=lambda model: apply_regime(model, regime)).eval()
+def _build(recipe: Recipe, init: Init, regime: Regime, device: torch.device) -> GPT:
+    # The weights keep requires_grad, because autocast caches only casts of weights that require a gradient.
+    return build_model(recipe.model, device, init=init, on_meta=lambda model: apply_regime(model, regime)).eval()
 
 
 def _generation(
     cell: Cell, model: GPT, recipe: Recipe, prompt_tokens: int, new_tokens: int, device: torch.device
 ) -> list[float]:
-    """Seconds of one generation of a cell; its memory is noted."""
-    B, regime = cell.batch_size, _enter(recipe, cell.regime, device)  # TF32 or not holds for the whole process
+    """Seconds of one generation of a cell. Stores the cell's memory."""
+    B, regime = cell.batch_size, _enter(recipe, cell.regime, device)  # TF32 is a setting of the whole process
     cell.cache_bytes = cache_bytes(recipe, B, prompt_tokens + new_tokens, cache_dtype(regime))
-    if device.type != "cuda" and cell.cache_bytes > psutil.virtual_memory().available:
-        # Linux grants memory that is not there, and kills the process that uses it
-        free = psutil.virtual_memory().available / 1e9
-        raise MemoryError(f"the cache of keys and values takes {cell.cache_bytes / 1e9:.1f} GB, {free:.1f} GB are free")
+    if device.type != "cuda" and cell.cache_bytes > (free := free_memory()):
+        # Linux would grant the memory and then kill this process
+        needs = f"needs {cell.cache_bytes / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
+        raise MemoryError(f"the cache of keys and values {needs}")
     generator = torch.Generator().manual_seed(address(recipe.seed, "bench", B))
     prompt = torch.randint(recipe.model.vocab_size, (B, prompt_tokens), generator=generator).to(device)  # (B, T)
     if device.type != "cuda":
         return generate_timed(model, regime, prompt, new_tokens)[1]
     torch.cuda.reset_peak_memory_stats(device)
-    others = torch.cuda.memory_allocated(device) - cell.weights_bytes  # the models of the other regimes, mainly
+    others = torch.cuda.memory_allocated(device) - cell.weights_bytes  # mainly models of other regimes
     seconds = generate_timed(model, regime, prompt, new_tokens)[1]
     cell.peak_bytes = max(cell.peak_bytes, torch.cuda.max_memory_allocated(device) - others)
     return seconds
@@ -285,10 +290,10 @@ def _generation(
 
 @contextlib.contextmanager
 def excused(cells: list[Cell]) -> Iterator[None]:
-    """What this machine cannot do becomes the status and reason of these cells; any other error is raised.
+    """Turn errors of this machine (memory, unsupported regimes) into status and reason of the cells; raise all others.
 
-    torchao's float8 layers are made for training: where they cannot multiply shapes as small as a decode step's, that
-    is not_applicable too.
+    torchao's float8 layers are made for training and may not support the small matrices of a decode step; this also
+    becomes not_applicable.
     """
     try:
         yield
@@ -310,7 +315,7 @@ def excused(cells: list[Cell]) -> Iterator[None]:
 
 
 def render(report: Mapping[str, Any]) -> Group:
-    """The report for a terminal: a table, what could not be measured and why, and how it was done."""
+    """The report for a terminal: the table, the reasons of cells that were not measured, and the settings."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for head in (
         "regime",
@@ -334,11 +339,11 @@ def render(report: Mapping[str, Any]) -> Group:
         table.add_row(row["regime"], str(row["batch_size"]), *values, *sizes)
     missing = [row for row in report["rows"] if row["status"] != "completed"]
     reasons = dict.fromkeys(f"{row['regime']} {row['status']}: {row['reason']}" for row in missing)
-    order = "cells in turn" if report["interleaved"] else "one regime after the other, for want of memory"
+    order = "cells in rotation" if report["interleaved"] else "one regime after the other to save memory"
     says = (
         f"{report['recipe']}, {report['parameters'] / 1e6:.1f}M parameters, on {report['device_name']}: "
-        f"{report['prompt_tokens']} tokens of prompt, {report['new_tokens']} new ones; {report['repeats']} times after "
-        f"a warm-up, {order}; greedy, not compiled"
+        f"{report['prompt_tokens']} prompt tokens, {report['new_tokens']} new tokens; measured {report['repeats']} "
+        f"times after a warm-up, {order}; greedy, not compiled"
     )
     return Group(table, *(Text(line, overflow="fold") for line in [*reasons, says]))
 

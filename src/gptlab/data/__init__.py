@@ -1,11 +1,11 @@
-"""From documents to batches, with numpy only.
+"""Text data: from documents to batches of token ids, with numpy only.
 
-    corpora      documents of a corpus, each in the training or the validation split
+    corpora      documents, each in the training or the validation split
     tokenizers   text to token ids and back
-    prepare      documents -> tokens -> a folder of shards and a manifest (`gptlab prepare`)
-    shards       prepared folders, ours and other people's, as two memory-mapped streams of tokens
-    labeled      documents with labels: the same for classification, with a label space
-    sampler      which window of a stream is the g-th sequence of a run
+    prepare      documents -> token ids -> a folder of shards and a manifest (`gptlab prepare`)
+    shards       prepared folders, in our and other formats, as two memory-mapped streams of token ids
+    labeled      prepared folders of labelled documents, for classification
+    sampler      the position in the stream of the g-th sequence of a run
 
 Reading a prepared dataset:
 
@@ -15,6 +15,6 @@ Reading a prepared dataset:
     >>> windows.batch(first=0, count=12).shape                  # 12 sequences of 64 inputs, and their targets
     (12, 65)
 
-Nothing is imported here: a training process needs `shards` and `sampler`, and neither a tokenizer nor a corpus reader.
+Nothing is imported here, because a training process needs only `shards` and `sampler`, not tokenizers and corpora.
 docs/formats.md describes the files.
 """

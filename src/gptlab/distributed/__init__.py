@@ -1,1 +1,1 @@
-"""Several processes that train one run, each on its share of every batch: DDP or FSDP2, started by torchrun."""
+"""Data-parallel training of one run by several processes: DDP and FSDP2, started by torchrun."""

@@ -1,1 +1,1 @@
-"""Scores of a model: held-out loss (heldout.py)."""
+"""Evaluation of a trained model: held-out loss, HellaSwag, perplexity, lm-eval's tasks, classification."""

@@ -1,6 +1,6 @@
-"""EleutherAI's lm-eval, run in process on a model of ours: no export, the same numbers.
+"""EleutherAI's lm-eval on a gptlab model, in the same process: no export, the same scores.
 
-Imported only where it is used: lm-eval is an optional dependency (`pip install 'gptlab[harness]'`).
+lm-eval is an optional dependency (`pip install 'gptlab[harness]'`), so this module is imported only where it is used.
 """
 
 from __future__ import annotations
@@ -17,27 +17,24 @@ from lm_eval.api.model import LM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 
 from gptlab.data.tokenizers import END_OF_TEXT, Tokenizer
-from gptlab.errors import UserError
+from gptlab.errors import ConfigError, DataError, UserError
 from gptlab.evals.likelihood import Ids, Likelihood, encode_pairs, end_of_text, lay_out, likelihoods, rolling_pairs
 from gptlab.model.generate import pick_token
 from gptlab.model.gpt import GPT, KVCache
 from gptlab.seeding import address
 
-# lm-eval bootstraps standard errors in a pool of forked processes, and the end of such a pool can hang: a worker
-# that is terminated may hold the semaphore that another worker waits for. 1,000 draws need no pool.
+# lm-eval bootstraps standard errors in a pool of forked processes. Ending such a pool can hang, as a terminated worker
+# may hold a semaphore that another worker waits for. 1,000 draws need no pool.
 os.environ.setdefault("DISABLE_MULTIPROC", "1")
 
 
-class HarnessError(UserError):
-    """A task that lm-eval does not have or cannot load, or one that does not fit the model."""
-
-
 class HarnessLM(LM):  # type: ignore[misc]  # lm-eval has no types
-    """What lm-eval asks of a language model, as its own `hf` model would answer it.
+    """lm-eval's interface of a language model. The answers are those of lm-eval's own `hf` model.
 
     Args:
-        context: makes the autocast context of a forward pass.
-        micro_batch: sequences of block_size tokens in one pass; of shorter ones as many as have as many tokens.
+        tokenizer: needs an end-of-text token.
+        context: returns the autocast context of a forward pass.
+        micro_batch: a pass has at most micro_batch * block_size tokens.
     """
 
     def __init__(
@@ -54,19 +51,19 @@ class HarnessLM(LM):  # type: ignore[misc]  # lm-eval has no types
         self.eot = end_of_text(tokenizer)
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """Log-likelihood of each request's continuation given its context, and whether it is the greedy one."""
+        """Log-likelihood of each request's continuation given its context, and whether greedy decoding gives it."""
         pairs = encode_pairs(self.tokenizer, [request.args for request in requests])
         for (_, ids), request in zip(pairs, requests, strict=True):
             if not 0 < len(ids) <= self.block_size:
-                raise HarnessError(
-                    f"task {request.task_name}: an answer of {len(ids)} tokens cannot be scored with "
+                raise DataError(
+                    f"task {request.task_name}: cannot score an answer of {len(ids)} tokens with "
                     f"model.block_size = {self.block_size}"
                 )
         measured = self._likelihoods(pairs)
         return [(-float(loss), bool(greedy)) for loss, greedy in zip(*measured, strict=True)]
 
     def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
-        """Log-likelihood of each request's whole text."""
+        """Log-likelihood of the text of each request."""
         texts = [rolling_pairs(self.tokenizer, request.args[0], self.block_size) for request in requests]
         if not any(texts):
             return [0.0] * len(texts)
@@ -74,15 +71,11 @@ class HarnessLM(LM):  # type: ignore[misc]  # lm-eval has no types
         return [-sum(itertools.islice(losses, len(pairs))) for pairs in texts]
 
     def _likelihoods(self, pairs: Sequence[tuple[Ids, Ids]]) -> Likelihood:
-        measured = likelihoods(
-            self.model, lay_out(pairs, self.block_size), self._device, self.context, self.micro_batch
-        )
-        assert measured is not None
-        return measured
+        return likelihoods(self.model, lay_out(pairs, self.block_size), self._device, self.context, self.micro_batch)
 
     @torch.no_grad()
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """What the model writes after each request's context, up to a stop sequence; greedy unless the task samples."""
+        """The model's continuation of each request's context, up to a stop sequence; greedy unless the task samples."""
         answers = [""] * len(requests)
         prompts = [self.tokenizer.encode(request.args[0]) or [self.eot] for request in requests]
         groups: dict[str, list[int]] = {}
@@ -93,9 +86,9 @@ class HarnessLM(LM):  # type: ignore[misc]  # lm-eval has no types
             until = handle_stop_sequences(settings["until"], eos=END_OF_TEXT)
             n_new = settings["max_gen_toks"]
             if n_new >= self.block_size:
-                raise HarnessError(
-                    f"task {requests[members[0]].task_name}: it wants {n_new} new tokens, and model.block_size is "
-                    f"{self.block_size}"
+                raise DataError(
+                    f"task {requests[members[0]].task_name}: cannot generate {n_new} tokens with "
+                    f"model.block_size = {self.block_size}"
                 )
             members.sort(key=lambda i: -len(prompts[i]))
             for start in range(0, len(members), self.micro_batch):
@@ -108,10 +101,10 @@ class HarnessLM(LM):  # type: ignore[misc]  # lm-eval has no types
     def _continue(
         self, prompts: list[list[int]], which: list[int], n_new: int, until: list[str], settings: dict[str, Any]
     ) -> list[list[int]]:
-        """Up to n_new ids after each prompt, without end-of-text.
+        """Generate up to n_new ids after each prompt, without the end-of-text token.
 
-        All begin at position 0 and go on in step: a longer prompt is still being read while a shorter one is answered,
-        so that nothing is padded. A prompt's random numbers are addressed by which request it is.
+        All prompts start at position 0 and advance one token per pass: short prompts are already continued while longer
+        ones are still read, so there is no padding. The numbers of the requests (`which`) seed their random numbers.
         """
         temperature = float(settings.get("temperature", 1.0)) if settings["do_sample"] else 0.0
         top_k, top_p = int(settings.get("top_k") or 0), float(settings.get("top_p") or 1.0)
@@ -145,31 +138,35 @@ class HarnessLM(LM):  # type: ignore[misc]  # lm-eval has no types
 
 
 def run_harness(lm: HarnessLM, tasks: Sequence[str]) -> dict[str, float]:
-    """Scores of lm-eval's tasks, flat: `<task>_harness_<metric>`, its standard error `..._stderr`, and `..._samples`.
-
-    Metrics of a filter other than `none` end in its name: `gsm8k_harness_exact_match_strict-match`.
+    """Run tasks of lm-eval.
 
     Args:
-        tasks: names, or paths to YAML files.
+        lm: the model.
+        tasks: names of lm-eval's tasks, or paths of YAML files.
+
+    Returns:
+        `<task>_harness_<metric>`, its standard error `<task>_harness_<metric>_stderr`, and `<task>_harness_samples`.
+        A filter other than `none` is appended: `gsm8k_harness_exact_match_strict-match`.
 
     Raises:
-        HarnessError: a task that does not exist or cannot be loaded, or whose data cannot be had.
+        ConfigError: lm-eval has no such task.
+        DataError: a task cannot be loaded, its data is missing, or it does not fit the model.
     """
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
     named = [task for task in tasks if not Path(task).is_file()]
-    manager = TaskManager(include_defaults=bool(named))  # which reads the thousands of files of lm-eval's own tasks
+    manager = TaskManager(include_defaults=bool(named))  # the defaults are thousands of files and slow to read
     for task in named:
         if task not in manager.all_tasks:
-            raise HarnessError(f"lm-eval has no task {task}: `lm-eval ls tasks` lists them; a YAML file is one too")
+            raise ConfigError(f"lm-eval has no task {task}. `lm-eval ls tasks` lists the names; a YAML file also works")
     try:
         found = simple_evaluate(lm, tasks=list(tasks), task_manager=manager, log_samples=False, bootstrap_iters=1000)
     except (OSError, KeyError, ValueError) as error:
         if isinstance(error, UserError):
             raise
         says = str(error).strip().split("\n")[0]
-        raise HarnessError(f"lm-eval cannot run {', '.join(tasks)}: {type(error).__name__}, {says}") from None
+        raise DataError(f"lm-eval cannot run {', '.join(tasks)}: {type(error).__name__}: {says}") from None
     scores: dict[str, float] = {}
     for task, measured in found["results"].items():
         for key, value in measured.items():

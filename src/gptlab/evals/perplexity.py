@@ -1,4 +1,4 @@
-"""Perplexity of WikiText-2 and LAMBADA from local files, by the definitions of lm-eval's tasks (version 0.4)."""
+"""Perplexity on WikiText-2 and LAMBADA from local files, as lm-eval's tasks define it (version 0.4)."""
 
 from __future__ import annotations
 
@@ -14,31 +14,26 @@ import torch
 
 from gptlab.data.corpora import read_text
 from gptlab.data.tokenizers import Tokenizer
-from gptlab.errors import UserError
+from gptlab.errors import DataError
 from gptlab.evals.likelihood import encode_pairs, lay_out, likelihoods, rolling_pairs
 from gptlab.model.gpt import GPT
 
 Context = Callable[[], AbstractContextManager[object]]
 
 
-class PerplexityError(UserError):
-    """A file that is not what is to be measured."""
-
-
 def wikitext_perplexity(
     model: GPT, tokenizer: Tokenizer, pages: Sequence[str], device: torch.device, context: Context, micro_batch: int
 ) -> dict[str, float]:
-    """WikiText-2 (Merity et al. 2016, arXiv 1609.07843), an article at a time, spaces put back to where text has them.
+    """Perplexity on WikiText-2 (Merity et al. 2016, arXiv 1609.07843), article by article, after `detokenize`.
 
-    Words are those between white space in the file, bytes the file's too, so that no tokenizer and no detokenizer
-    changes what is divided by.
+    Words (separated by white space) and bytes are counted in the file, so they depend neither on the tokenizer nor on
+    the detokenizer.
 
     Returns:
         wikitext_word_perplexity, wikitext_byte_perplexity, wikitext_bits_per_byte, and the number of articles.
     """
     pairs = [pair for page in pages for pair in rolling_pairs(tokenizer, detokenize(page), model.config.block_size)]
     measured = likelihoods(model, lay_out(pairs, model.config.block_size), device, context, micro_batch)
-    assert measured is not None
     loss = float(measured.losses.sum())
     n_words = sum(len(re.split(r"\s+", page)) for page in pages)
     n_bytes = sum(len(page.encode()) for page in pages)
@@ -53,17 +48,16 @@ def wikitext_perplexity(
 def lambada_perplexity(
     model: GPT, tokenizer: Tokenizer, texts: Sequence[str], device: torch.device, context: Context, micro_batch: int
 ) -> dict[str, float]:
-    """LAMBADA (Paperno et al. 2016, arXiv 1606.06031): the last word of each passage, given all before it.
+    """LAMBADA (Paperno et al. 2016, arXiv 1606.06031): the last word of each passage, given the words before it.
 
     Returns:
-        lambada_perplexity of a last word, lambada_byte_perplexity (the word's bytes and its space), lambada_acc (the
-        share of words of which each token was the likeliest), and the number of passages.
+        lambada_perplexity (per last word), lambada_byte_perplexity (per byte of the word and its leading space),
+        lambada_acc (share of the words that greedy decoding gives), and the number of passages.
     """
     words = [tuple(text.rpartition(" ")[::2]) for text in texts]
     cut = [(before, " " + word) for before, word in words]
     pairs = lay_out(encode_pairs(tokenizer, cut), model.config.block_size)
     measured = likelihoods(model, pairs, device, context, micro_batch)
-    assert measured is not None
     loss, n_bytes = float(measured.losses.sum()), sum(len(word.encode()) for _, word in cut)
     return {
         "lambada_perplexity": _exp(loss / len(texts)),
@@ -81,7 +75,7 @@ def _exp(loss: float) -> float:
 
 
 def load_wikitext(path: str) -> list[str]:
-    """The articles of wiki.test.raw or wiki.test.tokens, or of the same with gzip (.gz); a title is " = Title = "."""
+    """The articles in wiki.test.raw or wiki.test.tokens, also gzipped (.gz). A line " = Title = " starts an article."""
     pages: list[list[str]] = [[]]
     for line in _read(path).split("\n"):
         text = line.strip()
@@ -90,12 +84,12 @@ def load_wikitext(path: str) -> list[str]:
         pages[-1].append(line)
     joined = ["\n".join(page) for page in pages]
     if not (found := [page for page in joined if page.strip()]):
-        raise PerplexityError(f"{path} has no text")
+        raise DataError(f"{path} has no text")
     return found
 
 
 def load_lambada(path: str) -> list[str]:
-    """The passages of OpenAI's lambada_test.jsonl: lines of {"text": ...}; .gz is read too."""
+    """The passages in OpenAI's lambada_test.jsonl, also gzipped (.gz): one {"text": ...} per line."""
     texts = []
     for number, line in enumerate(_read(path).split("\n"), 1):
         if not line.strip():
@@ -104,12 +98,12 @@ def load_lambada(path: str) -> list[str]:
             text = json.loads(line)["text"]
             context, _, word = text.rpartition(" ")
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise PerplexityError(f'{path}, line {number} is not a passage: {{"text": ...}} was expected') from None
+            raise DataError(f'{path}, line {number}: expected a passage {{"text": ...}}') from None
         if not context.strip() or not word:
-            raise PerplexityError(f"{path}, line {number}: a passage has a last word and words before it")
+            raise DataError(f"{path}, line {number}: a passage needs at least two words")
         texts.append(text)
     if not texts:
-        raise PerplexityError(f"{path} has no passages")
+        raise DataError(f"{path} has no passages")
     return texts
 
 
@@ -117,22 +111,13 @@ def _read(path: str) -> str:
     try:
         return read_text(Path(path))
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise PerplexityError(f"{path} cannot be read: {error}") from None
+        raise DataError(f"{path} cannot be read: {error}") from None
 
 
-# What WikiText's tokenizer did, undone in this order (that of lm-eval's task, whose numbers depend on it).
-_JOINED = [
-    ("s '", "s'"),
-    (" @-@ ", "-"),
-    (" @,@ ", ","),
-    (" @.@ ", "."),
-    (" : ", ": "),
-    (" ; ", "; "),
-    (" . ", ". "),
-    (" ! ", "! "),
-    (" ? ", "? "),
-    (" , ", ", "),
-]
+# Replacements that undo WikiText's tokenization, in the order of lm-eval's task. The order changes the scores.
+_JOINED = [("s '", "s'")]
+_JOINED += [(f" @{mark}@ ", mark) for mark in "-,."]
+_JOINED += [(f" {mark} ", f"{mark} ") for mark in ":;.!?,"]
 _ENCLOSED = [(r"\(", r"\)"), (r"\[", r"\]"), ("{", "}"), ('"', '"'), ("'", "'")]
 _REST = [
     ("= = = =", "===="),
@@ -147,7 +132,7 @@ _REST = [
 
 
 def detokenize(page: str) -> str:
-    """A page of WikiText with punctuation, brackets and quotes set as in running text."""
+    """A page of WikiText with the spaces around punctuation, brackets and quotes as in normal text."""
     for old, new in _JOINED:
         page = page.replace(old, new)
     for left, right in _ENCLOSED:

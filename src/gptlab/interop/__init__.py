@@ -1,1 +1,1 @@
-"""Models in the formats of other libraries: Hugging Face, nanoGPT, 2:4 sparse."""
+"""Import and export of models in other formats: Hugging Face, nanoGPT, and 2:4 sparse matrices."""

@@ -1,44 +1,36 @@
-"""Weights from and to other houses: Hugging Face's GPT-2 and Llama, and nanoGPT's checkpoints.
+"""Import and export of GPTs in Hugging Face's format: GPT-2 and Llama.
 
-A model has one Hugging Face form, by its parts: learned positions, LayerNorm and a plain MLP are `GPT2LMHeadModel`;
-rotary positions, RMSNorm and SwiGLU are `LlamaForCausalLM`. Both directions go through one table of names
-(`_hf_names`), and none of it needs transformers: a model folder is JSON and safetensors.
+A GPT with learned positions, LayerNorm and an MLP without a gate becomes a `GPT2LMHeadModel`; a GPT with rotary
+positions, RMSNorm and SwiGLU becomes a `LlamaForCausalLM`. Import and export share one table of names (`_hf_names`).
 
-Reading gives a shape and a function that copies weights in, one tensor at a time, as `build_model` takes them:
+An import returns the model's shape and a function that copies the weights, one tensor at a time, for `build_model`:
 
-    >>> config, fill = read_source("openai-community/gpt2")
+    >>> config, init = import_hf("models/gpt2")
     >>> model = build_model(config, "cuda", init=init)
 """
 
 from __future__ import annotations
 
-import json
-import pickle
 import re
-import shutil
-import zipfile
-from collections.abc import Callable, Iterable, Mapping, Set
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from gptlab.config import Model
 from gptlab.errors import HubError
+from gptlab.interop import files
 from gptlab.model.gpt import GPT
 
 Init = Callable[[GPT], None]
-Stored = dict[str, Callable[[], Tensor]]  # name of a stored tensor -> a function that reads it
 
 
-# -- names and shapes on both sides ---------------------------------------------------------------------------------
+# -- names and shapes -----------------------------------------------------------------------------------------------
 
-_PREFIX = {"gpt2": "transformer.", "llama": "model."}
+GPT_PREFIX = {"gpt2": "transformer.", "llama": "model."}
 
 _LLAMA_PARTS = {
     "wte": ["embed_tokens"],
@@ -52,15 +44,15 @@ _LLAMA_PARTS = {
     "mlp.c_proj": ["mlp.down_proj"],
 }
 
-# Buffers that older files carry beside the parameters: causal masks and rotary frequencies.
+# Buffers that older files store beside the parameters: causal masks and rotary frequencies.
 _BUFFER = re.compile(r"\.attn\.(bias|masked_bias)$|\.rotary_emb\.inv_freq$")
 
 
 def _hf_names(name: str, model_type: str) -> list[str]:
-    """What Hugging Face calls our parameter; several names are its equal pieces, from the first rows to the last."""
+    """Hugging Face's names of our parameter. Several names are slices of equal size along the rows, in order."""
     if name.startswith("lm_head."):
         return [name]
-    if model_type == "gpt2":  # our names are GPT-2's
+    if model_type == "gpt2":  # our names are those of GPT-2
         return [f"transformer.{name}"]
     layer = re.match(r"h\.(\d+)\.", name)
     part, kind = name.removeprefix(layer[0] if layer else "").rsplit(".", 1)
@@ -69,7 +61,7 @@ def _hf_names(name: str, model_type: str) -> list[str]:
 
 
 def _is_conv1d(hf_name: str, model_type: str) -> bool:
-    """GPT-2's linear layers are stored input first (its `Conv1D`), everyone else's output first."""
+    """Whether a weight is stored as (inputs, outputs): GPT-2's `Conv1D` layers are, all other linear layers are not."""
     return model_type == "gpt2" and re.search(r"\.(c_attn|c_fc|c_proj)\.weight$", hf_name) is not None
 
 
@@ -78,8 +70,12 @@ def _is_conv1d(hf_name: str, model_type: str) -> bool:
 _GPT2_ACTIVATIONS = {"gelu": "gelu_new", "gelu_erf": "gelu", "relu2": "relu2"}
 
 
-def _form(config: Model) -> str:
-    """The `model_type` that holds exactly this model. Raises HubError naming the settings that none has."""
+def _model_type(config: Model) -> str:
+    """The Hugging Face `model_type` that represents this model exactly.
+
+    Raises:
+        HubError: no type does; the message names the settings.
+    """
     if config.position == "learned":
         model_type, norm, mlps = "gpt2", "layernorm", list(_GPT2_ACTIVATIONS)
     else:
@@ -88,9 +84,9 @@ def _form(config: Model) -> str:
     misfits = [f"model.{key} = {str(getattr(config, key)).lower()}" for key, fit in fits.items() if not fit]
     if misfits:
         raise HubError(
-            f"{' and '.join(misfits)} with model.position = {config.position}: no Hugging Face form. There are two: "
-            "learned with layernorm and gelu, gelu_erf or relu2 (GPT-2), and rope with rmsnorm and swiglu (Llama); "
-            "neither has qk_norm"
+            f"{' and '.join(misfits)} with model.position = {config.position}: cannot be exported. Hugging Face has "
+            "GPT-2 (learned positions, layernorm, and gelu, gelu_erf or relu2) and Llama (rope, rmsnorm, swiglu), "
+            "both without qk_norm"
         )
     return model_type
 
@@ -102,10 +98,10 @@ def _config_json(config: Model, model_type: str, dtype: torch.dtype, eot: int | 
         "vocab_size": config.vocab_size,
         "tie_word_embeddings": config.tied,
         "initializer_range": 0.02,
-        "bos_token_id": eot,  # null where there is none: absent would mean 50256 (GPT-2) or 1 and 2 (Llama)
+        "bos_token_id": eot,  # null if there is no such token; an absent key means 50256 (GPT-2) or 1 and 2 (Llama)
         "eos_token_id": eot,
         "dtype": str(dtype).removeprefix("torch."),
-        "torch_dtype": str(dtype).removeprefix("torch."),  # its name before transformers 5
+        "torch_dtype": str(dtype).removeprefix("torch."),  # the key that transformers 4 reads
     }
     if model_type == "gpt2":
         return shared | {
@@ -133,13 +129,13 @@ def _config_json(config: Model, model_type: str, dtype: torch.dtype, eot: int | 
         "attention_bias": config.bias,
         "mlp_bias": config.bias,
         "attention_dropout": config.dropout,
-        "rope_theta": config.rope_theta,  # transformers 4 reads this, 5 the next
+        "rope_theta": config.rope_theta,  # transformers 4 reads this key, transformers 5 the next
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
     }
 
 
 def _hf_tensors(model: GPT, model_type: str) -> dict[str, Tensor]:
-    """The weights under Hugging Face's names, in the dtype they have; what is tied is left out, as its own files do."""
+    """The weights under Hugging Face's names, dtypes unchanged. A tied head is left out, as in Hugging Face's files."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         pieces = _hf_names(name, model_type)
@@ -150,60 +146,47 @@ def _hf_tensors(model: GPT, model_type: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _write_json(file: Path, value: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def _write_tokenizer(tokenizer: Any, block_size: int, folder: Path) -> None:
-    """tokenizer.json and the tokenizer_config.json that makes AutoTokenizer take it as it is."""
+    """Write tokenizer.json, and the tokenizer_config.json that makes AutoTokenizer load it unchanged."""
     described = tokenizer.hf_json()
     added = {token["id"]: token["content"] for token in described.get("added_tokens", [])}
-    # A class named after the model would rebuild the tokenizer from its vocabulary and drop the rest of the file.
+    # The tokenizer classes of single models rebuild the tokenizer from its vocabulary and ignore the rest of the file.
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size}
     settings |= {"clean_up_tokenization_spaces": False, "add_prefix_space": False}
     if tokenizer.eot in added:
         settings |= {"bos_token": added[tokenizer.eot], "eos_token": added[tokenizer.eot]}
-    _write_json(folder / "tokenizer.json", described)
-    _write_json(folder / "tokenizer_config.json", settings)
+    files.write_hub_json(folder / "tokenizer.json", described)
+    files.write_hub_json(folder / "tokenizer_config.json", settings)
 
 
 def export_hf(model: GPT, tokenizer: Any, folder: str | Path) -> None:
     """Write a model as a Hugging Face folder that `AutoModelForCausalLM` and `AutoTokenizer` load.
 
-    The logits are the same. What Hugging Face has no place for is left behind: `document_attention`, which is how
-    the data was read, and in Llama the dropout outside attention. GPT-2 always has biases: a model without gets zeros.
+    The logits are equal to ours. Two settings have no counterpart and are lost: `document_attention`, and in Llama
+    the dropout outside attention. GPT-2 always has biases; a model without biases is written with zeros.
 
     Args:
-        model: its parameters are written in the dtype they have.
+        model: the parameters are written in their own dtype.
         tokenizer: a gptlab tokenizer (`eot`, `hf_json()`), or None to write the model alone.
         folder: new or empty; it appears complete or not at all.
 
     Raises:
-        HubError: the model has no such form, or the folder has something in it.
+        HubError: Hugging Face has no such model, or the folder is not empty.
     """
-    folder = Path(folder).absolute()
-    model_type = _form(model.config)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise HubError(f"{folder} exists and is not empty: export into a new folder")
+    model_type = _model_type(model.config)
     eot = None if tokenizer is None else tokenizer.eot
     settings = _config_json(model.config, model_type, model.wte.weight.dtype, eot)
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
-    temporary.mkdir(parents=True)
-    try:
-        _write_json(temporary / "config.json", settings)
-        _write_json(temporary / "generation_config.json", {"bos_token_id": eot, "eos_token_id": eot})
+    with files.export_folder(folder) as temporary:
+        files.write_hub_json(temporary / "config.json", settings)
+        files.write_hub_json(temporary / "generation_config.json", {"bos_token_id": eot, "eos_token_id": eot})
         if tokenizer is not None:
             _write_tokenizer(tokenizer, model.config.block_size, temporary)
         save_file(_hf_tensors(model, model_type), temporary / "model.safetensors", metadata={"format": "pt"})
-        temporary.replace(folder)  # an empty folder gives way to it
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
-# -- import from Hugging Face ---------------------------------------------------------------------------------------
+# -- import ---------------------------------------------------------------------------------------------------------
 
-# What transformers takes for a setting that config.json leaves out.
+# Defaults of transformers for settings that config.json leaves out.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "gpt2": {
         "vocab_size": 50257,
@@ -230,7 +213,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 
-# Settings that change what is computed and that our model has in one form only.
+# Settings that change the computation. Our model has exactly these values.
 _REQUIRED: dict[str, dict[str, Any]] = {
     "gpt2": {
         "scale_attn_weights": True,
@@ -246,55 +229,32 @@ _REQUIRED: dict[str, dict[str, Any]] = {
     },
 }
 
-# gelu_pytorch_tanh is another implementation of gelu_new's formula; the other tanh forms round its constants.
+# gelu_pytorch_tanh is the same formula as gelu_new. Other tanh approximations round its constants and are refused.
 _ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_erf", "relu2": "relu2"}
-
-
-def model_shape(file: Path, mlp_width: int, **settings: Any) -> Model:
-    """A validated shape, with the width left at 0 where that means the same."""
-    try:
-        config = Model(mlp_width=mlp_width, **settings)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        what = f"model.{problem['loc'][0]} = {problem['input']}: " if problem["loc"] else ""
-        raise HubError(f"{file}: no shape that gptlab can build: {what}{problem['msg']}") from None
-    default = config.model_copy(update={"mlp_width": 0})
-    return default if default.mlp_hidden == config.mlp_hidden else config
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise HubError(f"{file.parent} is no Hugging Face model: it has no {file.name}") from None
-    except (OSError, ValueError) as error:
-        raise HubError(f"{file} cannot be read: {error}") from None
-    if not isinstance(value, dict):
-        raise HubError(f"{file} cannot be read: it holds no JSON object")
-    return value
 
 
 def hf_config(folder: str | Path) -> Model:
     """The shape of the model in a Hugging Face folder, from its config.json.
 
-    Dropout is a matter of training and not of shape: it is 0 here, whatever the file says.
+    Dropout is a setting of training, not of the shape: it is 0 here, whatever the file says.
 
     Raises:
         HubError: a type other than GPT-2 and Llama, or a setting that our model cannot represent exactly.
     """
-    return _hf_config(Path(folder))[0]
+    return hf_shape_and_type(Path(folder))[0]
 
 
-def _hf_config(folder: Path) -> tuple[Model, str]:
+def hf_shape_and_type(folder: Path) -> tuple[Model, str]:
+    """`hf_config` and the `model_type`, gpt2 or llama."""
     file = folder / "config.json"
-    given = read_json(file)
+    given = files.read_hub_json(file)
     model_type = given.get("model_type")
     if model_type not in _DEFAULTS:
         raise HubError(f"{file}: model_type = {model_type}: only gpt2 and llama can be imported")
 
     def refuse(key: str, value: Any, needed: Any) -> None:
         if value != needed:
-            raise HubError(f"{file}: {key} = {value}: gptlab's model has no such form, only {needed}")
+            raise HubError(f"{file}: {key} = {value}: gptlab's model supports only {needed}")
 
     for key, needed in _REQUIRED[model_type].items():
         refuse(key, needed if given.get(key) is None else given[key], needed)
@@ -302,7 +262,7 @@ def _hf_config(folder: Path) -> tuple[Model, str]:
     if model_type == "gpt2":
         if hf["activation_function"] not in _ACTIVATIONS:
             refuse("activation_function", hf["activation_function"], ", ".join(_ACTIVATIONS))
-        return model_shape(
+        return files.imported_shape(
             file,
             hf["n_inner"] or 0,
             n_layer=hf["n_layer"],
@@ -318,10 +278,10 @@ def _hf_config(folder: Path) -> tuple[Model, str]:
     rope = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
     refuse("num_key_value_heads", hf.get("num_key_value_heads") or heads, heads)
     refuse("head_dim", hf.get("head_dim") or width // heads, width // heads)
-    refuse("mlp_bias", hf["mlp_bias"], hf["attention_bias"])  # ours has all biases or none
+    refuse("mlp_bias", hf["mlp_bias"], hf["attention_bias"])  # our model has all biases or none
     refuse("rope_type", rope.get("rope_type", rope.get("type", "default")), "default")
     refuse("partial_rotary_factor", rope.get("partial_rotary_factor", 1.0), 1.0)
-    return model_shape(
+    return files.imported_shape(
         file,
         hf["intermediate_size"],
         n_layer=hf["num_hidden_layers"],
@@ -339,63 +299,20 @@ def _hf_config(folder: Path) -> tuple[Model, str]:
     ), model_type
 
 
-def _stored_safetensors(files: Iterable[Path]) -> Stored:
-    stored: Stored = {}
-    for file in files:
-        try:
-            handle = safe_open(file, framework="pt")
-        except FileNotFoundError:
-            raise HubError(f"{file} is missing: the index names it") from None
-        except (SafetensorError, OSError) as error:
-            raise HubError(f"{file} cannot be read: {error}") from None
-        for name in handle.keys():  # noqa: SIM118  (no dictionary)
-            if name in stored:
-                raise HubError(f"{file}: {name} is stored in another file too")
-            stored[name] = partial(handle.get_tensor, name)
-    return stored
+def make_init(source: Path, stored: files.Stored, model_type: str, conv1d: bool) -> Init:
+    """A function that copies stored tensors into a model and refuses missing, unknown and duplicate tensors.
 
-
-def torch_load(file: Path) -> Any:
-    """A file of torch.save, of tensors and plain values only. Nothing is unpickled that could run code."""
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except pickle.UnpicklingError as error:
-        raise HubError(
-            f"{file} is not loaded: it is damaged or a pickle of Python objects besides tensors and plain values, that "
-            f"could run code. torch says: {str(error).splitlines()[0]}"
-        ) from None
-    except (RuntimeError, EOFError, OSError) as error:
-        raise HubError(f"{file} cannot be read: {str(error).splitlines()[0]}") from None
-
-
-def stored_tensors(folder: Path) -> Stored:
-    """The weights of a folder: model.safetensors, its shards, or else pytorch_model.bin."""
-    if (folder / "model.safetensors").is_file():
-        return _stored_safetensors([folder / "model.safetensors"])
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = sorted(set(read_json(index).get("weight_map", {}).values()))
-        if any(Path(shard).name != shard for shard in shards):
-            raise HubError(f"{index} names files outside its folder")
-        return _stored_safetensors(folder / shard for shard in shards)
-    if (folder / "pytorch_model.bin").is_file():
-        return plain_tensors(folder / "pytorch_model.bin", torch_load(folder / "pytorch_model.bin"))
-    raise HubError(f"{folder} has no weights: neither model.safetensors, nor an index of shards, nor pytorch_model.bin")
-
-
-def plain_tensors(file: Path, state: Any) -> Stored:
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise HubError(f"{file} holds no dictionary of tensors")
-    return {name: partial(state.__getitem__, name) for name in state}
-
-
-def make_init(source: Path, stored: Stored, model_type: str, conv1d: bool) -> Init:
-    """A function that copies stored tensors into a model, each parameter once and from everything that is stored."""
-    prefix = _PREFIX[model_type]
-    tensors: Stored = {}
+    Args:
+        source: file or folder, for error messages.
+        stored: the tensors.
+        model_type: gpt2 or llama, whose names the tensors have.
+        conv1d: whether GPT-2's linear weights are stored as (inputs, outputs).
+    """
+    prefix = GPT_PREFIX[model_type]
+    tensors: files.Stored = {}
     for name, read in stored.items():
-        name = name.removeprefix("_orig_mod.")  # torch.compile's
-        # A file of the bare trunk, such as GPT-2's original upload, has no prefix.
+        name = name.removeprefix("_orig_mod.")  # added by torch.compile
+        # Files of a model without its head, such as GPT-2's first upload, have no prefix.
         name = name if name.startswith((prefix, "lm_head.")) else prefix + name
         if name in tensors:
             raise HubError(f"{source}: {name} is stored twice")
@@ -403,82 +320,33 @@ def make_init(source: Path, stored: Stored, model_type: str, conv1d: bool) -> In
             tensors[name] = read
 
     @torch.no_grad()
-    def fill(model: GPT) -> None:
+    def init(model: GPT) -> None:
         names = {name: _hf_names(name, model_type) for name, _ in model.named_parameters()}
         expected = {piece for pieces in names.values() for piece in pieces}
         foreign, missing = tensors.keys() - expected, expected - tensors.keys()
         if model.config.tied and "lm_head.weight" in foreign:
             [embedding] = names["wte.weight"]
             if embedding in tensors and not torch.equal(tensors["lm_head.weight"](), tensors[embedding]()):
-                raise HubError(f"{source}: lm_head.weight differs from {embedding}, though the two are said to be tied")
+                raise HubError(f"{source}: lm_head.weight differs from {embedding}, but config.json says they are tied")
             foreign.discard("lm_head.weight")
-        refuse_others(source, missing, foreign, "model")
+        files.check_tensor_names(source, missing, foreign, "model")
         for name, parameter in model.named_parameters():
             for part, piece in zip(parameter.chunk(len(names[name])), names[name], strict=True):
                 tensor = tensors[piece]()
                 if conv1d and _is_conv1d(piece, model_type):
                     part = part.t()
-                copy_stored(source, piece, tensor, part)
+                files.copy_stored(source, piece, tensor, part)
 
-    return fill
-
-
-def refuse_others(source: Path, missing: Set[str], foreign: Set[str], ours: str) -> None:
-    """Raise HubError where tensors are missing from a source, or it has others than our model does."""
-    for problem, found in (("lacks", missing), (f"has no place in our {ours} for", foreign)):
-        if found:
-            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-            raise HubError(f"{source} {problem} {', '.join(sorted(found)[:3])}{more}")
-
-
-def copy_stored(source: Path, name: str, tensor: Tensor, part: Tensor) -> None:
-    """Copy a stored tensor into a parameter, or a part of one. Raises HubError where dtype or shape do not fit."""
-    if tensor.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
-        raise HubError(f"{source}: {name} is stored as {tensor.dtype}: quantised weights are not imported")
-    if tensor.shape != part.shape:
-        raise HubError(f"{source}: {name} has shape {list(tensor.shape)}, not {list(part.shape)}")
-    part.copy_(tensor)
+    return init
 
 
 def import_hf(folder: str | Path) -> tuple[Model, Init]:
     """The model of a Hugging Face folder, as a shape and a function for `build_model`.
 
     Raises:
-        HubError: a model that is no GPT-2 or Llama as ours, now, or weights that are not that model's, when filling.
+        HubError: a model that is not a GPT-2 or Llama that ours can represent. The returned function also raises it,
+            for weights that do not belong to the model.
     """
     folder = Path(folder)
-    config, model_type = _hf_config(folder)
-    return config, make_init(folder, stored_tensors(folder), model_type, conv1d=True)
-
-
-_TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"]
-_WEIGHT_FILES = ["model.safetensors", "model.safetensors.index.json", "model-*.safetensors"]
-
-
-def download(name: str, check: Callable[[Path], object] | None = None) -> Path:
-    """The folder of a Hugging Face id such as `openai-community/gpt2`, downloaded to the hub's cache.
-
-    `check` is given the folder with config.json alone; by default it is `hf_config`.
-
-    Raises HubError where the id is not found or the network does not answer, and before the weights are fetched where
-    the model cannot be imported.
-    """
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.endswith((".pt", ".bin", ".safetensors")):
-        raise HubError(f"{name}: no such file or folder, and no Hugging Face id either")
-    from huggingface_hub import snapshot_download  # half a second, for those who download
-
-    def fetch(*patterns: str) -> Path:
-        try:
-            return Path(snapshot_download(name, allow_patterns=list(patterns)))
-        except Exception as error:  # its own errors, the network's and the disk's have no common base
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise HubError(
-                f"{name} is no local folder, and could not be fetched from the Hugging Face hub. Check the id, the "
-                f"network, and for a gated model your token (hf auth login). The hub says: {reason}"
-            ) from None
-
-    (check or hf_config)(fetch("config.json"))
-    folder = fetch("config.json", *_TOKENIZER_FILES, *_WEIGHT_FILES)
-    if any(folder.glob("*.safetensors")):
-        return folder
-    return fetch("config.json", *_TOKENIZER_FILES, "pytorch_model.bin")
+    config, model_type = hf_shape_and_type(folder)
+    return config, make_init(folder, files.stored_weights(folder), model_type, conv1d=True)

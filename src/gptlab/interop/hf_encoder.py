@@ -1,4 +1,4 @@
-"""Encoders of RoBERTa's and BERT's form from Hugging Face, as a shape and a function that copies weights in.
+"""Import of RoBERTa and BERT encoders from Hugging Face: a shape, and a function that copies the weights.
 
 >>> config, position_offset, init = read_encoder("FacebookAI/roberta-base", seed=0)
 >>> model = build_encoder(config, 4271, "cuda", init=init, position_offset=position_offset)
@@ -14,11 +14,11 @@ import torch
 
 from gptlab.config import Model
 from gptlab.errors import HubError
-from gptlab.interop.hf import Stored, copy_stored, download, model_shape, read_json, refuse_others, stored_tensors
+from gptlab.interop import files
 from gptlab.model.encoder import Encoder, EncoderInit, initialise
 
-# What files of these types, with or without a head, put before the names of the encoder's own parts.
-_PREFIX = {"roberta": "roberta.", "xlm-roberta": "roberta.", "camembert": "roberta.", "bert": "bert."}
+# model_type -> prefix of the encoder's tensors in files of models with a head.
+ENCODER_PREFIX = {"roberta": "roberta.", "xlm-roberta": "roberta.", "camembert": "roberta.", "bert": "bert."}
 
 _PARTS = {
     "wte": ["word_embeddings"],
@@ -33,7 +33,7 @@ _PARTS = {
     "ln_2": ["output.LayerNorm"],
 }
 
-# What transformers takes for a setting that config.json leaves out, in all four types alike save the vocabulary.
+# Defaults of transformers for settings that config.json leaves out. All four types share them, except vocab_size.
 _DEFAULTS: dict[str, Any] = {
     "hidden_size": 768,
     "num_hidden_layers": 12,
@@ -45,7 +45,7 @@ _DEFAULTS: dict[str, Any] = {
     "pad_token_id": 1,
 }
 
-# Settings that change what is computed and that our encoder has in one form only; absent or null means this form.
+# Settings that change the computation. Our encoder has exactly these values; absent or null means the same.
 _REQUIRED: dict[str, Any] = {
     "hidden_act": "gelu",
     "position_embedding_type": "absolute",
@@ -55,8 +55,8 @@ _REQUIRED: dict[str, Any] = {
 }
 
 
-def _hf_names(name: str) -> list[str]:
-    """Hugging Face's name of our parameter, without prefix; several are its equal pieces, first rows first."""
+def encoder_names(name: str) -> list[str]:
+    """Hugging Face's names of our parameter, without prefix. Several are slices of equal size along the rows."""
     layer = re.match(r"h\.(\d+)\.", name)
     part, kind = name.removeprefix(layer[0] if layer else "").rsplit(".", 1)
     where = f"encoder.layer.{layer[1]}." if layer else "embeddings."
@@ -64,20 +64,21 @@ def _hf_names(name: str) -> list[str]:
 
 
 def _encoder_config(folder: Path) -> tuple[Model, int, str]:
-    """The shape of the encoder in a Hugging Face folder, its position offset and its prefix, from its config.json."""
+    """Shape, position offset and tensor prefix of the encoder in a Hugging Face folder, from its config.json."""
     file = folder / "config.json"
-    given = read_json(file)
+    given = files.read_hub_json(file)
     model_type = given.get("model_type")
-    if model_type not in _PREFIX:
-        raise HubError(f"{file}: model_type = {model_type}: only {', '.join(_PREFIX)} can be imported as encoders")
+    if model_type not in ENCODER_PREFIX:
+        known = ", ".join(ENCODER_PREFIX)
+        raise HubError(f"{file}: model_type = {model_type}: only {known} can be imported as encoders")
     for key, needed in _REQUIRED.items():
         value = needed if given.get(key) is None else given[key]
         if value != needed:
-            raise HubError(f"{file}: {key} = {value}: gptlab's encoder has no such form, only {needed}")
+            raise HubError(f"{file}: {key} = {value}: gptlab's encoder supports only {needed}")
     vocab_size = 50265 if model_type == "roberta" else 30522
     hf = _DEFAULTS | {"vocab_size": vocab_size} | {key: value for key, value in given.items() if value is not None}
     position_offset = 0 if model_type == "bert" else hf["pad_token_id"] + 1
-    config = model_shape(
+    config = files.imported_shape(
         file,
         hf["intermediate_size"],
         n_layer=hf["num_hidden_layers"],
@@ -90,27 +91,28 @@ def _encoder_config(folder: Path) -> tuple[Model, int, str]:
         tied=False,
         dropout=hf["hidden_dropout_prob"],
     )
-    return config, position_offset, _PREFIX[model_type]
+    return config, position_offset, ENCODER_PREFIX[model_type]
 
 
-def _encoder_filler(source: Path, stored: Stored, prefix: str, seed: int) -> EncoderInit:
-    """A function that copies stored tensors into an encoder's body, each once, and initialises its head."""
-    tensors: Stored = {}
+def _encoder_init(source: Path, stored: files.Stored, prefix: str, seed: int) -> EncoderInit:
+    """A function that copies stored tensors into an encoder's body and initialises its head from a seed."""
+    tensors: files.Stored = {}
     for name, read in stored.items():
-        name = name.removeprefix(prefix)  # a file of the bare encoder has none
-        name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")  # 2018's
+        name = name.removeprefix(prefix)  # absent in files of an encoder without a head
+        # names in the files of 2018
+        name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
         if not name.startswith(("embeddings.", "encoder.")) or name.endswith("_ids"):
-            continue  # poolers and heads of other tasks, and the buffers of older files
+            continue  # poolers, heads of other tasks, and buffers of older files
         if name in tensors:
             raise HubError(f"{source}: {name} is stored twice")
         tensors[name] = read
 
     @torch.no_grad()
-    def fill(model: Encoder) -> None:
-        names = {name: _hf_names(name) for name, _ in model.named_parameters() if not name.startswith("head.")}
+    def init(model: Encoder) -> None:
+        names = {name: encoder_names(name) for name, _ in model.named_parameters() if not name.startswith("head.")}
         expected = {piece for pieces in names.values() for piece in pieces}
         foreign, missing = tensors.keys() - expected, expected - tensors.keys()
-        refuse_others(source, missing, foreign, "encoder")
+        files.check_tensor_names(source, missing, foreign, "encoder")
         for name, parameter in model.named_parameters():
             if name not in names:
                 initialise(name, parameter, seed)
@@ -119,29 +121,30 @@ def _encoder_filler(source: Path, stored: Stored, prefix: str, seed: int) -> Enc
                 tensor = tensors[piece]()
                 if name == "token_type.weight":
                     tensor = tensor[:1]
-                copy_stored(source, piece, tensor, part)
+                files.copy_stored(source, piece, tensor, part)
 
-    return fill
+    return init
 
 
 def read_encoder(source: str | Path, seed: int) -> tuple[Model, int, EncoderInit]:
-    """The encoder of a Hugging Face folder or id, of RoBERTa's, XLM-RoBERTa's, CamemBERT's or BERT's form.
+    """The encoder of a Hugging Face folder or id: RoBERTa, XLM-RoBERTa, CamemBERT or BERT.
 
-    Its dropout is the file's `hidden_dropout_prob`, in attention too. Of token types the first one is kept; the pooler
-    and the head, whatever they were trained for, stay behind.
+    Dropout is the file's `hidden_dropout_prob` everywhere, also in attention. Only the first token type is imported.
+    The pooler and the head are not imported.
 
     Args:
         source: a folder with a config.json, or an id such as `FacebookAI/roberta-base`.
-        seed: initialises the head, as `Encoder.init_weights` would.
+        seed: initialises the head, as in `Encoder.init_weights`.
 
     Returns:
-        The shape, the position offset, and the function that `build_encoder` takes as `fill`.
+        The shape, the position offset, and the function that `build_encoder` takes as `init`.
 
     Raises:
-        HubError: nothing there, or nothing that can be imported, now; weights that are not that model's, when filling.
+        HubError: there is no model, or one that cannot be imported. The returned function also raises it, for weights
+            that do not belong to the model.
     """
     folder = Path(source).expanduser()
     if not folder.exists():
-        folder = download(str(source), _encoder_config)
+        folder = files.download(str(source), _encoder_config)
     config, position_offset, prefix = _encoder_config(folder)
-    return config, position_offset, _encoder_filler(folder, stored_tensors(folder), prefix, seed)
+    return config, position_offset, _encoder_init(folder, files.stored_weights(folder), prefix, seed)

@@ -1,4 +1,4 @@
-"""Models of other libraries: the source itself tells whose it is."""
+"""Import of a model from a Hugging Face folder or id, or a nanoGPT checkpoint: the format is detected."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from typing import Any
 
 from gptlab.config import Model
 from gptlab.errors import HubError
-from gptlab.interop.hf import Init, _hf_config, download, import_hf, read_json
+from gptlab.interop.files import download, read_hub_json
+from gptlab.interop.hf import Init, hf_config, hf_shape_and_type, import_hf
 from gptlab.interop.nanogpt import import_nanogpt
 
-# ids without an owner; a folder may be called so, as gptlab's own gpt2/ is
+# Ids without an owner. A local folder of the same name that is not a model, such as gptlab's gpt2/, is ignored.
 GPT2_IDS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 
 
 def _locate(source: str | Path) -> Path:
-    """A nanoGPT checkpoint file or a Hugging Face folder, downloaded if it is an id."""
+    """The path of a nanoGPT checkpoint file or a Hugging Face folder. A Hugging Face id is downloaded."""
     path = Path(source).expanduser()
     if not path.exists() or (str(source) in GPT2_IDS and not (path / "config.json").is_file()):
-        return download(str(source))
+        return download(str(source), hf_config)
     if path.is_dir() and not (path / "config.json").is_file():
         if (path / "ckpt.pt").is_file():  # nanoGPT's out_dir
             return path / "ckpt.pt"
@@ -29,27 +30,27 @@ def _locate(source: str | Path) -> Path:
 
 
 def read_source(source: str | Path) -> tuple[Model, Init]:
-    """The model of a Hugging Face folder or id, or of a nanoGPT checkpoint; the source itself tells which.
+    """The model of a Hugging Face folder or id, or of a nanoGPT checkpoint.
 
     Args:
         source: a folder with a config.json, a folder with a ckpt.pt, a nanoGPT checkpoint file, or a Hugging Face id.
 
     Returns:
-        The shape, and the function that `build_model` takes as `fill`.
+        The shape, and the function that `build_model` takes as `init`.
 
     Raises:
-        HubError: nothing there, or nothing that can be imported.
+        HubError: there is no model, or one that cannot be imported.
     """
     path = _locate(source)
     return import_hf(path) if path.is_dir() else import_nanogpt(path)
 
 
-# Of GPT-2's 50257 tokens in the order of their ids, in the byte-level alphabet, joined by line feeds.
+# sha256 of GPT-2's 50257 tokens, ordered by id, in the byte-level alphabet, joined by line feeds.
 _GPT2_VOCABULARY = "e35a33a0b2250c932ffdafc4c3a3552aef0cc7af7a11e9ebfddf1d2a6517371f"
 
 
 def _is_gpt2(described: Mapping[str, Any]) -> bool:
-    """Whether a tokenizer.json gives GPT-2's ids for every text: its vocabulary, and its way of cutting words."""
+    """Whether a tokenizer.json gives GPT-2's ids for every text: same vocabulary, same splitting into words."""
     vocabulary = dict(described["model"].get("vocab", {})) if described["model"].get("type") == "BPE" else {}
     vocabulary |= {token["content"]: token["id"] for token in described.get("added_tokens", [])}
     tokens = "\n".join(sorted(vocabulary, key=vocabulary.__getitem__))
@@ -64,17 +65,18 @@ def _is_gpt2(described: Mapping[str, Any]) -> bool:
 
 
 def tokenizer_spec(source: str | Path) -> dict[str, Any] | None:
-    """The tokenizer that comes with a model, as `load_tokenizer` takes it; None where none comes with it.
+    """The specification of a model's tokenizer, for `load_tokenizer`; None if the model comes without a tokenizer.
 
     Args:
-        source: as for `read_source`. nanoGPT keeps no tokenizer in its checkpoints; its padded 50304 is GPT-2's.
+        source: see `read_source`. nanoGPT's checkpoints hold no tokenizer; a vocabulary of 50257 or 50304 (padded)
+            means GPT-2's.
     """
     path = _locate(source)
     if path.is_file():
         return {"kind": "gpt2"} if import_nanogpt(path)[0].vocab_size in (50257, 50304) else None
     file = path / "tokenizer.json"
     if not file.is_file():
-        config, model_type = _hf_config(path)
+        config, model_type = hf_shape_and_type(path)
         return {"kind": "gpt2"} if model_type == "gpt2" and config.vocab_size == 50257 else None
-    described = read_json(file)
+    described = read_hub_json(file)
     return {"kind": "gpt2"} if _is_gpt2(described) else {"kind": "hf", "name": Path(source).name, "json": described}

@@ -1,1 +1,1 @@
-"""The network: layers and the GPT (gpt.py), its loss (loss.py), generation (generate.py), hub formats (hub.py)."""
+"""The networks: GPT and encoder, their losses, and text generation."""

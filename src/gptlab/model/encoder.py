@@ -1,10 +1,10 @@
-"""An encoder that reads a document and says its labels: BERT's, as RoBERTa trains it, with a linear head.
+"""A document classifier: BERT's encoder with a linear head.
 
-BERT (Devlin et al. 2018, arXiv 1810.04805) puts its norms after the residual sums; RoBERTa (Liu et al. 2019, arXiv
-1907.11692) is the same network trained longer on more. The head is one matrix on the last hidden state of the first
-token, <s> or [CLS]; there is no pooler.
+In BERT (Devlin et al. 2018, arXiv 1810.04805), norms follow the residual sums. RoBERTa (Liu et al. 2019, arXiv
+1907.11692) is the same network, trained longer on more data. The head is a linear layer on the last hidden state of
+the first token, <s> or [CLS], without a pooler.
 
-Shapes are written with B documents, T tokens, C = n_embd, L = n_labels.
+Shapes: B documents, T tokens, C = n_embd, L = n_labels.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gptlab.seeding import address
 
 
 class EncoderBlock(nn.Module):
-    """Post-norm transformer block: each norm stands after the residual sum (Vaswani et al. 2017, arXiv 1706.03762)."""
+    """Post-norm transformer block: each norm follows the residual sum (Vaswani et al. 2017, arXiv 1706.03762)."""
 
     def __init__(self, config: Model) -> None:
         super().__init__()
@@ -37,13 +37,13 @@ class EncoderBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The document classifier. Build it with `build_encoder`, which gives it weights.
+    """The document classifier. `build_encoder` creates one with weights.
 
     Args:
-        config: its shape; vocab_size must be set, and block_size counts the two special tokens of a document.
-        n_labels: rows of the head.
-        position_offset: row of the position table that the first token takes; RoBERTa's positions start after its
-            padding id, at 2, BERT's at 0.
+        config: the shape, with vocab_size set; block_size includes the two special tokens of a document.
+        n_labels: number of labels.
+        position_offset: row of the position embedding for the first token: 2 in RoBERTa (after the padding id), 0 in
+            BERT.
     """
 
     def __init__(self, config: Model, n_labels: int, position_offset: int = 2) -> None:
@@ -54,13 +54,13 @@ class Encoder(nn.Module):
         self.config, self.position_offset = config, position_offset
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size + position_offset, config.n_embd)
-        self.token_type = nn.Embedding(1, config.n_embd)  # a document is of one type; BERT's pairs have two
+        self.token_type = nn.Embedding(1, config.n_embd)  # BERT's second type is for the second text of a pair
         self.ln_emb = LayerNorm(config)
         self.h = nn.ModuleList(EncoderBlock(config) for _ in range(config.n_layer))
         self.head = nn.Linear(config.n_embd, n_labels)
         self.activation_checkpointing = False
-        # what a precision regime sets: dtype of the residual stream where it is not the embedding's, of the head's
-        # matmul where it is not the body's, and of the training loss
+        # Set by a precision regime: dtypes of the residual stream (None: the embedding's dtype), of the head's matmul
+        # (None: as in the blocks) and of the training loss.
         self.stream_dtype: torch.dtype | None = None
         self.head_dtype: torch.dtype | None = None
         self.loss_dtype: torch.dtype | None = None
@@ -70,11 +70,11 @@ class Encoder(nn.Module):
         return self.wte.weight.device
 
     def hidden(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """The last hidden states (B, T, C); those of the padding mean nothing and reach no other.
+        """The last hidden states (B, T, C). Those of padding tokens are meaningless and do not affect the others.
 
         Args:
             tokens: (B, T) ids, padded at the end with any id.
-            lengths: (B,) tokens that are no padding, at least 1.
+            lengths: (B,) numbers of tokens without padding, at least 1.
         """
         T, start = tokens.shape[1], self.position_offset
         assert tokens.shape[1] <= self.config.block_size, "the document is longer than block_size"
@@ -92,7 +92,7 @@ class Encoder(nn.Module):
         return x
 
     def logits(self, x: Tensor) -> Tensor:
-        """The head: hidden states (B, C) to logits (B, L), multiplied in exactly the dtype that is said."""
+        """Logits (B, L) of hidden states (B, C), computed in `head_dtype`, autocast's dtype, or the weight's dtype."""
         device, dtype = x.device.type, self.head_dtype
         if dtype is None:
             autocast = torch.is_autocast_enabled(device)
@@ -103,14 +103,14 @@ class Encoder(nn.Module):
     def forward(
         self, tokens: Tensor, lengths: Tensor, targets: Tensor | None = None, factor: Tensor | float = 1.0
     ) -> Tensor | HeadLoss:
-        """Logits (B, L), or with targets the losses of the documents, summed.
+        """Logits (B, L), or with targets the sum of the documents' losses.
 
         Args:
             tokens: see `hidden`.
             lengths: see `hidden`.
-            targets: (B, L) floats, 1 for each label a document has: binary cross-entropy, averaged over labels.
-                (B,) ids of the one label: cross-entropy.
-            factor: multiplies the loss that is differentiated: 1 / documents of a step, times the loss scale.
+            targets: (B, L) floats, 1 for each label of a document: binary cross-entropy, averaged over labels; or (B,)
+                label ids: cross-entropy.
+            factor: multiplies the loss to differentiate: the loss scale / documents of the step.
         """
         first = self.hidden(tokens, lengths)[:, 0]  # (B, C)
         logits = self.logits(F.dropout(first, self.config.dropout, self.training))  # (B, L)
@@ -127,14 +127,14 @@ class Encoder(nn.Module):
     # -- facts
 
     def parameter_count(self) -> int:
-        """Every parameter once, embeddings and head among them."""
+        """Number of parameters, each counted once, including embeddings and head."""
         return sum(p.numel() for p in self.parameters())
 
     def flops_per_token(self) -> int:
-        """Training FLOPs a token of a document of block_size: 6 N + 12 n_layer n_embd block_size.
+        """Training FLOPs per token of a document of block_size tokens: 6 N + 12 n_layer n_embd block_size.
 
-        The formula is that of `GPT.flops_per_token`. N is the weights of the blocks' linear layers: the embeddings are
-        looked up, and the head sees one token a document.
+        As in `GPT.flops_per_token`. N is the number of weights in the linear layers of the blocks: embeddings are only
+        looked up, and the head is applied to one token per document.
         """
         return 6 * linear_weights(self.h) + 12 * self.config.n_layer * self.config.n_embd * self.config.block_size
 
@@ -142,16 +142,17 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """BERT's initialisation: N(0, 0.02), biases 0, norms 1, residual projections as all others.
+        """BERT's initialisation: N(0, 0.02) for all matrices, biases 0, norms 1.
 
-        Each tensor is drawn on the CPU from a generator of its own, addressed by its name: the same weights on every
-        device, and the same head on an initialised body as on an imported one.
+        Each tensor is drawn on the CPU from its own generator, seeded by the tensor's name. The weights are thus the
+        same on every device, and the head is the same whether the body is initialised or imported.
         """
         for name, parameter in self.named_parameters():
             initialise(name, parameter, seed)
 
 
 def initialise(name: str, parameter: Tensor, seed: int) -> None:
+    """Initialise one parameter of an encoder, see `Encoder.init_weights`."""
     if parameter.dim() < 2:
         parameter.fill_(1.0 if name.endswith("weight") else 0.0)
         return
@@ -160,7 +161,7 @@ def initialise(name: str, parameter: Tensor, seed: int) -> None:
 
 
 def summed_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Sum over documents of their losses in nats, in the logits' dtype, ().
+    """Sum of the documents' losses in nats, in the logits' dtype, ().
 
     Args:
         logits: (B, L).
@@ -184,16 +185,16 @@ def build_encoder(
     position_offset: int = 2,
     on_meta: Callable[[Encoder], None] | None = None,
 ) -> Encoder:
-    """An encoder that is built on the meta device and given memory where it will live.
+    """Build an encoder on the meta device, then allocate its memory on `device` and set the weights.
 
     Args:
-        config: its shape, vocab_size set.
-        n_labels: rows of the head.
+        config: the shape, with vocab_size set.
+        n_labels: number of labels.
         device: where the weights go.
         dtype: of the parameters.
         init: a seed, or a function that sets the weights.
         position_offset: see `Encoder`.
-        on_meta: changes the model while it has no memory, such as the dtypes of its parts.
+        on_meta: changes the model before memory is allocated, such as the dtypes of its parts.
     """
     with torch.device("meta"):
         model = Encoder(config, n_labels, position_offset).to(dtype)

@@ -1,4 +1,4 @@
-"""Text from a model: one token at a time, with a cache of keys and values."""
+"""Generation of text, one token at a time, with a cache of keys and values."""
 
 from __future__ import annotations
 
@@ -17,8 +17,13 @@ def pick_token(
 ) -> Tensor:
     """Draw the next id of each sequence, (B,), from logits (B, V) on the CPU.
 
-    Temperature first, then the top_k likeliest, then the fewest of those that hold top_p of the probability (nucleus
-    sampling, Holtzman et al. 2020, arXiv 1904.09751); temperature 0 takes the likeliest.
+    Args:
+        logits: (B, V).
+        temperature: divides the logits; 0 takes the most likely id.
+        top_k: keep the k most likely ids; 0 keeps all.
+        top_p: then keep the smallest set of the most likely ids whose probabilities sum to at least top_p (nucleus
+            sampling, Holtzman et al. 2020, arXiv 1904.09751).
+        generators: one per sequence.
     """
     if temperature == 0:
         return logits.argmax(dim=-1)
@@ -26,9 +31,9 @@ def pick_token(
     values, order = logits.sort(dim=-1, descending=True, stable=True)
     if top_k:
         values = values[:, :top_k]
-    probabilities = F.softmax(values, dim=-1)  # (B, k), falling
+    probabilities = F.softmax(values, dim=-1)  # (B, k), in descending order
     if top_p < 1:
-        before = probabilities.cumsum(dim=-1) - probabilities  # the mass of likelier ids; the first is always kept
+        before = probabilities.cumsum(dim=-1) - probabilities  # mass of more likely ids; the first id is always kept
         probabilities = probabilities.masked_fill(before >= top_p, 0.0)
     drawn = [torch.multinomial(row, 1, generator=g) for row, g in zip(probabilities, generators, strict=True)]
     return order.gather(1, torch.stack(drawn))[:, 0]
@@ -46,23 +51,23 @@ def generate(
     n_ids: int | None = None,
     use_cache: bool = True,
 ) -> Iterator[Tensor]:
-    """Yield the ids that follow a prompt, (B,) at a time, on the CPU.
+    """Generate the ids that follow a prompt; yields (B,) ids on the CPU for each new token.
 
-    Sequence i draws from a generator addressed by (seed, i): a sample is the same however many are made beside it. When
-    the context is full, the model reads its last half again and goes on from there.
+    Sequence i draws from its own generator, seeded by (seed, i), so a sample does not depend on the batch size. When
+    the context is full, generation continues with its last half.
 
     Args:
-        prompt: (B, T) ids, T at least 1; of a longer one than fits the end is read.
-        top_k: 0 is all.
-        n_ids: ids that have a meaning; the padding of the vocabulary beyond is never drawn.
-        use_cache: False reads the whole context for each token, for comparison.
+        prompt: (B, T) ids, T at least 1. Only the last block_size ids are read.
+        temperature, top_k, top_p: see `pick_token`.
+        n_ids: size of the tokenizer's vocabulary; padding ids of the model beyond it are never drawn.
+        use_cache: False computes the whole context anew for each token, for comparison.
     """
     was_training, block = model.training, model.config.block_size
     model.eval()
     dtype = model.stream_dtype or model.wte.weight.dtype
     B = prompt.shape[0]
     generators = [torch.Generator().manual_seed(address(seed, "sample", i)) for i in range(B)]
-    context = prompt.to(model.device)[:, -block:]  # (B, T): what the model has read or is about to read
+    context = prompt.to(model.device)[:, -block:]  # (B, T): the ids read so far, and `new`
     new, cache = context, None
     try:
         for _ in range(max_tokens):

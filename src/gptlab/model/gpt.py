@@ -1,6 +1,6 @@
-"""A GPT whose parts are configuration: from GPT-2 as released to the modern RoPE / SwiGLU / RMSNorm one.
+"""A GPT with configurable parts, from GPT-2 as released to a modern model with RoPE, SwiGLU and RMSNorm.
 
-Shapes are written with B sequences, T tokens, C = n_embd, H = n_head, D = C / H, V = vocab_size.
+Shapes: B sequences, T tokens, C = n_embd, H = n_head, D = C / H, V = vocab_size.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gptlab.seeding import address
 
 
 class LayerNorm(nn.Module):
-    """LayerNorm with an optional bias (torch's takes both or none)."""
+    """LayerNorm with a weight and an optional bias."""
 
     def __init__(self, config: Model) -> None:
         super().__init__()
@@ -53,7 +53,8 @@ def make_norm(config: Model) -> nn.Module:
 def rotary_tables(config: Model, device: torch.device | str) -> tuple[Tensor, Tensor]:
     """cos and sin of the rotary angles, each (block_size, D / 2) float32 (Su et al. 2021, arXiv 2104.09864).
 
-    Made on the CPU, so that devices agree, and rounded in the order transformers does: at position 1,000 it shows.
+    Computed on the CPU, so that all devices have the same values, and rounded in the same order as in transformers;
+    another order is visible in the logits at position 1,000.
     """
     channels = torch.arange(0, config.head_size, 2, device="cpu", dtype=torch.float32)
     frequencies = 1.0 / config.rope_theta ** (channels / config.head_size)
@@ -62,13 +63,13 @@ def rotary_tables(config: Model, device: torch.device | str) -> tuple[Tensor, Te
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (i, i + D/2) of x (B, H, T, D) by the angles of their positions; Llama's pairing."""
+    """Rotate the pairs (i, i + D/2) of x (B, H, T, D) by the angles of their positions, paired as in Llama."""
     low, high = x.to(torch.promote_types(x.dtype, torch.float32)).chunk(2, dim=-1)
     return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(x.dtype)
 
 
 class KVCache:
-    """Keys and values of the tokens seen so far, (n_layer, B, H, room, D) each, filled up to `length`."""
+    """Keys and values of the tokens read so far, each (n_layer, B, H, room, D) and filled up to `length`."""
 
     def __init__(self, model: GPT, batch: int, room: int, dtype: torch.dtype) -> None:
         config = model.config
@@ -78,7 +79,7 @@ class KVCache:
         self.length = 0
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k and v (B, H, T, D) of a layer after what is there; returns all of it, (B, H, length + T, D)."""
+        """Append k and v (B, H, T, D) to a layer's cache; returns the layer's keys and values (B, H, length + T, D)."""
         end = self.length + k.shape[2]
         self.keys[layer, :, :, self.length : end] = k
         self.values[layer, :, :, self.length : end] = v
@@ -86,7 +87,7 @@ class KVCache:
 
 
 class Attention(nn.Module):
-    """Causal self-attention over all heads at once."""
+    """Multi-head self-attention, causal unless a mask is given."""
 
     def __init__(self, config: Model) -> None:
         super().__init__()
@@ -100,7 +101,7 @@ class Attention(nn.Module):
         self,
         x: Tensor,  # (B, T, C)
         rope: tuple[Tensor, Tensor] | None,
-        mask: Tensor | None,  # (B or 1, 1, T, S) true where a query may look; None is causal
+        mask: Tensor | None,  # (B or 1, 1, T, S), true where a query attends to a key; None: causal
         cache: tuple[KVCache, int] | None,
     ) -> Tensor:
         B, T, C = x.shape
@@ -120,7 +121,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two matrices and an activation, or three with a gate (SwiGLU, Shazeer 2020, arXiv 2002.05202)."""
+    """Two matrices with an activation between them, or three matrices (SwiGLU, Shazeer 2020, arXiv 2002.05202)."""
 
     def __init__(self, config: Model) -> None:
         super().__init__()
@@ -160,15 +161,15 @@ class Block(nn.Module):
 
 
 def linear_weights(module: nn.Module) -> int:
-    """Number of weights of the linear layers, biases left out."""
+    """Number of weights in the linear layers, without biases."""
     return sum(layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear))
 
 
 class GPT(nn.Module):
-    """The language model. Build it with `build_model`, which gives it weights.
+    """The language model. `build_model` creates one with weights.
 
     Args:
-        config: its shape; vocab_size must be set.
+        config: the shape, with vocab_size set.
     """
 
     rope_cos: Tensor
@@ -184,12 +185,12 @@ class GPT(nn.Module):
         self.ln_f = make_norm(config)
         self.lm_head = None if config.tied else nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.position == "rope":
-            cos, sin = rotary_tables(config, "cpu")  # also under a meta device, where weights have no values yet
+            cos, sin = rotary_tables(config, "cpu")  # real values also if the weights are on the meta device
             self.register_buffer("rope_cos", cos, persistent=False)
             self.register_buffer("rope_sin", sin, persistent=False)
         self.activation_checkpointing = False
-        # what a precision regime sets: dtype of the residual stream where it is not the embedding's, of the head's
-        # matmul where it is not the body's, and of the training loss
+        # Set by a precision regime: dtypes of the residual stream (None: the embedding's dtype), of the head's matmul
+        # (None: as in the blocks) and of the training loss.
         self.stream_dtype: torch.dtype | None = None
         self.head_dtype: torch.dtype | None = None
         self.loss_dtype: torch.dtype | None = None
@@ -200,20 +201,20 @@ class GPT(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """(V, C); the embedding itself where the two are tied."""
+        """(V, C). If tied, this is the embedding."""
         return self.wte.weight if self.lm_head is None else self.lm_head.weight
 
     def hidden(self, tokens: Tensor, documents: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """The last hidden states (B, T, C), after the final norm.
 
         Args:
-            tokens: (B, T) ids; with a cache, those that follow what it holds.
-            documents: (B, T) numbers of the documents, to attend within documents only.
-            cache: filled along the way.
+            tokens: (B, T) ids. With a cache: the ids after the cached ones.
+            documents: (B, T) document numbers. Tokens attend only to tokens of their own document.
+            cache: keys and values of these tokens are appended to it.
         """
         T, start = tokens.shape[1], cache.length if cache else 0
         assert start + T <= self.config.block_size, "the context is longer than block_size"
-        assert documents is None or cache is None, "documents are told apart in whole contexts only"
+        assert documents is None or cache is None, "document attention does not work with a cache"
         x = self.wte(tokens)  # (B, T, C)
         if self.wpe is not None:
             x = x + self.wpe.weight[start : start + T]
@@ -239,7 +240,7 @@ class GPT(nn.Module):
         return self.ln_f(x)
 
     def logits(self, x: Tensor) -> Tensor:
-        """The head: hidden states (..., C) to logits (..., V)."""
+        """Logits (..., V) of hidden states (..., C)."""
         if self.head_dtype is None:
             return F.linear(x, self.head_weight)
         with torch.autocast(x.device.type, enabled=False):
@@ -252,13 +253,13 @@ class GPT(nn.Module):
         documents: Tensor | None = None,
         factor: Tensor | None = None,
     ) -> Tensor | HeadLoss:
-        """Logits (B, T, V); with targets the *sum* of the token losses in nats, float32, (); with a factor a HeadLoss.
+        """Logits (B, T, V); with targets the *sum* of the token losses in nats, float32, (); with factor a HeadLoss.
 
         Args:
             tokens: (B, T) ids.
-            targets: (B, T) ids; -1 is left out of the loss.
+            targets: (B, T) ids. The loss ignores tokens with target -1.
             documents: see `hidden`.
-            factor: training: what the loss to differentiate is multiplied by, see `linear_cross_entropy`.
+            factor: for training; multiplies the loss to differentiate, see `linear_cross_entropy`.
         """
         x = self.hidden(tokens, documents)
         if targets is None:
@@ -271,17 +272,16 @@ class GPT(nn.Module):
     # -- facts
 
     def parameter_count(self) -> int:
-        """Every parameter once; the position embedding is among them (nanoGPT leaves it out)."""
+        """Number of parameters, each counted once, including the position embedding (nanoGPT excludes it)."""
         return sum(p.numel() for p in self.parameters())
 
     def flops_per_token(self) -> int:
-        """Training FLOPs a token: 6 N + 12 n_layer n_embd block_size (PaLM, arXiv 2204.02311, appendix B).
+        """Training FLOPs per token: 6 N + 12 n_layer n_embd block_size (PaLM, arXiv 2204.02311, appendix B).
 
-        N is the number of weights in matrix multiplications: the linear layers and the head, which may be the
-        embedding. Embedding and positions that are only looked up are left out, so a tied and an untied model of one
-        shape have the same FLOPs. PaLM and nanoGPT also count norms and biases in N, less than 0.1% of GPT-2, and
-        nanoGPT leaves out the positions as well. The second term is of attention to the whole context, as if it were
-        not causal.
+        N is the number of weights in matrix multiplications: those of the linear layers and the head. Embeddings are
+        only looked up and do not count, so a tied and an untied model of one shape have the same FLOPs. PaLM and
+        nanoGPT also count norms and biases, less than 0.1% of GPT-2; like here, nanoGPT does not count the position
+        embedding. The second term is for attention to the whole context, as if it were not causal.
         """
         weights = linear_weights(self) + (self.wte.weight.numel() if self.lm_head is None else 0)
         return 6 * weights + 12 * self.config.n_layer * self.config.n_embd * self.config.block_size
@@ -292,9 +292,9 @@ class GPT(nn.Module):
     def init_weights(self, seed: int) -> None:
         """GPT-2's initialisation: N(0, 0.02), residual projections scaled by (2 n_layer)^-0.5, biases 0, norms 1.
 
-        With zero_init the residual projections are 0 instead, and a block is the identity until the first update.
-        Each tensor is drawn on the CPU from a generator of its own, addressed by its name: the same weights on every
-        device and however the model is spread, and never more than one tensor in host memory.
+        With zero_init the residual projections are 0, so each block is the identity until the first update. Each
+        tensor is drawn on the CPU from its own generator, seeded by the tensor's name. The weights are thus the same
+        on every device and for every sharding, and at most one tensor is in host memory.
         """
         for name, parameter in self.named_parameters():
             if parameter.dim() < 2:
@@ -314,14 +314,14 @@ def build_model(
     init: int | Callable[[GPT], None] = 0,
     on_meta: Callable[[GPT], None] | None = None,
 ) -> GPT:
-    """A GPT that is built on the meta device and given memory where it will live.
+    """Build a GPT on the meta device, then allocate its memory on `device` and set the weights.
 
     Args:
-        config: its shape, vocab_size set.
+        config: the shape, with vocab_size set.
         device: where the weights go.
-        dtype: of the parameters; rotary tables stay float32.
+        dtype: of the parameters. Rotary tables stay float32.
         init: a seed, or a function that sets the weights.
-        on_meta: changes the model while it has no memory, such as the dtypes of its parts.
+        on_meta: changes the model before memory is allocated, such as the dtypes of its parts.
     """
     with torch.device("meta"):
         model = GPT(config).to(dtype)

@@ -1,8 +1,8 @@
-"""Cross-entropy of a linear head without a full copy of the logits in float32.
+"""Cross-entropy of a linear head, computed in chunks of tokens.
 
-The logits of 124M GPT-2 are the largest tensor of a step by far: (tokens, 50304). They are made a chunk of tokens at a
-time, and as their gradient needs nothing but themselves, it is taken in the same pass: no logits are kept, and none
-are computed twice.
+The logits (tokens, 50304) are by far the largest tensor of a training step of GPT-2 124M. They are computed for one
+chunk of tokens at a time, and so is their gradient, which depends on nothing else. No logits are stored for the
+backward pass, and none are computed twice.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Bytes of one chunk of float32 logits. Small enough not to matter beside the model, large enough to fill the device.
+# Bytes of a chunk of float32 logits: small beside the model, but large enough to keep the device busy.
 CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 2 << 30}
 
 
 def chunk_length(n_tokens: int, vocab_size: int, device: str) -> int:
-    """Tokens in a chunk: equal chunks, as few as keep each under the bound."""
+    """Number of tokens in a chunk: the smallest number of equal chunks that each fit in CHUNK_BYTES."""
     most = max(1, CHUNK_BYTES.get(device, 64 << 20) // (4 * vocab_size))
     chunks = max(1, -(-n_tokens // most))
     return max(1, -(-n_tokens // chunks))
@@ -53,14 +53,14 @@ def head_bytes(
 
 
 class HeadLoss(NamedTuple):
-    """What a model's head gives while training."""
+    """Output of a model's head in training."""
 
     train: Tensor
-    """What is differentiated: the summed loss times the factor, in the regime's loss dtype, ()."""
+    """The loss to differentiate: the summed loss times `factor`, in the regime's loss dtype, ()."""
     value: Tensor
-    """The summed loss for logs: float32 whatever the regime, without the factor and without a gradient, ()."""
+    """The loss to log: the summed loss without `factor`, float32 in every regime, without a gradient, ()."""
     largest_logit: Tensor
-    """The largest |logit|, float32, (); it grows long before a run diverges."""
+    """The largest |logit|, float32, (). It grows long before a run diverges."""
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -78,7 +78,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         largest = torch.zeros((), dtype=dtype, device=x.device)
         dx = []
         dw = torch.zeros(weight.shape if wants_grad else 0, dtype=wide, device=x.device)
-        # in the loss's own dtype, as a chain of its operations would have it: there a float16 1 / tokens can vanish
+        # rounded to the loss dtype, as PyTorch's own operations would round it; in float16, 1 / tokens may become 0
         factor = factor.to(loss).to(wide)
         step = chunk_length(N, V, x.device.type)
         for i in range(0, N, step):
@@ -91,11 +91,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
             value = value + ((lse - logits.gather(1, pick)) * kept).sum()
             if not wants_grad:
                 continue
-            logits = logits.sub_(lse).to(loss).to(wide)  # log softmax, rounded to what the loss is taken in
-            grad = logits.exp_()  # d loss / d logits = softmax - one_hot, in the place of the logits
+            logits = logits.sub_(lse).to(loss).to(wide)  # log softmax, rounded to the loss dtype
+            grad = logits.exp_()  # d loss / d logits = softmax - one_hot, computed in place
             grad.scatter_add_(1, pick, torch.full_like(lse, -1.0))
             grad = grad.mul_(factor).to(loss).to(dtype)  # (n, V)
-            seen = chunk * kept  # what a left-out token would add to dw, and its dx, is 0: cheaper here than in (n, V)
+            seen = chunk * kept  # ignored tokens must not add to dw; masking (n, C) is cheaper than masking (n, V)
             dx.append((grad @ w_low).mul_(kept))
             if dtype == wide:
                 dw.addmm_(grad.t(), seen)
@@ -112,9 +112,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
         dx, dw = ctx.saved_tensors
-        above = grads[0]  # 1 where the loss itself is differentiated
+        above = grads[0]  # 1 if the loss itself is differentiated
         dx = dx.to(torch.promote_types(dx.dtype, above.dtype)) * above
-        # in place, so a second backward pass through the same graph is an error, which autograd raises
+        # in place; autograd raises an error for a second backward pass through the same graph
         return dx.to(ctx.dtypes[0]), dw.mul_(above).to(ctx.dtypes[1]), None, None, None, None
 
 
@@ -126,16 +126,16 @@ def linear_cross_entropy(
     dtype: torch.dtype | None = None,
     loss_dtype: torch.dtype | None = None,
 ) -> HeadLoss:
-    """Sum over tokens of the cross-entropy of `x @ weight.T` in nats.
+    """Cross-entropy of the logits `x @ weight.T` in nats, summed over tokens.
 
     Args:
         x: (N, C) hidden states.
-        weight: (V, C) of the head.
-        targets: (N,) ids; negative ones are left out.
-        factor: multiplies the loss that is differentiated: 1 / tokens of a step, times the loss scale. It is known here
-            and not only above, as low precision loses what is small before it is multiplied.
-        dtype: of the matmuls; default the autocast dtype where autocast is on, else x's.
-        loss_dtype: of the softmax's result and its gradient; default float32 (float64 for float64).
+        weight: (V, C) weight of the head.
+        targets: (N,) ids. Tokens with negative targets are ignored.
+        factor: multiplies the loss to differentiate: the loss scale / tokens of the step. Applied here, because small
+            gradients would underflow in fp16 before a later multiplication.
+        dtype: of the matmuls. Default: the autocast dtype if autocast is on, else the dtype of x.
+        loss_dtype: of the softmax and its gradient. Default: float32, or float64 for float64 matmuls.
     """
     device = x.device.type
     if dtype is None:

@@ -1,1 +1,1 @@
-"""Parameter groups, optimizers (optimizers.py) and learning-rate schedules (schedule.py)."""
+"""Optimizers, their parameter groups, and learning-rate schedules."""

@@ -1,1 +1,1 @@
-"""Precision policies: what is stored and multiplied in which format (regimes.py)."""
+"""Precision regimes, and the optional libraries for low-precision formats."""

@@ -1,4 +1,4 @@
-"""Optional libraries that compute in few bits: torchao and bitsandbytes."""
+"""Loading of the optional low-precision libraries, torchao and bitsandbytes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from gptlab.errors import NotApplicable
 def load_library(module: str, wanted_by: str, *names: str) -> Any:
     """Import a module of an optional library.
 
-    What the library prints, logs and warns of meanwhile is dropped: extensions that do not fit this machine, other
-    libraries' deprecations. Either is common, and of no use to who trains with the parts that do work.
+    Output, log records and warnings of the import are suppressed. They are mostly about extensions that do not fit
+    this machine and about deprecated parts of other libraries, which gptlab does not use.
 
     Args:
         module: such as "torchao.float8".
@@ -27,7 +27,7 @@ def load_library(module: str, wanted_by: str, *names: str) -> Any:
         names: attributes that the module must have.
 
     Raises:
-        NotApplicable: the library is not installed, or it does not work with this PyTorch.
+        NotApplicable: the library is not installed, or does not work with this PyTorch.
     """
     library = module.partition(".")[0]
     logging_was = logging.root.manager.disable
@@ -42,7 +42,7 @@ def load_library(module: str, wanted_by: str, *names: str) -> Any:
             found = importlib.import_module(module)
             for name in names:
                 getattr(found, name)
-    except Exception as error:  # a library that lags behind PyTorch fails in any way
+    except Exception as error:  # a library that is too old for this PyTorch may fail with any error
         if isinstance(error, ModuleNotFoundError) and error.name == library:
             raise NotApplicable(
                 f"{wanted_by}: needs {library}, which `pip install 'gptlab[precision]'` installs"
@@ -50,7 +50,7 @@ def load_library(module: str, wanted_by: str, *names: str) -> Any:
         says = " ".join(str(error).split()) or "no reason given"
         raise NotApplicable(
             f"{wanted_by}: {library} {_version(library)} does not work with PyTorch {torch.__version__} "
-            f"({type(error).__name__}: {says}); `pip install --upgrade {library}` installs its newest release"
+            f"({type(error).__name__}: {says}). Run: pip install --upgrade {library}"
         ) from None
     finally:
         logging.disable(logging_was)
@@ -61,4 +61,4 @@ def _version(library: str) -> str:
     try:
         return importlib.metadata.version(library)
     except importlib.metadata.PackageNotFoundError:
-        return "(of unknown version)"
+        return "(unknown version)"

@@ -1,4 +1,4 @@
-"""A regime is a precision policy: in which format parameters are stored, and each part of a step is computed."""
+"""Precision regimes: the dtypes of the parameters and of each part of a training step."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 class Regime:
     name: str
     weights: torch.dtype = FP32
-    """Parameters, their gradients and moments."""
+    """Dtype of the parameters, their gradients and moments."""
     autocast: torch.dtype | None = None
-    """Matmuls and attention inside autocast; norms and the loss stay float32."""
+    """Dtype of matmuls and attention under autocast. Norms and the loss stay float32."""
     tf32: bool = False
-    """float32 matmuls in TF32: 10 bits of mantissa. Under autocast next to none are left to matter."""
+    """Compute float32 matmuls in TF32 (10 bits of mantissa). Few matmuls are left in float32 under autocast."""
     loss_scaling: bool = False
-    """Multiply the loss so that small float16 gradients are not lost; steps with an overflow are skipped."""
+    """Scale the loss so that small float16 gradients do not underflow. Steps with an overflow are skipped."""
     float8: str | None = None
-    """torchao's recipe for the blocks' linear layers; the rest is as `autocast` has it."""
+    """torchao's recipe name for the linear layers of the blocks. The other parts follow `autocast`."""
     emulated: bool = False
-    """Round to float8 and multiply in float32: what a device without float8 matmuls does."""
+    """Round to float8 and multiply in float32, for devices without float8 matmuls."""
     head: torch.dtype | None = None
-    """Head matmul and the head's weight; None: as the rest of the model."""
+    """Dtype of the head's weight and matmul. None: the same as the rest of the model."""
     norms: torch.dtype | None = None
-    """Norms and their weights; None: as the rest of the model."""
+    """Dtype of the norms and their weights. None: the same as the rest of the model."""
     loss: torch.dtype = FP32
-    """Softmax (or sigmoid) and its gradient. What is logged and evaluated is float32 in any case."""
+    """Dtype of the softmax (or sigmoid) and its gradient. Logged and evaluated losses are always float32."""
 
     @property
     def gathered(self) -> torch.dtype | None:
-        """What FSDP may gather the blocks' matrices in, as autocast rounds them to it anyway; None: as they are."""
-        return self.autocast if self.float8 is None else None  # float8's scales are of the float32 weights
+        """Dtype in which FSDP may gather the block matrices, if autocast casts them to it anyway. None: unchanged."""
+        return self.autocast if self.float8 is None else None  # float8 scales are computed from the float32 weights
 
     @property
     def matmul_format(self) -> Format:
-        """Format that the matrices are multiplied in, whose peak FLOP/s MFU and the planner's time are shares of.
+        """Format of the matrix products. MFU and the planner's time are relative to the GPU's peak in this format.
 
-        It is bf16 for the float8 regimes: head and attention are not in float8, and so their MFU compares with that of
-        amp_bf16. The head's own format (`precision.head`) does not count.
+        The float8 regimes have bf16, because head and attention are not in float8; their MFU is thus comparable with
+        that of amp_bf16. The format of the head (`precision.head`) is ignored.
         """
         low = self.autocast or self.weights
         if low is FP32:
@@ -58,7 +58,7 @@ class Regime:
         return "bf16" if low is BF16 else "fp16"
 
     def context(self, device: torch.device) -> AbstractContextManager[object]:
-        """Autocast, or nothing, around a forward pass."""
+        """The context of a forward pass: autocast, or a context that does nothing."""
         return torch.autocast(device.type, self.autocast) if self.autocast else contextlib.nullcontext()
 
 
@@ -81,12 +81,12 @@ def make_regime(precision: Precision, device: torch.device | None = None) -> Reg
     """The regime of a recipe's `precision` section.
 
     Args:
-        device: where it runs, if not on a GPU: float8 is emulated elsewhere.
+        device: where the model runs; None means a GPU. Other devices emulate float8.
     """
     regime = REGIMES[precision.regime]
     if regime.float8 and device is not None and device.type != "cuda":
         regime = replace(regime, emulated=True)
-    if precision.head == "fp32":  # TF32 would take from the head's matmul what is asked for
+    if precision.head == "fp32":  # the head's matmul must not be rounded to TF32
         regime = replace(regime, head=FP32, tf32=regime.name == "tf32")
     if precision.norms == "fp32":
         regime = replace(regime, norms=FP32)
@@ -96,24 +96,24 @@ def make_regime(precision: Precision, device: torch.device | None = None) -> Reg
 
 
 def enter_regime(precision: Precision, device: torch.device) -> Regime:
-    """The regime of a `precision` section, with the process's float32 matmul mode set for it.
+    """The regime of a `precision` section. Also sets the float32 matmul mode of the process.
 
     Raises:
-        NotApplicable: TF32 without a CUDA GPU of compute capability 8.0 or more; float8 without a torchao that works,
-            or on a GPU below 8.9 (9.0 for scales a row). On a CPU float8 is emulated.
+        NotApplicable: TF32 needs a CUDA GPU of compute capability 8.0 or higher. float8 needs torchao and, on a GPU,
+            compute capability 8.9 (9.0 for fp8_rowwise). A CPU emulates float8.
     """
     regime = make_regime(precision, device)
     cuda = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     if regime.name == "tf32" and (cuda is None or cuda < (8, 0)):
         raise NotApplicable(
-            f"precision.regime = tf32: TF32 needs an NVIDIA GPU from Ampere on, and this is {device.type}"
+            f"precision.regime = tf32: TF32 needs an NVIDIA GPU of compute capability 8.0 or higher, not {device.type}"
         )
     if regime.float8:
         _torchao(regime)
         least = (9, 0) if regime.float8 == "rowwise" else (8, 9)
         if (cuda is None and device.type != "cpu") or (cuda is not None and cuda < least):
             raise NotApplicable(
-                f"precision.regime = {regime.name}: needs a GPU of compute capability {least[0]}.{least[1]} or more"
+                f"precision.regime = {regime.name}: needs a GPU of compute capability {least[0]}.{least[1]} or higher"
             )
     torch.set_float32_matmul_precision("high" if regime.tf32 else "highest")
     if device.type == "cuda":
@@ -122,11 +122,13 @@ def enter_regime(precision: Precision, device: torch.device) -> Regime:
 
 
 def apply_regime(model: nn.Module, regime: Regime) -> None:
-    """Give a model the regime's dtypes: its parameters, and what it multiplies its head and takes its loss in.
+    """Set a model's dtypes: of the parameters, of the head's matmul and of the loss.
 
-    A model is a GPT or an Encoder: its head is `lm_head` or `head` (a GPT's may be its embedding, which is then stored
-    in the head's dtype), its norms are the modules whose class ends in Norm, and `stream_dtype`, `head_dtype` and
-    `loss_dtype` are read as it runs.
+    Args:
+        model: a GPT or an Encoder. The head is `lm_head`, `head` or, if tied, the embedding, which is then stored in
+            the head's dtype. Norms are the modules whose class name ends in Norm. The model reads `stream_dtype`,
+            `head_dtype` and `loss_dtype` in its forward pass.
+        regime: the dtypes.
     """
     model.to(regime.weights)
     for name, module in model.named_modules():
@@ -149,11 +151,11 @@ def _torchao(regime: Regime) -> Any:
 
 
 def _to_float8(model: nn.Module, regime: Regime) -> None:
-    """Train the blocks' linear layers in float8 (Micikevicius et al. 2022, arXiv 2209.05433), in place, by torchao.
+    """Convert the linear layers of the blocks to torchao's float8 training, in place (arXiv 2209.05433).
 
-    Emulated, an operand is rounded to float8 with the same scale, divided by it in float32, and multiplied there. On a
-    CPU `torch._scaled_mm` may give the same products to oneDNN's reference code (on processors with AMX, 800 times
-    slower than float32), or find no code for them.
+    Emulation rounds an operand to float8 with the same scale, divides it by the scale in float32, and multiplies in
+    float32. torchao's float8 product is not used on a CPU: depending on the processor, oneDNN has only reference code
+    for it (with AMX, 800 times slower than float32) or none.
     """
     torchao = _torchao(regime)
 

@@ -1,1 +1,1 @@
-"""What finished and running runs have to say: plots and a card for each; it reads run directories and nothing else."""
+"""Reports, plots and cards of finished and running runs, made from run directories only."""

@@ -1,0 +1,1 @@
+"""Pruning during training: which weights are masked, when, and how the masks are stored."""

@@ -1,1 +1,1 @@
-"""Studies: every arm with every seed, each run in a process of its own; and jobs of SLURM or in the background."""
+"""Studies: every arm with every seed, each run in its own process, on this machine or on a cluster."""

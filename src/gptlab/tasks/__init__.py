@@ -1,1 +1,1 @@
-"""A task is what is learnt and how it is scored: language modelling (lm.py)."""
+"""Tasks: what a model learns and how it is scored, for language modelling and classification."""

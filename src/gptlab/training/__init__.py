@@ -1,1 +1,1 @@
-"""Training: the loop (loop.py) and what it works with: checkpoints, logs, throughput, the stop signal."""
+"""Training of one run: the loop, checkpoints, logs, throughput and the detection of divergence."""
