@@ -1,12 +1,16 @@
 """Labelled documents: every form they come in, the label space, what is stored, and the batches that are read."""
 
+import contextlib
 import gzip
 import itertools
 import json
 import math
+import os
+import shutil
 import subprocess
 import sys
 import textwrap
+import time
 import types
 from collections import Counter
 from pathlib import Path
@@ -20,9 +24,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptlab import cli, locks
-from gptlab.data import constructs, labeled
-from gptlab.data.labeled import LabeledDataset, LabeledSplit, bucket_length, constant_loss, prepare_labeled
-from gptlab.data.prepare import prepare
+from gptlab.data.corpora import LABELED, TEXT, constructs
+from gptlab.data.corpora.base import Corpus, LabeledCorpus, Row, Wanted
+from gptlab.data.corpora.labeled import split_of
+from gptlab.data.labeled import LabeledDataset, LabeledSplit, bucket_length, constant_loss
+from gptlab.data.prepare import pipeline, prepare
+from gptlab.data.shards import Dataset
 from gptlab.errors import DataError
 
 Rows = list[dict[str, Any]]
@@ -45,7 +52,7 @@ def write_parquet(path: Path, rows: Rows) -> Path:
 
 
 def quietly(corpus: str, out: Path, **settings: Any) -> LabeledDataset:
-    return LabeledDataset(prepare_labeled(corpus, out=out, **{"tokenizer": "byte", **settings}))
+    return LabeledDataset(prepare(corpus, out=out, **{"tokenizer": "byte", **settings}))
 
 
 def contents(dataset: LabeledDataset, split: str) -> list[tuple[str, list[str]]]:
@@ -123,7 +130,7 @@ def test_numbered_classes_are_sorted_as_numbers(tmp_path: Path) -> None:
 def test_the_same_source_gives_the_same_files(source: Path, tmp_path: Path) -> None:
     one = quietly(str(source), tmp_path / "one", label_field="tags", tokenizer="bpe-260")
     two = quietly(str(source), tmp_path / "two", label_field="tags", tokenizer="bpe-260")
-    files = sorted(path.name for path in one.path.iterdir())
+    files = sorted(path.name for path in one.path.iterdir() if path.name != ".lock")
     assert len(files) == 3 * 4 + 2
     assert [(one.path / name).read_bytes() for name in files] == [(two.path / name).read_bytes() for name in files]
     assert one.fingerprint() == two.fingerprint()
@@ -218,7 +225,7 @@ def test_eurlex_forms(form: str, tmp_path: Path) -> None:
     ],
 )
 def test_names_of_files_say_their_split(name: str, split: str | None) -> None:
-    assert labeled._split_of(name) == split
+    assert split_of(name) == split
 
 
 @pytest.mark.parametrize("form", ["parquet", "jsonl"])
@@ -337,6 +344,28 @@ def test_the_hub(
     with pytest.raises(DataError, match=r"could not be read \(ConnectionError: no route\): connect to the network, or"):
         quietly(corpus, tmp_path / "offline", source=given_source)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_a_corpus_is_a_function_and_a_line_in_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def open_toy_text(wanted: Wanted) -> Corpus:
+        return Corpus(wanted.name, {"made": "here"}, lambda: (("", f"text {number}") for number in range(40)))
+
+    def open_toy_labels(wanted: Wanted) -> LabeledCorpus:
+        rows = [Row(f"text {number}", "ab"[number % 2], f"row {number}") for number in range(40)]
+        return LabeledCorpus(wanted.name, {"made": "here"}, lambda: {"train": rows, "test": rows[:4]})
+
+    monkeypatch.setitem(TEXT, "toy-text", open_toy_text)
+    monkeypatch.setitem(LABELED, "toy-labels", open_toy_labels)
+    manifest = Dataset(prepare("toy-text", out=tmp_path / "text", tokenizer="byte")).manifest
+    assert manifest["source"] == {"made": "here"}
+    assert [manifest["splits"][split]["documents"] for split in ("train", "val")] == [38, 2]
+    with pytest.raises(DataError, match="the corpus toy-text has no files to share out: prepare it without --part"):
+        prepare("toy-text", out=tmp_path / "part", tokenizer="byte", part="1/2")
+    whole = visible(quietly("toy-labels", tmp_path / "whole").path)
+    for part in ("1/2", "2/2"):
+        quietly("toy-labels", tmp_path / "parts", part=part)
+    assert visible(prepare("toy-labels", out=tmp_path / "parts", merge=True)) == whole
+    assert [len(split) for split in LabeledDataset(tmp_path / "parts").splits.values()] == [38, 2, 4]
 
 
 # -- syntax constructs
@@ -495,7 +524,7 @@ def test_specials_of_hugging_face_tokenizers(
         monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repo, file: {"Somebody/some-base": found}[repo])
     write_jsonl(source / "test.jsonl", [{"text": "a document of <s>more</s> than four [SEP] tokens", "tags": ["a"]}])
     monkeypatch.chdir(tmp_path)
-    dataset = LabeledDataset(prepare_labeled("text", source=source, tokenizer=name, label_field="tags"))
+    dataset = LabeledDataset(prepare("text", source=source, tokenizer=name, label_field="tags"))
     assert dataset.path == Path("data/text-tokenizer" if form == "file" else "data/text-some-base")
     assert (dataset.cls, dataset.sep, dataset.pad, dataset.vocab_size) == ids
     assert dataset.manifest["tokenizer"]["vocab_size"] == 280
@@ -643,28 +672,225 @@ def test_the_same_again_is_left_and_another_refused(
         quietly(str(source), out, label_field="tags")
 
 
+def visible(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name[0] != "."}
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """A folder of 330 documents with up to 3 labels; some have none, some labels are in one split alone."""
+    for name, count in (("train", 240), ("dev", 60), ("test", 30)):
+        rows = [
+            {
+                "text": f"{name} {number}: " + "na\u00efve word " * (number % 5 + 1),
+                "tags": [f"{name[0] if label % 9 == 0 else ''}{label}" for label in range(number % 40, number + 1, 37)][
+                    : number % 4
+                ],
+            }
+            for number in range(count)
+        ]
+        write_jsonl(tmp_path / f"many/{name}.jsonl", rows)
+    return tmp_path / "many"
+
+
+@pytest.mark.parametrize("tokenizer", ["gpt2", "byte", "char", "bpe-280"])
+def test_the_number_of_workers_changes_nothing(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: str
+) -> None:
+    monkeypatch.setattr(pipeline, "BATCH_CHARACTERS", 300)
+    made = [
+        visible(quietly(str(many), tmp_path / f"{n}", label_field="tags", tokenizer=tokenizer, workers=n).path)
+        for n in (1, 4)
+    ]
+    assert len(made[0]) == 14
+    assert made[0] == made[1]
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_stop_at_any_moment_is_made_good(many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # slow, and it is processes that fail here, not disks
+    monkeypatch.setattr(pipeline, "BATCH_CHARACTERS", 700)
+    monkeypatch.setattr(pipeline, "RECORD_SECONDS", 0.0)
+    whole = visible(quietly(str(many), tmp_path / "whole", label_field="tags").path)
+    real: dict[str, Any] = {"replace": os.replace, "fsync": os.fsync}
+    countdown = 0
+
+    def counted(name: str) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal countdown
+            countdown -= 1
+            if countdown == 0:
+                raise Killed
+            return real[name](*args, **kwargs)
+
+        return call
+
+    def attempt(out: Path, calls: int) -> int:
+        """Prepare, and be gone before a call of that number; returns how many calls were left."""
+        nonlocal countdown
+        countdown = calls
+        with monkeypatch.context() as patch, contextlib.suppress(Killed):
+            patch.setattr(os, "replace", counted("replace"))  # before any of these calls the process may be gone
+            patch.setattr(os, "fsync", counted("fsync"))
+            quietly(str(many), out, label_field="tags", progress=False)
+        return countdown
+
+    total = 10**6 - attempt(tmp_path / "counted", 10**6)
+    assert total > 60
+    for stop in [*range(1, total - 22, total // 5), *range(total - 22, total + 1)]:  # and while files get their names
+        out = tmp_path / f"stop{stop}"
+        assert attempt(out, stop) == 0
+        assert attempt(out, 3) == 0  # the rerun is stopped as well
+        quietly(str(many), out, label_field="tags", progress=False)
+        assert visible(out) == whole
+        assert not list(out.glob(".*.tmp"))
+
+
+def test_a_rerun_does_not_tokenize_again(many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = visible(quietly(str(many), tmp_path / "whole", label_field="tags").path)
+    monkeypatch.setattr(pipeline, "BATCH_CHARACTERS", 700)
+    monkeypatch.setattr(pipeline, "RECORD_SECONDS", 0.0)
+    tokenize, seen, stop_after = pipeline._tokenize, 0, 150.0
+
+    def watched(batch: list[Any], **settings: Any) -> Any:
+        nonlocal seen
+        if seen >= stop_after:
+            raise Killed
+        seen += len(batch)
+        return tokenize(batch, **settings)
+
+    monkeypatch.setattr(pipeline, "_tokenize", watched)
+    with pytest.raises(Killed):
+        quietly(str(many), tmp_path / "set", label_field="tags", workers=1)
+    with pytest.raises(DataError, match="set is not finished: run the same `gptlab prepare` again to continue"):
+        LabeledDataset(tmp_path / "set")
+    with pytest.raises(DataError, match=r"was made with tokenizer.name = byte \(now char\)"):
+        quietly(str(many), tmp_path / "set", label_field="tags", tokenizer="char")
+    first, seen, stop_after = seen, 0, math.inf
+    dataset = quietly(str(many), tmp_path / "set", label_field="tags", workers=1)
+    documents = sum(len(split) for split in dataset.splits.values())
+    assert first > 150
+    assert seen == documents - first
+    assert visible(dataset.path) == whole
+
+
+@pytest.mark.parametrize("parts", [1, 2, 7])
+def test_parts_are_the_whole(many: Path, tmp_path: Path, parts: int) -> None:
+    (many / "dev.jsonl").unlink()  # so that documents of the training split are held out
+    settings: dict[str, Any] = {"label_field": "tags", "max_documents": 150, "val_fraction": 0.1}
+    whole = visible(quietly(str(many), tmp_path / "whole", **settings).path)
+    for index in reversed(range(1, parts + 1)):
+        part = quietly(str(many), tmp_path / "set", part=f"{index}/{parts}", **settings)
+        assert part.path == tmp_path / f"set/part-{index:04d}-of-{parts:04d}"
+    with pytest.raises(DataError, match="set holds parts of a dataset: `gptlab prepare ... --merge` makes"):
+        LabeledDataset(tmp_path / "set")
+    merged = LabeledDataset(prepare("text", out=tmp_path / "set", merge=True, progress=False))
+    merged.verify()
+    assert visible(merged.path) == whole
+    quietly(str(many), tmp_path / "set", part=f"1/{parts}", **settings)  # late: nothing to do
+    assert visible(merged.path) == whole
+
+
+def test_a_merge_that_was_stopped_goes_on(many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = visible(quietly(str(many), tmp_path / "whole", label_field="tags").path)
+    for index in (1, 2, 3):
+        quietly(str(many), tmp_path / "set", label_field="tags", part=f"{index}/3")
+    calls, stop = 0, 0
+
+    def counted(real: Any) -> Any:
+        def call(*args: Any) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == stop:
+                raise Killed
+            real(*args)
+
+        return call
+
+    for stop in (1, 5, 12, 13, 15, 2):  # before the manifest is written, and in removing the parts  # noqa: B007
+        calls = 0
+        with monkeypatch.context() as patch, contextlib.suppress(Killed):
+            patch.setattr(os, "replace", counted(os.replace))
+            patch.setattr(shutil, "rmtree", counted(shutil.rmtree))
+            prepare("text", out=tmp_path / "set", merge=True, progress=False)
+    prepare("text", out=tmp_path / "set", merge=True, progress=False)
+    assert visible(tmp_path / "set") == whole
+
+
+def test_parts_that_do_not_fit_are_refused(many: Path, tmp_path: Path) -> None:
+    quietly(str(many), tmp_path / "set", label_field="tags", part="1/2")
+    with pytest.raises(DataError, match="1 of 2 parts are not finished: prepare them with --part 2/2"):
+        prepare("text", out=tmp_path / "set", merge=True)
+    quietly(str(many), tmp_path / "set", label_field="tags", part="2/2", max_documents=9)
+    with pytest.raises(DataError, match=r"part-0002-of-0002 was made with max_documents = 9 \(in part-0001.* None\)"):
+        prepare("text", out=tmp_path / "set", merge=True)
+    with pytest.raises(DataError, match="tokenizer char would be learnt again by each part"):
+        quietly(str(many), tmp_path / "other", label_field="tags", part="1/2", tokenizer="char")
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on(many: Path, tmp_path: Path) -> None:
+    whole = visible(quietly(str(many), tmp_path / "whole", label_field="tags", tokenizer="gpt2").path)
+    program = """
+        import sys, time
+        from gptlab.data.prepare import pipeline
+        pipeline.BATCH_CHARACTERS, pipeline.RECORD_SECONDS, tokenize = 400, 0.0, pipeline._tokenize
+        def slowly(*args, **settings):
+            time.sleep(0.05)
+            return tokenize(*args, **settings)
+        pipeline._tokenize = slowly
+        pipeline.prepare(sys.argv[1], out=sys.argv[2], tokenizer="gpt2", label_field="tags", workers=2)
+    """
+    out = tmp_path / "killed"
+
+    def recorded() -> int:
+        file = out / "progress.json"
+        return int(json.loads(file.read_text(encoding="utf-8"))["documents"]) if file.is_file() else 0
+
+    kills, before = 0, 0
+    while not (out / "manifest.json").exists():
+        process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program), str(many), str(out)])
+        while process.poll() is None and recorded() < before + 60:
+            time.sleep(0.01)
+        if process.poll() is None:
+            process.kill()
+            kills += 1
+        process.wait()
+        assert process.returncode in (0, -9)
+        before = recorded()
+    assert kills >= 2
+    assert visible(out) == whole
+
+
 def test_a_kill_leaves_nothing_half(source: Path, tmp_path: Path) -> None:
     program = f"""
         import os, signal
-        from gptlab.data import labeled
-        labeled._SplitWriter.finish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-        labeled.prepare_labeled({str(source)!r}, out={str(tmp_path / "set")!r}, tokenizer="byte", label_field="tags")
+        from gptlab.data.prepare import pipeline, prepare
+        from gptlab.data.prepare.writer import LabeledWriter
+        LabeledWriter.finish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        prepare({str(source)!r}, out={str(tmp_path / "set")!r}, tokenizer="byte", label_field="tags")
     """
     assert subprocess.run([sys.executable, "-c", textwrap.dedent(program)], timeout=600).returncode == -9
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".set.tmp", "source"]
-    assert (tmp_path / ".set.tmp/set/train.tokens.npy").is_file()
-    (tmp_path / ".set.tmp/set/validation.tokens.npy").touch()  # of another dataset that was killed
+    assert sorted(visible(tmp_path / "set")) == ["progress.json", "tokenizer.json"]
+    assert (tmp_path / "set/.train.tokens.npy.tmp").is_file()
+    with pytest.raises(DataError, match="set is not finished"):
+        LabeledDataset(tmp_path / "set")
     dataset = quietly(str(source), tmp_path / "set", label_field="tags")
     dataset.verify()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set", "source"]
-    assert len(list(dataset.path.iterdir())) == 3 * 4 + 2
+    assert sorted({path.name for path in dataset.path.iterdir()} - set(visible(dataset.path))) == [".lock"]
+    assert len(visible(dataset.path)) == 3 * 4 + 2
+    assert visible(dataset.path) == visible(quietly(str(source), tmp_path / "whole", label_field="tags").path)
 
 
 def test_a_failure_leaves_nothing_at_all(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device", "x.npy")
 
-    monkeypatch.setattr(np, "save", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DataError, match=r"no space left for .*set: make room"):
         quietly(str(source), tmp_path / "set", label_field="tags")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
@@ -672,7 +898,7 @@ def test_a_failure_leaves_nothing_at_all(source: Path, tmp_path: Path, monkeypat
 
 def test_two_at_once_are_one_too_many(source: Path, tmp_path: Path) -> None:
     with (
-        locks.hold(tmp_path / ".set.tmp", DataError("")),
+        locks.hold(tmp_path / "set", DataError("")),
         pytest.raises(DataError, match="is being prepared by another process"),
     ):
         quietly(str(source), tmp_path / "set", label_field="tags")
@@ -687,8 +913,8 @@ def test_two_at_once_are_one_too_many(source: Path, tmp_path: Path) -> None:
     [
         ([{"text": "a", "y": "b"}, {"text": "a", "y": ["b"]}], "line 2 has a list of labels, and documents before it"),
         ([{"text": "a", "y": ["b"]}, {"text": "a", "y": "b"}], "line 2 has one label, and documents before it have a"),
-        ([{"text": "a", "y": "b"}, {"text": "a"}], "line 2 has no field 'y', only text: name that of the labels"),
-        ([{"body": "a", "y": "b"}], "line 1 has no field 'text', only body, y: name that of the text with --text"),
+        ([{"text": "a", "y": "b"}, {"text": "a"}], "line 2 has no field 'y', only text: name the field of labels"),
+        ([{"body": "a", "y": "b"}], "line 1 has no field 'text', only body, y: name the field of the text with --text"),
         ([{"text": 3, "y": "b"}], "line 1: field 'text' holds int, not text"),
         ([{"text": "a", "y": 0.5}], "line 1 has the label 0.5: labels are texts or whole numbers"),
         ([{"text": "a", "y": True}], "line 1 has the label True: labels are"),
@@ -771,7 +997,10 @@ def test_folders_that_hold_something_else(dataset: LabeledDataset, source: Path,
     for folder, sentence in (
         (tmp_path / "nowhere", "no prepared dataset at .*: make one with `gptlab prepare CORPUS --out .*nowhere`"),
         (source, "no prepared dataset at"),
-        (lm, r"lm is a dataset without labels, for task = lm: make one with labels with `gptlab prepare CORPUS --out"),
+        (
+            lm,
+            r"lm is a dataset without labels, for task = lm: prepare a labelled corpus with `gptlab prepare CORPUS",
+        ),
     ):
         with pytest.raises(DataError, match=sentence):
             LabeledDataset(folder)
@@ -802,7 +1031,7 @@ def test_a_damaged_dataset_says_which_file(dataset: LabeledDataset) -> None:
     reading(
         lambda file: file.write_text(json.dumps(later), encoding="utf-8"),
         "manifest.json",
-        "has version 99, which this gptlab",
+        "has version 99 and format npy, which this gptlab",
     )
 
 
@@ -832,6 +1061,4 @@ def test_prepare_on_the_command_line(
 
 
 def test_names_are_known_to_nobody_else() -> None:
-    from gptlab.data import corpora
-
-    assert not set(labeled.NAMES) & set(corpora.NAMES)
+    assert set(LABELED) & set(TEXT) == {"text"}  # which has labels where --label-field names them

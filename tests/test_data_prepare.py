@@ -22,10 +22,12 @@ import numpy as np
 import pytest
 
 from gptlab.config import Data
-from gptlab.data import corpora, shards
-from gptlab.data import prepare as module
-from gptlab.data.corpora import open_corpus
-from gptlab.data.prepare import prepare
+from gptlab.data import shards
+from gptlab.data.corpora import base, open_corpus
+from gptlab.data.corpora import text as corpora
+from gptlab.data.prepare import folder as prepare_folder
+from gptlab.data.prepare import pipeline, prepare, progress
+from gptlab.data.prepare.writer import Piece, ShardWriter
 from gptlab.data.shards import Dataset, Tokens, read_shard
 from gptlab.errors import DataError, UserError
 
@@ -144,9 +146,10 @@ def test_large_vocabularies_take_32_bits() -> None:
 
 def test_the_largest_id_of_a_shard_is_recorded(tmp_path: Path) -> None:
     state: dict[str, Any] = {"shards": [], "tokens": 0, "documents": 0, "bytes": 0, "open_tokens": 0, "open_max": -1}
-    writer = module._SplitWriter(tmp_path, "train", "llmc", "text", np.dtype("<u2"), 5, state)
+    draft = {"format": "llmc", "corpus": "text", "settings": {"shard_tokens": 5}}
+    writer = ShardWriter(tmp_path, "train", np.dtype("<u2"), draft, state)
     for values in ([7, 9], [1], [2, 3, 4], [0]):
-        writer.write(module._Piece("train", np.array(values, "<u2"), 1, 0))
+        writer.write(Piece("train", np.array(values, "<u2"), 1, 0))
     writer.close()
     writer.publish()
     assert [(shard["tokens"], shard["max_token"]) for shard in state["shards"]] == [(5, 9), (2, 4)]
@@ -157,7 +160,7 @@ def test_the_largest_id_of_a_shard_is_recorded(tmp_path: Path) -> None:
 def test_the_number_of_workers_changes_nothing(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: str
 ) -> None:
-    monkeypatch.setattr(module, "BATCH_CHARACTERS", 300)  # some 30 batches
+    monkeypatch.setattr(pipeline, "BATCH_CHARACTERS", 300)  # some 30 batches
     made = [
         digests(
             quietly(
@@ -189,8 +192,8 @@ class Killed(BaseException):
 
 def test_a_stop_at_any_moment_is_made_good(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # slow, and it is processes that fail here, not disks
-    monkeypatch.setattr(module, "BATCH_CHARACTERS", 500)
-    monkeypatch.setattr(module, "RECORD_SECONDS", 0.0)
+    monkeypatch.setattr(pipeline, "BATCH_CHARACTERS", 500)
+    monkeypatch.setattr(pipeline, "RECORD_SECONDS", 0.0)
     whole = digests(quietly("text", tmp_path / "whole", source=folder, shard_tokens=900))
     real: dict[str, Any] = {"replace": os.replace, "fsync": os.fsync}
     countdown = 0
@@ -221,18 +224,18 @@ def test_a_stop_at_any_moment_is_made_good(folder: Path, tmp_path: Path, monkeyp
 def test_a_rerun_does_not_tokenise_finished_shards_again(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "BATCH_CHARACTERS", 500)
+    monkeypatch.setattr(pipeline, "BATCH_CHARACTERS", 500)
     seen: list[str] = []
-    tokenise = module._tokenise
+    tokenize = pipeline._tokenize
     stop_after: float = 60
 
-    def watched(batch: list[tuple[str, str]], **settings: Any) -> Any:
+    def watched(batch: list[base.Document], **settings: Any) -> Any:
         if len(seen) >= stop_after:
             raise Killed
-        seen.extend(text for _, text in batch)
-        return tokenise(batch, **settings)
+        seen.extend(document.text for document in batch)
+        return tokenize(batch, **settings)
 
-    monkeypatch.setattr(module, "_tokenise", watched)
+    monkeypatch.setattr(pipeline, "_tokenize", watched)
     with pytest.raises(Killed):
         quietly("text", tmp_path / "set", source=folder, shard_tokens=1000)
     finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "set").glob("train-*.bin")}
@@ -252,11 +255,11 @@ def test_a_rerun_does_not_tokenise_finished_shards_again(
 def test_a_killed_process_goes_on(folder: Path, tmp_path: Path) -> None:
     whole = digests(quietly("text", tmp_path / "whole", source=folder, shard_tokens=500, tokenizer="gpt2"))
     script = (
-        "import sys, time\nfrom pathlib import Path\nfrom gptlab.data import prepare as module\n"
-        "module.BATCH_CHARACTERS = 400\ntokenise = module._tokenise\n"
-        "def slowly(*args, **settings):\n    time.sleep(0.05)\n    return tokenise(*args, **settings)\n"
-        "module._tokenise = slowly\n"
-        "module.prepare('text', source=sys.argv[1], out=sys.argv[2], tokenizer='gpt2', shard_tokens=500, workers=2)\n"
+        "import sys, time\nfrom pathlib import Path\nfrom gptlab.data.prepare import pipeline\n"
+        "pipeline.BATCH_CHARACTERS = 400\ntokenize = pipeline._tokenize\n"
+        "def slowly(*args, **settings):\n    time.sleep(0.05)\n    return tokenize(*args, **settings)\n"
+        "pipeline._tokenize = slowly\n"
+        "pipeline.prepare('text', source=sys.argv[1], out=sys.argv[2], tokenizer='gpt2', shard_tokens=500, workers=2)\n"
     )
     out = tmp_path / "killed"
     kills = 0
@@ -278,7 +281,7 @@ def test_a_finished_folder_is_left_as_it_is(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quietly("text", tmp_path / "set", source=folder)
-    monkeypatch.setattr(module, "_prepare", None)
+    monkeypatch.setattr(pipeline, "_prepare", None)
     quietly("text", tmp_path / "set", source=folder, progress=True, workers=3)
     assert "already prepared" in capsys.readouterr().out
 
@@ -311,7 +314,7 @@ def test_changed_text_is_refused_and_a_moved_copy_is_not(folder: Path, tmp_path:
 
 def test_a_start_that_came_to_nothing_does_not_block_the_folder(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"body": "text"}\n', encoding="utf-8")
-    with pytest.raises(DataError, match="no text in a field 'text'; it has body"):
+    with pytest.raises(DataError, match="line 1 has no field 'text', only body: name the field of the text"):
         quietly("text", tmp_path / "set", source=tmp_path / "bad.jsonl")
     quietly("text", tmp_path / "set", source=folder, tokenizer="char")
     assert Dataset(tmp_path / "set").tokenizer.name == "char"
@@ -327,7 +330,7 @@ def test_other_files_are_never_overwritten(folder: Path, tmp_path: Path) -> None
 
 def test_one_process_at_a_time(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
-    with module.lock(tmp_path / "set"), pytest.raises(DataError, match="is being prepared by another process"):
+    with prepare_folder.lock(tmp_path / "set"), pytest.raises(DataError, match="is being prepared by another process"):
         quietly("text", tmp_path / "set", source=folder)
 
 
@@ -371,11 +374,11 @@ def test_settings_are_checked(folder: Path, tmp_path: Path, settings: dict[str, 
 def test_a_disk_too_small_is_refused_at_the_beginning(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "BATCH_CHARACTERS", 300)
+    monkeypatch.setattr(pipeline, "BATCH_CHARACTERS", 300)
     free = 0
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, free))
+    monkeypatch.setattr(progress.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, free))
     size = sum(len(text.encode()) for text in documents(100))  # 2 bytes a byte are needed
-    free = int(2 * size / module.ROOM_MARGIN / 1.6)
+    free = int(2 * size / progress.ROOM_MARGIN / 1.6)
     with pytest.raises(DataError, match=r"set needs about 0.00 GB and 0.00 GB are free: make room, or .* --out"):
         quietly("text", tmp_path / "set", source=folder)
     assert not list((tmp_path / "set").glob("train*"))
@@ -385,20 +388,20 @@ def test_a_disk_too_small_is_refused_at_the_beginning(
 
 
 def test_the_need_of_room_is_what_is_still_to_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9 * 10**9, 0, 3 * 10**9))
-    module.check_room(tmp_path, 10**9, None)  # not known
-    module.check_room(tmp_path, 10**9, 0.25)  # 3 GB more
-    module.check_room(tmp_path, 10**9, 1.0)
+    monkeypatch.setattr(progress.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9 * 10**9, 0, 3 * 10**9))
+    progress.check_room(tmp_path, 10**9, None)  # not known
+    progress.check_room(tmp_path, 10**9, 0.25)  # 3 GB more
+    progress.check_room(tmp_path, 10**9, 1.0)
     with pytest.raises(DataError, match=r"needs about 9.00 GB and 3.00 GB are free"):
-        module.check_room(tmp_path, 10**9, 0.1)
+        progress.check_room(tmp_path, 10**9, 0.1)
 
 
 def test_pace() -> None:
-    pace = module.Pace()
+    pace = progress.Pace()
     assert pace.line(100.0, 50_000_000, 0.25) == "50.0M tokens"  # an earlier run's, and the first batch
     assert pace.line(110.0, 70_000_000, 0.3) == "70.0M tokens, 2.00M tokens/s, 30.0%, 0:02:20 left"
     assert pace.line(7300.0, 1_490_000_000, 0.5) == "1,490.0M tokens, 0.20M tokens/s, 50.0%, 4:00:00 left"
-    unknown = module.Pace()
+    unknown = progress.Pace()
     unknown.line(0.0, 0, None)
     assert unknown.line(2.0, 3_000_000, None) == "3.0M tokens, 1.50M tokens/s"
 
@@ -406,8 +409,8 @@ def test_pace() -> None:
 def test_a_line_now_and_then_where_there_is_no_terminal(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(module, "BATCH_CHARACTERS", 2000)
-    monkeypatch.setattr(module, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(pipeline, "BATCH_CHARACTERS", 2000)
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     quietly("text", tmp_path / "set", source=folder, progress=True)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) > 2
@@ -461,7 +464,7 @@ def in_parts(files: Path, out: Path, parts: int, **settings: Any) -> Dataset:
     for index in reversed(range(1, parts + 1)):  # in no particular order
         made = quietly("text", out, source=files, part=f"{index}/{parts}", **settings)
         assert made == out / f"part-{index:04d}-of-{parts:04d}"
-    return Dataset(module.merge(out, progress=False))
+    return Dataset(prepare("text", out=out, merge=True, progress=False))
 
 
 @pytest.mark.parametrize("format", ["llmc", "npy"])
@@ -492,7 +495,7 @@ def test_a_merge_that_was_stopped_goes_on(files: Path, tmp_path: Path, monkeypat
     whole = in_parts(files, tmp_path / "whole", 3, shard_tokens=900)
     for index in (1, 2, 3):
         quietly("text", tmp_path / "set", source=files, part=f"{index}/3", shard_tokens=900)
-    with pytest.raises(DataError, match="set holds parts of a dataset: `gptlab prepare ... --merge` makes one of them"):
+    with pytest.raises(DataError, match="set holds parts of a dataset: `gptlab prepare ... --merge` makes"):
         Dataset(tmp_path / "set")
     inodes = {path.stat().st_ino for path in (tmp_path / "set").glob("part-*/*.bin")}
     replace, rmtree = os.replace, shutil.rmtree
@@ -514,15 +517,15 @@ def test_a_merge_that_was_stopped_goes_on(files: Path, tmp_path: Path, monkeypat
         with monkeypatch.context() as patch, contextlib.suppress(Killed):
             patch.setattr(os, "replace", counted(replace))
             patch.setattr(shutil, "rmtree", counted(rmtree))
-            module.merge(tmp_path / "set", progress=False)
-    module.merge(tmp_path / "set", progress=False)
+            prepare("text", out=tmp_path / "set", merge=True, progress=False)
+    prepare("text", out=tmp_path / "set", merge=True, progress=False)
     assert digests(tmp_path / "set") == digests(tmp_path / "whole")
     assert {path.stat().st_ino for path in (tmp_path / "set").glob("*.bin")} == inodes  # moved, not copied
     assert Dataset(tmp_path / "set").fingerprint() == whole.fingerprint()
     (tmp_path / "set" / "part-0002-of-0003").mkdir()
     (tmp_path / "set" / "part-0002-of-0003" / "train-000000.bin").write_text("something else", encoding="utf-8")
     with pytest.raises(DataError, match="set holds a finished dataset beside the parts"):
-        module.merge(tmp_path / "set")
+        prepare("text", out=tmp_path / "set", merge=True)
     shutil.rmtree(tmp_path / "set" / "part-0002-of-0003")
     quietly("text", tmp_path / "set", source=files, part="2/3", shard_tokens=900)  # late: nothing to do
     with pytest.raises(DataError, match=r"parts = 3 \(now 4\)"):
@@ -534,15 +537,15 @@ def test_parts_that_do_not_fit_are_refused(files: Path, tmp_path: Path) -> None:
     quietly("text", tmp_path / "a", source=files, part="1/3")
     quietly("text", tmp_path / "a", source=files, part="3/3", val_fraction=0.2)
     with pytest.raises(DataError, match="1 of 3 parts are not finished: prepare them with --part 2/3"):
-        module.merge(tmp_path / "a")
+        prepare("text", out=tmp_path / "a", merge=True)
     quietly("text", tmp_path / "a", source=files, part="2/3")
     with pytest.raises(DataError, match=r"part-0003-of-0003 was made with val_fraction = 0.2 \(in part-0001.* None\)"):
-        module.merge(tmp_path / "a")
+        prepare("text", out=tmp_path / "a", merge=True)
     quietly("text", tmp_path / "a", source=files, part="1/2")
-    with pytest.raises(DataError, match="parts of different numbers of parts, part-0001-of-0002 and part-0001-of-0003"):
-        module.merge(tmp_path / "a")
+    with pytest.raises(DataError, match=r"a contains parts of two different splits \(.../2 and .../3\): keep one set"):
+        prepare("text", out=tmp_path / "a", merge=True)
     with pytest.raises(DataError, match="b has no parts"):
-        module.merge(tmp_path / "b")
+        prepare("text", out=tmp_path / "b", merge=True)
     quietly("text", tmp_path / "c", source=files)
     with pytest.raises(DataError, match=r"parts = None \(now 3\)"):
         quietly("text", tmp_path / "c", source=files, part="1/3")
@@ -560,8 +563,8 @@ def test_parts_that_do_not_fit_are_refused(files: Path, tmp_path: Path) -> None:
         ({"part": "one"}, "part one: give I/N"),
         ({"part": "1/10"}, "has 9 files and a part is whole files: use at most 9 parts"),
         ({"part": "1/3", "format": "nanogpt"}, "format nanogpt has one file a split"),
-        ({"part": "1/3", "tokenizer": "bpe-300"}, "tokenizer bpe-300 would be learnt anew by each part"),
-        ({"part": "1/3", "tokenizer": "char"}, "tokenizer char would be learnt anew by each part"),
+        ({"part": "1/3", "tokenizer": "bpe-300"}, "tokenizer bpe-300 would be learnt again by each part"),
+        ({"part": "1/3", "tokenizer": "char"}, "tokenizer char would be learnt again by each part"),
     ],
 )
 def test_settings_of_parts_are_checked(files: Path, tmp_path: Path, settings: dict[str, Any], sentence: str) -> None:
@@ -573,11 +576,11 @@ def test_settings_of_parts_are_checked(files: Path, tmp_path: Path, settings: di
 
 def test_a_vocabulary_is_learnt_from_the_beginning(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = open_corpus("text", files, val_tokens=10)
-    monkeypatch.setattr(module, "VOCABULARY_CHARACTERS", 500)
-    texts = list(module._vocabulary_texts("bpe-300", corpus, None)())
+    monkeypatch.setattr(pipeline, "VOCABULARY_CHARACTERS", 500)
+    texts = list(pipeline._vocabulary_texts("bpe-300", corpus, None)())
     assert texts == documents(360)[: len(texts)]
     assert sum(map(len, texts[:-1])) < 500 <= sum(map(len, texts))
-    assert len(list(module._vocabulary_texts("char", corpus, None)())) == 360
+    assert len(list(pipeline._vocabulary_texts("char", corpus, None)())) == 360
 
 
 # -- splits
@@ -588,8 +591,8 @@ def test_openwebtext_is_split_as_nanogpt_splits_it(tmp_path: Path, monkeypatch: 
     assert len(chosen) == 4007  # nanoGPT's 8,009,762 and 4,007 documents
     assert sum(chosen) == 15_941_513_342
     texts = iter([("", "" if index % 100 == 7 else f"{index}") for index in range(5000)])  # some are empty
-    split = list(corpora.Corpus("x", {}, lambda: texts, held_out=lambda: frozenset({0, 7, 4000})).split())
-    assert [text for name, text in split if name == "val"] == ["0", "4000"]
+    split = list(base.Corpus("x", {}, lambda: texts, held_out=lambda: frozenset({0, 7, 4000})).split())
+    assert [document.text for document in split if document.split == "val"] == ["0", "4000"]
     assert len(split) == 4950
     assert open_corpus("openwebtext").held_out is not None
     assert open_corpus("openwebtext", val_fraction=0.01).held_out is None
@@ -605,7 +608,7 @@ def test_nanogpts_split_is_that_of_datasets() -> None:
 
 
 def test_the_first_tokens_are_held_out_exactly(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BATCH_CHARACTERS", 700)
+    monkeypatch.setattr(pipeline, "BATCH_CHARACTERS", 700)
     whole = ids(Dataset(quietly("text", tmp_path / "a", source=folder, val_fraction=0)).train)
     dataset = Dataset(quietly("text", tmp_path / "b", source=folder, val_tokens=1234, shard_tokens=1000))
     assert ids(dataset.val) == whole[:1234]
@@ -680,10 +683,14 @@ def test_every_kind_of_local_file(tmp_path: Path) -> None:
     ("name", "content", "sentence"),
     [
         ("a.txt", b"\xff\xfe", "a.txt is not UTF-8 text"),
-        ("a.jsonl", b'{"text": 1}\n', "a.jsonl, line 1 has no text in a field 'text'; it has text"),
-        ("a.jsonl", b"{}\nnot json\n", "a.jsonl, line 1 has no text"),
+        ("a.jsonl", b'{"text": 1}\n', "a.jsonl, line 1: field 'text' holds int, not text"),
+        ("a.jsonl", b"{}\nnot json\n", "a.jsonl, line 1 has no field 'text': name the field of the text"),
         ("a.jsonl", b'{"text": "x"}\nnot json\n', "a.jsonl, line 2 is not JSON"),
-        ("a.json", b'{"text": "x"}\n{"text": "y"}\n', "a.json is not JSON: .* is called .jsonl"),
+        (
+            "a.json",
+            b'{"text": "x"}\n{"text": "y"}\n',
+            "a.json is not JSON: .* one object per line .jsonl",
+        ),
         ("a.txt.gz", b"not gzip", "a.txt.gz cannot be read: Not a gzipped file"),
         ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 99, mtime=0)[:-9], "a.jsonl.gz cannot be read"),
         ("a.parquet", b"PAR1 nothing", "a.parquet is not a readable parquet file"),
@@ -701,9 +708,9 @@ def test_unreadable_files_are_named(tmp_path: Path, name: str, content: bytes, s
 def test_a_parquet_column_is_named(tmp_path: Path) -> None:
     pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     parquet.write_table(pa.table({"body": documents(30), "id": list(range(30))}), tmp_path / "a.parquet")
-    with pytest.raises(DataError, match="has no column 'text', only body, id: name one with --text-field"):
+    with pytest.raises(DataError, match="has no field 'text', only body, id: name the field of the text with --text"):
         quietly("text", tmp_path / "set", source=tmp_path / "a.parquet")
-    with pytest.raises(DataError, match="column 'id' holds int, not text"):
+    with pytest.raises(DataError, match="field 'id' holds int, not text"):
         quietly("text", tmp_path / "set", source=tmp_path / "a.parquet", text_field="id")
     quietly("text", tmp_path / "set", source=tmp_path / "a.parquet", text_field="body")
 
@@ -735,9 +742,9 @@ def test_stdlib(tmp_path: Path) -> None:
 def test_named_documents_stay_on_their_side_when_others_come_and_go() -> None:
     def held_out(count: int) -> set[str]:
         named = [(f"module{index}.py", f"text {index}") for index in range(0, 2000, count)]
-        split = list(corpora.Corpus("named", {}, lambda: iter(named)).split())
-        assert [text for _, text in split] == [text for _, text in named]
-        return {text for name, text in split if name == "val"}
+        split = list(base.Corpus("named", {}, lambda: iter(named)).split())
+        assert [document.text for document in split] == [text for _, text in named]
+        return {document.text for document in split if document.split == "val"}
 
     every, third = held_out(1), held_out(3)
     assert 60 < len(every) < 140  # 0.05 of 2000, give or take four standard deviations
@@ -836,7 +843,7 @@ def test_the_hub_is_streamed_whole_and_in_parts(tmp_path: Path, monkeypatch: pyt
     copy = Dataset(quietly("fineweb-edu", tmp_path / "copy", source=repository, val_tokens=500))
     for index in (1, 2, 3):
         quietly("fineweb-edu", tmp_path / "parts", val_tokens=500, part=f"{index}/3")
-    merged = Dataset(module.merge(tmp_path / "parts", progress=False))
+    merged = Dataset(prepare("text", out=tmp_path / "parts", merge=True, progress=False))
     for dataset in (whole, copy, merged):
         assert ids(dataset.val) == ids(whole.val)
         assert ids(dataset.train) == ids(whole.train)
@@ -847,7 +854,9 @@ def test_the_hub_is_streamed_whole_and_in_parts(tmp_path: Path, monkeypatch: pyt
     for parts in (2, 4):
         for index in range(1, parts + 1):
             quietly("fineweb-edu", tmp_path / f"share{parts}", val_fraction=0.1, part=f"{index}/{parts}")
-        held_out.append(texts_of(Dataset(module.merge(tmp_path / f"share{parts}", progress=False)).val))
+        held_out.append(
+            texts_of(Dataset(prepare("text", out=tmp_path / f"share{parts}", merge=True, progress=False)).val)
+        )
     assert held_out[0] == held_out[1]
     corpus = open_corpus("fineweb-edu")
     shares = [corpus.reading.share for _ in corpus.documents()]

@@ -68,9 +68,9 @@ def test_ten_thousand_documents_whatever_the_workers_and_the_kills(tmp_path: Pat
 @pytest.mark.parametrize("workers", [1, 2])
 def test_memory_does_not_grow_with_the_documents(tmp_path: Path, workers: int) -> None:
     code = (
-        "import resource, sys\nfrom gptlab.data import prepare as module\n"
-        "module.BATCH_CHARACTERS = 2**17\n"  # so that the fewer documents are many batches as well
-        "module.prepare(sys.argv[1], out=sys.argv[2], workers=int(sys.argv[3]), shard_tokens=10**6, progress=False)\n"
+        "import resource, sys\nfrom gptlab.data.prepare import pipeline\n"
+        "pipeline.BATCH_CHARACTERS = 2**17\n"  # so that the fewer documents are many batches as well
+        "pipeline.prepare(sys.argv[1], out=sys.argv[2], workers=int(sys.argv[3]), shard_tokens=10**6, progress=False)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     peak = []

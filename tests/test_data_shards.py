@@ -200,7 +200,7 @@ def test_a_manifest_we_cannot_trust_is_refused(prepared: Path, change: object, s
 
 
 def test_folders_without_a_dataset(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no prepared dataset at .*nowhere: make one with `gptlab prepare`"):
+    with pytest.raises(DataError, match="at .*nowhere: make one with `gptlab prepare CORPUS --out .*nowhere`"):
         Dataset(tmp_path / "nowhere")
     with pytest.raises(DataError, match="no train shard .* and no val shard"):
         Dataset(tmp_path)

@@ -21,7 +21,7 @@ from processes import HANGS, float64, free_port, killed, together
 from test_training_resume import measured
 
 from gptlab.config import build_recipe
-from gptlab.data.labeled import prepare_labeled
+from gptlab.data.prepare import prepare
 from gptlab.distributed.world import World
 from gptlab.errors import UserError
 from gptlab.interop.hf import export_hf
@@ -238,7 +238,7 @@ def test_a_classifier_too(tmp_path: Path) -> None:
     lines = [json.dumps({"text": " ".join(draw.choices(WORDS, k=draw.randint(2, 12)))}) for _ in range(120)]
     lines = [line[:-1] + f', "labels": {json.dumps(sorted(set(draw.choices("abc", k=2))))}}}' for line in lines]
     (tmp_path / "train.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    data = prepare_labeled(str(tmp_path / "train.jsonl"), out=tmp_path / "data", tokenizer="byte", label_field="labels")
+    data = prepare(str(tmp_path / "train.jsonl"), out=tmp_path / "data", tokenizer="byte", label_field="labels")
     [one] = classify(1, str(data), str(tmp_path))
     results, _ = together(2, classify, 2, str(data), str(tmp_path))
     for strategy, result in zip(("ddp2", "fsdp2"), results, strict=True):

@@ -123,7 +123,7 @@ def test_what_needs_no_torch_reads(study: Path, tmp_path: Path) -> None:
     assert ends[0][1].splitlines()[-1] == "done 4 of 4: 4 completed"
     assert (tmp_path / "report/report.html").is_file() and len(list((tmp_path / "plots").iterdir())) >= 3
     assert (
-        "a paired difference has an sd of 0.01" in ends[2][1]
+        "the sd of a paired difference over seeds is 0.01" in ends[2][1]
         and "shakespeare-char-cpu" in ends[4][1]
         and "precision-lm" in ends[5][1]
     )

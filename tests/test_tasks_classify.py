@@ -11,7 +11,8 @@ import torch
 import gptlab
 from gptlab.cli import main
 from gptlab.config import Recipe, build_recipe, load_study
-from gptlab.data.labeled import LabeledDataset, constant_loss, prepare_labeled
+from gptlab.data.labeled import LabeledDataset, constant_loss
+from gptlab.data.prepare import prepare
 from gptlab.errors import ConfigError, DataError, RunError, UserError
 from gptlab.rundir import RunDir
 from gptlab.tasks.classify import Classification, LabeledData
@@ -32,7 +33,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines.append(f'{{"text": "{" ".join(words)}", "labels": {labels}}}'.replace("'", '"'))
     (folder / "train.jsonl").write_text("\n".join(lines[:400]), encoding="utf-8")
     (folder / "test.jsonl").write_text("\n".join(lines[400:]), encoding="utf-8")
-    return prepare_labeled(str(folder), out=folder / "data", tokenizer="byte", label_field="labels")
+    return prepare(str(folder), out=folder / "data", tokenizer="byte", label_field="labels")
 
 
 def recipe(data: Path, **settings: object) -> Recipe:

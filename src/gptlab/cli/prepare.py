@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from gptlab.cli.common import add_verb
-from gptlab.config import Data
-from gptlab.errors import UserError
 
 CORPORA = (
     "stdlib, shakespeare, openwebtext, fineweb-edu, or a file or folder of text; labelled documents: eurlex57k, "
@@ -33,42 +31,11 @@ def add_to(verbs: Any) -> None:
 
 
 def do_prepare(options: argparse.Namespace) -> None:
-    from gptlab.data.labeled import NAMES, prepare_labeled
-    from gptlab.data.prepare import merge, prepare
+    from gptlab.data.prepare import prepare
 
-    if options.corpus in NAMES or options.label_field:
-        if options.val_tokens is not None or options.format != "llmc":
-            raise UserError("--val-tokens and --format are for text without labels: use --val-fraction")
-        if options.part or options.merge:
-            raise UserError("--part and --merge are for text without labels")
-        folder = prepare_labeled(
-            options.corpus,
-            source=options.source,
-            out=options.out,
-            tokenizer=options.tokenizer,
-            text_field=options.text_field,
-            label_field=options.label_field,
-            max_documents=options.max_documents,
-            val_fraction=options.val_fraction,
-        )
-        print(f"dataset: {folder}")
-        return
-    if options.merge:
-        folder = merge(options.out or Data(corpus=options.corpus, tokenizer=options.tokenizer).folder)
-        print(f"dataset: {folder}")
-        return
-    folder = prepare(
-        options.corpus,
-        source=options.source,
-        out=options.out,
-        tokenizer=options.tokenizer,
-        format=options.format,
-        shard_tokens=options.shard_tokens,
-        workers=options.workers,
-        val_fraction=options.val_fraction,
-        val_tokens=options.val_tokens,
-        text_field=options.text_field,
-        max_documents=options.max_documents,
-        part=options.part,
+    names = (
+        "source out tokenizer format shard_tokens workers val_fraction val_tokens text_field label_field "
+        "max_documents part merge"
     )
+    folder = prepare(options.corpus, **{name: getattr(options, name) for name in names.split()})
     print(f"dataset: {folder}")

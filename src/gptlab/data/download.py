@@ -1,4 +1,4 @@
-"""Files that are fetched once, checked, and kept in the user's cache folder."""
+"""Files that are downloaded once, checked, and kept in the user's cache folder."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from gptlab.errors import UserError
 
 
 def fetch(url: str, sha256: str, name: str, what: str, flag: str, error: type[UserError]) -> Path:
-    """The file at `url`, from the cache where it is there already.
+    """The file at `url`, from the cache if it is there.
 
     Args:
-        name: its name in the cache folder.
-        what: what to call it, and `flag`, how another copy of it is named, in the sentence where it cannot be had.
-        error: raised with that sentence.
+        name: name of the file in the cache folder.
+        what, flag: what the error message calls the file, and the option that names another copy.
+        error: the type of the error.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gptlab"
     file = cache / name
@@ -30,7 +30,7 @@ def fetch(url: str, sha256: str, name: str, what: str, flag: str, error: type[Us
     except (OSError, urllib.error.URLError) as fault:
         raise error(
             f"{what} could not be downloaded from {url} ({fault}): "
-            f"fetch the file elsewhere and name it with {flag} FILE"
+            f"download the file elsewhere and name it with {flag} FILE"
         ) from None
     if hashlib.sha256(content).hexdigest() != sha256:
         raise error(f"{url} is not the file it was (another sha256): name a copy with {flag} FILE")

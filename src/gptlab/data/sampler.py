@@ -1,7 +1,7 @@
-"""Which window of a split is the g-th sequence of a run.
+"""Which window of a split is sequence g of a run.
 
-The order is a function of (seed, g) and nothing else. There is no list of windows and no state to save, every rank
-computes its own part of a batch, and the global batch at step s is the same whatever the number of GPUs.
+The order is a function of (seed, g) alone. There is no list of windows and no state to save; each rank computes its
+part of a batch, and the global batch of a step is the same for any number of GPUs.
 """
 
 from __future__ import annotations
@@ -41,23 +41,20 @@ def _keys(key: str) -> NDArray[np.uint64]:
 
 
 def permute(indices: Indices, n: int, key: str) -> Indices:
-    """Where a pseudo-random permutation of 0 ... n - 1 sends some indices, in constant memory.
+    """Images of some indices under a pseudo-random permutation of 0 ... n - 1, in constant memory.
 
-    An additive Feistel network on the digits of x = left * b + right, with a = ceil(sqrt(n)) and b = ceil(n / a): in
-    turn a digit is moved, modulo its base, by a hash of the other one, which can be undone, so the network is a
-    bijection of 0 ... a * b - 1. The fewer than sqrt(n) values beyond n are sent through it again until they fall
-    below n (cycle walking; Black and Rogaway 2002, "Ciphers with arbitrary finite domains").
+    An additive Feistel network on the digits of x = left * b + right, with a = ceil(sqrt(n)) and b = ceil(n / a). Each
+    round adds a hash of one digit to the other, modulo its base. A round can be undone, so the network is a bijection
+    of 0 ... a * b - 1. Values from n on, fewer than sqrt(n), pass through it again until they are below n (cycle
+    walking; Black and Rogaway 2002, "Ciphers with arbitrary finite domains").
 
-    The orders of small n are not equally likely, and for tiny n not every one of the n! can occur. 12 rounds leave
-    nothing that statistical tests of position, neighbourhood or serial correlation would see.
+    For small n the permutations are not equally likely, and not all n! occur. After 12 rounds statistical tests of
+    position, neighbourhood and serial correlation find nothing.
 
     Args:
         indices: any shape, each in 0 ... n - 1.
         n: size of the permutation, 1 ... 2^63 - 1.
-        key: names the permutation; another key, another order.
-
-    Returns:
-        The images, in the shape of `indices`.
+        key: chooses the permutation.
     """
     a = math.isqrt(n - 1) + 1
     b = -(-n // a)
@@ -81,23 +78,17 @@ def permute(indices: Indices, n: int, key: str) -> Indices:
 
 
 class Windows:
-    """A split cut into sequences of block_size + 1 tokens: block_size inputs, and the same shifted by one as targets.
+    """A split cut into windows of block_size + 1 tokens: block_size inputs, and the same shifted by one as targets.
 
-    Window i covers tokens i * block_size ... (i + 1) * block_size, so neighbours share the one token that is the
-    target of the first and an input of the second, and every token but the first is a target once an epoch.
+    Window i covers tokens i * block_size ... (i + 1) * block_size. Neighbours share one token, a target of the first
+    and an input of the second, so every token but the first is a target once an epoch.
 
-    shuffled    every window once an epoch, in an order of its own each epoch, over all shards together
+    shuffled    every window once an epoch, in another order each epoch, over all shards together
     sequential  every window once an epoch, in the order of the text
-    random      any position in the split, independently drawn, as nanoGPT does
-
-    Args:
-        source: the split.
-        block_size: tokens the model sees.
-        sampling: one of the above.
-        seed: names the order.
+    random      independently drawn positions in the split, as in nanoGPT
 
     Attributes:
-        windows_per_epoch: windows in the split (also for random, where it is only a measure).
+        windows_per_epoch: number of windows in the split, for any sampling.
 
     Raises:
         DataError: the split is shorter than one window.
@@ -113,7 +104,7 @@ class Windows:
         self.windows_per_epoch = (len(source) - 1) // block_size
 
     def starts(self, sequences: Indices) -> Indices:
-        """Position in the split of the first token of each sequence of the run's global order, (B,) to (B,)."""
+        """Position in the split of the first token of each sequence of the run, (B,) to (B,)."""
         sequences = np.asarray(sequences, np.int64)
         if self.sampling == "random":
             return self._random_starts(sequences)
@@ -127,26 +118,22 @@ class Windows:
         return windows * self.block_size
 
     def _random_starts(self, sequences: Indices) -> Indices:
-        """splitmix64 as a counter: draw number g without the draws before it. The bias of the remainder is n / 2^64."""
+        """splitmix64 as a counter: draw g needs no draw before it. The bias of the remainder is n / 2^64."""
         key = _keys(f"{self.seed}/random")[0]
         draws = _mix(sequences.astype(np.uint64) * GOLDEN + key)
         return (draws % np.uint64(len(self.source) - self.block_size)).astype(np.int64)
 
     def batch(self, first: int, count: int) -> Indices:
-        """Sequences number first ... first + count - 1 of the run, (count, block_size + 1)."""
+        """Sequences first ... first + count - 1 of the run, (count, block_size + 1)."""
         return self.source.gather(self.starts(np.arange(first, first + count)), self.block_size + 1)
 
 
 class Mixture:
-    """Several sources in fixed shares, with the face of `Windows`.
+    """Several sources of one block size in fixed shares, with the methods of `Windows`.
 
-    Of every 1,000 sequences each source has its share exactly, rounded by largest remainder (ties to the earlier
-    source); which of the 1,000 places are whose is permuted anew each time. The j-th sequence taken from a source is
-    that source's sequence j, so a source goes through its own epochs at its own pace.
-
-    Args:
-        sources: of one block size.
-        weights: positive, of any sum.
+    Each source has its exact share of every 1,000 sequences, rounded by largest remainder (ties go to the earlier
+    source), at places that are permuted for each 1,000. The j-th sequence taken from a source is its sequence j, so
+    each source has its own epochs.
 
     Attributes:
         windows_per_epoch: windows of all sources together.
@@ -174,7 +161,7 @@ class Mixture:
             )
 
     def places(self, sequences: Indices) -> tuple[Indices, Indices]:
-        """For each sequence of the run its source and its number within that source, (B,) and (B,)."""
+        """The source of each sequence of the run, and its number within the source, (B,) and (B,)."""
         blocks, slots = np.divmod(np.asarray(sequences, np.int64), MIXTURE_BLOCK)
         owners, numbers = np.empty_like(slots), np.empty_like(slots)
         for block in np.unique(blocks).tolist():
@@ -189,7 +176,7 @@ class Mixture:
         return permute(np.arange(MIXTURE_BLOCK), MIXTURE_BLOCK, f"{self.seed}/mixture/{block}")
 
     def batch(self, first: int, count: int) -> Indices:
-        """Sequences number first ... first + count - 1 of the run, (count, block_size + 1)."""
+        """Sequences first ... first + count - 1 of the run, (count, block_size + 1)."""
         owners, numbers = self.places(np.arange(first, first + count))
         batch = np.empty((count, self.block_size + 1), np.int64)
         for index, source in enumerate(self.sources):
@@ -199,16 +186,11 @@ class Mixture:
 
 
 def evaluation_windows(tokens: Tokens, block_size: int, n_tokens: int, seed: int) -> Indices:
-    """Windows to evaluate on: drawn without replacement, the same for the same seed, in the order of the text.
+    """Positions of windows of block_size + 1 tokens to evaluate on: drawn without replacement, ascending.
 
     Args:
-        tokens: the split.
-        block_size: tokens in a window.
-        n_tokens: targets wanted, rounded down to whole windows but at least one; all there are where that is less.
-        seed: the evaluation seed.
-
-    Returns:
-        Position of the first token of each window, ascending; window = block_size + 1 tokens from there.
+        n_tokens: number of targets, rounded down to whole windows, but at least one window and at most all.
+        seed: chooses the windows.
 
     Raises:
         DataError: the split is shorter than one window.

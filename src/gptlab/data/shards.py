@@ -1,6 +1,6 @@
-"""Token shards: files of token ids, memory-mapped, and the folders they lie in.
+"""Token shards, which are memory-mapped files of token ids, and folders of shards.
 
-Three containers hold the same thing, a stream of little-endian token ids:
+There are three containers for a stream of little-endian token ids:
 
     llmc      llm.c's: 256 int32 (magic, version, tokens, zeros), then uint16, or uint32 for large vocabularies
     nanogpt   nanoGPT's train.bin and val.bin: uint16 and nothing else
@@ -11,28 +11,23 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import mmap
 import os
 import pickletools
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gptlab.data.manifest import prepared_folder, read_manifest, refuse_unfinished
+from gptlab.data.tokenizers import Tokenizer, characters_tokenizer, load_tokenizer, make_tokenizer
 from gptlab.errors import DataError
-
-if TYPE_CHECKING:
-    from gptlab.data.tokenizers import Tokenizer
-
-FORMATS = ("llmc", "nanogpt", "npy")
-MANIFEST_VERSION = 1
 
 LLMC_HEADER_INTS = 256
 LLMC_MAGIC = {2: (20240520, 1), 4: (20240801, 7)}  # bytes an id -> magic, version (llm.c, dev/data/data_common.py)
@@ -40,10 +35,10 @@ MAX_SHARD_TOKENS = 2**31 - 1  # the count in llm.c's header is an int32
 
 MAX_OPEN_SHARDS = 128  # a map holds a file descriptor; 256 is the smallest usual limit
 RELEASE_EVERY = 1024  # windows; each maps at most some 64 KiB of pages, so about 64 MiB stay resident
-# From this size a split is read page by page, all windows of a batch at once: the system's own read-ahead, up to 8 MiB
-# for a window of 2 KiB, only pays for what soon lies in the page cache as a whole.
+# A split of this size is read page by page, all windows of a batch together. The system's own read-ahead, up to 8 MiB
+# for a window of 2 KiB, pays only for a split that fits into the page cache.
 LARGE_SPLIT_BYTES = 2**30
-SCAN_TOKENS = 2**24  # tokens looked at together when ids are checked: 32 MiB
+SCAN_TOKENS = 2**24  # tokens read at a time when ids are checked: 32 MiB
 
 
 # -- one shard ------------------------------------------------------------------------------------------------------
@@ -51,23 +46,18 @@ SCAN_TOKENS = 2**24  # tokens looked at together when ids are checked: 32 MiB
 
 @dataclass(frozen=True)
 class Shard:
-    """One token file, its structure already checked.
-
-    Attributes:
-        offset: bytes before the first token.
-        max_token: largest id, where a manifest records it.
-    """
+    """One token file whose header is checked; `offset` bytes precede the first token."""
 
     path: Path
     format: str
     dtype: np.dtype[Any]
     offset: int
     tokens: int
-    max_token: int | None = None
+    max_token: int | None = None  # where a manifest records it
     sha256: str = ""
 
     def map(self) -> tuple[NDArray[Any], mmap.mmap | None]:
-        """The token ids, (tokens,), without reading them; and the map behind them, whose pages can be given back."""
+        """The token ids, (tokens,), which are not read yet, and their memory map."""
         if self.tokens == 0:
             return np.empty(0, self.dtype), None  # an empty range cannot be mapped
         try:
@@ -79,7 +69,7 @@ class Shard:
 
 
 def _release(pages: mmap.mmap | None) -> None:
-    """Unmap the pages read so far; they stay in the system's page cache, where they count for no process."""
+    """Unmap the pages read so far. They stay in the system's page cache and count for no process."""
     if pages is not None and hasattr(pages, "madvise"):
         pages.madvise(mmap.MADV_DONTNEED)
 
@@ -101,7 +91,7 @@ def shard_header(format: str, dtype: np.dtype[Any], tokens: int) -> bytes:
 
 
 def token_dtype(format: str, vocab_size: int) -> np.dtype[Any]:
-    """uint16, or uint32 where ids do not fit. Raises DataError for a container that has no uint32 form."""
+    """uint16, or uint32 for a large vocabulary. Raises DataError if the container has no uint32 form."""
     if vocab_size <= 2**16:
         return np.dtype("<u2")
     if format != "llmc":
@@ -110,12 +100,7 @@ def token_dtype(format: str, vocab_size: int) -> np.dtype[Any]:
 
 
 def write_shard(path: str | Path, tokens: NDArray[Any], format: str = "llmc", dtype: Any = np.uint16) -> None:
-    """Write a shard so that a reader sees a complete one or none.
-
-    Args:
-        tokens: ids, (n,), of any integer type.
-        dtype: uint16 or uint32 (llmc only).
-    """
+    """Write token ids, (n,), as uint16 or (llmc only) uint32. A reader sees a complete shard or none."""
     path, kind = Path(path), np.dtype(dtype).newbyteorder("<")
     assert tokens.ndim == 1
     assert tokens.size == 0 or 0 <= int(tokens.min()) <= int(tokens.max()) <= np.iinfo(kind).max
@@ -129,13 +114,10 @@ def write_shard(path: str | Path, tokens: NDArray[Any], format: str = "llmc", dt
 
 
 def read_shard(path: str | Path, format: str | None = None) -> Shard:
-    """Look at a shard's header and size; no token is read.
-
-    Args:
-        format: one of FORMATS; without it, the file's own signs decide.
+    """A shard from its header and size; no token is read. Without `format` the file's first bytes decide.
 
     Raises:
-        DataError: missing, truncated, or not a token shard (of that format).
+        DataError: the file is missing, truncated, or not a token shard (of that format).
     """
     path = Path(path)
     try:
@@ -199,10 +181,10 @@ def _check_size(path: Path, size: int, offset: int, tokens: int, width: int) -> 
 
 
 class Tokens:
-    """One split: its shards in order, as one stream of token ids.
+    """The shards of a split as one stream of token ids.
 
-    Shards are memory-mapped when they are first touched. Pages are given back as sampling goes on, so resident
-    memory depends neither on the size of the dataset nor on how much of it has been read.
+    A shard is memory-mapped when it is first read. Pages are released now and then, so resident memory does not
+    depend on the size of the dataset.
     """
 
     def __init__(self, shards: Sequence[Shard]) -> None:
@@ -228,7 +210,7 @@ class Tokens:
         return self._open[index][0]
 
     def _read_ahead(self, starts: list[int], holders: list[int], length: int) -> None:
-        """Have the system fetch the pages of all windows together, as far as their first shards hold them."""
+        """Ask the system for the pages of all windows together, those in the first shard of each window."""
         for start, holder in zip(starts, holders, strict=True):
             self._map(holder)
             shard, pages = self.shards[holder], self._open[holder][1]
@@ -238,20 +220,12 @@ class Tokens:
             pages.madvise(mmap.MADV_WILLNEED, page, begin + length * shard.dtype.itemsize - page)
 
     def gather(self, starts: NDArray[np.int64], length: int) -> NDArray[np.int64]:
-        """Windows of the stream, which may cross from shard to shard.
-
-        Args:
-            starts: position of the first token of each window, (B,); 0 <= starts <= len(self) - length.
-            length: tokens in a window.
-
-        Returns:
-            Token ids, (B, length).
-        """
+        """Windows of `length` tokens from each of `starts`, (B,), as token ids, (B, length). They may span shards."""
         starts = np.asarray(starts, np.int64)
         assert starts.size == 0 or (starts.min() >= 0 and starts.max() + length <= len(self))
         windows = np.empty((len(starts), length), np.int64)
         firsts = starts.tolist()
-        holders = np.searchsorted(self._ends, starts, side="right").tolist()  # (B,) the shard with the first token
+        holders = np.searchsorted(self._ends, starts, side="right").tolist()  # (B,) shard of the first token
         if self._large:
             self._read_ahead(firsts, holders, length)
         for window, start, holder in zip(windows, firsts, holders, strict=True):
@@ -271,7 +245,7 @@ class Tokens:
 
 
 def _scan_max(shard: Shard) -> int:
-    """The largest id in a shard (-1 where it is empty), read once through."""
+    """The largest id in a shard, which is read whole; -1 if it is empty."""
     ids, pages = shard.map()
     largest = -1
     for begin in range(0, shard.tokens, SCAN_TOKENS):
@@ -292,30 +266,24 @@ def file_sha256(path: Path) -> str:
 class Dataset:
     """A folder of token shards: gptlab's (manifest.json), nanoGPT's, build-nanogpt's or llm.c's.
 
-    Opening looks at headers and sizes only, so it is quick for any size.
-
     Args:
         path: the folder.
-        look: at each shard's header; without, gptlab's manifest is taken at its word, as the other processes of a run
-            do when the first one looks.
+        look: read the header of each shard; else the manifest is trusted. One rank of a run looks for all.
 
     Attributes:
-        path: the folder.
-        manifest: what manifest.json says; for other people's folders, the same fields as far as they are known.
+        manifest: content of manifest.json; for other people's folders, the same fields as far as they are known.
         train, val: the splits.
-        vocab_size: ids of the tokenizer; 0 where the folder does not say.
+        vocab_size: ids of the tokenizer; 0 if the folder does not say.
 
     Raises:
-        DataError: no dataset there, an unfinished one, or a shard that is missing, truncated or foreign.
+        DataError: there is no dataset or an unfinished one, or a shard is missing, truncated or another file.
     """
 
     train: Tokens
     val: Tokens
 
     def __init__(self, path: str | Path, look: bool = True) -> None:
-        self.path = Path(path)
-        if not self.path.is_dir():
-            raise DataError(f"no prepared dataset at {self.path}: make one with `gptlab prepare`")
+        self.path = prepared_folder(path)
         if (self.path / "manifest.json").is_file():
             self.manifest = read_manifest(self.path)
             splits = {split: list(self._listed_shards(split, look)) for split in ("train", "val")}
@@ -331,48 +299,36 @@ class Dataset:
         return self.train.shards + self.val.shards
 
     def _listed_shards(self, split: str, look: bool) -> Iterator[Shard]:
+        form, dtype = self.manifest["format"], np.dtype(self.manifest["dtype"])
         for entry in self.manifest["splits"][split]["shards"]:
-            if not look:
-                form, dtype = self.manifest["format"], np.dtype(self.manifest["dtype"])
-                file, offset = self.path / entry["file"], len(shard_header(form, dtype, entry["tokens"]))
-                yield Shard(file, form, dtype, offset, entry["tokens"], entry["max_token"], entry["sha256"])
-                continue
-            shard = read_shard(self.path / entry["file"], self.manifest["format"])
-            if shard.tokens != entry["tokens"]:
-                fault = "is truncated" if shard.tokens < entry["tokens"] else "is another file"
-                raise DataError(f"{shard.path} {fault}: it holds {shard.tokens} tokens, the manifest {entry['tokens']}")
-            if shard.dtype != np.dtype(self.manifest["dtype"]):
-                raise DataError(f"{shard.path} is another file: it holds {shard.dtype}, not {self.manifest['dtype']}")
-            yield Shard(
-                shard.path, shard.format, shard.dtype, shard.offset, shard.tokens, entry["max_token"], entry["sha256"]
-            )
+            file, tokens = self.path / entry["file"], entry["tokens"]
+            shard = Shard(file, form, dtype, len(shard_header(form, dtype, tokens)), tokens)
+            if look:
+                shard = read_shard(file, form)
+            if shard.tokens != tokens:
+                fault = "is truncated" if shard.tokens < tokens else "is another file"
+                raise DataError(f"{file} {fault}: it holds {shard.tokens} tokens, the manifest {tokens}")
+            if shard.dtype != dtype:
+                raise DataError(f"{file} is another file: it holds {shard.dtype}, not {dtype}")
+            yield replace(shard, max_token=entry["max_token"], sha256=entry["sha256"])
 
     def _foreign_shards(self) -> dict[str, list[Shard]]:
-        """nanoGPT's train.bin and val.bin, or every file with train or val as a word of its name."""
+        """nanoGPT's train.bin and val.bin, or all files with train or val as a word of their name."""
         files = sorted(file for file in self.path.iterdir() if file.suffix in (".bin", ".npy"))
         splits: dict[str, list[Shard]] = {}
         for split in ("train", "val"):
             word = re.compile(rf"(^|[_\-.]){split}([_\-.]|$)")
             splits[split] = [read_shard(file) for file in files if word.search(file.stem) and file.name[0] != "."]
-        if (self.path / "progress.json").is_file():
-            raise DataError(f"{self.path} is not finished: run the same `gptlab prepare` again, it goes on from there")
-        if next(self.path.glob("part-*-of-*"), None):
-            raise DataError(f"{self.path} holds parts of a dataset: `gptlab prepare ... --merge` makes one of them")
+        refuse_unfinished(self.path)
         missing = [split for split, shards in splits.items() if not shards]
         if missing:
             what = " and no ".join(f"{split} shard ({split}.bin, *_{split}_*.npy or .bin)" for split in missing)
-            raise DataError(f"no prepared dataset at {self.path}: it has no manifest.json and no {what}")
+            raise DataError(f"{self.path} is not a prepared dataset: it has no manifest.json and no {what}")
         return splits
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer the folder was made with; GPT-2's where a foreign folder does not say and its ids fit.
-
-        Raises:
-            DataError: the folder does not say, and it cannot have been GPT-2's.
-        """
-        from gptlab.data.tokenizers import characters_tokenizer, load_tokenizer, make_tokenizer
-
+        """The tokenizer of the folder; GPT-2's if the folder does not say and all ids fit. Else raises DataError."""
         if (self.path / "tokenizer.json").is_file():
             return load_tokenizer(self.path / "tokenizer.json")
         if (self.path / "meta.pkl").is_file():
@@ -382,29 +338,21 @@ class Dataset:
             return make_tokenizer("gpt2", lambda: iter(()))
         raise DataError(
             f"{self.path} does not say what its tokenizer is, and id {largest} in {shard.name} is none of GPT-2's: "
-            "put the tokenizer.json it was made with into the folder"
+            "put the tokenizer.json of the dataset into the folder"
         )
 
     def max_token(self) -> tuple[int, Path]:
-        """The largest token id and a shard that has it.
-
-        The manifest's record is trusted. Shards without one are read through, once for each Dataset, which is said
-        on stderr when it takes a while.
-        """
+        """The largest token id, and a shard that has it. Shards without a record of it are read whole, once."""
         if self._max_token is None:
             unknown = [shard for shard in self.shards if shard.max_token is None]
             if (tokens := sum(shard.tokens for shard in unknown)) > 10**9:
-                print(f"{self.path}: looking through {tokens:,} token ids, once", file=sys.stderr)
+                print(f"{self.path}: reading {tokens:,} token ids to find the largest", file=sys.stderr)
             known = [(_scan_max(shard) if shard.max_token is None else shard.max_token, shard) for shard in self.shards]
             self._max_token = max(((largest, shard.path) for largest, shard in known), default=(-1, self.path))
         return self._max_token
 
     def check(self, vocab_size: int) -> None:
-        """Refuse token ids outside a vocabulary before they reach an embedding.
-
-        Raises:
-            DataError: names the shard and the id.
-        """
+        """Raises DataError if a token id is outside a vocabulary; it names the shard and the id."""
         largest, shard = self.max_token()
         if largest >= vocab_size:
             raise DataError(
@@ -413,11 +361,7 @@ class Dataset:
             )
 
     def verify(self) -> None:
-        """Read every shard and compare its sha256 with the manifest's.
-
-        Raises:
-            DataError: a shard was changed, or the folder records no sha256.
-        """
+        """Read all shards. Raises DataError if the sha256 of one is not the manifest's, or if none is recorded."""
         for shard in self.shards:
             if not shard.sha256:
                 raise DataError(f"{self.path} records no sha256: only what `gptlab prepare` made can be verified")
@@ -425,9 +369,9 @@ class Dataset:
                 raise DataError(f"{shard.path} is damaged: its sha256 is not the manifest's; prepare the dataset again")
 
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that name the content, wherever the folder lies.
+        """16 hexadecimal digits that identify the content; they do not depend on the folder's path.
 
-        Of our own shards the recorded sha256s are digested; of foreign ones the size, the beginning and the end.
+        They are a digest of the recorded sha256s, or of the size, beginning and end of each shard without a record.
         """
         digest = hashlib.sha256()
         for split, tokens in (("train", self.train), ("val", self.val)):
@@ -438,36 +382,6 @@ class Dataset:
                     digest.update(ids[:65536].tobytes())
                     digest.update(ids[-65536:].tobytes())
         return digest.hexdigest()[:16]
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder that has one, its fields checked.
-
-    Raises:
-        DataError: it is damaged, of labelled documents, or of a version this gptlab does not know.
-    """
-    path = folder / "manifest.json"
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if manifest.get("kind") == "labeled":
-            raise DataError(
-                f"{folder} holds labelled documents, for task = classify: --data.path names another dataset"
-            )
-        version, format = manifest["version"], manifest["format"]
-        int(manifest["tokenizer"]["vocab_size"])
-        np.dtype(manifest["dtype"])
-        for split in ("train", "val"):
-            for entry in manifest["splits"][split]["shards"]:
-                int(entry["tokens"]), int(entry["max_token"]), str(entry["sha256"])
-                if Path(entry["file"]).name != entry["file"]:
-                    raise DataError(f"{path} names a shard outside its folder: {entry['file']}")
-    except DataError:
-        raise
-    except (OSError, ValueError, TypeError, LookupError) as error:
-        raise DataError(f"{path} is damaged ({type(error).__name__}: {error}): prepare the dataset again") from None
-    if version != MANIFEST_VERSION or format not in FORMATS:
-        raise DataError(f"{path} has version {version} and format {format}, which this gptlab does not know")
-    return manifest
 
 
 def _foreign_manifest(splits: dict[str, list[Shard]]) -> dict[str, Any]:
@@ -491,10 +405,10 @@ def _foreign_manifest(splits: dict[str, list[Shard]]) -> dict[str, Any]:
 
 
 def _nanogpt_characters(path: Path) -> str:
-    """The vocabulary in nanoGPT's meta.pkl, read from the pickle's opcodes without unpickling anything.
+    """The vocabulary in nanoGPT's meta.pkl, read from the pickle's opcodes; nothing is unpickled.
 
-    It is {"vocab_size": n, "itos": {id: character}, "stoi": ...}: after the word itos the ids and their characters
-    follow in pairs. Anything else is refused.
+    The content is {"vocab_size": n, "itos": {id: character}, "stoi": ...}: pairs of ids and characters follow the word
+    itos. Anything else is refused.
     """
     try:
         atoms = [argument for _, argument, _ in pickletools.genops(path.read_bytes()) if argument is not None]

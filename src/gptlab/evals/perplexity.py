@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from gptlab.data.corpora import read_text
+from gptlab.data.corpora.files import read_text
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.errors import DataError
 from gptlab.evals.likelihood import encode_pairs, lay_out, likelihoods, rolling_pairs

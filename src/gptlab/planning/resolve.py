@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gptlab.config import Model, Recipe
-from gptlab.data.labeled import CLASSES
+from gptlab.data.corpora.labeled import CLASSES
 from gptlab.data.tokenizers import load_tokenizer
 from gptlab.errors import ConfigError, DataError
 from gptlab.planning.shape import Shape

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptlab.config import Recipe, Study, shipped
+from gptlab.data.manifest import missing_dataset
 from gptlab.errors import ConfigError
 from gptlab.rundir import RunDir, open_study, run_name
 from gptlab.study.table import read_summary
@@ -83,10 +84,7 @@ def check_datasets(runs: Sequence[PlannedRun]) -> None:
         data = run.recipe.data
         for path in data.mixture or [data.folder]:
             if not Path(path).is_dir():
-                missing[path] = (
-                    f"no prepared dataset at {path}: `gptlab prepare {data.corpus} --tokenizer {data.tokenizer} "
-                    f"--out {path}` makes it, --data.path names another"
-                )
+                missing[path] = str(missing_dataset(path, data.corpus, data.tokenizer))
     if missing:
         raise ConfigError("\n".join(missing.values()))
 

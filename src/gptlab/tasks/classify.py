@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from gptlab.config import Model, Recipe
 from gptlab.data.labeled import LabeledDataset, constant_loss
+from gptlab.data.manifest import prepared_folder
 from gptlab.data.sampler import permute
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.distributed.shard import init_shards
@@ -26,14 +27,8 @@ from gptlab.precision.regimes import Regime, apply_regime
 
 
 def open_labeled(recipe: Recipe) -> LabeledDataset:
-    """The prepared dataset that a recipe names. Raises DataError where it is missing, saying how to prepare it."""
-    folder = recipe.data.folder
-    if not Path(folder).is_dir():
-        raise DataError(
-            f"no prepared dataset at {folder}: `gptlab prepare {recipe.data.corpus} --tokenizer "
-            f"{recipe.data.tokenizer} --out {folder}` makes it, --data.path names another"
-        )
-    return LabeledDataset(folder)
+    """The prepared dataset that a recipe names. Raises DataError, which says how to prepare it, if there is none."""
+    return LabeledDataset(prepared_folder(recipe.data.folder, recipe.data.corpus, recipe.data.tokenizer))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gptlab.config import Model, Recipe, Sample
+from gptlab.data.manifest import prepared_folder
 from gptlab.data.sampler import Mixture, Windows, evaluation_windows
 from gptlab.data.shards import Dataset, Tokens
 from gptlab.data.tokenizers import Tokenizer
@@ -75,14 +76,9 @@ def open_datasets(recipe: Recipe) -> list[Dataset]:
     folders = list(recipe.data.mixture) or [recipe.data.folder]
     if len({Path(folder).resolve() for folder in folders}) < len(folders):
         raise DataError(f"data.mixture names one folder twice: {', '.join(folders)}")
-    for folder in folders:
-        if not Path(folder).is_dir():
-            raise DataError(
-                f"no prepared dataset at {folder}: `gptlab prepare {recipe.data.corpus} --tokenizer "
-                f"{recipe.data.tokenizer} --out {folder}` makes it, --data.path names another"
-            )
-    look = world_from_env().first  # at every shard: once is enough, and 1,000 processes are not kind to a file system
-    datasets = [Dataset(folder, look) for folder in folders]
+    look = world_from_env().first  # at every shard; 1,000 ranks that do it would slow a file system down
+    named = recipe.data.corpus, recipe.data.tokenizer
+    datasets = [Dataset(prepared_folder(folder, *named), look) for folder in folders]
     for dataset in datasets[1:]:
         if dataset.tokenizer.spec() != datasets[0].tokenizer.spec():
             raise DataError(

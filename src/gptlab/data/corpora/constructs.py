@@ -1,58 +1,45 @@
-"""The corpus `constructs`: functions of the running Python's standard library, labelled with the syntax they use.
+"""The corpus `constructs`: functions of the running Python's standard library, labelled with the syntax in them.
 
-A multi-label corpus that needs no download, with labels from "return", which most functions have, to "match", which
-hardly any has.
+A multi-label corpus without a download. Its labels range from "return", which most functions have, to "match", which
+few have.
 """
 
 from __future__ import annotations
 
 import ast
+import platform
 import textwrap
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from gptlab.data.corpora import fraction_of, stdlib_files
+from gptlab.data.corpora.base import SPLITS, LabeledCorpus, Row, Wanted, fraction_of
+from gptlab.data.corpora.text import stdlib_files
+from gptlab.errors import DataError
 
 SHORTEST, LONGEST = 60, 180  # characters of a function: as long as a small encoder reads whole
 
-# What a node says by its type alone; `constructs_of` knows a few more.
-NODES: dict[type[ast.AST], str] = {
-    ast.If: "if",
-    ast.For: "for",
-    ast.While: "while",
-    ast.Try: "try",
-    ast.With: "with",
-    ast.Match: "match",
-    ast.Return: "return",
-    ast.Raise: "raise",
-    ast.Assert: "assert",
-    ast.Delete: "del",
-    ast.Break: "break",
-    ast.Continue: "continue",
-    ast.Pass: "pass",
-    ast.Global: "global",
-    ast.Nonlocal: "nonlocal",
-    ast.Import: "import",
-    ast.ImportFrom: "from-import",
-    ast.AugAssign: "augmented-assignment",
-    ast.AnnAssign: "annotated-assignment",
-    ast.NamedExpr: "walrus",
-    ast.Lambda: "lambda",
-    ast.IfExp: "conditional-expression",
-    ast.ListComp: "list-comprehension",
-    ast.DictComp: "dict-comprehension",
-    ast.SetComp: "set-comprehension",
-    ast.GeneratorExp: "generator-expression",
-    ast.Yield: "yield",
-    ast.YieldFrom: "yield-from",
-    ast.Await: "await",
-    ast.AsyncFor: "async-for",
-    ast.AsyncWith: "async-with",
-    ast.JoinedStr: "f-string",
-    ast.Starred: "starred",
-    ast.Slice: "slice",
-    ast.ClassDef: "nested-class",
-}
+# Labels that the type of a node decides; `constructs_of` adds a few more.
+_LABELS = """
+    If:if For:for While:while Try:try With:with Match:match Return:return Raise:raise Assert:assert Delete:del
+    Break:break Continue:continue Pass:pass Global:global Nonlocal:nonlocal Import:import ImportFrom:from-import
+    AugAssign:augmented-assignment AnnAssign:annotated-assignment NamedExpr:walrus Lambda:lambda
+    IfExp:conditional-expression ListComp:list-comprehension DictComp:dict-comprehension SetComp:set-comprehension
+    GeneratorExp:generator-expression Yield:yield YieldFrom:yield-from Await:await AsyncFor:async-for
+    AsyncWith:async-with JoinedStr:f-string Starred:starred Slice:slice ClassDef:nested-class
+"""
+NODES = {getattr(ast, name): label for name, label in (pair.split(":") for pair in _LABELS.split())}
+
+
+def open_constructs(wanted: Wanted) -> LabeledCorpus:
+    """The functions of the Python that runs this."""
+    if wanted.source is not None or wanted.label_field is not None:
+        raise DataError("the corpus constructs is made from the Python that runs it: it takes no --from or fields")
+
+    def splits() -> dict[str, Iterable[Row]]:
+        rows = [(split, Row(text, labels, "a function")) for split, text, labels in documents()]
+        return {name: [row for split, row in rows if split == name] for name in SPLITS}
+
+    return LabeledCorpus(wanted.name, {"python": platform.python_version()}, splits)
 
 
 def constructs_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
@@ -78,9 +65,9 @@ def constructs_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]
 def documents() -> Iterator[tuple[str, str, list[str]]]:
     """(split, source of a function, its labels), in the order of the library's files and of their lines.
 
-    A function is one at the top of a module or a method of a class there. A module is in one split as a whole, by a
-    hash of its name: about 80, 10 and 10 percent of the modules are train, val and test. Of equal functions only the
-    first is there, so none is in two splits.
+    Top-level functions and methods of top-level classes are taken. All functions of a module are in one split, chosen
+    by a hash of the module's name: about 80, 10 and 10 percent of the modules are train, val and test. A function
+    that was seen before is left out, so no function is in two splits.
     """
     seen: set[str] = set()
     for module, text in stdlib_files():

@@ -1,0 +1,314 @@
+"""Documents to a prepared dataset: `gptlab prepare`, for text and for labelled documents.
+
+    documents -> batches -> token ids, in threads -> writers of each split -> files -> manifest.json
+
+A few batches of text are in memory at a time. A preparation that was stopped continues from its last record, and the
+files are the same for any number of workers and stops. Several machines can prepare a part each (`--part`), in folders
+within the dataset's; `--merge` makes one dataset of the parts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptlab.config import Data
+from gptlab.data.corpora import LABELED, TEXT, open_corpus
+from gptlab.data.corpora.base import AnyCorpus, Corpus, Document, LabeledCorpus
+from gptlab.data.manifest import FORMATS, VERSION, read_manifest
+from gptlab.data.prepare import folder as state
+from gptlab.data.prepare import parts
+from gptlab.data.prepare.progress import Show, check_room, progress_line
+from gptlab.data.prepare.writer import LabeledOutput, LabeledWriter, Output, Piece, ShardOutput, ShardWriter, new_states
+from gptlab.data.shards import MAX_SHARD_TOKENS, file_sha256
+from gptlab.data.tokenizer_files import identify_tokenizer, make_classifier_tokenizer
+from gptlab.data.tokenizers import Tokenizer, load_tokenizer, make_tokenizer
+from gptlab.errors import DataError
+from gptlab.rundir import write_atomically
+
+BATCH_CHARACTERS = 2**20  # of one task for a worker: a third of a second
+RECORD_SECONDS = 30.0  # at most this much work is repeated after a kill
+VOCABULARY_CHARACTERS = 10**9  # of training text for a BPE; more would take memory and change little
+
+
+def prepare(
+    corpus: str,
+    *,
+    source: Path | str | None = None,
+    out: Path | str | None = None,
+    tokenizer: str = "gpt2",
+    format: str = "llmc",
+    shard_tokens: int = 100_000_000,
+    workers: int | None = None,
+    val_fraction: float | None = None,
+    val_tokens: int | None = None,
+    text_field: str = "text",
+    label_field: str | None = None,
+    max_documents: int | None = None,
+    part: str | None = None,
+    merge: bool = False,
+    progress: bool = True,
+) -> Path:
+    """Tokenize a corpus into a folder for `shards.Dataset`, or with labels for `labeled.LabeledDataset`.
+
+    A finished folder with the same settings is left as it is; an unfinished one is continued.
+
+    Args:
+        corpus: a name in `corpora.TEXT` or `corpora.LABELED`, or the path of a file or folder.
+        source: local file or folder (with labels: or hub id) to read instead of the usual source.
+        out: the folder; by default where a recipe with this corpus and tokenizer looks for it.
+        tokenizer: gpt2, byte, char, bpe-N, or a tokenizer.json. With labels also a folder with one or with vocab.json
+            and merges.txt, or a hub id such as FacebookAI/roberta-base.
+        format: llmc, npy, or nanogpt (one file a split, end-of-text after each document); text only.
+        shard_tokens: tokens in a shard of llmc and npy; text only.
+        workers: threads that tokenize; by default one per CPU. The files do not depend on it.
+        val_fraction: share of the documents (characters, if there is one document) held out for validation.
+        val_tokens: number of tokens at the beginning to hold out instead; text only.
+        text_field: field or column that holds the text.
+        label_field: field or column that holds the labels: in each row a text or whole number, or a list of them.
+        max_documents: read at most this many documents (of the part; with labels, of each split).
+        part: "I/N", prepare only part I, from 1, of N, in a folder within `out`.
+        merge: instead, make one dataset of the parts in `out`.
+        progress: show tokens, rate and time left on stderr, and print at the end what was made.
+
+    Returns:
+        The folder; with `part`, the part's. Raises DataError for a wrong setting, source, or folder.
+    """
+    folder = Path(out or Data(corpus=corpus, tokenizer=tokenizer).folder)
+    say: Callable[[str], None] = print if progress else lambda text: None
+    if merge:
+        say(f"{folder}: {_summary(parts.merge(folder))}")
+        return folder
+    if corpus not in TEXT | LABELED and source is None and Path(corpus).exists():
+        corpus, source = "text", corpus
+    if format not in FORMATS:
+        raise DataError(f"no format '{format}': use {', '.join(FORMATS)}")
+    if not 1 <= shard_tokens <= MAX_SHARD_TOKENS:
+        raise DataError(f"shard_tokens = {shard_tokens}: must be at least 1 and at most {MAX_SHARD_TOKENS}")
+    for name, value in (("workers", workers), ("max_documents", max_documents)):
+        if value is not None and value < 1:
+            raise DataError(f"{name} = {value}: must be at least 1")
+    numbers = parts.parse_part(part, format, tokenizer) if part else None
+    path = Path(source) if source else None
+    opened = open_corpus(corpus, path, text_field, val_fraction, val_tokens, numbers, label_field)
+    labeled = isinstance(opened, LabeledCorpus)
+    settings: dict[str, Any]
+    if isinstance(opened, LabeledCorpus):
+        if format != "llmc" or val_tokens is not None:
+            raise DataError("--val-tokens and --format are for text without labels: use --val-fraction")
+        format = "npy"
+        settings = {"text_field": text_field, "label_field": label_field}
+        settings |= {"max_documents": max_documents, "val_fraction": val_fraction}
+    else:
+        settings = {"shard_tokens": shard_tokens, "end_of_text": "prepended"}
+        if format == "nanogpt":
+            settings = {"shard_tokens": None, "end_of_text": "appended"}
+        settings |= {"val_fraction": opened.val_fraction, "val_tokens": opened.val_tokens}
+        settings |= {"text_field": text_field, "max_documents": max_documents}
+    draft: dict[str, Any] = {"kind": "labeled"} if labeled else {}
+    draft |= {"format": format, "version": VERSION, "corpus": corpus, "source": opened.source}
+    draft |= {"tokenizer": identify_tokenizer(tokenizer, labeled), "settings": settings}
+    if numbers and (folder / "manifest.json").is_file():  # this job waited in a queue until after the merge
+        settings |= {} if labeled else {"parts": numbers[1]}
+    elif numbers:
+        settings["part"] = "{} of {}".format(*numbers)
+        state.refuse_other_files(folder, but="part-")
+        folder = parts.part_folder(folder, numbers)
+    if (folder / "manifest.json").is_file():
+        manifest = read_manifest(folder, labeled)
+        state.refuse_another(folder, manifest, draft)
+        say(f"{folder}: already prepared, {_summary(manifest)}")
+        return folder
+    with state.lock(folder):
+        record = state.read_record(folder, draft)
+        try:
+            manifest = _prepare(folder, opened, draft, record, tokenizer, workers or os.cpu_count() or 1, progress)
+        except (DataError, OSError):
+            if not (folder / state.RECORD).is_file():
+                state.sweep(folder)  # nothing is recorded, so nothing is left in the folder
+            raise
+    say(f"{folder}: {_summary(manifest)}")
+    return folder
+
+
+def _summary(manifest: dict[str, Any]) -> str:
+    splits = manifest["splits"]
+    if manifest.get("kind") != "labeled":
+        return " and ".join(f"{splits[split]['tokens']:,} {split} tokens" for split in ("train", "val"))
+    sizes = ", ".join(f"{entry['documents']:,} {name}" for name, entry in splits.items())
+    tokens, labels, documents = (sum(e[key] for e in splits.values()) for key in ("tokens", "labels", "documents"))
+    unseen = f" ({manifest['unseen_labels']:,} never in train)" if manifest["unseen_labels"] else ""
+    left_out = "".join(f", {number:,} left out without {what}" for what, number in manifest["left_out"].items())
+    names, each = len(manifest["labels"]), labels / max(documents, 1)
+    return f"{sizes} documents, {tokens:,} tokens, {names:,} labels{unseen}, {each:.2f} a document{left_out}"
+
+
+def _prepare(
+    folder: Path,
+    corpus: AnyCorpus,
+    draft: dict[str, Any],
+    record: dict[str, Any],
+    tokenizer_name: str,
+    workers: int,
+    progress: bool,
+) -> dict[str, Any]:
+    """Write the files of a dataset, from the record on. Returns the manifest."""
+    kind: type[Output] = LabeledOutput if "kind" in draft else ShardOutput
+    if (folder / "tokenizer.json").is_file():
+        tokenizer = load_tokenizer(folder / "tokenizer.json")
+    else:
+        make = make_classifier_tokenizer if kind is LabeledOutput else make_tokenizer
+        texts = _vocabulary_texts(tokenizer_name, corpus, draft["settings"]["max_documents"])
+        tokenizer = make(tokenizer_name, texts)
+    consumed = record.get("documents", 0)
+    output = kind(folder, draft, tokenizer, record["splits"] if record else new_states(kind))
+    if consumed and progress:
+        print(f"{folder}: continuing after {consumed:,} documents")
+    with progress_line(folder, progress) as show:
+        _write_documents(output, corpus, tokenizer, consumed, workers, show)
+    identity = {**draft["tokenizer"], "vocab_size": tokenizer.vocab_size, "eot": tokenizer.eot}
+    identity |= {"file": "tokenizer.json", "sha256": file_sha256(folder / "tokenizer.json")}
+    return state.write_manifest(folder, {**draft, "tokenizer": identity, **output.finish(corpus.reading)})
+
+
+def _write_documents(
+    output: Output, corpus: AnyCorpus, tokenizer: Tokenizer, consumed: int, workers: int, show: Show
+) -> None:
+    """Tokenize and write the documents after the first `consumed`; record every RECORD_SECONDS what is written."""
+    writers: list[ShardWriter | LabeledWriter] = [*output.writers.values()]
+    max_documents = output.draft["settings"]["max_documents"]
+    val_tokens = 0
+    if isinstance(corpus, Corpus) and not (corpus.part and corpus.part[0] > 1):
+        val_tokens = corpus.val_tokens  # the first tokens are in the first part
+
+    def save() -> None:
+        for writer in writers:
+            writer.flush()
+        state.write_record(output.folder, output.draft, consumed, {writer.split: writer.state for writer in writers})
+        if not (output.folder / "tokenizer.json").is_file():
+            write_atomically(output.folder / "tokenizer.json", json.dumps(tokenizer.spec()) + "\n")
+        for writer in writers:
+            writer.publish()
+
+    shares: deque[float | None] = deque()  # of the source, read with each of the batches that are in work
+
+    def batches() -> Iterator[list[Document]]:
+        for batch in _batches(itertools.islice(corpus.split(max_documents), consumed, None)):
+            shares.append(corpus.reading.share)
+            yield batch
+
+    last_save = time.monotonic()
+    first_share: float | None = None
+    room_checked = False
+    for pieces in _map_in_order(partial(_tokenize, tokenizer=tokenizer, output=output), batches(), workers):
+        consumed += sum(piece.documents for piece in pieces)
+        share = shares.popleft()
+        if max_documents and isinstance(corpus, Corpus):
+            share = max(share or 0.0, consumed / max_documents)
+        tokens = sum(writer.state["tokens"] for writer in writers) + sum(len(piece.ids) for piece in pieces)
+        first_share = share if first_share is None else first_share
+        if share != first_share and not room_checked:  # the share of the first batch counts what was read ahead
+            check_room(output.folder, tokens * output.dtype.itemsize, share)
+            room_checked = True
+        for piece in _cut(pieces, val_tokens - output.writers["val"].state["tokens"], tokenizer):
+            output.writers[piece.split].write(piece)
+        show(tokens, share)
+        if any(writer.unpublished for writer in writers) or time.monotonic() > last_save + RECORD_SECONDS:
+            save()
+            last_save = time.monotonic()
+    output.close(corpus.name, whole=corpus.part is None)
+    save()
+
+
+def _vocabulary_texts(name: str, corpus: AnyCorpus, max_documents: int | None) -> Callable[[], Iterator[str]]:
+    """The texts a vocabulary is learnt from: for char all documents, for bpe-N the beginning of the training split."""
+    if name == "char":
+        return lambda: corpus.texts(max_documents)
+
+    def beginning() -> Iterator[str]:
+        characters = 0
+        for document in corpus.split(max_documents):
+            if characters >= VOCABULARY_CHARACTERS:
+                return
+            if document.split == "train":
+                characters += len(document.text)
+                yield document.text
+
+    return beginning
+
+
+# -- documents to token ids -----------------------------------------------------------------------------------------
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += len(document.text)
+        if size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _tokenize(batch: list[Document], tokenizer: Tokenizer, output: Output) -> list[Piece]:
+    """A batch of documents as a piece for each split that is in it."""
+    ids = tokenizer.encode_batch([document.text for document in batch])
+    pieces = []
+    for split in dict.fromkeys(document.split for document in batch):
+        mine = [index for index, document in enumerate(batch) if document.split == split]
+        stream = [array for index in mine for array in (*output.before, ids[index], *output.after)]
+        texts = (batch[index].text for index in mine)
+        size = sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
+        joined = np.concatenate(stream, dtype=output.dtype, casting="unsafe")
+        pieces.append(Piece(split, joined, len(mine), size, [(len(ids[index]), batch[index].labels) for index in mine]))
+    return pieces
+
+
+def _cut(pieces: list[Piece], val_room: int, tokenizer: Tokenizer) -> Iterator[Piece]:
+    """Move the first `val_room` ids of the training stream to validation; a document may be cut (build-nanogpt)."""
+    for piece in pieces:
+        if piece.split == "train" and val_room > 0:
+            ids, rest = piece.ids[:val_room], piece.ids[val_room:]
+            size = int(tokenizer.token_bytes()[ids].sum()) if len(rest) else piece.bytes
+            documents = int((ids == tokenizer.eot).sum()) if len(rest) else piece.documents
+            yield Piece("val", ids, documents, size)
+            piece = Piece("train", rest, piece.documents - documents, piece.bytes - size)
+        if len(piece.ids) or piece.rows:
+            yield piece
+
+
+def _map_in_order(
+    work: Callable[[list[Document]], list[Piece]], batches: Iterator[list[Document]], workers: int
+) -> Iterator[list[Piece]]:
+    """Results in the order of the batches, a few of which are read ahead.
+
+    Threads and not processes: every tokenizer works outside the interpreter's lock, nothing is copied between
+    processes, and no process outlives a killed one.
+    """
+    if workers == 1:
+        yield from map(work, batches)
+        return
+    pool = ThreadPoolExecutor(workers, "tokenize")
+    waiting: deque[Future[list[Piece]]] = deque()
+    try:
+        for batch in batches:
+            waiting.append(pool.submit(work, batch))
+            if len(waiting) > workers + 2:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
