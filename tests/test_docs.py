@@ -162,3 +162,16 @@ def test_the_readme_is_short_and_begins_with_a_result() -> None:
 def test_the_notebook_has_an_index_of_its_sections() -> None:
     text = NOTEBOOK.read_text(encoding="utf-8")
     assert re.findall(r"^\d+\. \[(.+)\]\(#", text, re.M) == re.findall(r"^## (.+)$", text, re.M)
+
+
+@pytest.mark.parametrize("page", [ROOT / "CONTRIBUTING.md", ROOT / "docs/how-it-works.md"], ids=name_of)
+def test_files_of_the_code_exist(page: Path) -> None:
+    for span in code(page):
+        if not re.fullmatch(r"[a-z_*0-9]+(/[a-z_*0-9]+)*(/|\.py)", span):
+            continue
+        assert any(True for folder in (ROOT, ROOT / "src/gptlab") for _ in folder.glob(span)), span
+
+
+def test_the_documentation_is_short() -> None:
+    words = {page.name: len(page.read_text(encoding="utf-8").replace("|", " ").split()) for page in PAGES[3:]}
+    assert sum(words.values()) < MOST_WORDS, words
