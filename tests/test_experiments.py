@@ -123,7 +123,9 @@ def test_what_is_wrong_with_a_call_is_said_in_a_sentence(tmp_path: Path) -> None
     assert "study precision-lm has no arm 'amp_bf61'; did you mean 'amp_bf16'?" in wrong.stderr
     unprepared = script(tmp_path, "experiments/lm/run.py --config all --seeds 3")
     assert unprepared.returncode == 2
-    assert "`gptlab prepare openwebtext --tokenizer gpt2 --out data/openwebtext-gpt2` makes it" in unprepared.stderr
+    assert (
+        "make one with `gptlab prepare openwebtext --tokenizer gpt2 --out data/openwebtext-gpt2`" in unprepared.stderr
+    )
     assert not list(tmp_path.iterdir())
 
 

@@ -443,7 +443,7 @@ def test_a_step_that_loss_scaling_skips_is_none(fused: bool) -> None:
             {"spam_form": "stable", "spam_theta": 5.0},
             "optim.spam_theta = 5.0: has no meaning with optim.spam_form = stable",
         ),
-        ({"spam_form": "stable", "spam_warmup_steps": 5}, "optim.spam_warmup_steps = 5: has no meaning"),
+        ({"spam_form": "stable", "spam_warmup_steps": 5}, "optim.spam_warmup_steps = 5: must be 0 with"),
         ({"spam_interval": 0}, "optim.spam_interval = 0"),
         ({"spam_spike_threshold": -1.0}, "optim.spam_spike_threshold = -1.0: must be at least 0"),
         ({"spam_density": 0.5}, "optim.spam_density = 0.5"),

@@ -314,7 +314,7 @@ def test_everything_is_checked_before_anything_starts(
     for words, sentence in (
         (["--optim.lr", "-1"], "study tiny, arm plain: optim.lr = -1: must be greater than 0"),
         (["--arm", "fasd"], "study tiny has no arm 'fasd'; did you mean 'fast'?"),
-        (["--data.path", "nowhere"], "`gptlab prepare stdlib --tokenizer char --out nowhere` makes it"),
+        (["--data.path", "nowhere"], "make one with `gptlab prepare stdlib --tokenizer char --out nowhere`"),
         (["--seeds", "0"], "seeds = 0: must be at least 1"),
         (["--seeds", "1", "--seed", "1"], "not allowed with"),
     ):
