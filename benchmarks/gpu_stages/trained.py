@@ -22,7 +22,7 @@ from gptlab.planning.memory import step_memory
 from gptlab.planning.shape import Shape
 from gptlab.precision.regimes import enter_regime
 from gptlab.rundir import RunDir
-from gptlab.tasks.base import TASKS, open_data
+from gptlab.tasks.base import open_data, task_of
 from gptlab.training.setup import resolve
 from gptlab.training.step_buffer import Seen, StepBuffer, clip_gradients
 from gpu_stages.stage import Row, Stage, peak_of, synchronize
@@ -67,7 +67,7 @@ class Trained:
         self.regime = enter_regime(recipe.precision, device)
         data = open_data(recipe)
         self.recipe, init = resolve(recipe, RunDir(work / "no-run"), data, device)
-        self.task = TASKS[recipe.task](self.recipe, data, device, work, SINGLE)
+        self.task = task_of(recipe)(self.recipe, data, device, work, SINGLE)
         self.model = self.task.build(self.regime, init)
         self.optimizer = make_optimizer(self.model, self.recipe.optim, self.recipe.seed)
         self.scaler = make_scaler(device, self.regime.loss_scaling, False)

@@ -9,7 +9,7 @@ import difflib
 import functools
 import math
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tomli_w
 from pydantic import BaseModel, ValidationError, model_validator
@@ -28,7 +28,7 @@ class Recipe(sections.Section):
     """Name of the recipe; the default run folder is runs/<name>_seed<seed>."""
     description: Annotated[str, ON_RESUME, IN_STUDY] = ""
     """One line for `gptlab recipes`."""
-    task: Literal["lm", "classify"] = "lm"
+    task: Annotated[str, sections.OneOf(sections.TASKS)] = "lm"
     """What the model learns: the next token (a GPT), or a document's labels (an encoder with a linear head)."""
     seed: Annotated[sections.Int, IN_STUDY] = 1337
     """Seed of initialization, dropout and data order; --seed and the seeds of a study replace it."""

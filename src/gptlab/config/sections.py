@@ -6,10 +6,20 @@ A setting's docstring is its help text in `gptlab train --help` and in `make men
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    model_validator,
+)
+from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 
 ON_RESUME = "a resumed run may change it: it changes neither the losses nor the data already seen"
 IN_STUDY = "two calls for one study may differ in it: it changes no loss, speed or memory of a run"
@@ -27,6 +37,32 @@ PRESETS: dict[str, dict[str, int]] = {
     # an encoder for task = "classify" (Liu et al. 2019, arXiv 1907.11692)
     "roberta-base": {"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 512, "vocab_size": 50265},
 }
+
+
+# What a name stands for is said above this room: OPTIMIZERS in optim/optimizers.py, REGIMES in precision/regimes.py.
+# A task is a class, given by where it is: the one line that lists it.
+OPTIMIZERS = ["adamw", "adamw_8bit", "adamw-spam", "adamw-prune", "muon", "sgd"]
+REGIMES = ["fp32", "tf32", "amp_bf16", "amp_fp16", "bf16_pure", "fp16_pure", "fp8_tensorwise", "fp8_rowwise"]
+TASKS = {"lm": "gptlab.tasks.lm.LanguageModelling", "classify": "gptlab.tasks.classify.Classification"}
+
+
+class OneOf:
+    """Text that must be one of the names, which are read when a value is checked: code outside gptlab can add names."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = names
+
+    def check(self, value: str) -> str:
+        if value in self.names:
+            return value
+        *first, last = (repr(name) for name in self.names)
+        raise PydanticKnownError("literal_error", {"expected": f"{', '.join(first)} or {last}"})
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"type": "string", "enum": list(self.names)}
 
 
 def _whole(value: object) -> object:
@@ -143,7 +179,7 @@ class Batch(Section):
 class Optim(Section):
     """The optimizer; weight decay applies to matrices and embeddings, not to biases and norms."""
 
-    name: Literal["adamw", "adamw_8bit", "adamw-spam", "adamw-prune", "muon", "sgd"] = "adamw"
+    name: Annotated[str, OneOf(OPTIMIZERS)] = "adamw"
     """AdamW (arXiv 1711.05101); AdamW with 8-bit moments (arXiv 2110.02861); AdamW with spike handling; AdamW whose
     moments decide what sparsity.method = state prunes; Muon for the blocks' matrices and AdamW for the rest; SGD with
     momentum betas[0]."""
@@ -317,9 +353,7 @@ class Checkpoint(Section):
 class Precision(Section):
     """Numeric formats of weights, matrix multiplications and loss."""
 
-    regime: Literal[
-        "fp32", "tf32", "amp_bf16", "amp_fp16", "bf16_pure", "fp16_pure", "fp8_tensorwise", "fp8_rowwise"
-    ] = "fp32"
+    regime: Annotated[str, OneOf(REGIMES)] = "fp32"
     """amp_*: fp32 weights and autocast; *_pure: everything in that type; tf32: fp32 with TF32 matrix multiplications;
     fp8_*: amp_bf16 with torchao's float8 linear layers."""
     head: Literal["auto", "fp32"] = "auto"

@@ -245,7 +245,7 @@ def describe(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     kept = [t for state in optimizer.state.values() for t in plain_tensors(state).values() if t.dim()]
     size = sum({t.data_ptr(): t.nbytes for t in kept}.values())  # tables that are shared count once
     told = {
-        "optimizer": f"{cls.__module__}.{cls.__qualname__} {sys.modules[library].__version__}",
+        "optimizer": f"{cls.__module__}.{cls.__qualname__} {getattr(sys.modules[library], '__version__', '')}".rstrip(),
         "kernel": next((kernel for kernel in ("fused", "foreach") if defaults.get(kernel)), library),
         "rounding": getattr(optimizer, "rounding", "nearest"),
         "eps": (eps := defaults.get("eps")),

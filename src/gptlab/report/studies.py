@@ -71,7 +71,8 @@ class ReadStudy:
 
     @property
     def unit(self) -> str:
-        return "samples" if self.study.recipe.get("task") == "classify" else "tokens"
+        """What the runs count: "tokens" or "samples"."""
+        return "samples" if any("samples" in run.result for run in self.runs.values()) else "tokens"
 
     def of(self, arm: str) -> list[ReadRun]:
         """The runs of an arm, or of all arms that match a pattern such as `adamw_*`."""

@@ -194,7 +194,7 @@ def more_seeds(judged: st.Judgement) -> str:
 
 def place(task: str, devices: Sequence[str]) -> str:
     """`for language modelling on NVIDIA H100`: what a recommendation holds for."""
-    return f"for {TASKS[task]} on {' and '.join(devices) or 'unknown hardware'}"
+    return f"for {TASKS.get(task, task)} on {' and '.join(devices) or 'unknown hardware'}"
 
 
 def lost_text(lost: Mapping[str, tuple[int, int]]) -> str:

@@ -1,23 +1,23 @@
 """What a task is, and which tasks there are.
 
 A task says what is learnt and how it is scored: it opens the data, builds the model, cuts each step into micro-batches
-and evaluates. `TASKS` is the only list of tasks; training, planning, loading and evaluating ask the classes in it.
+and evaluates. `gptlab.config.TASKS` is the only list of tasks; training, planning, loading and evaluating ask the class
+that it names.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 
-from gptlab.config import Model, Recipe
+from gptlab.config import TASKS, Model, Recipe
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.distributed.world import World
 from gptlab.precision.regimes import Regime
-from gptlab.tasks.classify import Classification
-from gptlab.tasks.lm import LanguageModelling
 
 Init = int | Callable[[Any], None]  # a seed, or a function that sets a model's weights
 
@@ -120,9 +120,20 @@ class Task(Protocol):
         ...
 
 
-TASKS: dict[str, type[Task]] = {"lm": LanguageModelling, "classify": Classification}
+def task_of(recipe: Recipe) -> type[Task]:
+    """The class of a recipe's task."""
+    module, _, name = TASKS[recipe.task].rpartition(".")
+    task: type[Task] = getattr(importlib.import_module(module), name)
+    return task
 
 
 def open_data(recipe: Recipe) -> TaskData:
     """The prepared data of a recipe's task."""
-    return TASKS[recipe.task].open_data(recipe)
+    return task_of(recipe).open_data(recipe)
+
+
+if TYPE_CHECKING:  # mypy compares them with the protocol
+    from gptlab.tasks.classify import Classification
+    from gptlab.tasks.lm import LanguageModelling
+
+    _: list[type[Task]] = [LanguageModelling, Classification]

@@ -14,7 +14,7 @@ from gptlab.errors import RunError
 from gptlab.model.gpt import GPT
 from gptlab.precision.regimes import make_regime
 from gptlab.rundir import RunDir
-from gptlab.tasks.base import TASKS
+from gptlab.tasks.base import task_of
 from gptlab.tasks.lm import NOT_DRAWN, continuations
 from gptlab.training.checkpoint import checkpoint_step, find_checkpoint
 from gptlab.training.setup import pick_device, start_from
@@ -70,6 +70,6 @@ def load_run(path: str | Path, checkpoint: str = "last", device: str = "auto") -
     chosen = find_checkpoint(run, checkpoint)
     _, fill = start_from(str(path), chosen)
     shape = partial(Saved(chosen).shape, "model")
-    model = TASKS[recipe.task].stored_model(recipe, shape, where, make_regime(recipe.precision, where), fill)
+    model = task_of(recipe).stored_model(recipe, shape, where, make_regime(recipe.precision, where), fill)
     tokenizer = load_tokenizer(run.tokenizer_file)
     return Run(Path(path), recipe, model.eval(), tokenizer, checkpoint_step(chosen))

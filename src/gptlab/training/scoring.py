@@ -20,7 +20,7 @@ from gptlab.planning.memory import auto_micro_batch
 from gptlab.planning.resolve import resolve_recipe
 from gptlab.precision.regimes import Regime, enter_regime
 from gptlab.rundir import RunDir
-from gptlab.tasks.base import TASKS, open_data
+from gptlab.tasks.base import open_data, task_of
 from gptlab.training.load import Run
 
 
@@ -49,7 +49,7 @@ class Evaluation:
 def heldout_scores(e: Evaluation) -> dict[str, float]:
     data = open_data(e.recipe)
     trained_on = RunDir(e.run.path).read_json("environment.json").get("data", {}).get("fingerprint")
-    if e.recipe.task == "classify" and trained_on != data.fingerprint():  # outputs stand for that dataset's labels
+    if data.n_labels and trained_on != data.fingerprint():  # outputs stand for that dataset's labels
         raise RunError(f"{data.paths[0]} is not the dataset that {e.run.path} was trained on: labels may differ")
     if data.tokenizer.spec() != e.run.tokenizer.spec():
         raise RunError(
@@ -57,7 +57,7 @@ def heldout_scores(e: Evaluation) -> dict[str, float]:
             f"with ({e.run.tokenizer.name})"
         )
     recipe = e.recipe.replace({"hellaswag.every": 0})  # HellaSwag has a scorer of its own
-    task = TASKS[recipe.task](recipe, data, e.device, e.run.path, SINGLE)
+    task = task_of(recipe)(recipe, data, e.device, e.run.path, SINGLE)
     return task.evaluate_split(e.run.model, e.regime, e.micro_batch)
 
 
@@ -130,7 +130,7 @@ def evaluate_run(run: Run, on: Sequence[str], overrides: dict[str, Any], tasks: 
     micro_batch = recipe.batch.micro_batch
     if micro_batch == "auto":
         micro_batch = auto_micro_batch(resolve_recipe(recipe, run.model.device.type), run.model.device)
-    if unknown := [name for name in on if name not in TASKS[recipe.task].scores]:
+    if unknown := [name for name in on if name not in task_of(recipe).scores]:
         raise UserError(f"{run.path} is a run of task = {recipe.task}: --on {unknown[0]} does not apply to it")
     if tasks and "harness" not in on:
         raise UserError("--tasks names tasks of lm-eval: --on harness runs them")

@@ -26,7 +26,7 @@ from gptlab.planning.memory import auto_micro_batch
 from gptlab.planning.resolve import resolve_recipe
 from gptlab.precision.regimes import make_regime
 from gptlab.rundir import RunDir
-from gptlab.tasks.base import TASKS, Init, Task, TaskData
+from gptlab.tasks.base import Init, Task, TaskData, task_of
 from gptlab.training.checkpoint import find_checkpoint, list_checkpoints
 from gptlab.training.tensors import Saved
 
@@ -84,7 +84,7 @@ def first_weights(recipe: Recipe, stored: Recipe | None, run: RunDir, data: Task
         return None, recipe.seed
     if list_checkpoints(run):
         return (stored if stored and stored.train.init_from == name else recipe).model, recipe.seed
-    task, earlier = TASKS[recipe.task], RunDir(name)
+    task, earlier = task_of(recipe), RunDir(name)
     if earlier.exists():
         if (other := earlier.read_recipe().task) != recipe.task:
             raise RunError(f"train.init_from = {name}: is a run of task = {other}, and this run's is {recipe.task}")

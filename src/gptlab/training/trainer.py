@@ -18,7 +18,7 @@ from gptlab.planning.plan import plan_here
 from gptlab.precision.regimes import enter_regime
 from gptlab.seeding import address
 from gptlab.sparsity.pruner import make_pruner
-from gptlab.tasks.base import TASKS, Init
+from gptlab.tasks.base import Init, task_of
 from gptlab.training.checkpoint import Checkpoints, list_checkpoints
 from gptlab.training.guard import Diverged, Divergence
 from gptlab.training.job import Job
@@ -79,7 +79,7 @@ class Trainer:
         """Task, model, optimizer, pruner, loss scaling, checkpoints."""
         recipe, world = self.recipe, self.world
         self.sharded = world.size > 1 and recipe.distributed.strategy == "fsdp"
-        self.task = TASKS[recipe.task](recipe, self.job.data, self.device, self.run.path, world)
+        self.task = task_of(recipe)(recipe, self.job.data, self.device, self.run.path, world)
         self.model = self.task.build(self.regime, init, self.sharded)
         self.weights = LocalShards(self.model) if self.sharded else self.model  # this rank's part of them
         self.optimizer = make_optimizer(self.weights, recipe.optim, recipe.seed)
