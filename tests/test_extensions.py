@@ -30,13 +30,13 @@ def listed(monkeypatch: pytest.MonkeyPatch) -> None:
     """One line for each toy, as CONTRIBUTING.md says; an optimizer's and a regime's name are in the schema too."""
     monkeypatch.setitem(TEXT, "toy-counting", toys.open_counting)
     monkeypatch.setitem(OPTIMIZERS, "toy-sign", toys.OPTIMIZER)
-    config.OPTIMIZERS.append("toy-sign")
+    config.OPTIMIZER_NAMES.append("toy-sign")
     monkeypatch.setitem(REGIMES, "toy_fp64", toys.REGIME)
-    config.REGIMES.append("toy_fp64")
+    config.REGIME_NAMES.append("toy_fp64")
     monkeypatch.setitem(config.TASKS, "toy-last", "toys.LastToken")
     yield
-    config.OPTIMIZERS.remove("toy-sign")
-    config.REGIMES.remove("toy_fp64")
+    config.OPTIMIZER_NAMES.remove("toy-sign")
+    config.REGIME_NAMES.remove("toy_fp64")
 
 
 @pytest.fixture

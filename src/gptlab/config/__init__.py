@@ -19,9 +19,9 @@ from gptlab.config.recipe import may_change as may_change
 from gptlab.config.recipe import may_differ as may_differ
 from gptlab.config.recipe import settings as settings
 from gptlab.config.recipe import unknown_setting as unknown_setting
-from gptlab.config.sections import OPTIMIZERS as OPTIMIZERS
+from gptlab.config.sections import OPTIMIZER_NAMES as OPTIMIZER_NAMES
 from gptlab.config.sections import PRESETS as PRESETS
-from gptlab.config.sections import REGIMES as REGIMES
+from gptlab.config.sections import REGIME_NAMES as REGIME_NAMES
 from gptlab.config.sections import TASKS as TASKS
 from gptlab.config.sections import Count as Count
 from gptlab.config.sections import Data as Data

@@ -41,8 +41,8 @@ PRESETS: dict[str, dict[str, int]] = {
 
 # What a name stands for is said above this room: OPTIMIZERS in optim/optimizers.py, REGIMES in precision/regimes.py.
 # A task is a class, given by where it is: the one line that lists it.
-OPTIMIZERS = ["adamw", "adamw_8bit", "adamw-spam", "adamw-prune", "muon", "sgd"]
-REGIMES = ["fp32", "tf32", "amp_bf16", "amp_fp16", "bf16_pure", "fp16_pure", "fp8_tensorwise", "fp8_rowwise"]
+OPTIMIZER_NAMES = ["adamw", "adamw_8bit", "adamw-spam", "adamw-prune", "muon", "sgd"]
+REGIME_NAMES = ["fp32", "tf32", "amp_bf16", "amp_fp16", "bf16_pure", "fp16_pure", "fp8_tensorwise", "fp8_rowwise"]
 TASKS = {"lm": "gptlab.tasks.lm.LanguageModelling", "classify": "gptlab.tasks.classify.Classification"}
 
 
@@ -179,7 +179,7 @@ class Batch(Section):
 class Optim(Section):
     """The optimizer; weight decay applies to matrices and embeddings, not to biases and norms."""
 
-    name: Annotated[str, OneOf(OPTIMIZERS)] = "adamw"
+    name: Annotated[str, OneOf(OPTIMIZER_NAMES)] = "adamw"
     """AdamW (arXiv 1711.05101); AdamW with 8-bit moments (arXiv 2110.02861); AdamW with spike handling; AdamW whose
     moments decide what sparsity.method = state prunes; Muon for the blocks' matrices and AdamW for the rest; SGD with
     momentum betas[0]."""
@@ -353,7 +353,7 @@ class Checkpoint(Section):
 class Precision(Section):
     """Numeric formats of weights, matrix multiplications and loss."""
 
-    regime: Annotated[str, OneOf(REGIMES)] = "fp32"
+    regime: Annotated[str, OneOf(REGIME_NAMES)] = "fp32"
     """amp_*: fp32 weights and autocast; *_pure: everything in that type; tf32: fp32 with TF32 matrix multiplications;
     fp8_*: amp_bf16 with torchao's float8 linear layers."""
     head: Literal["auto", "fp32"] = "auto"

@@ -35,7 +35,7 @@ METRIC_NAMES = {
     "largest_logit": "largest |logit|",
     "skipped_steps": "skipped steps",
 }
-TASKS = {"lm": "language modelling", "classify": "classification"}
+TASK_WORDS = {"lm": "language modelling", "classify": "classification"}
 # A comparison in words. `{0}` is the arm and `{1}` its reference.
 NAMED_VERDICTS = {
     "better": "{0} is better than {1}",
@@ -194,7 +194,7 @@ def more_seeds(judged: st.Judgement) -> str:
 
 def place(task: str, devices: Sequence[str]) -> str:
     """`for language modelling on NVIDIA H100`: what a recommendation holds for."""
-    return f"for {TASKS.get(task, task)} on {' and '.join(devices) or 'unknown hardware'}"
+    return f"for {TASK_WORDS.get(task, task)} on {' and '.join(devices) or 'unknown hardware'}"
 
 
 def lost_text(lost: Mapping[str, tuple[int, int]]) -> str:
