@@ -34,6 +34,7 @@ from gptlab.tasks.lm import LanguageModelling
 from gptlab.training.guard import Diverged
 from gptlab.training.job import open_job
 from gptlab.training.loop import fit
+from gptlab.training.outcome import result_of_run
 from gptlab.training.scoring import evaluate_run
 from gptlab.training.throughput import Stopwatch
 from gptlab.training.trainer import Trainer
@@ -382,7 +383,7 @@ def test_the_guard_names_a_planted_nan(dataset: Path, tmp_path: Path) -> None:
         trainer.inject_faults = plant  # type: ignore[method-assign]
         with pytest.raises(Diverged) as caught:
             fit(trainer)
-        result = trainer.result(caught.value)
+        result = result_of_run(trainer, caught.value)
     assert (result.status, result.failed_at_step, result.failure) == ("diverged", 3, "non_finite")
     assert result.failed_tensor == "gradient of h.0.mlp.c_fc.weight"
 
@@ -419,7 +420,7 @@ def test_a_step_waits_for_the_gpu_only_where_a_line_is_logged(regime: str, datas
         with open_job(recipe, tmp_path, "auto", quiet=True) as job, Trainer(job) as trainer:
             trainer.monitor.watch = Listening(trainer.device)
             fit(trainer)
-            assert trainer.result().status == "completed"
+            assert result_of_run(trainer).status == "completed"
     assert len(waits) == 14
     logged = {1, 5, 10, 14}
     assert [n for step, n in enumerate(waits, 1) if step not in logged] == [0] * 10

@@ -22,7 +22,8 @@ from gptlab.rundir import RunDir
 from gptlab.training.checkpoint import Checkpoints, best_checkpoint, find_checkpoint, list_checkpoints, verify
 from gptlab.training.job import open_job
 from gptlab.training.loop import fit, train
-from gptlab.training.outcome import Result
+from gptlab.training.outcome import result_of_run
+from gptlab.training.result import Result
 from gptlab.training.trainer import Trainer
 
 MEASURED = ("step", "tokens", "loss", "lr", "grad_norm", "loss_scale", "val_loss", "train_eval_loss", "val_perplexity")
@@ -49,7 +50,7 @@ def train_until(recipe: Recipe, out: Path, step: int) -> Result:
     with open_job(recipe, out, "auto", quiet=True) as job, Trainer(job) as trainer:
         job.signal = lambda: trainer.state.step > step  # type: ignore[assignment]
         fit(trainer)
-        return job.finish(trainer.result())
+        return job.finish(result_of_run(trainer))
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gptlab.config import load_study as load_study
     from gptlab.training.load import load_run as load_run
     from gptlab.training.loop import train as train
-    from gptlab.training.outcome import Result as Result
+    from gptlab.training.result import Result as Result
 
 # Importing torch takes over a second: names are loaded when they are first asked for.
 _HOMES = {
@@ -29,7 +29,7 @@ _HOMES = {
     "load_recipe": "gptlab.config",
     "load_study": "gptlab.config",
     "train": "gptlab.training.loop",
-    "Result": "gptlab.training.outcome",
+    "Result": "gptlab.training.result",
     "load_run": "gptlab.training.load",
 }
 

@@ -21,7 +21,7 @@ from gptlab.rundir import open_study, run_name
 from gptlab.status import EXIT_CODES
 
 if TYPE_CHECKING:
-    from gptlab.training.outcome import Result
+    from gptlab.training.result import Result
 
 RUNNER = "GPTLAB_STUDY_RUNNER"  # environment variable: the process id of the runner that started this worker
 LOCK_SECONDS = 600.0  # time for an orphan of a killed runner to end its step and save a checkpoint

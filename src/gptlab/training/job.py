@@ -18,7 +18,7 @@ from gptlab.errors import RunError, UserError
 from gptlab.rundir import RunDir
 from gptlab.tasks.base import TaskData, open_data
 from gptlab.training.checkpoint import checkpoint_step, list_checkpoints
-from gptlab.training.outcome import Result
+from gptlab.training.result import Result
 from gptlab.training.setup import pick_device, resolve
 from gptlab.training.signals import StopSignal
 

@@ -18,7 +18,8 @@ from gptlab.optim.optimizers import set_lr
 from gptlab.optim.schedule import learning_rate
 from gptlab.training.guard import Diverged
 from gptlab.training.job import Job, open_job
-from gptlab.training.outcome import Result, outcome_of
+from gptlab.training.outcome import outcome_of, result_of_run
+from gptlab.training.result import Result
 from gptlab.training.step_buffer import Seen, clip_gradients
 from gptlab.training.trainer import Trainer, due
 
@@ -61,7 +62,7 @@ def attempt(job: Job) -> Result:
             fit(trainer)
         except Diverged as error:
             diverged = error
-    return trainer.result(diverged)
+    return result_of_run(trainer, diverged)
 
 
 def fit(t: Trainer) -> None:
@@ -77,7 +78,7 @@ def fit(t: Trainer) -> None:
 
         # log the updates since the last look, and judge them; only here does training wait for a GPU
         if t.monitor.pending and (t.logs_at(step) or saving):
-            t.monitor.report(t.state, write=t.logs_at(step))
+            t.monitor.report(t.state, t.logs if t.logs_at(step) else None)
 
         with t.monitor.paused():  # throughput is of updates alone
             try:

@@ -5,41 +5,60 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from gptlab.config import Recipe
+from gptlab.distributed.shard import Weights
+from gptlab.distributed.world import World
 from gptlab.hardware import gpu_of, mfu
 from gptlab.optim.rounding import LostUpdates
+from gptlab.precision.regimes import Regime
+from gptlab.rundir import RunDir
+from gptlab.sparsity.pruner import NoPruner, Pruner
+from gptlab.tasks.base import Task
 from gptlab.training.guard import Divergence, Guard
+from gptlab.training.logs import Logs
 from gptlab.training.state import State
 from gptlab.training.step_buffer import Seen, StepBuffer, Update
 from gptlab.training.throughput import Stopwatch, peak_memory_gb
-
-if TYPE_CHECKING:
-    from gptlab.training.trainer import Trainer
 
 
 class Monitor:
     """The observer of a run.
 
     Args:
-        t: its task, weights and regime are there already; its logs are used when `report` is called.
+        run: sparsity.json and divergence.json are written here.
+        model: with `flops_per_token` and `device`.
+        weights: the model, or its local rows.
+        pruner, scaler: asked for facts when a line is written.
     """
 
-    def __init__(self, t: Trainer) -> None:
-        self.t = t
-        self.buffer = StepBuffer(t.weights, t.regime.weights is not torch.float32, t.world)
-        self.watch = Stopwatch(t.device)
-        self.guard = Guard(
-            t.world.broadcast(t.task.constant_loss() if t.world.first else None), t.recipe.schedule.warmup_steps
-        )
-        self.lost = LostUpdates(t.weights)
+    def __init__(
+        self,
+        run: RunDir,
+        recipe: Recipe,
+        regime: Regime,
+        task: Task,
+        model: Any,
+        weights: Weights,
+        pruner: Pruner | NoPruner,
+        scaler: Any,
+        world: World,
+    ) -> None:
+        self.run, self.regime, self.task, self.model = run, regime, task, model
+        self.pruner, self.scaler, self.world, self.device = pruner, scaler, world, model.device
+        self.buffer = StepBuffer(weights, regime.weights is not torch.float32, world)
+        self.watch = Stopwatch(self.device)
+        constant_loss = world.broadcast(task.constant_loss() if world.first else None)
+        self.guard = Guard(constant_loss, recipe.schedule.warmup_steps)
+        self.lost = LostUpdates(weights)
         self.updates_lost: torch.Tensor | None = None  # share, of the last update that is logged
         self.mask_seconds = 0.0
         self.lr = 0.0  # of the last update
-        gpu = gpu_of(t.device)
-        self.peak = gpu.peak(t.regime.matmul_format) if gpu else None  # FLOP/s
+        gpu = gpu_of(self.device)
+        self.peak = gpu.peak(regime.matmul_format) if gpu else None  # FLOP/s
 
     @property
     def pending(self) -> bool:
@@ -67,29 +86,32 @@ class Monitor:
         self.buffer.append(seen)
         self.watch.step()
 
-    def report(self, state: State, write: bool) -> None:
+    def report(self, state: State, logs: Logs | None) -> None:
         """Read the buffered updates, judge each, and write a training line of the last one. A GPU is waited for.
+
+        Args:
+            logs: where the line goes, if one is due.
 
         Raises:
             Diverged: an update was not finite, or the losses show a divergence; divergence.json has the evidence.
         """
-        t, updates = self.t, self.buffer.read(state.step)
-        seconds, masking = self.watch.lap(), t.pruner.overhead()
+        updates = self.buffer.read(state.step)
+        seconds, masking = self.watch.lap(), self.pruner.overhead()
         self.mask_seconds += masking
         state.largest_logit = max(state.largest_logit, *(update.largest_logit for update in updates))
         diverged: Divergence | None = None
         for update in updates:
-            skipped = t.regime.loss_scaling and not math.isfinite(update.grad_norm)
+            skipped = self.regime.loss_scaling and not math.isfinite(update.grad_norm)
             state.skipped_steps += skipped
             diverged = diverged or self.guard.update(update.step, update.loss, update.grad_norm, skipped)
-        if write:
+        if logs:
             share = masking / (seconds * len(updates))
-            t.logs.training(self._line(state, updates[-1], seconds) | self._masks(state.step, share))
+            logs.training(self._line(state, updates[-1], seconds) | self._masks(state.step, share))
         if diverged:
-            raise self.buffer.evidence(diverged, updates, t.run)
+            raise self.buffer.evidence(diverged, updates, self.run)
 
     def _line(self, state: State, update: Update, seconds: float) -> dict[str, Any]:
-        t, unit, per_step = self.t, self.t.task.unit, self.t.task.per_step
+        unit, per_step = self.task.unit, self.task.per_step
         line: dict[str, Any] = {
             "step": state.step,
             unit: state.step * per_step,
@@ -97,15 +119,15 @@ class Monitor:
             "lr": self.lr,
             "grad_norm": update.grad_norm,
             f"{unit}_per_second": per_step / seconds,
-            "memory_gb": peak_memory_gb(t.device),
+            "memory_gb": peak_memory_gb(self.device),
             "largest_logit": update.largest_logit,
         }
-        if self.updates_lost is not None and not (t.regime.loss_scaling and not math.isfinite(update.grad_norm)):
+        if self.updates_lost is not None and not (self.regime.loss_scaling and not math.isfinite(update.grad_norm)):
             line["updates_lost"] = float(self.updates_lost)
         if self.peak and unit == "tokens":
-            line["mfu"] = mfu(t.model.flops_per_token(), line["tokens_per_second"], t.world.size * self.peak)
-        if t.regime.loss_scaling:
-            line |= {"loss_scale": t.scaler.get_scale(), "skipped_steps": state.skipped_steps}
+            line["mfu"] = mfu(self.model.flops_per_token(), line["tokens_per_second"], self.world.size * self.peak)
+        if self.regime.loss_scaling:
+            line |= {"loss_scale": self.scaler.get_scale(), "skipped_steps": state.skipped_steps}
         return line
 
     def _masks(self, step: int, share: float) -> dict[str, Any]:
@@ -114,11 +136,10 @@ class Monitor:
         Args:
             share: of the time since the last line, spent on masks.
         """
-        t, facts = self.t, self.t.pruner.facts()
-        if not facts:
+        if not (facts := self.pruner.facts()):
             return {}
-        if t.run.read_json("sparsity.json").get("changed_at") != facts["changed_at"]:
-            t.run.write_json("sparsity.json", {"step": step, **facts})
+        if self.run.read_json("sparsity.json").get("changed_at") != facts["changed_at"]:
+            self.run.write_json("sparsity.json", {"step": step, **facts})
         return {
             "sparsity": facts["sparsity"],
             "mask_changes": facts["changes"],

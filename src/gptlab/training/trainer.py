@@ -24,7 +24,7 @@ from gptlab.training.guard import Diverged, Divergence
 from gptlab.training.job import Job
 from gptlab.training.logs import Logs
 from gptlab.training.monitor import Monitor
-from gptlab.training.outcome import NotStarted, Result, result_of_run
+from gptlab.training.result import NotStarted, Result
 from gptlab.training.setup import environment, resolve, summary
 from gptlab.training.state import State
 from gptlab.training.throughput import Energy
@@ -90,7 +90,9 @@ class Trainer:
         )
         # SPAM clips by itself, after it has seen the norm
         self.max_norm = math.inf if recipe.optim.name == "adamw-spam" else recipe.optim.grad_clip or math.inf
-        self.monitor = Monitor(self)
+        self.monitor = Monitor(
+            self.run, recipe, self.regime, self.task, self.model, self.weights, self.pruner, self.scaler, world
+        )
 
     def _restore(self) -> None:
         """The newest checkpoint, if there is one; then the files that say what runs here."""
@@ -208,10 +210,6 @@ class Trainer:
             "cpu_seconds": state.cpu_seconds + world.sum(time.process_time() - self.cpu_began),
             "energy_joules": state.energy_joules + world.sum(self.energy.joules() or 0.0),
         }
-
-    def result(self, diverged: Diverged | None = None) -> Result:
-        """How the run ended. All ranks call this."""
-        return result_of_run(self, diverged)
 
 
 def set_determinism(on: bool) -> None:

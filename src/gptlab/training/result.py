@@ -1,0 +1,80 @@
+"""How a run ended: what result.json holds."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+
+@dataclass
+class Result:
+    """How a run ended; result.json holds the same, without what does not apply."""
+
+    status: str
+    """completed, diverged, out_of_memory, interrupted, failed or not_applicable."""
+    steps: int = 0
+    tokens: int | None = None
+    samples: int | None = None
+    final_train_loss: float | None = None
+    final_val_loss: float | None = None
+    val_perplexity: float | None = None
+    val_bits_per_byte: float | None = None
+    final_train_eval_loss: float | None = None
+    """The loss over as many tokens of the training split, where eval.train asks for it."""
+    tokens_per_second: float | None = None
+    """In the steady state: a step over its median time. The process's first ten steps (compilation, warm-up) are left
+    out, evaluations and checkpoints too."""
+    samples_per_second: float | None = None
+    """The same in documents, for task = classify."""
+    time_per_iter_ms: float | None = None
+    """Median over the steady state."""
+    time_per_iter_p95_ms: float | None = None
+    timed_steps: int | None = None
+    """Steps that the times are of."""
+    peak_memory_gb: float | None = None
+    peak_memory_reserved_gb: float | None = None
+    """What PyTorch took from the GPU, with what it did not use."""
+    wall_seconds: float | None = None
+    cpu_seconds: float | None = None
+    energy_joules: float | None = None
+    cost: float | None = None
+    sparsity: float | None = None
+    """Share of the prunable weights that is zero."""
+    mask_bytes: int | None = None
+    """What the masks take, one bit a weight."""
+    mask_overhead_percent: float | None = None
+    """Share of the steps' time that went into masks."""
+    skipped_steps: int | None = None
+    """Updates left out because their float16 gradients overflowed."""
+    largest_logit: float | None = None
+    """The largest |logit| of any training step."""
+    scores: dict[str, float] = field(default_factory=dict)
+    """A classifier's scores at the end; result.json has them beside the rest."""
+    failed_at_step: int | None = None
+    failure: str | None = None
+    """Kind of divergence: non_finite, spike or collapse."""
+    failed_tensor: str | None = None
+    """The first tensor concerned."""
+    memory_asked_gb: float | None = None
+    """Where memory ran out: what the last tensor would have taken, and what the device had free and in all."""
+    memory_free_gb: float | None = None
+    memory_total_gb: float | None = None
+    reason: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        plain = {key: value for key, value in asdict(self).items() if value is not None and key != "scores"}
+        return {**plain, **self.scores}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Result:
+        known = {f.name for f in fields(cls)}
+        scores = {key: value for key, value in content.items() if key not in known}
+        return cls(**{key: value for key, value in content.items() if key in known}, scores=scores)
+
+
+class NotStarted(Exception):
+    """Nothing has to be trained, or nothing can be; the result says which."""
+
+    def __init__(self, result: Result) -> None:
+        super().__init__(result.reason or result.status)
+        self.result = result
