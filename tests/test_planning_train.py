@@ -71,7 +71,7 @@ def test_a_run_that_is_there_is_left_as_it_is(recipe: Recipe, tmp_path: Path, mo
     with monkeypatch.context() as patch:
         free(1000, patch)
         assert gptlab.train(recipe.replace({"train.max_steps": 4}), tmp_path, quiet=True) == first  # nothing to do
-        with pytest.raises(RunError, match="cannot go on here: it needs about"):
+        with pytest.raises(RunError, match="cannot continue here: it needs about"):
             gptlab.train(recipe, tmp_path, quiet=True)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert gptlab.train(recipe, tmp_path, quiet=True).steps == 24

@@ -89,7 +89,7 @@ def open_datasets(recipe: Recipe) -> list[Dataset]:
 
 
 def document_numbers(tokens: Tensor, eot: int | None) -> Tensor | None:
-    """For each token (B, T) how many end-of-texts have come up to it in its row; None where no id ends a text."""
+    """(B, T): for each token the number of end-of-texts up to it in its row; None if no id ends a text."""
     return (tokens == eot).cumsum(dim=1) if eot is not None else None
 
 
@@ -298,7 +298,7 @@ def continuations(model: GPT, tokenizer: Tokenizer, prompt: str, samples: int, *
 
 
 def sample_texts(model: GPT, tokenizer: Tokenizer, sample: Sample) -> list[str]:
-    """`sample.number` texts that go on from the prompt, the prompt included."""
+    """`sample.number` texts that continue the prompt, the prompt included."""
     settings = sample.model_dump(exclude=NOT_DRAWN)
     rows = list(continuations(model, tokenizer, sample.prompt, sample.number, **settings))
     return [sample.prompt + tokenizer.decode([row[i] for row in rows]) for i in range(sample.number)]

@@ -34,7 +34,7 @@ class Run:
     """Optimizer updates the weights have seen."""
 
     def sample(self, prompt: str | None = None, samples: int = 1, **settings: Any) -> list[str]:
-        """Texts that go on from a prompt, the prompt included.
+        """Texts that continue a prompt, the prompt included.
 
         Args:
             prompt: default the recipe's.

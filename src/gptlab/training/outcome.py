@@ -1,4 +1,4 @@
-"""What becomes of a run: its result when it ends by itself, and the status that an error becomes."""
+"""The result of a run: from its trainer if it ended or was stopped, or from the error that ended it."""
 
 from __future__ import annotations
 

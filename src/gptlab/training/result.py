@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass
 class Result:
-    """How a run ended; result.json holds the same, without what does not apply."""
+    """How a run ended. result.json has the same keys, without those that do not apply."""
 
     status: str
     """completed, diverged, out_of_memory, interrupted, failed or not_applicable."""
@@ -20,43 +20,43 @@ class Result:
     val_perplexity: float | None = None
     val_bits_per_byte: float | None = None
     final_train_eval_loss: float | None = None
-    """The loss over as many tokens of the training split, where eval.train asks for it."""
+    """The loss over eval.tokens tokens of the training split, with eval.train."""
     tokens_per_second: float | None = None
-    """In the steady state: a step over its median time. The process's first ten steps (compilation, warm-up) are left
-    out, evaluations and checkpoints too."""
+    """Tokens of a step over the median time of a step, without the process's first ten steps (compilation, warm-up),
+    evaluations and checkpoints."""
     samples_per_second: float | None = None
-    """The same in documents, for task = classify."""
+    """The same in samples, such as the documents of task = classify."""
     time_per_iter_ms: float | None = None
-    """Median over the steady state."""
+    """Median over the same steps."""
     time_per_iter_p95_ms: float | None = None
     timed_steps: int | None = None
-    """Steps that the times are of."""
+    """The number of these steps."""
     peak_memory_gb: float | None = None
     peak_memory_reserved_gb: float | None = None
-    """What PyTorch took from the GPU, with what it did not use."""
+    """GPU memory that PyTorch reserved, used or not."""
     wall_seconds: float | None = None
     cpu_seconds: float | None = None
     energy_joules: float | None = None
     cost: float | None = None
     sparsity: float | None = None
-    """Share of the prunable weights that is zero."""
+    """Share of the prunable weights that is masked."""
     mask_bytes: int | None = None
-    """What the masks take, one bit a weight."""
+    """Memory of the masks, one bit per weight."""
     mask_overhead_percent: float | None = None
-    """Share of the steps' time that went into masks."""
+    """Share of the steps' time spent on masks."""
     skipped_steps: int | None = None
-    """Updates left out because their float16 gradients overflowed."""
+    """Updates that loss scaling skipped because float16 gradients overflowed."""
     largest_logit: float | None = None
     """The largest |logit| of any training step."""
     scores: dict[str, float] = field(default_factory=dict)
-    """A classifier's scores at the end; result.json has them beside the rest."""
+    """Further scores of the last evaluation, such as a classifier's; keys of their own in result.json."""
     failed_at_step: int | None = None
     failure: str | None = None
     """Kind of divergence: non_finite, spike or collapse."""
     failed_tensor: str | None = None
     """The first tensor concerned."""
     memory_asked_gb: float | None = None
-    """Where memory ran out: what the last tensor would have taken, and what the device had free and in all."""
+    """When memory ran out: what was asked for, and what the device had free and in total."""
     memory_free_gb: float | None = None
     memory_total_gb: float | None = None
     reason: str | None = None

@@ -1,4 +1,4 @@
-"""What is settled before the first step: device, resolved recipe, starting weights, and the record of where it ran."""
+"""Before the first step: the device, the resolved recipe, the first weights, and the record of where the run ran."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ from gptlab.training.tensors import Saved
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of train.device, of several GPUs this process's. Raises UserError where it is not there."""
+    """The device of train.device; with several ranks, this rank's GPU. Raises UserError if there is no such device."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if (name == "cuda" and not torch.cuda.is_available()) or (name == "mps" and not torch.backends.mps.is_available()):
-        raise UserError(f"train.device = {name}: this machine, or this build of PyTorch, has none")
+        raise UserError(f"train.device = {name}: this machine, or this build of PyTorch, has no such device")
     world = started()
     if name != "cuda" or world.size == 1:
         return torch.device(name)
     if world.local_rank >= torch.cuda.device_count():
         raise UserError(
-            f"process {world.rank} is number {world.local_rank} on its machine, which has {torch.cuda.device_count()} "
-            "GPUs: start one process for each GPU"
+            f"rank {world.rank} has no GPU: it is process {world.local_rank} of a machine with "
+            f"{torch.cuda.device_count()} GPUs; start one process per GPU"
         )
     return torch.device("cuda", world.local_rank)
 
@@ -171,7 +171,7 @@ def environment(
     device: torch.device,
     world: World,
 ) -> dict[str, Any]:
-    """Versions, hardware, commit and command: what environment.json records."""
+    """The content of environment.json: versions, hardware, commit and command."""
     emulated = make_regime(recipe.precision, device).emulated
     return {
         "gptlab": gptlab.__version__,
@@ -212,7 +212,7 @@ def summary(recipe: Recipe, task: Task, model: Any, device: torch.device, limit:
 
 
 def _git_commit() -> str | None:
-    """Commit of the checkout gptlab runs from, with + where its files differ; None for an installed package."""
+    """The commit of the checkout, with + if its files differ from it; None for an installed package."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()

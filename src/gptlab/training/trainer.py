@@ -38,7 +38,7 @@ class Trainer:
 
     Raises:
         NotStarted: the run has finished, or does not fit into memory.
-        UserError: the run cannot go on with these settings or data; nothing is overwritten.
+        UserError: the run cannot continue with these settings or data; nothing is overwritten.
     """
 
     def __init__(self, job: Job) -> None:
@@ -70,7 +70,7 @@ class Trainer:
         facts = plan.sentence, plan.needed_gb, plan.available_gb
         sentence, asked, free = self.world.broadcast(facts, src=refusing)
         if list_checkpoints(self.run):
-            raise RunError(f"{self.run.path} cannot go on here: it {sentence}")
+            raise RunError(f"{self.run.path} cannot continue here: it {sentence}")
         raise NotStarted(
             Result("out_of_memory", failed_at_step=0, memory_asked_gb=asked, memory_free_gb=free, reason=sentence)
         )
