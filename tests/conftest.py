@@ -4,7 +4,9 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import codecs
 import json
+import locale
 import random
 from pathlib import Path
 
@@ -28,6 +30,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if wanted and "GPTLAB_CUDA_TESTS" not in os.environ and not torch.cuda.is_available():
         for item in wanted:
             item.add_marker(pytest.mark.skip(reason="there is no GPU"))
+    if codecs.lookup(locale.getpreferredencoding(False)).name != "utf-8":
+        for item in items:
+            if item.get_closest_marker("compiles"):
+                item.add_marker(pytest.mark.skip(reason="PyTorch's compiler needs a locale with UTF-8"))
     if seed := os.environ.get("GPTLAB_TEST_ORDER"):
         draw = random.Random(int(seed))
         place = {path: draw.random() for path in dict.fromkeys(item.path for item in items)}

@@ -1,6 +1,7 @@
 """The command line: its verbs end to end on tiny data, its sentences, its exit statuses."""
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -294,3 +295,24 @@ def test_help_imports_nothing_heavy() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.splitlines()[-1] == "[]"
+
+
+def test_in_an_ascii_locale_signs_are_replaced_and_a_compiled_run_is_refused(dataset: Path, tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+        "PYTHONIOENCODING": "ascii",
+    }
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text(tiny_recipe(dataset, compile__enabled=True).to_toml(), encoding="utf-8")
+    words = [sys.executable, "-m", "gptlab", "train", str(recipe), "--out", str(tmp_path / "run")]
+    refused = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert refused.returncode == 2 and "set PYTHONUTF8=1, or pass --compile.enabled false" in refused.stderr
+    assert not (tmp_path / "run").exists()
+    code = (
+        "import sys; from gptlab.cli import main\ntry:\n    main(['recipes'])\nexcept SystemExit:\n    print('\\u00b1')"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert printed.stdout.endswith("?\n") and not printed.stderr

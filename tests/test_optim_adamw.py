@@ -280,6 +280,7 @@ def test_resume_is_exact(dtype: torch.dtype, settings: dict[str, str], tmp_path:
 
 @pytest.mark.slow  # torchao compiles
 @pytest.mark.parametrize("dtype", [torch.float32, BF16])
+@pytest.mark.compiles
 def test_torchao_resumes_exactly(dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     optimizers = pytest.importorskip("torchao.optim")
     monkeypatch.setattr("gptlab.optim.optimizers._eight_bit", lambda device: optimizers.AdamW8bit)

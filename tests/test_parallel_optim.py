@@ -173,6 +173,7 @@ def test_four_processes_of_which_one_has_no_rows(name: str, four: list[dict[str,
 
 
 @pytest.mark.slow
+@pytest.mark.compiles
 def test_torchaos_8_bits() -> None:
     pytest.importorskip("torchao")
     found = together(2, of_shards, ["torchao"], seconds=500)

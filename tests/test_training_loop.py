@@ -180,6 +180,7 @@ def test_activation_checkpointing_changes_memory_and_not_the_losses(dataset: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.compiles
 def test_compiled_trains_as_eager_does(dataset: Path, tmp_path: Path) -> None:
     for name in (True, False):
         recipe = tiny_recipe(dataset, compile__enabled=name, model__dropout=0.0)
@@ -189,6 +190,7 @@ def test_compiled_trains_as_eager_does(dataset: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.compiles
 def test_compiled_evaluation_compiles_no_shape_twice(dataset: Path, tmp_path: Path) -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()

@@ -143,6 +143,7 @@ def test_injected_bad_batches(dataset: Path, tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arm", ["spam_seed", "bitter0", "magnitude_muon"])
+@pytest.mark.compiles
 def test_compiled_it_learns_the_same(arm: str, dataset: Path, tmp_path: Path) -> None:
     losses = []
     for compiled in (False, True):

@@ -262,7 +262,7 @@ def start(recipe_file: Path, out: Path) -> subprocess.Popen[bytes]:
         ({}, 14),
         # on a CPU float16 multiplies slowly, so this one is small; its scaler grows and backs off on the way
         ({"precision__regime": "amp_fp16", "model__n_layer": 1, "model__n_embd": 16, "model__block_size": 16}, 6),
-        ({"compile__enabled": True, "train__deterministic": True}, 3),
+        pytest.param({"compile__enabled": True, "train__deterministic": True}, 3, marks=pytest.mark.compiles),
     ],
 )
 def test_killed_at_random_moments(dataset: Path, tmp_path: Path, changes: dict[str, Any], kills: int) -> None:

@@ -1,6 +1,7 @@
 """The entry point of `gptlab`, and its parser. A verb imports what is heavy when it is called."""
 
 import argparse
+import io
 import os
 import shlex
 import sys
@@ -20,6 +21,9 @@ LINGER = 5  # seconds
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command line and exit with its status; gptlab.status says what each status means."""
     given = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # in an ASCII locale ± is printed as ?
     try:
         arguments, overrides = lift_settings(given)
         options = make_parser().parse_args(arguments)

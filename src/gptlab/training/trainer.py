@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import locale
 import math
 import os
 import time
@@ -12,7 +14,7 @@ import torch
 from gptlab import machine
 from gptlab.distributed.shard import LocalShards
 from gptlab.distributed.wrap import make_scaler, replicate
-from gptlab.errors import RunError, Stopped
+from gptlab.errors import RunError, Stopped, UserError
 from gptlab.optim.optimizers import make_optimizer
 from gptlab.planning.plan import plan_here
 from gptlab.precision.regimes import enter_regime
@@ -56,6 +58,12 @@ class Trainer:
 
     def _preflight(self) -> None:
         """Refuse what need not or cannot start, before anything is written."""
+        encoding = codecs.lookup(locale.getpreferredencoding(False)).name
+        if self.recipe.compile.enabled and encoding != "utf-8":
+            raise UserError(
+                f"compile.enabled = true: PyTorch's compiler reads files in the locale's encoding, {encoding}, and "
+                "needs UTF-8: set PYTHONUTF8=1, or pass --compile.enabled false"
+            )
         stored = self.run.read_json("result.json")
         self.world.barrier()  # all ranks have read what rank 0 is about to write
         if stored.get("status") == "completed" and stored["steps"] >= self.limit:
