@@ -10,7 +10,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from gptlab.version import VERSION as __version__  # noqa: F401
+
 __all__ = ["Recipe", "Result", "Study", "load_recipe", "load_run", "load_study", "train"]
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from gptlab import __version__
 from gptlab.cli import bench, evaluate, launch, output, plan, prepare, study, train
 from gptlab.cli.common import Parser, add_verb
 from gptlab.config import parse_flag, read_layer, settings, shipped
 from gptlab.errors import ConfigError, LostRank, OutOfMemory, UserError
+from gptlab.version import VERSION
 
 LINGER = 5  # seconds
 
@@ -76,7 +76,7 @@ def lift_settings(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
 
 def make_parser() -> argparse.ArgumentParser:
     top = Parser(prog="gptlab", description="A laboratory for pretraining GPT-2-class language models.")
-    top.add_argument("--version", action="version", version=f"gptlab {__version__}")
+    top.add_argument("--version", action="version", version=f"gptlab {VERSION}")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
     for module in (prepare, train, plan, evaluate, output, study, launch, bench):
         module.add_to(verbs)

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gptlab import __version__
 from gptlab.cli.common import Parser, add_verb, wide_console
 from gptlab.config import Study, load_study
 from gptlab.errors import UserError
+from gptlab.version import VERSION
 
 
 def add_to(verbs: Any) -> None:
@@ -84,7 +84,7 @@ def do_study_report(options: argparse.Namespace) -> None:
 
     command = shlex.join(["gptlab", *sys.argv[1:]])
     report = write_report(
-        options.folders, options.compare, options.out, options.figures, wide_console(160), command, __version__
+        options.folders, options.compare, options.out, options.figures, wide_console(160), command, VERSION
     )
     folder = report.page.parent
     print(f"page: {report.page}")

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import nn
 
-import gptlab
 from gptlab.config import Model, Recipe, may_change, settings
 from gptlab.data.tokenizers import load_tokenizer
 from gptlab.distributed.world import SINGLE, World
@@ -29,6 +28,7 @@ from gptlab.rundir import RunDir
 from gptlab.tasks.base import Init, Task, TaskData, task_of
 from gptlab.training.checkpoint import find_checkpoint, list_checkpoints
 from gptlab.training.tensors import Saved
+from gptlab.version import VERSION
 
 
 def pick_device(name: str) -> torch.device:
@@ -174,7 +174,7 @@ def environment(
     """The content of environment.json: versions, hardware, commit and command."""
     emulated = make_regime(recipe.precision, device).emulated
     return {
-        "gptlab": gptlab.__version__,
+        "gptlab": VERSION,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
