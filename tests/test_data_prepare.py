@@ -263,7 +263,7 @@ def test_a_killed_process_goes_on(folder: Path, tmp_path: Path) -> None:
     )
     out = tmp_path / "killed"
     kills = 0
-    while not (out / "manifest.json").exists():
+    while not (out / "manifest.json").exists() or (out / "progress.json").exists():  # also after the manifest
         process = subprocess.Popen([sys.executable, "-c", script, str(folder), str(out)])
         before = len(list(out.glob("train-*.bin")))
         while process.poll() is None and len(list(out.glob("train-*.bin"))) < before + 2:
@@ -878,3 +878,11 @@ def test_a_shard_is_read_whole_or_not_at_all(tmp_path: Path) -> None:
     shards.write_shard(tmp_path / "a.bin", np.arange(10))
     assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
     assert read_shard(tmp_path / "a.bin").tokens == 10
+
+
+def test_a_record_that_a_kill_left_beside_the_manifest_goes(folder: Path, tmp_path: Path) -> None:
+    quietly("text", tmp_path / "set", source=folder)
+    before = digests(tmp_path / "set")
+    (tmp_path / "set/progress.json").write_text("{}", encoding="utf-8")
+    quietly("text", tmp_path / "set", source=folder)
+    assert digests(tmp_path / "set") == before

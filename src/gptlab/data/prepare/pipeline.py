@@ -9,6 +9,7 @@ within the dataset's; `--merge` makes one dataset of the parts.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -127,6 +128,8 @@ def prepare(
     if (folder / "manifest.json").is_file():
         manifest = read_manifest(folder, labeled)
         state.refuse_another(folder, manifest, draft)
+        with contextlib.suppress(OSError):  # the folder may be read-only
+            state.sweep(folder)  # a kill between the manifest and this leaves the record
         say(f"{folder}: already prepared, {_summary(manifest)}")
         return folder
     with state.lock(folder):
