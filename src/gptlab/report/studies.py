@@ -72,7 +72,10 @@ class ReadStudy:
     @property
     def unit(self) -> str:
         """What the runs count: "tokens" or "samples"."""
-        return "samples" if any("samples" in run.result for run in self.runs.values()) else "tokens"
+        counts = {
+            unit for run in self.runs.values() for unit in ("tokens", "samples") if run.result.get(f"{unit}_per_second")
+        }
+        return "samples" if counts == {"samples"} else "tokens"
 
     def of(self, arm: str) -> list[ReadRun]:
         """The runs of an arm, or of all arms that match a pattern such as `adamw_*`."""
