@@ -92,6 +92,20 @@ def test_which_runs_a_call_starts_and_where_their_results_are(
     assert call(monkeypatch, f"{run} --config all --seeds 0", "--study", file) == 2
 
 
+@pytest.mark.parametrize("kind", ["lm", "cls"])
+def test_the_published_arms_have_the_sanity_gate(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fakes = Fakes(tmp_path)
+    monkeypatch.setattr(runner, "command", fakes.command)
+    monkeypatch.setattr(runner, "POLL_SECONDS", 0.02)
+    fakes.ends["fp32_baseline"] = ["diverged"]
+    assert call(monkeypatch, f"experiments/{kind}/run.py --config published --jobs 2", "--data.path", dataset) == 1
+    core = {"fp32_baseline", "amp_fp16", "amp_bf16", "bf16_pure"}
+    assert set(fakes.started()) == {f"{arm}_seed0" for arm in core}
+
+
 @pytest.mark.slow
 def test_a_quick_test_does_not_become_the_full_run(dataset: Path, tmp_path: Path) -> None:
     tiny = settings(dataset, train__max_steps=8)

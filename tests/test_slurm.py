@@ -284,7 +284,7 @@ def test_stop_of_a_study_keeps_its_other_jobs_from_starting(
     status, said, _ = call(capsys, "stop", out)
     print(said)
     assert status == 0
-    assert "6 jobs cancelled" in said  # three more core runs, two extended ones, the report
+    assert "6 jobs cancelled" in said  # five more runs and the report
     until(ended(out))
     assert json.loads((out / "plain_seed0/result.json").read_text(encoding="utf-8"))["status"] == "interrupted"
     assert [path.name for path in out.glob("*_seed*")] == ["plain_seed0"]

@@ -240,15 +240,17 @@ def test_a_study_is_two_arrays_and_a_report(
     words = ["launch", "tiny.toml", "--on", "slurm", "--print", "--jobs", 3, "--gpus", 1, "--optim.weight-decay", "0"]
     submits, *parts = call(capsys, *words)[1].split("#!")[1:]
     scripts = [options("#!" + text) for text in parts]
-    assert [script["job-name"] for script in scripts] == ["tiny-core", "tiny-extended", "tiny-report"]
-    assert [script.get("array") for script in scripts] == ["0-3%3", "0-1%2", None]
+    assert [script["job-name"] for script in scripts] == ["tiny-gate", "tiny-arms", "tiny-report"]
+    assert [script.get("array") for script in scripts] == ["0-1%2", "0-3%3", None]
     after = re.findall(r"^(\w+)=\$\(sbatch .*?(?:--dependency=(\S+) )?<<", "".join(parts) + submits, re.MULTILINE)
     assert sorted(after) == [
-        ("CORE_JOB", ""),
-        ("EXTENDED_JOB", "afterany:$CORE_JOB"),
-        ("REPORT_JOB", "afterany:$CORE_JOB:$EXTENDED_JOB"),
+        ("ARMS_JOB", "afterany:$GATE_JOB"),
+        ("GATE_JOB", ""),
+        ("REPORT_JOB", "afterany:$GATE_JOB:$ARMS_JOB"),
     ]
     assert [script.get("gpus-per-node") for script in scripts] == ["1", "1", None]
+    no_gate = call(capsys, *words, "--arm", "late", "plain")[1]
+    assert re.findall(r"--job-name=(\S+)", no_gate) == ["tiny-arms", "tiny-report"]
     monkeypatch.setenv("PATH", "/nonexistent")
     assert call(capsys, "launch", "tiny.toml", "--on", "slurm", "--print", "--data.path", "nowhere")[0] == 0
     for words, says in (
@@ -532,9 +534,13 @@ def test_an_arrays_task_trains_its_run_and_leaves_its_summary(
         monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(index))
         return job.run_job(folder, part, lambda _: None)
 
-    assert task("extended", 0) == 1  # the core runs have not ended
-    assert "the extended arms are not started: plain seed 0, the baseline" in capsys.readouterr().out
-    assert task("core", 0) == 0
+    record = Launch.read(folder)
+    assert record is not None
+    assert record.part("gate").runs == [("plain", 0), ("fast", 0)]
+    assert record.part("arms").runs == [("late", 0), ("late", 1), ("plain", 1), ("fast", 1)]
+    assert task("arms", 0) == 1  # the core runs of seed 0 have not ended
+    assert "extended arms are not started: plain seed 0, the baseline" in capsys.readouterr().err
+    assert task("gate", 0) == 0
     assert statuses(folder) == {
         "plain 0": "completed",
         "fast 0": "waiting",
@@ -543,7 +549,7 @@ def test_an_arrays_task_trains_its_run_and_leaves_its_summary(
         "late 0": "waiting",
         "late 1": "waiting",
     }
-    assert [task("core", index) for index in (1, 2, 3)] == [0, 0, 1]
+    assert [task("gate", 1), *(task("arms", index) for index in (0, 2, 3))] == [0, 0, 0, 1]
     assert summary(folder, "fast_seed1") | {"reason": ""} == {
         "study": "tiny",
         "arm": "fast",
@@ -553,8 +559,8 @@ def test_an_arrays_task_trains_its_run_and_leaves_its_summary(
         "reason": "",
     }
     assert "the tokenizer melted" in summary(folder, "fast_seed1")["reason"]
-    assert task("extended", 0) == 1  # the baseline diverged
-    assert not (folder / "late_seed0").exists()
+    assert task("arms", 1) == 1  # the baseline of seed 1 diverged
+    assert not (folder / "late_seed1").exists()
 
     fakes.ends = {}
     (folder / "plain_seed1.json").unlink()
@@ -563,13 +569,13 @@ def test_an_arrays_task_trains_its_run_and_leaves_its_summary(
     call(capsys, "launch", "tiny.toml", "--on", "slurm")  # what has no result is submitted again
     again = Launch.read(folder)
     assert again is not None
-    assert again.part("core").runs == [("plain", 1), ("fast", 1)]
-    assert [task("core", index) for index in (0, 1)] == [0, 0]
-    assert task("extended", 1) == 0
+    assert [part.name for part in again.parts] == ["arms", "report"]
+    assert again.part("arms").runs == [("late", 1), ("plain", 1), ("fast", 1)]
+    assert [task("arms", index) for index in (0, 1, 2)] == [0, 0, 0]
     assert summary(folder, "late_seed1")["status"] == "completed"
     out = call(capsys, "launch", "--status", folder)[1]
-    assert re.search(r"44_1 +results/tiny/fast_seed1 +ended +completed +24", out), out
-    assert re.search(r"46 +results/tiny: report +ended +waiting", out), out
+    assert re.search(r"44_2 +results/tiny/fast_seed1 +ended +completed +24", out), out
+    assert re.search(r"45 +results/tiny: report +ended +waiting", out), out
 
 
 # -- stopping
@@ -633,15 +639,15 @@ def test_stop_of_a_studys_array_reaches_runs_and_cancels_the_rest(
     monkeypatch.chdir(tmp_path)
     study_file(tmp_path, dataset)
     call(capsys, "launch", "tiny.toml", "--on", "slurm", "--jobs", 1)
-    waiting = "".join(f"41_{i}|PENDING|JobArrayTaskLimit\n" for i in (1, 2, 3)) + "42_0|PENDING|Dependency\n"
-    slurm(queue="41_0|RUNNING|None\n" + waiting + "42_1|PENDING|Dependency\n43|PENDING|Dependency\n")
+    waiting = "".join(f"42_{i}|PENDING|Dependency\n" for i in range(4))
+    slurm(queue="41_0|RUNNING|None\n41_1|PENDING|JobArrayTaskLimit\n" + waiting + "43|PENDING|Dependency\n")
     folder = Path("results/tiny")
     tiny = load_study("tiny.toml").build("plain", 0)
     trainer(folder / "plain_seed0")
     RunDir(folder / "plain_seed0").write_recipe(tiny)
     status, out, _ = call(capsys, "stop", folder)
     assert status == 0
-    assert slurm()[-1] == "scancel 41_1 41_2 41_3 42_0 42_1 43"
+    assert slurm()[-1] == "scancel 41_1 42_0 42_1 42_2 42_3 43"
     assert "6 jobs cancelled" in out
     assert "1 interrupted, 5 waiting; `gptlab launch tiny.toml --on slurm --jobs 1` continues" in out
 

@@ -125,9 +125,10 @@ def statuses(folder: Path) -> dict[str, str]:
 # -- order, gate, and what is not done twice
 
 
-def test_core_arms_come_first_seed_by_seed_and_nothing_runs_twice(study: Study, fakes: Fakes) -> None:
+def test_the_first_seeds_core_arms_come_first_and_nothing_runs_twice(study: Study, fakes: Fakes) -> None:
     assert run_study(study, quiet=True) == 0
-    assert fakes.started() == ["plain_seed0", "fast_seed0", "plain_seed1", "fast_seed1", "late_seed0", "late_seed1"]
+    assert fakes.started() == ["plain_seed0", "fast_seed0", "late_seed0", "late_seed1", "plain_seed1", "fast_seed1"]
+    assert [f"{state.arm}_seed{state.seed}" for state in read_study(Path("results/tiny"))] == fakes.started()
     folder = Path("results/tiny")
     card = summary(folder, "late_seed1")
     assert {key: card[key] for key in ("study", "arm", "group", "seed", "status", "final_val_loss")} == {
@@ -151,7 +152,7 @@ def test_arms_and_seeds_may_be_chosen(study: Study, fakes: Fakes) -> None:
     assert first_seeds(study.model_copy(update={"seeds": [7, 3]}), 4) == [7, 3, 8, 9]
     assert run_study(study, arms=["late"], seeds=[5], quiet=True) == 0  # without a gate
     assert run_study(study, arms=["late", "plain"], seeds=[0], quiet=True) == 0
-    assert fakes.started() == ["late_seed5", "plain_seed0", "late_seed0"]
+    assert fakes.started() == ["late_seed5", "late_seed0", "plain_seed0"]
     assert load_study("results/tiny/study.toml").seeds == [0, 1, 5]
     with pytest.raises(ConfigError, match="study tiny has no arm 'lat'; did you mean 'late'?"):
         run_study(study, arms=["lat"])
@@ -176,16 +177,68 @@ def test_a_summary_is_written_for_a_run_that_has_none_and_without_training(study
 def test_extended_arms_wait_for_a_baseline_that_has_learnt(
     study: Study, fakes: Fakes, capsys: pytest.CaptureFixture[str], end: str
 ) -> None:
-    fakes.ends["plain seed 1"] = [end, "completed"]
+    fakes.ends["plain seed 0"] = [end, "completed"]
     assert run_study(study) == 1
-    assert fakes.started() == ["plain_seed0", "fast_seed0", "plain_seed1", "fast_seed1"]
+    assert fakes.started() == ["plain_seed0", "fast_seed0", "plain_seed1", "fast_seed1"]  # core arms are, all the same
     says = " ".join(capsys.readouterr().err.split())
-    assert "the extended arms are not started: plain seed 1" in says
+    assert says.count("extended arms are not started: plain seed 0") == 1
     assert "--arm NAME runs an arm anyway" in says
     if end == "unlearnt":
         assert "ended with val_loss 4.5, no lower than its first val_loss 4.0" in says
     assert run_study(study, arms=["late"], quiet=True) == 0
     assert fakes.started()[4:] == ["late_seed0", "late_seed1"]
+
+
+@pytest.mark.parametrize(("end", "closes"), [("diverged", True), ("unlearnt", True), ("failed: TypeError: no", False)])
+def test_a_core_run_of_a_later_seed_closes_the_gate_once_it_has_a_result(
+    study: Study, fakes: Fakes, capsys: pytest.CaptureFixture[str], end: str, closes: bool
+) -> None:
+    seeds = [0, 1, 2]
+    order = [str(run) for run in planned_runs(study, Path("results/tiny"), None, seeds)]
+    bad = "plain seed 1"
+    after = [run for run in order[order.index(bad) :] if run.startswith("late")]
+    assert after == ["late seed 2"]
+    fakes.ends[bad] = [end]
+    assert run_study(study, seeds=seeds) == 1
+    started = [name.replace("_seed", " seed ") for name in fakes.started()]
+    assert started == [run for run in order if not (closes and run in after)]
+    assert (f"extended arms are not started: {bad}" in " ".join(capsys.readouterr().err.split())) == closes
+    assert run_study(study, seeds=seeds, quiet=True) == 1  # nor at the next start
+    assert statuses(Path("results/tiny"))["late 2"] == ("waiting" if closes else "completed")
+
+
+def test_a_gate_that_is_open_lets_the_arms_of_more_seeds_mix(study: Study, fakes: Fakes) -> None:
+    folder = Path("results/tiny")
+
+    def groups(seeds: list[int], arms: list[str] | None = None) -> list[str]:
+        return [run.group for run in planned_runs(study, folder, arms, seeds)]
+
+    assert groups([1]) == ["core", "core", "extended"]  # alone it opens its own gate
+    assert groups([1], ["late", "plain"]) == ["extended", "core"]  # no gate: fast, a core arm, is missing
+    assert groups([1], ["late", "plain", "fast"]) == groups([1])
+    assert run_study(study, seeds=[0], arms=["plain"], quiet=True) == 0
+    assert groups([1]) == ["core", "core", "extended"]  # fast has not ended
+    assert run_study(study, seeds=[0], quiet=True) == 0
+    assert groups([1]) == ["extended", "core", "core"]
+    assert run_study(study, seeds=[1], quiet=True) == 0
+    assert fakes.started()[3:] == ["late_seed1", "plain_seed1", "fast_seed1"]
+
+
+def test_arms_that_are_named_have_the_gate_if_all_core_arms_are_among_them(study: Study, fakes: Fakes) -> None:
+    fakes.ends["plain"] = ["diverged"]
+    assert run_study(study, arms=["late", "plain"], quiet=True) == 0
+    assert fakes.started() == ["late_seed0", "plain_seed0", "late_seed1", "plain_seed1"]
+    for path in Path("results/tiny").glob("late_seed*/result.json"):
+        path.unlink()
+    assert run_study(study, arms=["fast", "late", "plain"], quiet=True) == 1
+    assert fakes.started()[4:] == ["fast_seed0", "fast_seed1"]
+
+
+def test_with_more_jobs_than_core_arms_no_extended_arm_starts_before_the_gate(study: Study, fakes: Fakes) -> None:
+    fakes.ends["plain"] = ["unlearnt"]
+    assert run_study(study, jobs=6, quiet=True) == 1
+    assert set(fakes.started()[:2]) == {"plain_seed0", "fast_seed0"}
+    assert set(fakes.started()[2:]) == {"plain_seed1", "fast_seed1"}
 
 
 def test_extended_arms_do_not_wait_for_another_arm_that_diverged(study: Study, fakes: Fakes) -> None:

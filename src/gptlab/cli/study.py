@@ -20,7 +20,13 @@ def add_to(verbs: Any) -> None:
     v.add_argument(
         "study", metavar="STUDY", help="a name that `gptlab studies` lists, a TOML file, or a study's folder"
     )
-    v.add_argument("--arm", nargs="+", action="extend", metavar="NAME", help="run only these arms, without sanity gate")
+    v.add_argument(
+        "--arm",
+        nargs="+",
+        action="extend",
+        metavar="NAME",
+        help="run only these arms (the sanity gate needs all core arms)",
+    )
     add_seeds(v, "run only this seed")
     v.add_argument("--jobs", type=int, metavar="N", help="runs at the same time (default: one per GPU, or one)")
     v.add_argument("--out", type=Path, metavar="DIR", help="the study's folder (default: results/<study>)")

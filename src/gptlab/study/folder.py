@@ -10,11 +10,8 @@ from typing import Any
 from gptlab.config import Recipe, Study, may_differ, settings
 from gptlab.errors import Locked, RunError
 from gptlab.rundir import RunDir, open_study, run_name, write_atomically
-from gptlab.study.runs import PlannedRun
+from gptlab.study.runs import RESULTS, PlannedRun
 from gptlab.study.table import read_summary
-
-# A run with one of these statuses is not trained again. Failed and not applicable runs are tried at the next start.
-RESULTS = ("completed", "diverged", "out_of_memory")
 
 
 def study_in_use(folder: Path) -> Locked:
@@ -22,11 +19,16 @@ def study_in_use(folder: Path) -> Locked:
     return Locked(f"{folder} is being run by another process; `gptlab study status {folder}` shows its progress")
 
 
-def keep_study(folder: Path, study: Study, seeds: Sequence[int]) -> None:
-    """Write study.toml. Raises RunError if the folder holds another study."""
+def keep_study(folder: Path, study: Study, seeds: Sequence[int]) -> Study:
+    """Write study.toml. Returns the study with all seeds asked for so far.
+
+    Raises:
+        RunError: the folder holds another study.
+    """
     file, text = folder / "study.toml", study_toml(folder, study, seeds)
     if not file.is_file() or file.read_text(encoding="utf-8") != text:
         write_atomically(file, text)
+    return open_study(folder)
 
 
 def study_toml(folder: Path, study: Study, seeds: Sequence[int]) -> str:

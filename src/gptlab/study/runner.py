@@ -1,6 +1,6 @@
 """Runs a study: every arm with every seed, each in a fresh process. Runs that have a result are not run again.
 
-    check everything -> core arms, seed by seed -> sanity gate -> extended arms
+    check everything -> core arms of one seed -> sanity gate -> all other runs, seed by seed
 
 The folder is the whole state: study.toml, one folder per run, and the summary of each run that has ended. A runner that
 was killed is started again with the same command.
@@ -30,8 +30,8 @@ from gptlab import locks, machine
 from gptlab.config import Study
 from gptlab.errors import ConfigError
 from gptlab.status import EXIT_CODES
-from gptlab.study.folder import RESULTS, is_finished, keep_study, study_in_use, write_summary
-from gptlab.study.runs import PlannedRun, check_datasets, planned_runs, sanity_gate
+from gptlab.study.folder import is_finished, keep_study, study_in_use, write_summary
+from gptlab.study.runs import RESULTS, PlannedRun, check_datasets, planned_runs, sanity_gate
 from gptlab.study.table import RunState, duration, read_state, study_progress, study_table
 from gptlab.study.worker import RUNNER
 from gptlab.training.signals import STOP_FILE, StopSignal
@@ -68,7 +68,7 @@ def run_study(
     Args:
         study: see `load_study`.
         out: the study's folder; default results/<study>.
-        arms: run only these arms, without the sanity gate.
+        arms: run only these arms; without the sanity gate, unless all core arms are among them.
         seeds: default: the seeds of the study.
         jobs: runs at the same time. Default: one per GPU; on a CPU one per train.threads cores, or one.
         quiet: print nothing.
@@ -88,8 +88,8 @@ def run_study(
     if jobs < 1:
         raise ConfigError(f"jobs = {jobs}: must be at least 1")
     with locks.hold(folder, study_in_use(folder)):
-        keep_study(folder, study, [run.seed for run in runs])
-        return StudyRunner(study, folder, runs, jobs, gpus, quiet, gated=arms is None).run()
+        study = keep_study(folder, study, [run.seed for run in runs])
+        return StudyRunner(study, folder, runs, jobs, gpus, quiet).run()
 
 
 def visible_gpus() -> list[str]:
@@ -146,10 +146,9 @@ class StudyRunner:
         jobs: int,
         gpus: Sequence[str],
         quiet: bool,
-        gated: bool,
     ) -> None:
         self.study, self.folder, self.runs, self.jobs, self.gpus = study, folder, runs, jobs, gpus
-        self.quiet, self.gated = quiet, gated
+        self.quiet, self.gate_is_closed = quiet, False
         self.others = 0  # runs outside the study on the same cores
         self.workers: dict[int, Worker] = {}  # by slot
         self.states: dict[str, RunState] = {}
@@ -174,22 +173,13 @@ class StudyRunner:
             else:
                 todo.append(run)
             self.look_at(run)
-        core = [run for run in todo if run.group == "core" or not self.gated]
-        extended = [run for run in todo if run not in core]
         if not self.quiet and self.console.is_terminal:
             self.live = Live(console=self.console, auto_refresh=False, vertical_overflow="crop")
         with self.live or contextlib.nullcontext(), StopSignal(self.folder) as stop:
             try:
-                self.work(core, stop)
-                if extended and not self.interrupted:
-                    every_core = [run for run in self.runs if run.group == "core"]
-                    if problems := sanity_gate(self.study, self.folder, every_core):
-                        self.failed = True
-                        self.say(
-                            f"the extended arms are not started: {'; '.join(problems)}. --arm NAME runs an arm anyway"
-                        )
-                    else:
-                        self.work(extended, stop)
+                self.work([run for run in todo if run.opens_gate], stop)
+                if not self.interrupted:
+                    self.work([run for run in todo if not run.opens_gate], stop)
             except KeyboardInterrupt:
                 self.interrupted = True
             finally:
@@ -234,7 +224,8 @@ class StudyRunner:
                     if self.ended(worker, code, stop()):
                         queue.insert(0, worker.run)
             while queue and len(self.workers) < self.jobs and not stop():
-                self.start(queue.pop(0))
+                if self.may_start(run := queue.pop(0)):
+                    self.start(run)
             if stop() and not asked:
                 asked = True
                 self.say("stopping: each run saves a checkpoint and ends; a second Ctrl-C kills the runs")
@@ -246,6 +237,15 @@ class StudyRunner:
             self.show()
             time.sleep(POLL_SECONDS)
         self.interrupted = self.interrupted or bool(queue)
+
+    def may_start(self, run: PlannedRun) -> bool:
+        """Whether the sanity gate lets a run start. What has begun goes on, and what closes the gate is said once."""
+        if run.gate is None or not run.behind_gate or run.attempts:
+            return True
+        if not self.gate_is_closed and (problems := sanity_gate(self.study, self.folder, run.gate, self.study.seeds)):
+            self.gate_is_closed = self.failed = True
+            self.say(f"extended arms are not started: {'; '.join(problems)}. --arm NAME runs an arm anyway")
+        return not self.gate_is_closed
 
     def start(self, run: PlannedRun) -> None:
         slot = next(i for i in range(self.jobs) if i not in self.workers)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,11 @@ from gptlab.config import Recipe, Study, shipped
 from gptlab.data.manifest import missing_dataset
 from gptlab.errors import ConfigError
 from gptlab.rundir import RunDir, open_study, run_name
+from gptlab.study.order import core_arms, run_order
 from gptlab.study.table import read_summary
+
+# A run with one of these statuses is not trained again. Failed and not applicable runs are tried at the next start.
+RESULTS = ("completed", "diverged", "out_of_memory")
 
 
 @dataclass
@@ -25,7 +30,17 @@ class PlannedRun:
     """core or extended."""
     recipe: Recipe
     dir: RunDir
+    gate: int | None = None
+    """The seed whose core arms open the sanity gate; None: no run waits."""
     attempts: int = 0
+
+    @property
+    def opens_gate(self) -> bool:
+        return self.group == "core" and self.seed == self.gate
+
+    @property
+    def behind_gate(self) -> bool:
+        return self.group == "extended" and self.gate is not None
 
     def __str__(self) -> str:
         return f"{self.arm} seed {self.seed}"
@@ -58,7 +73,7 @@ def first_seeds(study: Study, n: int) -> list[int]:
 def planned_runs(
     study: Study, folder: Path, arms: Sequence[str] | None, seeds: Sequence[int] | None
 ) -> list[PlannedRun]:
-    """The runs in the order in which they start: core arms first, seed by seed.
+    """The runs in the order in which they start, see `run_order`.
 
     Raises:
         ConfigError: an arm is unknown, or a setting is out of bounds.
@@ -68,13 +83,27 @@ def planned_runs(
             close = difflib.get_close_matches(arm, study.arms, n=1, cutoff=0.4)
             hint = f"did you mean '{close[0]}'?" if close else f"it has {', '.join(study.arms)}"
             raise ConfigError(f"study {study.name} has no arm '{arm}'; {hint}")
+    asked = [arm for arm in study.arms if arms is None or arm in arms]
+    seeds = study.seeds if seeds is None else seeds
+    gate = gate_seed(study, folder, asked, seeds)
     return [
-        PlannedRun(name, seed, arm.group, study.build(name, seed), RunDir(folder / run_name(name, seed)))
-        for group in ("core", "extended")
-        for seed in dict.fromkeys(seeds if seeds is not None else study.seeds)
-        for name, arm in study.arms.items()
-        if arm.group == group and (arms is None or name in arms)
+        PlannedRun(arm, seed, study.arms[arm].group, study.build(arm, seed), RunDir(folder / run_name(arm, seed)), gate)
+        for arm, seed in run_order(study, asked, seeds, gate)
     ]
+
+
+def gate_seed(study: Study, folder: Path, arms: Collection[str], seeds: Sequence[int]) -> int | None:
+    """The seed whose core arms open the sanity gate: the first one asked for.
+
+    If the study's first seed has opened the gate before, it is that seed, and no run has to come first. None: there is
+    no gate, because no extended arm is asked for, or not all core arms are.
+    """
+    core = core_arms(study)
+    if not set(core) <= set(arms) or set(arms) <= set(core):
+        return None
+    first = study.seeds[0]
+    ended = all(read_summary(folder, study, arm, first).get("status") in RESULTS for arm in core)
+    return first if ended and not sanity_gate(study, folder, first) else seeds[0]
 
 
 def check_datasets(runs: Sequence[PlannedRun]) -> None:
@@ -89,21 +118,30 @@ def check_datasets(runs: Sequence[PlannedRun]) -> None:
         raise ConfigError("\n".join(missing.values()))
 
 
-def sanity_gate(study: Study, folder: Path, runs: Sequence[PlannedRun]) -> list[str]:
+def sanity_gate(study: Study, folder: Path, gate: int, others: Sequence[int] = ()) -> list[str]:
     """What is wrong with the core runs, one sentence per run; [] opens the gate for the extended arms.
 
     Every completed run must have lowered its loss, and the baseline must have completed.
+
+    Args:
+        gate: the seed whose core runs must have ended.
+        others: seeds whose core runs count as soon as they have a result.
     """
     problems = []
-    for run in runs:
-        summary = read_summary(folder, study, run.arm, run.seed)
+    for seed, arm in itertools.product(dict.fromkeys([gate, *others]), core_arms(study)):
+        summary = read_summary(folder, study, arm, seed)
         loss = summary.get("final_val_loss")
         finite = loss is not None and math.isfinite(loss)
         status = summary.get("status", "unfinished")
-        if run.arm == study.baseline and not (status == "completed" and finite):
-            problems.append(f"{run}, the baseline, is {status} and has no finite loss to compare with")
+        if seed != gate and status not in RESULTS:
+            continue
+        if arm == study.baseline and not (status == "completed" and finite):
+            problems.append(f"{arm} seed {seed}, the baseline, is {status} and has no finite loss to compare with")
         elif status == "completed":
-            first = next((line["val_loss"] for line in run.dir.read_metrics() if "val_loss" in line), None)
+            lines = RunDir(folder / run_name(arm, seed)).read_metrics()
+            first = next((line["val_loss"] for line in lines if "val_loss" in line), None)
             if first is not None and not (finite and loss < first):
-                problems.append(f"{run} ended with val_loss {loss}, no lower than its first val_loss {first}")
+                problems.append(
+                    f"{arm} seed {seed} ended with val_loss {loss}, no lower than its first val_loss {first}"
+                )
     return problems

@@ -19,6 +19,7 @@ from gptlab.config import Study
 from gptlab.locks import is_held
 from gptlab.rundir import RunDir, open_study, run_name
 from gptlab.status import STATUSES
+from gptlab.study.order import run_order
 
 ENDED = tuple(status for status in STATUSES if status != "interrupted")
 COLOURS = {
@@ -97,13 +98,8 @@ def read_state(folder: Path, study: Study, arm: str, seed: int, running: bool | 
 def read_study(folder: Path) -> list[RunState]:
     """The states of all runs of a study, in the order in which the runs start."""
     study = open_study(folder)
-    return [
-        read_state(folder, study, name, seed)
-        for group in ("core", "extended")
-        for seed in study.seeds
-        for name, arm in study.arms.items()
-        if arm.group == group
-    ]
+    order = run_order(study, study.arms, study.seeds, study.seeds[0])
+    return [read_state(folder, study, arm, seed) for arm, seed in order]
 
 
 def read_summary(folder: Path, study: Study, arm: str, seed: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from gptlab.status import EXIT_CODES
 from gptlab.study.launch.local import START_AGAIN, rank_variables
 from gptlab.study.launch.record import PRINTED, RECIPE, RECORD, Launch, LaunchPart
 from gptlab.study.runner import StudyRunner, run_study, visible_gpus
-from gptlab.study.runs import check_datasets, planned_runs, sanity_gate
+from gptlab.study.runs import check_datasets, planned_runs
 from gptlab.training.signals import WARNING, StopSignal
 
 
@@ -39,7 +39,7 @@ def run_job(folder: Path, name: str, draw: Callable[[Path], None]) -> int:
         raise RunError(f"{folder} has no {RECORD}: use `gptlab launch` to submit jobs")
     part, began = launch.part(name), time.monotonic()
     runs = part.runs
-    if name in ("core", "extended"):  # an array: only the run of this task
+    if runs and name != "study":  # an array: only the run of this task
         runs = [part.runs[int(os.environ["SLURM_ARRAY_TASK_ID"])]]
     folders = [folder / run_name(*run) for run in runs] or [folder]
     if launch.on == "slurm":
@@ -104,16 +104,10 @@ def _train_study(launch: Launch, part: LaunchPart, runs: Sequence[tuple[str, int
     folder, study = launch.folder, open_study(launch.folder)
     if part.name == "study":
         return run_study(study, folder, launch.arms, launch.seeds, launch.jobs)
-    if part.name == "extended" and launch.arms is None:
-        core = [run for run in planned_runs(study, folder, None, launch.seeds) if run.group == "core"]
-        if problems := sanity_gate(study, folder, core):
-            print(f"the extended arms are not started: {'; '.join(problems)}. --arm NAME runs an arm anyway")
-            return EXIT_CODES["failed"]
-    ((arm, seed),) = runs
-    todo = planned_runs(study, folder, [arm], [seed])
+    todo = [run for run in planned_runs(study, folder, launch.arms, launch.seeds) if (run.arm, run.seed) in runs]
     check_datasets(todo)
     gpus = visible_gpus() if todo[0].recipe.train.device in ("auto", "cuda") else []
-    return StudyRunner(study, folder, todo, 1, gpus, quiet=False, gated=False).run()
+    return StudyRunner(study, folder, todo, 1, gpus, quiet=False).run()
 
 
 def _requeue(on: str) -> int:

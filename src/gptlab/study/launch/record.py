@@ -25,7 +25,7 @@ class LaunchPart:
     """One job, or one job array."""
 
     name: str
-    """run or study; for a study on SLURM core, extended, report."""
+    """run or study; for a study on SLURM gate (runs that open the sanity gate), arms (all other runs), report."""
     words: list[str]
     """The command of the job; [] when read from launch.json."""
     resources: Resources

@@ -76,8 +76,8 @@ def launch_study(
 ) -> Launch:
     """Submit the unfinished runs of a study.
 
-    On SLURM: an array of the core arms, an array of the extended arms behind the sanity gate, and the report when both
-    have ended. On this machine: one job that does the same.
+    On SLURM: an array of the core arms of one seed, an array of all other runs behind the sanity gate, and the report
+    when both have ended. On this machine: one job that does the same.
 
     Args: see `run_study` and `launch_recipe`.
     """
@@ -102,9 +102,9 @@ def launch_study(
         one = resources.model_copy(update={"tasks": 1})
         parts.append(LaunchPart("study", job_command(folder, "study"), one, [(run.arm, run.seed) for run in runs]))
     else:
-        for name in ("core", "extended"):
-            if pairs := [(run.arm, run.seed) for run in todo if run.group == name]:
-                after = [part.name for part in parts] if arms is None else []
+        for name in ("gate", "arms"):
+            if pairs := [(run.arm, run.seed) for run in todo if run.opens_gate == (name == "gate")]:
+                after = [part.name for part in parts]
                 parts.append(LaunchPart(name, job_command(folder, name), resources, pairs, after))
         report = resources.model_copy(update={"gpus": 0, "tasks": 1})
         words = [*job_command(folder, "report")[:4], "study", "report", str(folder.resolve())]
