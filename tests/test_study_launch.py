@@ -363,6 +363,7 @@ def test_a_printed_script_needs_no_other_file(
     assert record is not None
     assert [part.job for part in record.parts] == ["41", "42", "43"]
     assert [line.partition("--dependency=")[2] for line in slurm()[-3:]] == ["", "afterany:41", "afterany:41:42"]
+    assert json.loads(Path("my study/plan.json").read_text(encoding="utf-8"))["plan"]["baseline"] == "plain"
     assert load_study("my study/study.toml").build("fast", 1) == load_study("tiny.toml").build("fast", 1)
 
 

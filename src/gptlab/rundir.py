@@ -11,13 +11,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 import tomllib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from gptlab import locks
-from gptlab.config import Recipe, Study, build_recipe, load_study
+from gptlab.config import Recipe, Study, build_recipe, load_study, plan_changes, plan_hash, study_plan
 from gptlab.errors import ConfigError, Locked, RunError
 
 
@@ -133,7 +135,9 @@ class RunDir:
             yield
 
 
-# -- a study's folder: study.toml, a run directory for each arm and seed, and a summary of each run as JSON beside it
+# -- a study's folder: study.toml, plan.json, a run directory for each arm and seed, and a summary of each run beside it
+
+PLAN = "plan.json"
 
 
 def run_name(arm: str, seed: int) -> str:
@@ -146,3 +150,44 @@ def open_study(folder: str | Path) -> Study:
     if not (Path(folder) / "study.toml").is_file():
         raise RunError(f"{folder} is not a study's folder: it has no study.toml")
     return load_study(Path(folder) / "study.toml")
+
+
+@dataclass(frozen=True)
+class RegisteredPlan:
+    """What a study asked before its first run."""
+
+    date: str
+    """When it was registered, in UTC."""
+    sha256: str
+    remarks: list[str]
+    """What a reader of the results must know, one sentence each: what was changed since, or that it came late."""
+
+
+def read_plan(folder: str | Path, study: Study) -> RegisteredPlan | None:
+    """The registered plan in a study's folder, compared with what the study asks now; None without plan.json.
+
+    Raises:
+        RunError: plan.json is damaged.
+    """
+    file = Path(folder) / PLAN
+    content = RunDir(folder).read_json(PLAN)
+    if not content:
+        return None
+    try:
+        date, sha256, late, plan = (content[key] for key in ("registered", "sha256", "late", "plan"))
+        date, remarks = str(date), plan_changes(plan, study)
+    except (ConfigError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{file} is damaged: {error}") from None
+    if late:
+        remarks.insert(0, f"the plan was registered on {date[:10]}, after runs had begun")
+    if sha256 != plan_hash(plan):
+        remarks.insert(0, f"{file} was edited: its sha256 is of another plan")
+    return RegisteredPlan(date, sha256, remarks)
+
+
+def new_plan(study: Study, late: bool) -> str:
+    """The text of plan.json. `late`: runs have begun before."""
+    plan = study_plan(study)
+    now = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
+    content = {"registered": now, "late": late, "sha256": plan_hash(plan), "plan": plan}
+    return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"

@@ -79,10 +79,14 @@ def do_study_run(options: argparse.Namespace) -> int:
 
 
 def do_study_status(options: argparse.Namespace) -> None:
+    from gptlab.rundir import open_study, read_plan
     from gptlab.study.table import read_study, study_table
 
-    states = read_study(options.folder)
-    wide_console(200).print(study_table(states, jobs=sum(state.status == "running" for state in states)))
+    states, console = read_study(options.folder), wide_console(200)
+    console.print(study_table(states, jobs=sum(state.status == "running" for state in states)))
+    if (plan := read_plan(options.folder, open_study(options.folder))) is not None:
+        for remark in plan.remarks:
+            console.print(remark, markup=False, highlight=False, soft_wrap=True)
 
 
 def do_study_report(options: argparse.Namespace) -> None:

@@ -13,6 +13,9 @@ from gptlab.config.layers import load_recipe as load_recipe
 from gptlab.config.layers import parse_flag as parse_flag
 from gptlab.config.layers import read_layer as read_layer
 from gptlab.config.layers import shipped as shipped
+from gptlab.config.plan import plan_changes as plan_changes
+from gptlab.config.plan import plan_hash as plan_hash
+from gptlab.config.plan import study_plan as study_plan
 from gptlab.config.recipe import Recipe as Recipe
 from gptlab.config.recipe import build_recipe as build_recipe
 from gptlab.config.recipe import may_change as may_change

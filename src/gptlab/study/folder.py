@@ -1,4 +1,4 @@
-"""The folder of a study: study.toml, one folder per run, and the summary of each run that has ended."""
+"""The folder of a study: study.toml, plan.json, one folder per run, and the summary of each run that has ended."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from gptlab.config import Recipe, Study, may_differ, settings
+from gptlab.config import Recipe, Study, may_differ, plan_hash, settings, study_plan
 from gptlab.errors import Locked, RunError
-from gptlab.rundir import RunDir, open_study, run_name, write_atomically
+from gptlab.rundir import PLAN, RunDir, new_plan, open_study, run_name, write_atomically
 from gptlab.study.runs import RESULTS, PlannedRun
 from gptlab.study.table import read_summary
 
@@ -20,41 +20,58 @@ def study_in_use(folder: Path) -> Locked:
 
 
 def keep_study(folder: Path, study: Study, seeds: Sequence[int]) -> Study:
-    """Write study.toml. Returns the study with all seeds asked for so far.
+    """Write study.toml, and before the first run plan.json. Returns the study with all seeds asked for so far.
 
     Raises:
         RunError: the folder holds another study.
     """
-    file, text = folder / "study.toml", study_toml(folder, study, seeds)
-    if not file.is_file() or file.read_text(encoding="utf-8") != text:
-        write_atomically(file, text)
+    for name, text in study_files(folder, study, seeds).items():
+        file = folder / name
+        if not file.is_file() or file.read_text(encoding="utf-8") != text:
+            write_atomically(file, text)
     return open_study(folder)
 
 
-def study_toml(folder: Path, study: Study, seeds: Sequence[int]) -> str:
-    """The text of study.toml, with all seeds that have been asked for so far.
+def study_files(folder: Path, study: Study, seeds: Sequence[int]) -> dict[str, str]:
+    """The texts of study.toml, with all seeds asked for so far, and of plan.json where it is to be written.
+
+    The plan is registered before the first run and then never again. A folder of an earlier version of gptlab may have
+    runs and no plan: what its study.toml asked so far is registered, as late.
 
     Raises:
         RunError: the folder holds another study.
     """
-    stored = []
-    if (folder / "study.toml").is_file():
-        before = open_study(folder)
-        if differ := study_differences(before, study):
-            raise RunError(
-                f"{folder} holds another study: {'; '.join(differ)}; --out names another folder for this study"
-            )
-        stored = before.seeds
-    return study.model_copy(update={"seeds": list(dict.fromkeys([*study.seeds, *stored, *seeds]))}).to_toml()
+    before = open_study(folder) if (folder / "study.toml").is_file() else None
+    if before is not None and (differ := study_differences(before, study)):
+        raise RunError(f"{folder} holds another study: {'; '.join(differ)}; --out names another folder for this study")
+    stored = [] if before is None else before.seeds
+    whole = study.model_copy(update={"seeds": list(dict.fromkeys([*study.seeds, *stored, *seeds]))})
+    begun, kept = has_begun(folder, study), RunDir(folder).read_json(PLAN)
+    files = {}
+    if not kept or (not begun and kept.get("sha256") != plan_hash(study_plan(study))):
+        files[PLAN] = new_plan(before if before is not None and begun else study, late=begun)
+    return {**files, "study.toml": whole.to_toml()}  # the plan first: a kill between them leaves the earlier study.toml
+
+
+def has_begun(folder: Path, study: Study) -> bool:
+    """Whether a run of the study has started; of a deleted run the summary may be left."""
+    summaries = (RunDir(folder).read_json(file.name) for file in folder.glob("*_seed*.json"))
+    return any(path.is_dir() for path in folder.glob("*_seed*")) or any(
+        summary.get("study") == study.name for summary in summaries
+    )
 
 
 def study_differences(before: Study, now: Study) -> list[str]:
-    """What makes two studies different, one sentence each. Seeds, texts, and how often runs evaluate or save do not."""
+    """What makes two studies different, one sentence each: what their runs are, and what runs are compared with.
+
+    Seeds, texts, and how often runs evaluate or save do not. Nor do questions and metric: `read_plan` shows what was
+    changed in them.
+    """
     result = []
-    for key in ("name", "baseline", "metric", "questions"):
-        one, two = before.model_dump()[key], now.model_dump()[key]
+    for key in ("name", "baseline"):
+        one, two = getattr(before, key), getattr(now, key)
         if one != two:
-            result.append(key if isinstance(one, list) else f"{key} ({one} then, {two} now)")
+            result.append(f"{key} ({one} then, {two} now)")
     result += [f"there was no arm {arm}" for arm in now.arms if arm not in before.arms]
     result += [f"there was an arm {arm}" for arm in before.arms if arm not in now.arms]
     both = [arm for arm in now.arms if arm in before.arms]

@@ -29,6 +29,7 @@ from rich.live import Live
 from gptlab import locks, machine
 from gptlab.config import Study
 from gptlab.errors import ConfigError
+from gptlab.rundir import PLAN, read_plan
 from gptlab.status import EXIT_CODES
 from gptlab.study.folder import is_finished, keep_study, study_in_use, write_summary
 from gptlab.study.runs import RESULTS, PlannedRun, check_datasets, planned_runs, sanity_gate
@@ -164,6 +165,7 @@ class StudyRunner:
     def run(self) -> int:
         """Train all runs. Returns the exit status, see `run_study`."""
         self.say_overridden()
+        self.say_plan()
         self.count_other_runs()
         todo = []
         for run in self.runs:
@@ -202,6 +204,12 @@ class StudyRunner:
                 beaten.setdefault(key, []).append(arm)
         for key, arms in beaten.items():
             self.say(f"--{key} overrides the value of {', '.join(arms)}")
+
+    def say_plan(self) -> None:
+        if (plan := read_plan(self.folder, self.study)) is not None:
+            self.say(f"{self.folder / PLAN}: registered on {plan.date[:10]}, sha256 {plan.sha256}")
+            for remark in plan.remarks:
+                self.say(remark)
 
     def count_other_runs(self) -> None:
         """Count other runs on this machine, once: all runs of the study then have the same number of threads."""

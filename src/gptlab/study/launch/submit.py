@@ -17,7 +17,7 @@ from gptlab.config import Recipe, Study
 from gptlab.errors import ConfigError, Locked, RunError, UserError
 from gptlab.locks import is_held
 from gptlab.rundir import RunDir, write_atomically
-from gptlab.study.folder import is_finished, keep_study, study_in_use, study_toml, write_summary
+from gptlab.study.folder import is_finished, keep_study, study_files, study_in_use, write_summary
 from gptlab.study.launch.local import check_system, start_local_job
 from gptlab.study.launch.record import FILES, RECIPE, RECORD, Launch, LaunchPart, job_command
 from gptlab.study.launch.resources import Resources
@@ -112,7 +112,7 @@ def launch_study(
     asked = list(dict.fromkeys(run.seed for run in runs))
     launch = Launch(folder, on, study.name, command, parts, jobs, None if arms is None else list(arms), asked)
     if show:
-        launch.files = {"study.toml": study_toml(folder, study, asked)}
+        launch.files = study_files(folder, study, asked)
         return launch
     _check_submittable(folder, on)
     with locks.hold(folder, study_in_use(folder)):
