@@ -109,6 +109,8 @@ def test_page_is_written_into_a_new_folder(tmp_path):
     write_page(small(), file)
     assert file.read_text(encoding="utf-8") == render_page(small()) and list(file.parent.iterdir()) == [file]
     assert file.stat().st_size < 200_000
+    write_page(make_payload(studies=1), file)  # nineteen arms, three seeds, curves of as many points as a page takes
+    assert file.stat().st_size < 500_000
 
 
 # -- what a browser makes of it -------------------------------------------------------------------------------------
@@ -202,7 +204,7 @@ def test_picked_arms_have_a_colour_and_look_the_same_everywhere(report):
     assert report.first(chip, "one.getAttribute('aria-pressed')") == "true" and inked(report, BLUE) > 100
     assert "amp_fp16" in picked(report)
     color = "one.style.getPropertyValue('--look')"
-    assert report.each(".point[data-arm=amp_fp16]", color) == ["var(--c0)"] * 4  # two charts of two studies
+    assert report.each(".point[data-arm=amp_fp16]", color) == ["var(--c0)"] * 6  # three charts of two studies
     preset = "[...document.querySelectorAll('.presets button')].find((one) => one.textContent === '{}').click()"
     report.run(preset.format("all"))
     assert picked(report) == list(ARMS)
@@ -217,7 +219,7 @@ def test_picked_arms_have_a_colour_and_look_the_same_everywhere(report):
 def test_hovering_a_row_lights_its_arm_in_the_charts(report):
     report.hover(f"{TABLE} tr[data-arm=bf16_kahan]")
     assert set(report.each(".hot", "one.dataset.arm")) == {"bf16_kahan"}
-    assert len(report.each(".point.hot", "1")) == 4
+    assert len(report.each(".point.hot", "1")) == 6
     assert report.first(".point:not(.hot)", "getComputedStyle(one).opacity") == "0.2"
     report.mouse("Moved", 2, 2)
     assert report.each(".hot", "1") == []
@@ -239,6 +241,48 @@ def test_csv_has_what_is_shown(report, study):
     assert float(row["difference_low"]) == arm["comparison"]["low"] and row["verdict"] == arm["comparison"]["verdict"]
     cell = report.run("""["=1+1", "-x", -1.5, null, 'a "b", c'].map(csvCell)""")
     assert cell == ["'=1+1", "'-x", "-1.5", "", '"a ""b"", c"']
+
+
+@pytest.mark.slow
+@needs_chromium
+@pytest.mark.parametrize("decimals", [2, 5])
+def test_columns_that_decide_fit_and_the_rest_is_behind_a_button(browser, decimals):
+    payload = make_payload(points=20)
+    for study in payload["studies"]:
+        study["metric"]["margin"] = 2 * 10**-decimals
+    browser.resize(1400, 900)
+    browser.open(render_page(payload))
+    heads = f"{TABLE} thead th"
+    shown = "one.offsetWidth > 0 ? one.textContent : ''"
+    first = ["arm", "runs", "validation loss, nats", "difference", "verdict", "tokens/s", "memory, GB"]
+    assert [head for head in browser.each(heads, shown) if head] == first
+    for study in (0, 1):
+        assert browser.first(f"#study-{study}-table .table-box", "one.scrollWidth - one.clientWidth") == 0
+    cells = browser.each(f"{TABLE} tr[data-arm=amp_bf16] > :not(.further)", "one.innerText")
+    assert cells[5].split("\n") == ["63\u2009336", "3.48\u00d7 [3.38, 3.58]"] and len(cells) == len(first)
+    browser.click(f"{TABLE} .wider")
+    further = ["frontier", "tokens/s, 95% interval", "perplexity", "wall time, s"]
+    assert browser.each(heads, shown) == first + further
+    assert browser.first(f"{TABLE} .wider", "one.getAttribute('aria-pressed')") == "true"
+    browser.click(f"{TABLE} .wider")
+    assert [head for head in browser.each(heads, shown) if head] == first and browser.complaints() == []
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_the_copy_button_covers_no_command(browser):
+    payload = small()
+    command = "gptlab study run " + "/a/long/way/to/a/study/" * 30 + "study.toml"
+    payload["studies"][0]["provenance"]["command"] = command
+    for width in (1400, 390):
+        browser.resize(width, 900)
+        browser.open(render_page(payload))
+        where = "#study-0-origin .copyable"
+        browser.first(f"{where} pre", "one.scrollLeft = 1e6")
+        code = browser.first(f"{where} code", "one.getBoundingClientRect().right")
+        button = browser.first(f"{where} button", "one.getBoundingClientRect().left")
+        assert code <= button and browser.first(f"{where} pre", "one.scrollLeft") > 0
+        assert browser.run("document.documentElement.scrollWidth") == width
 
 
 @pytest.mark.slow

@@ -41,6 +41,12 @@ function shorten(text, width, size = 12) {
   return text.slice(0, kept) + "…";
 }
 
+function saveAs(file, name) {
+  const link = h("a", { href: URL.createObjectURL(file), download: name.replace(/[^\w.-]+/g, "_") });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+}
+
 // -- numbers ---------------------------------------------------------------------------------------------------------
 
 const NONE = "–";
@@ -164,30 +170,36 @@ function setHot(arm) {
 // -- the read-out at the pointer -------------------------------------------------------------------------------------
 
 const tipBox = document.getElementById("tip");
+const tipLines = ([first, ...rest]) => [h("strong", null, first), rest.map((line) => h("div", null, line))];
 
-function showTip(x, y, text) {
-  const [first, ...rest] = text.split("\n");
-  tipBox.replaceChildren(h("strong", null, first), ...rest.map((line) => h("div", null, line)));
+function showTip(content, x, y) {  // beside x, below y
+  tipBox.replaceChildren();
+  paint(fill(tipBox, null, [content]));
   tipBox.hidden = false;
   const { offsetWidth: width, offsetHeight: height } = tipBox;
-  const left = x + 16 + width > innerWidth - 8 ? Math.max(8, x - 16 - width) : x + 16;
-  tipBox.style.left = `${left}px`;
-  tipBox.style.top = `${Math.max(8, Math.min(y + 14, innerHeight - height - 8))}px`;
+  const left = x + 16 + width > innerWidth - 8 ? x - 16 - width : x + 16;
+  tipBox.style.left = `${Math.max(8, left)}px`;
+  tipBox.style.top = `${Math.max(8, Math.min(y, innerHeight - height - 8))}px`;
 }
 
-const hideTip = () => { tipBox.hidden = true; };
+function hideTip() {
+  tipBox.hidden = true;
+  for (const one of document.querySelectorAll(".crosshair")) one.replaceChildren();
+}
 
 function pointAt(event) {
   const node = event.target.closest?.("[data-arm]");
   if (!event.target.closest?.(".curves")) setHot(node?.dataset.arm ?? null);
-  const told = event.target.closest?.("[data-tip]");
-  if (told && event.type === "pointerover") showTip(event.clientX, event.clientY, told.dataset.tip);
+  const teller = event.target.closest?.("[data-tip]");
+  if (teller && event.type === "pointerover") showTip(tipLines(teller.dataset.tip.split("\n")), event.clientX, event.clientY + 14);
   else if (!event.target.closest?.(".curves")) hideTip();
 }
 
 document.addEventListener("pointerover", pointAt);
 document.addEventListener("focusin", pointAt);
-document.documentElement.addEventListener("pointerleave", () => { setHot(null); hideTip(); });
+document.documentElement.addEventListener("pointerleave", (event) => {  // a lifted finger leaves its reading
+  if (event.pointerType === "mouse") { setHot(null); hideTip(); }
+});
 document.addEventListener("scroll", hideTip, { passive: true });
 document.addEventListener("click", (event) => {
   const node = event.target.closest("[data-pick]");

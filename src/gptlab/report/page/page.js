@@ -118,7 +118,7 @@ function armColumns(study) {
   const statuses = unique(study.arms.flatMap((arm) => Object.keys(arm.statuses)));
   const measured = (one, text, form) => stacked(one ? text(one) : NONE, one && between(one.low, one.high, form));
   const extra = ({ key, label }) => ({
-    label, number, sort: (arm) => arm.other?.[key]?.mean, csv: cells(`${key}_`, (arm) => arm.other?.[key], ["mean", "sd"]),
+    label, number, more: true, sort: (arm) => arm.other?.[key]?.mean, csv: cells(`${key}_`, (arm) => arm.other?.[key], ["mean", "sd"]),
     cell(arm) {
       const one = arm.other?.[key];
       return one ? stacked(digits(one.mean, 4), one.n > 1 && known(one.sd) && `± ${digits(one.sd, 2)}`) : "";
@@ -137,18 +137,19 @@ function armColumns(study) {
     { label: "verdict", hint: "the numbers behind the verdict are under Paired differences",
       sort: (arm) => difference(arm) && order.indexOf(difference(arm).verdict), csv: cells("", difference, ["verdict"]),
       cell: (arm) => difference(arm) && h("span", { "data-tip": difference(arm).text }, badge(shownVerdict(arm))) },
-    { label: `${study.unit}/s`, number, hint: `${study.unit} per second, with its 95% interval`, sort: (arm) => speed(arm)?.value,
-      cell: (arm) => measured(speed(arm), (one) => digits(one.value), digits),
-      csv: cells(`${study.unit}_per_second_`, speed, ["value", "low", "high", "n"]) },
-    { label: "speed-up", number, hint: "relative to the baseline, with its 95% interval", sort: (arm) => gain(arm)?.value,
-      cell: (arm) => (first(arm) ? "" : measured(gain(arm), (one) => `${ratio(one.value)}×`, ratio)),
-      csv: cells("speedup_", gain, ["value", "low", "high", "n"]) },
+    { label: `${study.unit}/s`, number, hint: `${study.unit} per second; below it the speed-up over the baseline with its 95% interval`,
+      sort: (arm) => speed(arm)?.value, cell: (arm) => stacked(digits(speed(arm)?.value),
+        !first(arm) && gain(arm) && `${ratio(gain(arm).value)}× ${between(gain(arm).low, gain(arm).high, ratio)}`),
+      csv: [...cells(`${study.unit}_per_second_`, speed, ["value", "low", "high", "n"]),
+        ...cells("speedup_", gain, ["value", "low", "high", "n"])] },
     { label: "memory, GB", number, hint: "peak memory, and its ratio to the baseline's", sort: (arm) => arm.memory_gb?.mean,
       cell: (arm) => stacked(digits(arm.memory_gb?.mean), !first(arm) && known(arm.memory_ratio) && `${ratio(arm.memory_ratio)}×`),
       csv: [["memory_gb", (arm) => arm.memory_gb?.mean], ["memory_ratio", (arm) => arm.memory_ratio]] },
     study.arms.some((arm) => known(arm.frontier))
       && plain("frontier", "frontier", (arm) => (known(arm.frontier) ? percent(arm.frontier) : ""),
-        { number, hint: "share of simulated draws in which the arm is on the frontier of throughput and quality" }),
+        { number, more: true, hint: "share of simulated draws in which the arm is on the frontier of throughput and quality" }),
+    { label: `${study.unit}/s, 95% interval`, number, more: true, sort: (arm) => speed(arm)?.low,
+      cell: (arm) => between(speed(arm)?.low, speed(arm)?.high, digits) || NONE },
     ...(study.columns ?? []).map(extra),
   ].filter(Boolean);
 }
@@ -281,10 +282,12 @@ function studySection(study) {
 
   const differences = h("div"), margin = study.metric.margin;
   const table = armTable(study, (arms) => differences.replaceChildren(forest(study, arms)));
-  const charts = [
-    tradeOff(study, "Quality against throughput", `${study.unit} per second`, "higher", (arm) => arm.throughput),
-    tradeOff(study, "Quality against memory", "peak memory, GB", "lower", ({ memory_gb: one }) => one && { ...one, value: one.mean }),
-  ].filter(Boolean);
+  const mean = (one) => one && { ...one, value: one.mean };
+  const good = { label: study.metric.label, better: study.metric.better, of: (arm) => mean(arm.quality), metric: true };
+  const speed = { label: `${study.unit} per second`, better: "higher", of: (arm) => arm.throughput };
+  const memory = { label: "peak memory, GB", better: "lower", of: (arm) => mean(arm.memory_gb) };
+  const charts = [tradeOff(study, "Quality against throughput", speed, good), tradeOff(study, "Quality against memory", memory, good),
+    tradeOff(study, "Throughput against memory", memory, speed)].filter(Boolean);
   return section(
     h("div", { id: idOf(study, "answers"), class: "answers" }, answers(study, study)),
     part("table", "Arms", note("Click a row to show or hide the arm in the charts; click a header to sort. Intervals are 95%. Differences "

@@ -1,17 +1,19 @@
 // One kind of table for everything: sorted by its headers, filtered, saved as CSV; it scrolls inside its own box.
 //
-// A column is {label, hint, sort(row), cell(row), csv: [[header, value(row)], ...], number}; without `sort` or `csv` it
-// has none. A filter is {label, options: [[value, text], ...], test(row, value), first: value chosen at first}.
+// A column is {label, hint, sort(row), cell(row), csv: [[header, value(row)], ...], number, more}; without `sort` or `csv`
+// it has none; with `more` it is shown on demand. A filter is {label, options: [[value, text], ...], test(row, value),
+// first: value chosen at first}.
 
 function dataTable({ name, caption, rows, columns, filters = [], words, rowAttributes = () => ({}), shown = () => {} }) {
+  const kind = ({ number, more }) => [number && "number", more && "further"].filter(Boolean).join(" ") || null;
   const lines = rows.map((row) => ({
     row, words: words(row).toLowerCase(),
     node: h("tr", rowAttributes(row), columns.map((column, i) =>
-      h(i ? "td" : "th", { class: column.number && "number", scope: i ? null : "row" }, column.cell(row)))),
+      h(i ? "td" : "th", { class: kind(column), scope: i ? null : "row" }, column.cell(row)))),
   }));
   let sorted = { column: null, up: true };
 
-  const heads = columns.map((column) => h("th", { scope: "col", class: column.number && "number", title: column.hint },
+  const heads = columns.map((column) => h("th", { scope: "col", class: kind(column), title: column.hint },
     column.sort ? h("button", { type: "button", class: "sort", onclick: () => sortBy(column) }, column.label) : column.label));
   const body = h("tbody");
   const search = h("input", { type: "search", placeholder: "filter by text", "aria-label": `filter ${caption} by text`,
@@ -58,14 +60,15 @@ function dataTable({ name, caption, rows, columns, filters = [], words, rowAttri
   function save() {
     const cells = columns.flatMap((column) => column.csv ?? []);
     const table = [cells.map(([header]) => header), ...current().map(({ row }) => cells.map(([, value]) => value(row)))];
-    const file = new Blob([table.map((row) => row.map(csvCell).join(",") + "\r\n").join("")], { type: "text/csv" });
-    const link = h("a", { href: URL.createObjectURL(file), download: `${name.replace(/[^\w.-]+/g, "_")}.csv` });
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+    saveAs(new Blob([table.map((row) => row.map(csvCell).join(",") + "\r\n").join("")], { type: "text/csv" }), `${name}.csv`);
   }
 
   const head = [h("caption", { class: "unseen" }, caption), h("thead", null, h("tr", null, heads))];
-  const box = scrolling(caption, h("table", null, head, body));
+  const grid = h("table", null, head, body), box = scrolling(caption, grid), hidden = columns.filter((column) => column.more).length;
+  const wider = h("button", { type: "button", class: "wider", "aria-pressed": "false", onclick() {
+    wider.setAttribute("aria-pressed", String(grid.classList.toggle("widened")));
+    cue();
+  } }, many(hidden, "more column"));
   box.classList.toggle("long", rows.length > 30);
   show();
   const frame = h("div", { class: "table-frame" }, box);
@@ -74,7 +77,7 @@ function dataTable({ name, caption, rows, columns, filters = [], words, rowAttri
   new ResizeObserver(cue).observe(box);
   return h("div", { class: "data-table" },
     h("div", { class: "tools" }, rows.length > 3 ? [search, ...selects.map(([, select]) => select)] : [], count,
-      h("button", { type: "button", class: "save", onclick: save }, "Save as CSV")),
+      hidden > 0 && wider, h("button", { type: "button", class: "save", onclick: save }, "Save as CSV")),
     frame);
 }
 
