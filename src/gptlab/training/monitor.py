@@ -18,7 +18,7 @@ from gptlab.precision.regimes import Regime
 from gptlab.rundir import RunDir
 from gptlab.sparsity.pruner import NoPruner, Pruner
 from gptlab.tasks.base import Task
-from gptlab.training.guard import Divergence, Guard
+from gptlab.training.guard import Diverged, Divergence, Guard
 from gptlab.training.logs import Logs
 from gptlab.training.state import State
 from gptlab.training.step_buffer import Seen, StepBuffer, Update
@@ -57,6 +57,7 @@ class Monitor:
         self.updates_lost: torch.Tensor | None = None  # share, of the last update that is logged
         self.mask_seconds = 0.0
         self.lr = 0.0  # of the last update
+        self.updates: list[Update] = []  # of the last report
         gpu = gpu_of(self.device)
         self.peak = gpu.peak(regime.matmul_format) if gpu else None  # FLOP/s
 
@@ -95,7 +96,7 @@ class Monitor:
         Raises:
             Diverged: an update was not finite, or the losses show a divergence; divergence.json has the evidence.
         """
-        updates = self.buffer.read(state.step)
+        self.updates = updates = self.buffer.read(state.step)
         seconds, masking = self.watch.lap(), self.pruner.overhead()
         self.mask_seconds += masking
         state.largest_logit = max(state.largest_logit, *(update.largest_logit for update in updates))
@@ -109,6 +110,17 @@ class Monitor:
             logs.training(self._line(state, updates[-1], seconds) | self._masks(state.step, share))
         if diverged:
             raise self.buffer.evidence(diverged, updates, self.run)
+
+    def evaluated(self, state: State, loss: float, last: bool) -> None:
+        """Judge a held-out loss. All ranks call this.
+
+        Raises:
+            Diverged: it is not finite, or has risen with the training loss.
+        """
+        if diverged := self.guard.evaluated(state.step, loss, last):
+            if diverged.kind == "non_finite" or not self.updates:  # no update is known that shows it
+                raise Diverged(diverged)
+            raise self.buffer.evidence(diverged, self.updates, self.run)
 
     def _line(self, state: State, update: Update, seconds: float) -> dict[str, Any]:
         unit, per_step = self.task.unit, self.task.per_step

@@ -22,7 +22,6 @@ from gptlab.seeding import address
 from gptlab.sparsity.pruner import make_pruner
 from gptlab.tasks.base import Init, task_of
 from gptlab.training.checkpoint import Checkpoints, list_checkpoints
-from gptlab.training.guard import Diverged, Divergence
 from gptlab.training.job import Job
 from gptlab.training.logs import Logs
 from gptlab.training.monitor import Monitor
@@ -162,21 +161,22 @@ class Trainer:
 
         Raises:
             Stopped: a stop was requested meanwhile; nothing of it is kept.
-            Diverged: the held-out loss is not finite.
+            Diverged: the held-out loss or the updates before it show a divergence.
         """
         state = self.state
         what = [name for name in self.task.due(state.step, last) if name not in state.evaluated]
         if not what:
             return
+        if self.monitor.pending:  # the guard compares the held-out loss with the training losses up to it
+            self.monitor.report(state, None)
         whole = self.task.build(self.regime, self.weights.gather_into) if self.sharded else self.model
         scores = self.task.evaluate(what, whole, self.regime, self.micro_batch, self.check_stop)
         self.logs.samples(state.step, scores.pop("samples", []))
         if scores:
             self.logs.evaluation({"step": state.step, self.task.unit: state.step * self.task.per_step, **scores})
         state.evaluated, state.val_loss = [*state.evaluated, *what], scores.get("val_loss", state.val_loss)
-        if state.val_loss is not None and not math.isfinite(state.val_loss):
-            reason = f"the held-out loss is {state.val_loss} at step {state.step}"
-            raise Diverged(Divergence(state.step, "non_finite", reason))
+        if "val_loss" in scores:
+            self.monitor.evaluated(state, scores["val_loss"], last)
 
     def save(self) -> None:
         """Copy the state; a thread writes the files. `State`, scaler and guard go into training.json."""
