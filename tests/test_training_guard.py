@@ -342,14 +342,15 @@ def check_found(seeds: range) -> None:
 def check_low_starts(seeds: range) -> None:
     """A jump of a run that starts low is noticed within 50 steps, named and dated right; at most 1% are missed."""
     for at, times in itertools.product((2, 3, 5, 10, 40), (1.0, 2.0)):
-        missed = 0
+        missed, off = 0, []
         for seed in seeds:
             found = watch(*low_start(at, times, seed))
             if found is None or found[0] > at + 50:
                 missed += 1
                 continue
             assert found[1].kind == ("collapse" if times == 1 else "spike"), f"{at} {times} {seed}: {found}"
-            assert abs(found[1].step - at) <= 10, f"{at} {times} {seed}: {found}"
+            off.append(abs(found[1].step - at))
+        assert np.quantile(off, 0.9) <= 2, f"{at} {times}: {sorted(off)}"
         assert missed <= len(seeds) / 100, f"to {times} times the constant predictor's loss at step {at}: {missed}"
 
 
