@@ -57,8 +57,8 @@ class Question(Section):
     id: str
     claim: str
     contrast: list[str] = Field(default_factory=list)
-    """Two arms; the second is the reference. `adamw_*` stands for the best of the matching arms: on each seed the arm
-    that is best on the other seeds."""
+    """Two arms; the second is the reference. `adamw_*` stands for the best of the matching arms; the test
+    pays for the choice."""
     metric: Metric | None = None
     """Default: the study's metric."""
     confirmed_if: str

@@ -10,6 +10,7 @@ import numpy as np
 
 from gptlab.config import Metric
 from gptlab.report import statistics as st
+from gptlab.report.grids import best_of
 from gptlab.report.studies import ReadStudy
 
 # Margins for studies that state none: differences up to these count as no difference.
@@ -29,9 +30,12 @@ def margin_of(read: ReadStudy, metric: Metric) -> tuple[float, str]:
 
 
 def contrast_of(read: ReadStudy, arm: str, reference: str, metric: Metric, margin: float | None = None) -> st.Contrast:
-    """Two arms of a study, compared in a metric; with the metric's own margin if none is given."""
-    ours, theirs = (read.values(name, metric.name, metric.better) for name in (arm, reference))
-    return st.contrast(ours, theirs, metric.better, margin_of(read, metric)[0] if margin is None else margin)
+    """Two arms of a study, or grids of them, compared in a metric; by default with the metric's own margin."""
+    margin = margin_of(read, metric)[0] if margin is None else margin
+    if "*" in arm + reference:
+        return best_of(read, (arm, reference), metric, margin)
+    ours, theirs = (read.values(name, metric.name) for name in (arm, reference))
+    return st.contrast(ours, theirs, metric.better, margin)
 
 
 def mean_and_spread(values: Sequence[float]) -> Plain | None:

@@ -13,6 +13,7 @@ from gptlab.config import Metric, Question, clauses
 from gptlab.report import statistics as st
 from gptlab.report import words
 from gptlab.report.estimates import Plain, contrast_of, frontier_shares
+from gptlab.report.grids import BestOf, chosen_text
 from gptlab.report.runs import mean_seconds
 from gptlab.report.studies import ReadStudy
 
@@ -53,7 +54,9 @@ def _answer_contrast(
             texts.append(f"{name}: the study does not have these arms")
             continue
         metric = question.metric or read.study.metric
-        texts.append(prefix + words.question_text(judged[name], metric.name, family, *question.contrast))
+        text = prefix + words.question_text(judged[name], metric.name, family, *question.contrast)
+        best = judged[name].contrast
+        texts.append(text + (chosen_text(read, question.contrast, best) if isinstance(best, BestOf) else ""))
         advice.append(recommend(read, question, judged[name], metric, family))
     known = dict.fromkeys(arm for read in studies.values() for arm in read.study.arms)
     evidence = [arm for pattern in question.contrast for arm in fnmatch.filter(known, pattern)]
@@ -147,8 +150,10 @@ def recommend(read: ReadStudy, question: Question, judged: st.Judgement, metric:
         family: number of contrasts asked about together. The p of a speed-up is multiplied by it (Bonferroni).
     """
     arm, reference = question.contrast
+    if isinstance(judged.contrast, BestOf) and all(judged.contrast.chosen):
+        arm, reference = judged.contrast.chosen
     start, quality = _place(read), words.metric_name(metric.name)
-    lost = words.lost_text(_lost(read, question.contrast))
+    lost = words.lost_text(_lost(read, (arm, reference)))
     if judged.verdict in ("better", "worse"):
         first, second = (arm, reference) if judged.verdict == "better" else (reference, arm)
         return f"{start}: use {first} rather than {second}, for better {quality}{lost}"

@@ -105,6 +105,8 @@ class Contrast:
     diverged: tuple[int, int] = (0, 0)
     """(diverged runs, runs that completed or diverged) of the arm."""
     reference_diverged: tuple[int, int] = (0, 0)
+    tests: int = 1
+    """Number of tests that it is made of, for its power: more than one for the best of a grid."""
 
     @property
     def any_diverged(self) -> bool:
@@ -118,6 +120,10 @@ class Contrast:
         from scipy import stats
 
         return float(stats.fisher_exact([[k, n - k] for k, n in (self.diverged, self.reference_diverged)]).pvalue)
+
+    def p_within(self) -> float:
+        """p of equivalence within the margin, not adjusted."""
+        return float(tost(self.difference.n, self.difference.mean, self.difference.sd, self.margin))
 
 
 @dataclass(frozen=True)
@@ -354,9 +360,9 @@ def _fewest(power_of: Callable[[int], float]) -> int | None:
 
 
 def contrast(arm: Runs, reference: Runs, better: Better, margin: float) -> Contrast:
-    counts = [(runs.diverged, len(_finite(runs.values)) + runs.diverged) for runs in (arm, reference)]
+    counts, other = ((runs.diverged, len(_finite(runs.values)) + runs.diverged) for runs in (arm, reference))
     delta = paired(arm.values, reference.values)
-    return Contrast(delta, better, margin, welch(arm.values, reference.values), *counts)
+    return Contrast(delta, better, margin, welch(arm.values, reference.values), counts, other)
 
 
 def judge(family: Mapping[Name, Contrast]) -> dict[Name, Judgement]:
@@ -373,11 +379,12 @@ def judge(family: Mapping[Name, Contrast]) -> dict[Name, Judgement]:
 def _judge(contrast: Contrast, p_holm: float, family: int) -> Judgement:
     d, margin = contrast.difference, contrast.margin
     tested = not contrast.any_diverged and bool(np.isfinite(d.p))
+    family *= contrast.tests
     significant, beyond = tested and p_holm < ALPHA, abs(d.mean) > margin
     nothing = tested and d.low == d.high  # identical bits, or all but for rounding
     p_equivalent = 0.0 if nothing else NAN
     if tested and not nothing and margin > 0:
-        p_equivalent = float(tost(d.n, d.mean, d.sd, margin))
+        p_equivalent = contrast.p_within()
 
     verdict: Verdict = "not resolved"
     why, needed = "", None
@@ -396,7 +403,7 @@ def _judge(contrast: Contrast, p_holm: float, family: int) -> Judgement:
         why = "differs, perhaps by less than the margin" if significant else ""
         needed = seeds_for_equivalence(margin, d.sd, abs(d.mean) if significant else 0.0)
     more = max(1, needed - d.n) if needed else None
-    mde, mde_family = (minimum_detectable(d.n, d.sd, m) if tested else NAN for m in (1, family))
+    mde, mde_family = (minimum_detectable(d.n, d.sd, m) if tested else NAN for m in (contrast.tests, family))
     return Judgement(verdict, contrast, p_holm, p_equivalent, mde, mde_family, more, rate(*contrast.diverged), why)
 
 

@@ -81,33 +81,10 @@ class ReadStudy:
         """The runs of an arm, or of all arms that match a pattern such as `adamw_*`."""
         return [run for run in self.runs.values() if fnmatchcase(run.arm, arm)]
 
-    def values(self, arm: str, key: str, better: str = "lower") -> Runs:
-        """An arm's runs in one metric, as the statistics take them; for a pattern, the runs of its best arm.
-
-        The best arm is chosen for each seed on the other seeds (cross-validation), because the best of many arms looks
-        better than it is on the seeds that chose it. An arm with a diverged run is never best.
-        """
+    def values(self, arm: str, key: str) -> Runs:
+        """An arm's runs in one metric, as the statistics take them."""
         runs = self.of(arm)
-        if "*" in arm:
-            return self._best(sorted({run.arm for run in runs}), key, better)
         return Runs({run.seed: run.value(key) for run in runs}, sum(run.status == "diverged" for run in runs))
-
-    def _best(self, arms: list[str], key: str, better: str) -> Runs:
-        sign = 1 if better == "lower" else -1
-        cost = {
-            (arm, seed): math.inf if run.status == "diverged" else sign * run.value(key)
-            for (arm, seed), run in self.runs.items()
-            if arm in arms
-        }
-        seeds = [seed for seed in dict.fromkeys(seed for _, seed in cost) if all((arm, seed) in cost for arm in arms)]
-        chosen = {}
-        for seed in seeds if len(seeds) > 1 else ():
-            others = {arm: math.fsum(cost[arm, other] for other in seeds if other != seed) for arm in arms}
-            known = {arm: total for arm, total in others.items() if not math.isnan(total)}
-            if known:
-                chosen[seed] = self.runs[min(known, key=lambda arm: known[arm]), seed]
-        values = {seed: run.value(key) for seed, run in chosen.items()}
-        return Runs(values, sum(run.status == "diverged" for run in chosen.values()))
 
     def speeds(self, arm: str) -> dict[int, list[float]]:
         """Seed to speeds, for completed runs with any logged speed."""

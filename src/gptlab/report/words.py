@@ -167,7 +167,7 @@ def evidence_text(judged: st.Judgement, metric: str, family: int, reference: str
             parts.append("{} of {} runs of {} diverged".format(*c.reference_diverged, reference))
         return "; ".join(parts)
     seeds = counted(d.n, "seed")
-    if d.identical:
+    if d.identical and not d.low < d.high:  # of grids, other arms than the chosen ones count too
         return f"bit-identical in {seeds}" + (f"; {judged.why}" if judged.why else "")
     text = f"{signed(d.mean, d.low, d.high)} in {metric_name(metric)} over {seeds}"
     if math.isfinite(d.p):
