@@ -60,6 +60,7 @@ def made(
                 "status": status,
                 key: value,
                 "steps": 100,
+                unit: 1000,
                 f"{unit}_per_second": rate,
                 "peak_memory_gb": (memory or {}).get(arm, 10.0),
             }
@@ -601,6 +602,9 @@ def test_power_from_a_pilot() -> None:
     assert found and int(found[2]) <= int(found[1]) <= int(found[3])
     with pytest.raises(UserError, match="shows no noise of final_val_loss: two seeds must have completed"):
         pilot_noise(made({"base": [1.0], "x": [1.0]}), "final_val_loss")
+    short = "\n".join(power_report(read.study, 0.01, Noise(0.004)))  # the margin of the study
+    assert "a difference of 0.01 is not beyond the margin of 0.01" in short and "in more than half" in short
+    assert "first of" not in short and re.search(r"\n +3 +0\.01\d+ ", short)
     for effect, sd in ((0.0, 1.0), (-1.0, 1.0), (1.0, 0.0), (math.nan, 1.0)):
         with pytest.raises(UserError, match="must be greater than 0"):
             power_report(read.study, effect, Noise(sd))

@@ -6,12 +6,12 @@ import sys
 
 import numpy as np
 import pytest
-from scipy import integrate, stats
+from scipy import stats
 from scipy.signal import lfilter
 from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import ttost_paired
 
+from gptlab.report import detection
 from gptlab.report import statistics as st
 from gptlab.report.statistics import Contrast, Runs, contrast, difference, judge, paired
 
@@ -132,57 +132,6 @@ def test_the_bootstrap_is_scipys():
     assert math.isnan(st.bootstrap([1.0], [2.0]).low) and math.isnan(st.bootstrap([], []).value)
 
 
-# -- power
-
-
-def test_the_minimum_detectable_effect_is_the_published_one():
-    assert st.minimum_detectable(3, 1.0) == pytest.approx(3.26, abs=0.005)
-    assert stats.t.ppf(0.975, 2) / math.sqrt(3) == pytest.approx(2.48, abs=0.005)  # only where p reaches 5%
-    assert st.minimum_detectable(3, 0.02) == pytest.approx(0.02 * st.minimum_detectable(3, 1.0))
-    assert math.isnan(st.minimum_detectable(1, 1.0))
-
-
-@pytest.mark.parametrize("n", [2, 3, 5, 10, 40])
-@pytest.mark.parametrize("family", [1, 18])
-def test_power_is_that_of_the_squared_t(n, family):
-    """t squared has the noncentral F distribution: both tails in one, by another routine."""
-    effect = st.minimum_detectable(n, 1.0, family)
-    for share in (0.1, 0.5, 1.0):
-        critical, shift = stats.t.ppf(1 - 0.025 / family, n - 1), share * effect * math.sqrt(n)
-        reference = stats.ncf.sf(critical**2, 1, n - 1, shift**2)
-        assert float(st.power(share * effect, n, 0.05 / family)) == pytest.approx(reference, abs=1e-6)
-    assert float(st.power(effect, n, 0.05 / family)) == pytest.approx(0.8)
-
-
-def test_the_seeds_needed_are_the_fewest():
-    for effect, family in ((3.3, 1), (1.0, 1), (0.3, 1), (1.0, 18)):
-        n = st.seeds_needed(-effect, 1.0, family)
-        assert TTestPower().power(effect, n, 0.05 / family) >= 0.8 > TTestPower().power(effect, n - 1, 0.05 / family)
-    assert st.seeds_needed(3.3, 1.0) == 3
-    assert st.seeds_needed(0.0001, 1.0) is None and st.seeds_needed(0.0, 1.0) is None
-    with pytest.raises(ValueError, match="sd = 0: must be greater than 0"):
-        st.seeds_needed(1.0, 0)
-
-
-@pytest.mark.parametrize(("n", "margin", "effect"), [(3, 3.0, 0.0), (3, 1.5, 0.5), (8, 1.2, 0.3), (30, 0.5, 0.0)])
-def test_the_power_of_tost_is_an_integral_over_the_sd(n, margin, effect):
-    def passes(variance):
-        room = margin - stats.t.ppf(0.95, n - 1) * math.sqrt(variance / (n - 1) / n)
-        inside = stats.norm(effect, 1 / math.sqrt(n))
-        return (inside.cdf(room) - inside.cdf(-room)) * stats.chi2.pdf(variance, n - 1) if room > 0 else 0.0
-
-    limit = n * (n - 1) * (margin / stats.t.ppf(0.95, n - 1)) ** 2
-    assert st.power_of_tost(margin, n, effect) == pytest.approx(integrate.quad(passes, 0, limit)[0], abs=2e-3)
-
-
-def test_the_seeds_for_equivalence_are_the_fewest():
-    n = st.seeds_for_equivalence(0.004, 0.004)
-    assert st.power_of_tost(1.0, n) >= 0.8 > st.power_of_tost(1.0, n - 1)
-    assert st.seeds_for_equivalence(0.004, 0.004, effect=0.003) > n
-    assert st.seeds_for_equivalence(0.004, 0.004, effect=0.004) is None  # at the margin no number of seeds helps
-    assert st.seeds_for_equivalence(0.0, 0.004) is None
-
-
 # -- verdicts
 
 CLEAR = difference(5, -0.020, 0.001)
@@ -204,7 +153,7 @@ def test_what_the_margin_calls_none_is_no_finding():
     small, unclear = judged(difference(5, 0.002, 0.0005), difference(5, 0.0035, 0.0009))
     assert (small.verdict, small.why) == ("equivalent", "differs, by less than the margin") and small.p_holm < 0.01
     assert (unclear.verdict, unclear.why) == ("not resolved", "differs, perhaps by less than the margin")
-    assert unclear.more_seeds == st.seeds_for_equivalence(0.004, 0.0009, 0.0035) - 5
+    assert unclear.more_seeds == detection.seeds_for_equivalence(0.004, 0.0009, 0.0035) - 5
     assert judged(difference(5, 0.002, 0.0005), margin=0.0)[0].verdict == "worse"  # no margin, no such reserve
 
 
@@ -212,9 +161,9 @@ def test_no_difference_comes_with_what_could_have_been_found():
     got, _ = judged(difference(3, 0.003, 0.010), CLEAR)
     assert got.verdict == "not resolved"
     assert got.mde == pytest.approx(0.0326, abs=1e-4) and got.mde_family > 1.3 * got.mde
-    assert got.more_seeds == st.seeds_for_equivalence(0.004, 0.010) - 3
+    assert got.more_seeds == detection.seeds_for_equivalence(0.004, 0.010) - 3
     beyond, _ = judged(difference(3, 0.012, 0.010), CLEAR)
-    assert beyond.more_seeds == st.seeds_needed(0.012, 0.010, family=2) - 3
+    assert beyond.more_seeds == detection.seeds_needed(0.012, 0.010, family=2) - 3
     unlucky, _ = judged(difference(12, 0.0025, 0.0040), CLEAR)  # has the seeds that are enough in 80% of all cases
     assert unlucky.more_seeds == 1
 
@@ -520,8 +469,8 @@ def test_tost_errs_in_at_most_5_percent_at_the_margin(n, sd):
 @pytest.mark.parametrize("family", [1, 18])
 def test_twice_the_minimum_detectable_effect_is_found(family):
     draw, trials = np.random.default_rng(5), 300
-    effect = 2 * st.minimum_detectable(3, 1.0, family)
-    expected = float(st.power(effect, 3, 0.05 / family))
+    effect = 2 * detection.minimum_detectable(3, 1.0, family)
+    expected = float(detection.power(effect, 3, 0.05 / family))
     assert expected > 0.99
     deltas = draw.normal(0, 1.0, (trials, family, 3))
     deltas[:, 0] += effect
@@ -534,25 +483,9 @@ def test_twice_the_minimum_detectable_effect_is_found(family):
 
 
 @pytest.mark.slow
-def test_the_seeds_that_are_named_have_the_power():
-    draw, trials = np.random.default_rng(6), 20_000
-
-    def shares(n, effect):
-        deltas = draw.normal(effect, 0.01, (trials, n))
-        mean, sd = deltas.mean(-1), deltas.std(-1, ddof=1)
-        found = (st.t_test(mean, sd / math.sqrt(n), n - 1) < 0.05 / 18) & (mean > 0)
-        return int(found.sum()), int((st.tost(n, mean, sd, 0.01) < 0.05).sum())
-
-    n = st.seeds_needed(0.02, 0.01, family=18)
-    assert at_least(shares(n, 0.02)[0], trials, 0.8) and at_most(shares(n - 1, 0.02)[0], trials, 0.8)
-    n = st.seeds_for_equivalence(0.01, 0.01)
-    assert at_least(shares(n, 0.0)[1], trials, 0.798) and at_most(shares(n - 1, 0.0)[1], trials, 0.8)
-
-
-@pytest.mark.slow
 def test_planted_flips_are_found_and_others_are_not():
     draw, trials = np.random.default_rng(7), 200
-    effect = 2 * st.minimum_detectable(3, 1.0, family=12)
+    effect = 2 * detection.minimum_detectable(3, 1.0, family=12)
     #        flips            the same in both  one task only    none in either   equivalent
     truth = [(effect, -effect), (effect, effect), (effect, 0.0), (0.0, 0.0), (0.0, 0.0), (0.0, 0.0)]
     found = wrong = interactions = 0

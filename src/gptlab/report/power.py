@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from gptlab.config import Study
 from gptlab.errors import UserError
+from gptlab.report import detection
 from gptlab.report import statistics as st
 from gptlab.report.studies import ReadStudy
 from gptlab.report.words import counted
@@ -70,34 +71,44 @@ def power_report(study: Study, effect: float, noise: Noise) -> list[str]:
     family = len(study.arms) - 1
     if not family:
         raise UserError(f"{study.name} has one arm: there is nothing to compare")
+    margin = study.metric.margin or 0.0
     measured = f" (measured; 95% interval {noise.low:.3g} to {noise.high:.3g})" if noise.df else ""
     lines = [
         f"{study.name}: {study.metric.name}, {counted(family, 'comparison')} with {study.baseline}; the sd of a paired "
         f"difference over seeds is {noise.sd:.3g}{measured}",
         "",
-        f"to detect a difference of {effect:g} with 80% power (paired t, two-sided, 5%):",
-        f"  {'if it is the only comparison':<32}{_seeds(effect, noise, 1)}",
-        f"  {f'the first of {family} after Holm':<32}{_seeds(effect, noise, family)}",
     ]
-    if study.metric.margin:
-        n = st.seeds_for_equivalence(study.metric.margin, noise.sd)
-        lines.append(f"to show that equal arms are equivalent within {study.metric.margin:g}: {_seed_count(n)}")
+    if effect > margin:
+        beyond = f" and a mean difference beyond the margin of {margin:g}" if margin else ""
+        lines += [
+            f"to detect a difference of {effect:g} with 80% power (paired t, two-sided, 5%{beyond}):",
+            f"  {'if it is the only comparison':<32}{_seeds(effect, noise, 1, margin)}",
+            f"  {f'the first of {family} after Holm':<32}{_seeds(effect, noise, family, margin)}",
+        ]
+    else:
+        lines.append(
+            f"a difference of {effect:g} is not beyond the margin of {margin:g}; better and worse need a mean beyond "
+            "it, so no number of seeds finds it in more than half of all studies"
+        )
+    if margin:
+        n = detection.seeds_for_equivalence(margin, noise.sd)
+        lines.append(f"to show that equal arms are equivalent within {margin:g}: {_seed_count(n)}")
     lines += ["", f"{'seeds':>7}  {'detects (alone)':>15}  {f'detects (of {family})':>16}"]
     for n in sorted({*SHOWN, len(study.seeds)}):
-        alone, among = (st.minimum_detectable(n, noise.sd, m) for m in (1, family))
+        alone, among = (detection.minimum_detectable(n, noise.sd, m, margin) for m in (1, family))
         mark = "  this study" if n == len(study.seeds) else ""
         if n > 1:
             lines.append(f"{n:>7}  {alone:>15.3g}  {among:>16.3g}{mark}")
     return lines
 
 
-def _seeds(effect: float, noise: Noise, family: int) -> str:
-    text = _seed_count(st.seeds_needed(effect, noise.sd, max(1, family)))
+def _seeds(effect: float, noise: Noise, family: int, margin: float) -> str:
+    text = _seed_count(detection.seeds_needed(effect, noise.sd, family, margin))
     if noise.df:
-        ends = [st.seeds_needed(effect, sd, max(1, family)) for sd in (noise.low, noise.high)]
+        ends = [detection.seeds_needed(effect, sd, family, margin) for sd in (noise.low, noise.high)]
         text += f" ({_seed_count(ends[0], '')} to {_seed_count(ends[1], '')} from the interval of the sd)"
     return text
 
 
 def _seed_count(n: int | None, unit: str = " seeds") -> str:
-    return f"over {st.MOST_SEEDS:,}{unit}" if n is None else f"{n:,}{unit}"
+    return f"over {detection.MOST_SEEDS:,}{unit}" if n is None else f"{n:,}{unit}"

@@ -15,27 +15,26 @@ interval of one seed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
+from gptlab.report import detection
 from gptlab.report.reading import Array
 
 # scipy.stats and scipy.optimize take seconds to import, so the functions that need them import them.
 
-ALPHA = 0.05  # two-sided; for a family of comparisons, and for each test of equivalence
-POWER = 0.8
+ALPHA = detection.ALPHA
 MARGIN_124M = 0.004  # nats: closer validation losses of a 124M GPT count as equal
 RESAMPLES = 2000  # of the bootstrap over documents
 DRAWS = 4000  # of the frontier's simulation
 BATCHES = 10  # of a run's step times; more batches gain little and are too short (Schmeiser 1982)
 ROUNDING = 2**-20  # relative, 8 units in the last place of float32: a smaller spread is rounding, not noise
-MOST_SEEDS = 10_000  # larger numbers of seeds are not reported
 
 Better = Literal["lower", "higher"]
 Verdict = Literal["better", "worse", "equivalent", "not resolved", "diverges", "reference diverges"]
@@ -113,6 +112,10 @@ class Contrast:
         return self.diverged[0] + self.reference_diverged[0] > 0
 
     @property
+    def tested(self) -> bool:
+        return not self.any_diverged and bool(np.isfinite(self.difference.p))
+
+    @property
     def p(self) -> float:
         """Not adjusted: paired t, or Fisher's exact test of the counts if a run diverged."""
         if not self.any_diverged:
@@ -136,19 +139,43 @@ class Judgement:
     """The contrast's p adjusted over its family, in which untestable contrasts count with p = 1."""
     p_equivalent: float
     """Two one-sided tests against the margin; not adjusted."""
-    mde: float
-    """True difference that these seeds detect with 80% power at 5% in a single comparison, in the metric's units. It is
-    as uncertain as the sd, which three seeds give within a factor of 0.5 to 6."""
-    mde_family: float
-    """The same at Holm's first step, 5% over the number of comparisons."""
-    more_seeds: int | None
-    """If not resolved: further seeds for 80% power at the observed sd. With a difference beyond the margin: to detect a
-    difference of that size. Within the margin: to show equivalence, of equal arms (or, if the difference is
-    significant, of arms with this difference). None: unknown, or over 10,000."""
     divergence: Estimate
     """Rate of the arm's diverged runs."""
     why: str
     """Why the verdict is no clearer; may be empty."""
+    family: int
+    """Number of comparisons that Holm's correction is over."""
+
+    @property
+    def mde(self) -> float:
+        """True difference that these seeds call better or worse with 80% power at 5% in a single comparison, in the
+        metric's units. It is as uncertain as the sd, which three seeds give within a factor of 0.5 to 6."""
+        return self._detectable(1)
+
+    @property
+    def mde_family(self) -> float:
+        """The same at Holm's first step, 5% over the number of comparisons."""
+        return self._detectable(self.family)
+
+    def _detectable(self, family: int) -> float:
+        c = self.contrast
+        if not c.tested:
+            return NAN
+        return detection.minimum_detectable(c.difference.n, c.difference.sd, family * c.tests, c.margin)
+
+    @cached_property
+    def more_seeds(self) -> int | None:
+        """If not resolved: further seeds for 80% power if the difference and the spread are as seen. With a difference
+        beyond the margin: to detect it. Within the margin: to show equivalence, of equal arms (or, if the difference
+        is significant, of arms with this difference). None: unknown, or over 10,000."""
+        c, d = self.contrast, self.contrast.difference
+        if self.verdict != "not resolved" or not c.tested:
+            return None
+        if abs(d.mean) > c.margin:
+            needed = detection.seeds_needed(d.mean, d.sd, self.family * c.tests, c.margin)
+        else:
+            needed = detection.seeds_for_equivalence(c.margin, d.sd, abs(d.mean) if self.p_holm < ALPHA else 0.0)
+        return max(1, needed - d.n) if needed else None
 
 
 @dataclass(frozen=True)
@@ -293,69 +320,6 @@ def bootstrap(a: ArrayLike, b: ArrayLike, seed: int = 0, resamples: int = RESAMP
     return Estimate(mean, float(low), float(high), n, "documents")
 
 
-# -- power
-
-
-def power(effect: ArrayLike, n: ArrayLike, alpha: float = ALPHA) -> Array:
-    """Probability that a paired t test over n seeds detects a true difference, in sds of the paired difference."""
-    df, shift = np.subtract(n, 1), np.multiply(effect, np.sqrt(n))
-    critical = special.stdtrit(df, 1 - alpha / 2)
-    wrong_side = np.nan_to_num(special.nctdtr(df, shift, -critical))  # NaN where it underflows
-    return special.nctdtr(df, -shift, -critical) + wrong_side
-
-
-def power_of_tost(margin: float, n: int, effect: float = 0.0) -> float:
-    """Probability that TOST over n seeds passes; margin and true difference in sds of the paired difference."""
-    chi2 = special.chdtri(n - 1, (np.arange(200) + 0.5) / 200)  # quantiles, to integrate over the observed sd
-    room = margin - special.stdtrit(n - 1, 1 - ALPHA) * np.sqrt(chi2 / (n - 1) / n)
-    passes = special.ndtr((room - effect) * np.sqrt(n)) - special.ndtr((-room - effect) * np.sqrt(n))
-    return float(np.where(room > 0, passes, 0).mean())
-
-
-@cache
-def _mde(n: int, alpha: float) -> float:
-    from scipy.optimize import brentq
-
-    top = 1.0
-    while power(top, n, alpha) < POWER:
-        top *= 2
-    return float(brentq(lambda effect: power(effect, n, alpha) - POWER, 0, top))
-
-
-def minimum_detectable(n: int, sd: float, family: int = 1) -> float:
-    """True difference that n seeds detect with 80% power, by the noncentral t: 3.26 sd at n = 3.
-
-    Args:
-        sd: of the paired difference; of independent runs, sqrt(2) times the sd of one arm.
-        family: number of comparisons; Holm's first step is at 5% / family.
-    """
-    return sd * _mde(n, ALPHA / family) if n > 1 else NAN
-
-
-def seeds_needed(effect: float, sd: float, family: int = 1) -> int | None:
-    """Fewest seeds that detect a true difference with 80% power; None: over 10,000. See `minimum_detectable`."""
-    if not sd > 0:
-        raise ValueError(f"sd = {sd}: must be greater than 0")
-    return _fewest(lambda n: float(power(abs(effect) / sd, n, ALPHA / family)))
-
-
-def seeds_for_equivalence(margin: float, sd: float, effect: float = 0.0) -> int | None:
-    """Fewest seeds with which TOST passes with 80% power where `effect` is the true difference; None: over 10,000."""
-    if not sd > 0:
-        raise ValueError(f"sd = {sd}: must be greater than 0")
-    return _fewest(lambda n: power_of_tost(margin / sd, n, effect / sd))
-
-
-def _fewest(power_of: Callable[[int], float]) -> int | None:
-    low, high = 1, MOST_SEEDS
-    if not power_of(high) >= POWER:
-        return None
-    while high - low > 1:  # power grows with n
-        middle = (low + high) // 2
-        low, high = (low, middle) if power_of(middle) >= POWER else (middle, high)
-    return high
-
-
 # -- verdicts
 
 
@@ -378,8 +342,7 @@ def judge(family: Mapping[Name, Contrast]) -> dict[Name, Judgement]:
 
 def _judge(contrast: Contrast, p_holm: float, family: int) -> Judgement:
     d, margin = contrast.difference, contrast.margin
-    tested = not contrast.any_diverged and bool(np.isfinite(d.p))
-    family *= contrast.tests
+    tested = contrast.tested
     significant, beyond = tested and p_holm < ALPHA, abs(d.mean) > margin
     nothing = tested and d.low == d.high  # identical bits, or all but for rounding
     p_equivalent = 0.0 if nothing else NAN
@@ -387,7 +350,7 @@ def _judge(contrast: Contrast, p_holm: float, family: int) -> Judgement:
         p_equivalent = contrast.p_within()
 
     verdict: Verdict = "not resolved"
-    why, needed = "", None
+    why = ""
     if contrast.any_diverged:
         verdict = "diverges" if contrast.diverged[0] else "reference diverges"
     elif significant and beyond:
@@ -397,14 +360,9 @@ def _judge(contrast: Contrast, p_holm: float, family: int) -> Judgement:
         why = "differs, by less than the margin" if significant else ""
     elif not tested:
         why = ("no seed in common", "one seed has no spread", "every seed shows the same difference")[min(d.n, 2)]
-    elif beyond:
-        needed = seeds_needed(d.mean, d.sd, family)
-    else:
-        why = "differs, perhaps by less than the margin" if significant else ""
-        needed = seeds_for_equivalence(margin, d.sd, abs(d.mean) if significant else 0.0)
-    more = max(1, needed - d.n) if needed else None
-    mde, mde_family = (minimum_detectable(d.n, d.sd, m) if tested else NAN for m in (contrast.tests, family))
-    return Judgement(verdict, contrast, p_holm, p_equivalent, mde, mde_family, more, rate(*contrast.diverged), why)
+    elif significant and not beyond:
+        why = "differs, perhaps by less than the margin"
+    return Judgement(verdict, contrast, p_holm, p_equivalent, rate(*contrast.diverged), why, family)
 
 
 def flips(pairs: Mapping[Name, tuple[Contrast, Contrast]]) -> dict[Name, Flip]:
