@@ -15,6 +15,7 @@ from rich.console import Console
 from gptlab.cli import main
 from gptlab.config import Comparison, Study, load_comparison, load_study, shipped
 from gptlab.errors import ConfigError, UserError
+from gptlab.report import statistics as st
 from gptlab.report.analysis import analyse
 from gptlab.report.power import Noise, pilot_noise, power_report
 from gptlab.report.questions import answer_questions
@@ -240,12 +241,33 @@ def test_a_payload_is_what_a_page_needs() -> None:
     }
 
 
-def test_a_margin_that_nobody_stated_comes_from_the_noise() -> None:
-    read = made({"base": [3.0, 3.1, 3.2]}, metric={"name": "final_val_loss"})
-    metric = analyse([read])["studies"][0]["metric"]
-    assert metric["margin"] == pytest.approx(0.2) and metric["margin_from"].startswith("twice the standard deviation")
-    quiet = made({"base": [3.0, 3.0001]}, metric={"name": "final_val_loss"})
-    assert analyse([quiet])["studies"][0]["metric"]["margin"] == 0.004
+def test_without_a_margin_nothing_is_equivalent_and_the_report_says_so() -> None:
+    rng = np.random.default_rng(0)
+    base = noise(rng, 5)
+    values = {"base": base, "same": shifted(base, 0.0, rng), "copy": base, "worse": shifted(base, 0.05, rng)}
+    question = {**QUESTION, "contrast": ["same", "base"], "confirmed_if": "equivalent"}
+    read = made(values, {"same": 2000.0}, metric={"name": "final_val_loss"}, questions=[question])
+    told = analyse([read])["studies"][0]
+    why = "no margin is stated, so nothing is called equivalent"
+    assert (told["metric"]["margin"], told["metric"]["margin_from"]) == (None, why)
+    assert [arm["comparison"]["verdict"] for arm in told["arms"][1:]] == ["not resolved", "not resolved", "worse"]
+    assert told["questions"][0]["answer"] == "not resolved" and why in told["questions"][0]["text"]
+    assert told["recommendations"][0]["text"].endswith(f"no arm is shown to be better than base; {why}")
+    console = Console(record=True, width=160)
+    print_report(analyse([read]), console)
+    assert f"N{why[1:]}." in " ".join(console.export_text().split())
+
+
+@pytest.mark.parametrize(("n", "correlation", "at_least"), [(3, 0.9, 0.17), (10, 0.99, 0.35)])
+def test_a_margin_from_the_same_runs_decided_by_chance(n: int, correlation: float, at_least: float) -> None:
+    """Why there is no default: the margin was twice the sd of the baseline, the test uses the smaller paired sd."""
+    draw, trials = np.random.default_rng(0), 20_000
+    own = math.sqrt(1 - correlation) * draw.normal(size=(trials, 2, n))
+    base, arm = np.moveaxis(math.sqrt(correlation) * draw.normal(size=(trials, 1, n)) + own, 1, 0)
+    delta = arm + 2 - base  # truly different by the population's margin
+    mean, sd = delta.mean(-1), delta.std(-1, ddof=1)
+    stated, guessed = (np.mean(st.tost(n, mean, sd, m) < 0.05) for m in (2.0, 2 * base.std(-1, ddof=1)))
+    assert stated < 0.05 + 4 * 0.0016 and guessed > at_least
 
 
 def test_hellaswag_is_compared_row_by_row_within_a_seed(tmp_path: Path) -> None:

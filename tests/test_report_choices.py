@@ -58,7 +58,7 @@ def read(
 
 def grids(values: dict[str, list[float]], better: str = "lower", **more: Any) -> BestOf:
     metric = Metric.model_validate({"name": "final_val_loss", "better": better, "margin": 0.01})
-    return best_of(read(values, **more), ("a_*", "b_*"), metric, 0.01)
+    return best_of(read(values, **more), ("a_*", "b_*"), metric)
 
 
 def test_the_best_of_grids_is_the_intersection_union_of_paired_t_tests() -> None:
@@ -207,7 +207,7 @@ def default(clever: float, longer: float, ms: dict[str, float] | None = None) ->
         name: [v + by + 1e-4 * rng.standard_normal() for v in BASE]
         for name, by in (("simple", 0.0), ("clever", clever), ("longer", longer))
     }
-    return str(default_of(read(values, ms=ms, default=RULE), 0.01)["text"])
+    return str(default_of(read(values, ms=ms, default=RULE))["text"])
 
 
 def test_the_default_is_chosen_by_the_rule() -> None:

@@ -111,12 +111,6 @@ def test_rates_cover_at_every_rate():
             assert covered >= 0.95
 
 
-def test_the_margin_is_twice_the_noise_and_no_less_than_its_floor():
-    assert st.margin_from_noise(seeds([3.0, 3.01, 3.02]), floor=0.004) == pytest.approx(0.02)
-    assert st.margin_from_noise(seeds([3.0, 3.0, 3.0]), floor=0.004) == 0.004
-    assert st.margin_from_noise({0: 3.0}, floor=0.004) == 0.004
-
-
 def test_the_bootstrap_is_scipys():
     a = DRAW.exponential(size=300) ** 1.5  # skewed, so that BCa is not the percentile interval
     b = DRAW.exponential(size=300)
@@ -170,16 +164,23 @@ def test_no_difference_comes_with_what_could_have_been_found():
 
 def test_identical_bits_are_equivalent_and_a_constant_shift_is_not_resolved():
     same, shift, one, none = judged(
-        difference(3, 0.0, 0.0), difference(3, 0.001, 0.0), difference(1, 0.001, NAN), difference(0, NAN, NAN), margin=0
+        difference(3, 0.0, 0.0), difference(3, 0.001, 0.0), difference(1, 0.001, NAN), difference(0, NAN, NAN)
     )
     assert (same.verdict, same.p_equivalent, same.p_holm) == ("equivalent", 0, 1)
     assert (shift.verdict, shift.why) == ("not resolved", "every seed shows the same difference")
     assert (one.verdict, one.why) == ("not resolved", "one seed has no spread")
     assert (none.verdict, none.why) == ("not resolved", "no seed in common")
     assert all(math.isnan(j.mde) and j.more_seeds is None for j in (shift, one, none))
-    rounding = judged(difference(3, 1e-9, 1e-10, rounding=1e-6), difference(3, 1e-9, 0.0, rounding=1e-6), margin=0)
+    rounding = judged(difference(3, 1e-9, 1e-10, rounding=1e-6), difference(3, 1e-9, 0.0, rounding=1e-6))
     assert [j.verdict for j in rounding] == ["equivalent"] * 2 and not rounding[0].contrast.difference.identical
     assert judged(difference(1, 0.0, NAN))[0].verdict == "not resolved"
+
+
+def test_nothing_is_equivalent_without_a_stated_margin():
+    deltas = difference(9, 1e-5, 1e-4), difference(3, 0.0, 0.0), difference(3, 1e-9, 1e-10, rounding=1e-6)
+    for got in judged(*deltas, margin=0.0):
+        assert (got.verdict, got.why) == ("not resolved", "no margin is stated, so nothing is called equivalent")
+        assert math.isnan(got.p_equivalent)
 
 
 def test_diverged_runs_are_counted_and_never_averaged():
@@ -211,8 +212,8 @@ def test_published_deltas_are_not_significant_and_fp16_naive_diverges_6_of_6():
         "bf16_pure": difference(3, +0.036, 0.020),
         "amp_bf16_8bit_adam": difference(3, +0.054, 0.028),
     }
-    family = {name: Contrast(d, "lower", st.MARGIN_124M) for name, d in published.items()}
-    family["fp16_naive"] = Contrast(difference(0, NAN, NAN), "lower", st.MARGIN_124M, None, (6, 6), (0, 3))
+    family = {name: Contrast(d, "lower", 0.004) for name, d in published.items()}
+    family["fp16_naive"] = Contrast(difference(0, NAN, NAN), "lower", 0.004, None, (6, 6), (0, 3))
     got = judge(family)
     for name in published:
         assert published[name].p > 0.05 and got[name].verdict == "not resolved"

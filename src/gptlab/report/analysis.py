@@ -55,9 +55,8 @@ def analyse(
 
 def analyse_study(read: ReadStudy) -> Plain:
     study, metric = read.study, read.study.metric
-    margin, margin_from = est.margin_of(read, metric)
     columns = _columns(read)
-    arms = _arms(read, margin, [key for key, _ in columns])
+    arms = _arms(read, [key for key, _ in columns])
     answers = answer_questions(study.questions, {study.name: read})
     runs = list(read.runs.values())
     return clean(
@@ -71,8 +70,8 @@ def analyse_study(read: ReadStudy) -> Plain:
                 "key": metric.name,
                 "label": words.metric_label(metric.name, read.unit),
                 "better": metric.better,
-                "margin": margin,
-                "margin_from": margin_from,
+                "margin": metric.margin or None,
+                "margin_from": "stated by the study" if metric.margin else st.NO_MARGIN,
             },
             "baseline": study.baseline,
             "seeds": list(dict.fromkeys([*study.seeds, *(run.seed for run in runs)])),
@@ -88,8 +87,8 @@ def analyse_study(read: ReadStudy) -> Plain:
             "equal": logged.at_equal(read),
             "questions": [answer for answer, _ in answers],
             "recommendations": [
-                recommend_overall(read, arms, margin),
-                *([default_of(read, margin)] if study.default else []),
+                recommend_overall(read, arms),
+                *([default_of(read)] if study.default else []),
                 *(advice for _, advice in answers),
             ],
             "provenance": _provenance(read),
@@ -97,7 +96,7 @@ def analyse_study(read: ReadStudy) -> Plain:
     )
 
 
-def _arms(read: ReadStudy, margin: float, others: Sequence[str]) -> list[Plain]:
+def _arms(read: ReadStudy, others: Sequence[str]) -> list[Plain]:
     """A row for each arm: settings, runs, quality, speed, memory, and the comparison with the baseline.
 
     Args:
@@ -105,7 +104,7 @@ def _arms(read: ReadStudy, margin: float, others: Sequence[str]) -> list[Plain]:
     """
     study, metric = read.study, read.study.metric
     compared = [arm for arm in study.arms if arm != study.baseline]
-    judged = st.judge({arm: est.contrast_of(read, arm, study.baseline, metric, margin) for arm in compared})
+    judged = st.judge({arm: est.contrast_of(read, arm, study.baseline, metric) for arm in compared})
     on_frontier = est.frontier_shares(read, "quality")
     base_speeds, base_memory = read.speeds(study.baseline), est.memory_of(read, study.baseline)
     rows = []
@@ -147,13 +146,14 @@ def _columns(read: ReadStudy) -> list[tuple[str, str]]:
 
 def _notes(read: ReadStudy) -> list[str]:
     """What a reader of the numbers has to know."""
+    notes = [] if read.study.metric.margin else [f"{st.NO_MARGIN[0].upper()}{st.NO_MARGIN[1:]}."]
     pruned = [arm for arm in read.study.arms if any(run.value("sparsity") > 0 for run in read.of(arm))]
-    if not pruned:
-        return []
-    return [
-        f"Pruned arms ({', '.join(pruned)}) multiply dense matrices that contain zeros, so pruning makes them neither "
-        "faster nor smaller in memory. Only 2:4 sparsity can, on a GPU, after `gptlab export --to sparse24`."
-    ]
+    if pruned:
+        notes.append(
+            f"Pruned arms ({', '.join(pruned)}) multiply dense matrices that contain zeros, so pruning makes them "
+            "neither faster nor smaller in memory. Only 2:4 sparsity can, on a GPU, after `gptlab export --to sparse24`."
+        )
+    return notes
 
 
 def _provenance(read: ReadStudy) -> Plain:

@@ -13,29 +13,15 @@ from gptlab.report import statistics as st
 from gptlab.report.grids import best_of
 from gptlab.report.studies import ReadStudy
 
-# Margins for studies that state none: differences up to these count as no difference.
-LOSS_FLOOR, SCORE_FLOOR = st.MARGIN_124M, 0.005
 Plain = dict[str, Any]
 
 
-def margin_of(read: ReadStudy, metric: Metric) -> tuple[float, str]:
-    """The margin for differences in a metric, and where it comes from."""
-    if metric.margin:
-        return metric.margin, "stated by the study"
-    floor = LOSS_FLOOR if "loss" in metric.name else SCORE_FLOOR
-    margin = st.margin_from_noise(read.values(read.study.baseline, metric.name).values, floor)
-    if margin > floor:
-        return margin, f"twice the standard deviation over the seeds of {read.study.baseline}; the study states none"
-    return margin, f"the smallest default, {floor:g}; the study states none"
-
-
-def contrast_of(read: ReadStudy, arm: str, reference: str, metric: Metric, margin: float | None = None) -> st.Contrast:
-    """Two arms of a study, or grids of them, compared in a metric; by default with the metric's own margin."""
-    margin = margin_of(read, metric)[0] if margin is None else margin
+def contrast_of(read: ReadStudy, arm: str, reference: str, metric: Metric) -> st.Contrast:
+    """Two arms of a study, or grids of them, compared in a metric."""
     if "*" in arm + reference:
-        return best_of(read, (arm, reference), metric, margin)
+        return best_of(read, (arm, reference), metric)
     ours, theirs = (read.values(name, metric.name) for name in (arm, reference))
-    return st.contrast(ours, theirs, metric.better, margin)
+    return st.contrast(ours, theirs, metric.better, metric.margin)
 
 
 def mean_and_spread(values: Sequence[float]) -> Plain | None:

@@ -82,7 +82,7 @@ class BestOf(st.Contrast):
         return max(self.pairs.p_below(self.margin), self.pairs.p_above(-self.margin))
 
 
-def best_of(read: ReadStudy, contrast: Sequence[str], metric: Metric, margin: float) -> BestOf:
+def best_of(read: ReadStudy, contrast: Sequence[str], metric: Metric) -> BestOf:
     """The contrast of two grids, or of a grid and an arm, each given as a pattern such as `adamw_*`.
 
     An arm with a diverged run is never the best. If that leaves no arm of a grid, the grid diverges.
@@ -104,14 +104,14 @@ def best_of(read: ReadStudy, contrast: Sequence[str], metric: Metric, margin: fl
         counts.append((lost, lost + sum(done[arm] for arm in kept or grid)))
     if not all(sides):
         nothing = st.difference(0, st.NAN, st.NAN)
-        return BestOf(nothing, metric.better, margin, None, counts[0], counts[1], left_out=left_out)
+        return BestOf(nothing, metric.better, metric.margin, None, counts[0], counts[1], left_out=left_out)
     arms, references = ([runs.values for runs in side.values()] for side in sides)
     sign = 1.0 if metric.better == "lower" else -1.0
     pairs = pairs_of(arms, references, sign, (len(names[0]), len(names[1])))
     i, j = pairs.chosen()
     delta = _judged_over(pairs, st.paired(arms[i], references[j]), sign)
     chosen, tests = ([*sides[0]][i], [*sides[1]][j]), max(pairs.sizes)
-    return BestOf(delta, metric.better, margin, None, counts[0], counts[1], tests, chosen, left_out, pairs)
+    return BestOf(delta, metric.better, metric.margin, None, counts[0], counts[1], tests, chosen, left_out, pairs)
 
 
 def pairs_of(

@@ -176,13 +176,13 @@ def recommend(read: ReadStudy, question: Question, judged: st.Judgement, metric:
     return f"no arm is recommended {start}: {arm} against {reference} is not resolved{words.more_seeds(judged)}"
 
 
-def recommend_overall(read: ReadStudy, arms: Sequence[Plain], margin: float) -> Plain:
+def recommend_overall(read: ReadStudy, arms: Sequence[Plain]) -> Plain:
     """The fastest arm that is equivalent to the baseline or better, and significantly faster; or none, and why.
 
     Significance: t over seeds, by Holm over all arms. An arm with a run that diverged, failed or ran out of memory is
     no candidate.
     """
-    start, baseline = _place(read), read.study.baseline
+    start, baseline, margin = _place(read), read.study.baseline, read.study.metric.margin
     quality = words.metric_name(read.study.metric.name)
     others = [a for a in arms if a["comparison"]]
     sound = [a for a in others if not {"diverged", "failed", "out_of_memory"} & a["statuses"].keys()]
@@ -207,17 +207,18 @@ def recommend_overall(read: ReadStudy, arms: Sequence[Plain], margin: float) -> 
         if good:
             text = f"no arm that is equivalent to {baseline} ({', '.join(evidence)}) is significantly faster"
         elif any(a["comparison"]["n"] > 1 for a in others):
-            text = f"no arm is shown to be better than {baseline}, or equivalent within {margin:g}"
+            text = f"no arm is shown to be better than {baseline}"
+            text += f", or equivalent within {margin:g}" if margin else f"; {st.NO_MARGIN}"
         start = f"no arm is recommended {start}"
     return {"id": "overall", "text": f"{start}: {text}", "evidence": evidence}
 
 
-def default_of(read: ReadStudy, margin: float) -> Plain:
+def default_of(read: ReadStudy) -> Plain:
     """Which arm the study's rule makes the default, and why."""
     rule, metric = read.study.default, read.study.metric
     assert rule is not None
     limit_arm = rule.time_of or rule.incumbent
-    judged = st.judge({arm: contrast_of(read, arm, rule.incumbent, metric, margin) for arm in rule.among})
+    judged = st.judge({arm: contrast_of(read, arm, rule.incumbent, metric) for arm in rule.among})
     seconds = {arm: mean_seconds(read, arm) for arm in (*rule.among, limit_arm)}
     better = {arm: j.contrast.difference.mean for arm, j in judged.items() if j.verdict == "better"}
     quick = [arm for arm in better if seconds[arm] <= 1.02 * seconds[limit_arm]]

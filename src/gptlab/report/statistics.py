@@ -5,7 +5,8 @@ The verdicts on a comparison:
 
 * better, worse: paired t, adjusted by Holm over the family of comparisons, and a difference larger than the margin.
   The probability of any false finding in the family is at most 5%.
-* equivalent: two one-sided tests against a margin set beforehand, at 5% per comparison, not per family.
+* equivalent: two one-sided tests against a margin set beforehand, at 5% per comparison, not per family. Without a
+  margin nothing is: one taken from the same runs would call a difference of that size equivalent in up to 37%.
 * diverges: a run diverged. One run shows that an arm can diverge; its rate has an exact interval.
 
 Each interval is a 95% interval on its own: one in twenty misses on average. Seeds are never bootstrapped (the
@@ -30,7 +31,7 @@ from gptlab.report.reading import Array
 # scipy.stats and scipy.optimize take seconds to import, so the functions that need them import them.
 
 ALPHA = detection.ALPHA
-MARGIN_124M = 0.004  # nats: closer validation losses of a 124M GPT count as equal
+NO_MARGIN = "no margin is stated, so nothing is called equivalent"
 RESAMPLES = 2000  # of the bootstrap over documents
 DRAWS = 4000  # of the frontier's simulation
 BATCHES = 10  # of a run's step times; more batches gain little and are too short (Schmeiser 1982)
@@ -169,7 +170,7 @@ class Judgement:
         beyond the margin: to detect it. Within the margin: to show equivalence, of equal arms (or, if the difference
         is significant, of arms with this difference). None: unknown, or over 10,000."""
         c, d = self.contrast, self.contrast.difference
-        if self.verdict != "not resolved" or not c.tested:
+        if self.verdict != "not resolved" or not c.tested or d.low == d.high:
             return None
         if abs(d.mean) > c.margin:
             needed = detection.seeds_needed(d.mean, d.sd, self.family * c.tests, c.margin)
@@ -284,16 +285,6 @@ def _finite(values: Mapping[int, float]) -> dict[int, float]:
     return {seed: value for seed, value in values.items() if np.isfinite(value)}
 
 
-def margin_from_noise(values: Mapping[int, float], floor: float) -> float:
-    """A default margin: twice the sd of one arm's runs over seeds, or `floor` if that is larger.
-
-    Use runs of a pilot or the baseline, not differences between arms, which share seeds and with them most of the
-    noise. Three seeds can agree by chance, hence the floor (in the metric's units).
-    """
-    known = [*_finite(values).values()]
-    return max(floor, 2 * float(np.std(known, ddof=1))) if len(known) > 1 else floor
-
-
 def bootstrap(a: ArrayLike, b: ArrayLike, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
     """Mean difference of two runs' scores over documents (or windows), by BCa (Efron 1987).
 
@@ -345,9 +336,9 @@ def _judge(contrast: Contrast, p_holm: float, family: int) -> Judgement:
     tested = contrast.tested
     significant, beyond = tested and p_holm < ALPHA, abs(d.mean) > margin
     nothing = tested and d.low == d.high  # identical bits, or all but for rounding
-    p_equivalent = 0.0 if nothing else NAN
-    if tested and not nothing and margin > 0:
-        p_equivalent = contrast.p_within()
+    p_equivalent = NAN
+    if tested and margin > 0:
+        p_equivalent = 0.0 if nothing else contrast.p_within()
 
     verdict: Verdict = "not resolved"
     why = ""
@@ -360,6 +351,8 @@ def _judge(contrast: Contrast, p_holm: float, family: int) -> Judgement:
         why = "differs, by less than the margin" if significant else ""
     elif not tested:
         why = ("no seed in common", "one seed has no spread", "every seed shows the same difference")[min(d.n, 2)]
+    elif not margin:
+        why = NO_MARGIN
     elif significant and not beyond:
         why = "differs, perhaps by less than the margin"
     return Judgement(verdict, contrast, p_holm, p_equivalent, rate(*contrast.diverged), why, family)
