@@ -151,7 +151,8 @@ def _notes(read: ReadStudy) -> list[str]:
     if pruned:
         notes.append(
             f"Pruned arms ({', '.join(pruned)}) multiply dense matrices that contain zeros, so pruning makes them "
-            "neither faster nor smaller in memory. Only 2:4 sparsity can, on a GPU, after `gptlab export --to sparse24`."
+            "neither faster nor smaller in memory. Only 2:4 sparsity can, on a GPU, after "
+            "`gptlab export --to sparse24`."
         )
     return notes
 

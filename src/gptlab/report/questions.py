@@ -173,7 +173,7 @@ def recommend(read: ReadStudy, question: Question, judged: st.Judgement, metric:
         else:
             first, second, times = reference, arm, (1 / ratio.value, 1 / ratio.high, 1 / ratio.low)
         return f"{start}: use {first}, as good as {second} and {words.times_as_fast(*times)}{lost}"
-    return f"no arm is recommended {start}: {arm} against {reference} is not resolved{words.more_seeds(judged)}"
+    return f"no arm is recommended {start}: {arm} against {reference} is not resolved"
 
 
 def recommend_overall(read: ReadStudy, arms: Sequence[Plain]) -> Plain:

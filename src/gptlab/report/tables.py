@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gptlab.report.reading import human
-from gptlab.report.words import decimals, interval, one_line, runs_of, shown_verdict, stems, went_wrong
+from gptlab.report.words import LOOKS, decimals, interval, one_line, runs_of, shown_verdict, stems, went_wrong
 from gptlab.status import STATUSES
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # a cell that begins with these may be run as a formula
@@ -260,7 +260,8 @@ def _explanation(study: Mapping[str, Any]) -> str:
     return one_line(
         f"{study['runs_found']} of {study['runs_planned']} runs. {metric['label']}: {metric['better']} is better; "
         f"mean ± sd. difference: from {study['baseline']}, paired by seed, with its 95% interval; verdict after Holm, "
-        f"{margin}. detects: difference detectable with 80% power. more: further seeds that would resolve it."
+        f"{margin}. detects: difference detectable with 80% power. more: further seeds that would resolve it in "
+        f"four of five cases if the difference and the spread are as seen; {LOOKS}."
     )
 
 

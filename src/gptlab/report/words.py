@@ -36,6 +36,12 @@ METRIC_NAMES = {
     "skipped_steps": "skipped steps",
 }
 TASK_WORDS = {"lm": "language modelling", "classify": "classification"}
+# False findings in families of 1 to 18 that start with 3 seeds and stop at 20 at most (tests/test_report_looks.py).
+ERROR_OF_ONE_LOOK, ERROR_OF_MANY_LOOKS = 0.11, 0.27
+LOOKS = (
+    f"seeds added after a look raise the error from 5% to about {ERROR_OF_ONE_LOOK:.0%}, and up to "
+    f"{ERROR_OF_MANY_LOOKS:.0%} if they are added one at a time"
+)
 # A comparison in words. `{0}` is the arm and `{1}` its reference.
 NAMED_VERDICTS = {
     "better": "{0} is better than {1}",
@@ -186,7 +192,8 @@ def evidence_text(judged: st.Judgement, metric: str, family: int, reference: str
 def more_seeds(judged: st.Judgement) -> str:
     if not judged.more_seeds:
         return ""
-    return f"; {judged.more_seeds:,} more seed{'s' * (judged.more_seeds > 1)} would resolve it with 80% power"
+    seeds = f"{judged.more_seeds:,} more seed{'s' * (judged.more_seeds > 1)}"
+    return f"; {seeds} would resolve it in four of five cases if the difference and the spread are as seen, but {LOOKS}"
 
 
 # -- recommendations ------------------------------------------------------------------------------------------------
