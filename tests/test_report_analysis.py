@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
+from scipy import stats
 
 from gptlab.cli import main
 from gptlab.config import Comparison, Study, load_comparison, load_study, shipped
@@ -18,7 +19,7 @@ from gptlab.errors import ConfigError, UserError
 from gptlab.report import statistics as st
 from gptlab.report.analysis import analyse
 from gptlab.report.power import Noise, pilot_noise, power_report
-from gptlab.report.questions import answer_questions
+from gptlab.report.questions import answer_questions, shown_as_good
 from gptlab.report.studies import ReadRun, ReadStudy, read_study_folder
 from gptlab.report.tables import print_report, write_csv
 from gptlab.report.write import write_report
@@ -182,6 +183,55 @@ def test_what_is_not_sure_is_not_recommended() -> None:
     easy = [value - 1 for value in base[:3]] + base[3:]
     values = {"base": easy, "a": [*shifted(easy[:3], -0.1, rng), None, None], "b": shifted(easy, -0.2, rng)}
     assert ": use b rather than base" in overall(made(values))
+
+
+def rows_of(deltas: np.ndarray) -> list[dict[str, Any]]:
+    """Arms of the payload from paired differences (arms, seeds)."""
+    n = deltas.shape[-1]
+    family = {
+        i: st.Contrast(st.difference(n, float(d.mean()), float(d.std(ddof=1))), "lower", 0.01)
+        for i, d in enumerate(deltas)
+    }
+    judged = st.judge(family)
+    said = {i: {"verdict": j.verdict, "p_equivalent": j.p_equivalent} for i, j in judged.items()}
+    return [{"name": str(i), "comparison": comparison} for i, comparison in said.items()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [3, 5])
+@pytest.mark.parametrize("arms", [5, 18])
+def test_an_arm_worse_by_the_margin_is_recommended_in_at_most_5_percent(arms: int, n: int) -> None:
+    draw, trials, wrong, alone = np.random.default_rng(0), 1500, 0, 0
+    for _ in range(trials):
+        base, own = draw.normal(0, 0.0005, (1, n)), draw.normal(0, 0.0005, (arms, n))
+        rows = rows_of(0.01 + own - base)  # each truly worse by the margin
+        wrong += bool(shown_as_good(rows))
+        alone += any(row["comparison"]["verdict"] == "equivalent" for row in rows)
+    assert wrong <= stats.binom.ppf(0.999, trials, 0.05)
+    assert alone > 0.12 * trials  # what was recommended without Holm
+
+
+def test_of_equivalent_arms_only_those_are_recommended_that_hold_together() -> None:
+    deltas = np.array(
+        [[-0.0004, 0.0005, 0.0001], [0.002, -0.0031, 0.004], [0.05, 0.051, 0.052], [-0.05, -0.052, -0.051]]
+    )
+    rows = rows_of(deltas)
+    assert [row["comparison"]["verdict"] for row in rows] == ["equivalent", "equivalent", "worse", "better"]
+    assert [row["name"] for row in shown_as_good(rows)] == ["0", "3"]
+    assert [row["name"] for row in shown_as_good(rows[1:2])] == ["1"]  # p = 0.03: alone it holds
+    rng = np.random.default_rng(0)
+    base = noise(rng, 3)
+    near = [value + by for value, by in zip(base, deltas[1], strict=True)]
+    values = {"base": base, **dict.fromkeys(("a", "b", "c"), near)}
+    told = analyse([made(values, {"a": 2000.0, "b": 2000.0, "c": 2000.0})])["studies"][0]["recommendations"][0]["text"]
+    assert told.startswith("no arm is recommended")
+    assert told.endswith(
+        "a, b, c, each taken alone, would be equivalent to base, but not after Holm over 3 faster arms"
+    )
+    questions = [{**QUESTION, "id": arm, "contrast": [arm, "base"], "confirmed_if": "equivalent"} for arm in "abc"]
+    read = made(values, {"a": 2000.0}, questions=questions)
+    reply, advice = answer_questions(read.study.questions, {"made": read})[0]
+    assert reply["answer"] == "confirmed" and "taken alone, but not as one of 3 comparisons" in advice["text"]
 
 
 def test_diverged_runs_are_in_no_mean() -> None:

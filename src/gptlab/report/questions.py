@@ -165,6 +165,9 @@ def recommend(read: ReadStudy, question: Question, judged: st.Judgement, metric:
         kinds = Counter(run.result.get("failure") or "unknown" for run in read.of(bad) if run.status == "diverged")
         return f"{start}: do not use {bad}; {k} of {n} runs diverged ({', '.join(map(str, kinds))})"
     if judged.verdict == "equivalent":
+        if not judged.p_equivalent * family < st.ALPHA:
+            once = f"{arm} and {reference} are equivalent taken alone, but not as one of {family} comparisons"
+            return f"no arm is recommended {start}: {once} (p = {judged.p_equivalent * family:.2g}, Bonferroni)"
         ratio = st.speedup(read.speeds(arm), read.speeds(reference))
         if not ratio.p * family < st.ALPHA:
             return f"{start}: use {arm} or {reference}; {quality} is equivalent, neither is significantly faster{lost}"
@@ -179,8 +182,9 @@ def recommend(read: ReadStudy, question: Question, judged: st.Judgement, metric:
 def recommend_overall(read: ReadStudy, arms: Sequence[Plain]) -> Plain:
     """The fastest arm that is equivalent to the baseline or better, and significantly faster; or none, and why.
 
-    Significance: t over seeds, by Holm over all arms. An arm with a run that diverged, failed or ran out of memory is
-    no candidate.
+    Significance: t over seeds, by Holm over all arms. Equivalence: by Holm over the arms that are faster, which speed
+    alone decides, so in at most 5% of studies an arm is recommended that is worse by the margin or more. An arm with a
+    run that diverged, failed or ran out of memory is no candidate.
     """
     start, baseline, margin = _place(read), read.study.baseline, read.study.metric.margin
     quality = words.metric_name(read.study.metric.name)
@@ -191,7 +195,8 @@ def recommend_overall(read: ReadStudy, arms: Sequence[Plain]) -> Plain:
     base = read.speeds(baseline)
     ps = st.holm([st.speedup(read.speeds(a["name"]), base).p for a in others])
     sure = {a["name"] for a, p in zip(others, ps, strict=True) if p < st.ALPHA}
-    fast = [a for a in good if a["name"] in sure and a["speedup"]["value"] > 1]
+    faster = [a for a in sound if a["name"] in sure and a["speedup"]["value"] > 1]
+    fast = shown_as_good(faster)
     evidence = [a["name"] for a in good]
     if fast:
         best = max(fast, key=lambda a: a["speedup"]["value"])
@@ -206,11 +211,28 @@ def recommend_overall(read: ReadStudy, arms: Sequence[Plain]) -> Plain:
         text = f"no arm has two seeds in common with {baseline}"
         if good:
             text = f"no arm that is equivalent to {baseline} ({', '.join(evidence)}) is significantly faster"
+            if alone := [a["name"] for a in faster if a in good]:
+                text = (
+                    f"{', '.join(alone)}, each taken alone, would be equivalent to {baseline}, but not after Holm over "
+                )
+                text += f"{len(faster)} faster arms"
         elif any(a["comparison"]["n"] > 1 for a in others):
             text = f"no arm is shown to be better than {baseline}"
             text += f", or equivalent within {margin:g}" if margin else f"; {st.NO_MARGIN}"
         start = f"no arm is recommended {start}"
     return {"id": "overall", "text": f"{start}: {text}", "evidence": evidence}
+
+
+def shown_as_good(arms: Sequence[Plain]) -> list[Plain]:
+    """The arms that are better than the baseline, or equivalent to it after Holm over the given arms."""
+    unknown = float("nan")
+    ps = st.holm([unknown if (p := a["comparison"]["p_equivalent"]) is None else p for a in arms])
+    verdicts = [a["comparison"]["verdict"] for a in arms]
+    return [
+        a
+        for a, verdict, p in zip(arms, verdicts, ps, strict=True)
+        if verdict == "better" or (verdict == "equivalent" and p < st.ALPHA)
+    ]
 
 
 def default_of(read: ReadStudy) -> Plain:

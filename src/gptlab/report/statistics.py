@@ -147,13 +147,13 @@ class Judgement:
     family: int
     """Number of comparisons that Holm's correction is over."""
 
-    @property
+    @cached_property
     def mde(self) -> float:
         """True difference that these seeds call better or worse with 80% power at 5% in a single comparison, in the
         metric's units. It is as uncertain as the sd, which three seeds give within a factor of 0.5 to 6."""
         return self._detectable(1)
 
-    @property
+    @cached_property
     def mde_family(self) -> float:
         """The same at Holm's first step, 5% over the number of comparisons."""
         return self._detectable(self.family)
