@@ -9,6 +9,7 @@ from statsmodels.stats.power import TTestPower
 
 from gptlab.report import detection
 from gptlab.report import statistics as st
+from gptlab.report.power import effective_df
 
 
 def at_most(successes: int, trials: int, rate: float) -> bool:
@@ -117,3 +118,35 @@ def test_the_seeds_that_are_named_have_the_power():
     assert at_least(shares(n, 0.02)[0], trials, 0.8) and at_most(shares(n - 1, 0.02)[0], trials, 0.8)
     n = detection.seeds_for_equivalence(0.01, 0.01)
     assert at_least(shares(n, 0.0)[1], trials, 0.798) and at_most(shares(n - 1, 0.0)[1], trials, 0.8)
+
+
+# -- the noise of a pilot
+
+
+def noise_coverage(arms: int, n: int, sds: np.ndarray, trials: int) -> tuple[float, float]:
+    """Share of pilots whose interval of the differences' mean variance holds the truth; and with independent ones."""
+    blocks = np.random.default_rng(0).normal(size=(trials, arms + 1, n)) * sds[:, None]
+    truth = sds[0] ** 2 + (sds[1:] ** 2).mean()
+    variance = (blocks[:, 1:] - blocks[:, :1]).var(axis=-1, ddof=1).mean(axis=-1)
+    covered = []
+    for df in (np.array([effective_df(block) for block in blocks]), arms * (n - 1)):
+        ratio = variance * df / truth  # chi-squared
+        covered.append(float(np.mean((stats.chi2.ppf(0.025, df) <= ratio) & (ratio <= stats.chi2.ppf(0.975, df)))))
+    return covered[0], covered[1]
+
+
+def test_the_interval_of_a_pilots_noise_covers_although_the_baseline_is_shared():
+    assert effective_df(np.random.default_rng(0).normal(size=(2, 4))) == 3  # one arm: an ordinary variance
+    now, as_if_independent = noise_coverage(18, 3, np.ones(19), 1000)
+    assert now >= 0.95 - 4 * 0.007 and as_if_independent < 0.7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [3, 5])
+@pytest.mark.parametrize("arms", [1, 3, 5, 18])
+def test_the_interval_of_a_pilots_noise_covers_95_percent(arms, n):
+    uneven = np.exp(0.7 * np.random.default_rng(1).normal(size=arms + 1))
+    quiet, loud = np.ones(arms + 1), np.ones(arms + 1)
+    quiet[0], loud[0] = 1 / 3, 3.0
+    for sds, least in ((np.ones(arms + 1), 0.95), (quiet, 0.95), (uneven, 0.95), (loud, 0.88)):
+        assert noise_coverage(arms, n, sds, 2000)[0] >= least - 4 * math.sqrt(least * (1 - least) / 2000)

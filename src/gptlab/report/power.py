@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+import numpy as np
 
 from gptlab.config import Study
 from gptlab.errors import UserError
 from gptlab.report import detection
 from gptlab.report import statistics as st
+from gptlab.report.reading import Array
 from gptlab.report.studies import ReadStudy
 from gptlab.report.words import counted
 
@@ -23,11 +27,14 @@ class Noise:
     low: float = math.nan
     """95% interval, by chi-squared; NaN if the sd was given and not measured."""
     high: float = math.nan
-    df: int = 0
+    df: float = 0.0
 
 
 def pilot_noise(read: ReadStudy, key: str) -> Noise:
     """From a pilot study: the sd of paired differences with the baseline, pooled over arms without diverged runs.
+
+    All differences share the baseline, so they know less than independent ones would: see `effective_df`. Arms that are
+    identical to another, or to the baseline, add nothing and are left out.
 
     Args:
         key: name of the planned study's metric.
@@ -37,23 +44,52 @@ def pilot_noise(read: ReadStudy, key: str) -> Noise:
     """
     from scipy.special import chdtri
 
-    study, squares, df = read.study, 0.0, 0
-    base = read.values(study.baseline, key)
-    for arm in study.arms:
-        runs = read.values(arm, key)
-        if arm == study.baseline or runs.diverged or base.diverged:
-            continue
-        d = st.paired(runs.values, base.values)
-        if d.n > 1 and d.sd > 0:
-            squares, df = squares + (d.n - 1) * d.sd**2, df + d.n - 1
-    if not df:
-        raise UserError(
-            f"{read.folder} shows no noise of {key}: two seeds must have completed with a {key}, in {study.baseline} "
-            "and in another arm"
-        )
-    return Noise(
-        math.sqrt(squares / df), math.sqrt(squares / chdtri(df, 0.025)), math.sqrt(squares / chdtri(df, 0.975)), df
+    arms = {arm: runs.values for arm in read.study.arms if not (runs := read.values(arm, key)).diverged}
+    base = arms.pop(read.study.baseline, {})
+    differing = {arm: values for arm, values in arms.items() if (d := st.paired(values, base)).n > 1 and d.sd > 0}
+    common = {arm: _known(values) & _known(base) for arm, values in differing.items()}
+    # the seeds that leave the most differences, where arms lack runs
+    seeds = max(
+        common.values(), key=lambda own: len(own) * sum(own <= other for other in common.values()), default=set()
     )
+    order = sorted(seeds)
+    rows = {tuple(differing[arm][seed] for seed in order) for arm, own in common.items() if seeds <= own}
+    if not rows:
+        raise UserError(
+            f"{read.folder} shows no noise of {key}: two seeds must have completed with a {key}, in "
+            f"{read.study.baseline} and in another arm"
+        )
+    block = np.array([[base[seed] for seed in order], *sorted(rows)])
+    variance = float((block[1:] - block[0]).var(axis=1, ddof=1).mean())
+    df = effective_df(block)
+    low, high = (math.sqrt(variance * df / chdtri(df, tail)) for tail in (0.025, 0.975))
+    return Noise(math.sqrt(variance), low, high, df)
+
+
+def _known(values: Mapping[int, float]) -> set[int]:
+    return {seed for seed, value in values.items() if math.isfinite(value)}
+
+
+def effective_df(block: Array) -> float:
+    """Degrees of freedom of the mean variance of the differences from row 0, by Satterthwaite (1946).
+
+    The differences have the covariance diag(v) + v0, so their mean variance has (n - 1) trace^2 / trace of the square:
+    with 18 arms and 3 seeds 6.9 if all variances are equal, and not 36. The variances are Grubbs' (1948), from two-way
+    residuals; as they are noisy, no more is claimed than equal ones give. The interval covers 95% of simulated
+    pilots with equal or uneven arms, and 86% or more if the baseline is three times as noisy as all others.
+
+    Args:
+        block: values (1 + arms, seeds), the baseline first.
+    """
+    m, n = len(block) - 1, block.shape[1]
+    equal = (n - 1) * 4 * m / (m + 3)
+    if m == 1:
+        return equal
+    residuals = block - block.mean(axis=0) - block.mean(axis=1, keepdims=True) + block.mean()
+    spread = (residuals**2).sum(axis=1) / (n - 1)
+    base, *own = np.maximum(0, ((m + 1) * spread - spread.sum() / m) / (m - 1))
+    trace, squares = sum(own) + m * base, sum(v * v for v in own) + 2 * base * sum(own) + (m * base) ** 2
+    return float(min(equal, (n - 1) * trace**2 / squares))
 
 
 def power_report(study: Study, effect: float, noise: Noise) -> list[str]:
