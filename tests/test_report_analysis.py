@@ -104,19 +104,27 @@ def test_each_rule_fires_on_what_is_planted() -> None:
     rng = np.random.default_rng(0)
     base = noise(rng, 4)
     lower, higher, same = (shifted(base, by, rng) for by in (-0.05, 0.05, 0.0))
-    here = "for language modelling on a machine"
+    here, cost = "for language modelling on a machine", "at 1.00 times the speed and 1.00 times the memory of"
     better = {"values": {"base": base, "x": lower}}
     worse = {"values": {"base": base, "x": higher}}
     equal = {"values": {"base": base, "x": same}}
-    assert one("better", **better) == ("confirmed", f"{here}: use x rather than base, for better validation loss")
+    assert one("better", **better) == (
+        "confirmed",
+        f"{here}: use x rather than base, for better validation loss, {cost} base",
+    )
     assert one("not better", **better)[0] == one("worse", **better)[0] == "rejected"
-    assert one("worse", **worse) == ("confirmed", f"{here}: use base rather than x, for better validation loss")
+    assert one("worse", **worse) == (
+        "confirmed",
+        f"{here}: use base rather than x, for better validation loss, {cost} x",
+    )
     assert one("better", "equivalent", **worse)[0] == "not resolved"  # only what was said beforehand rejects it
     assert one("better", "equivalent", **equal)[0] == "rejected"
     assert one("not worse", **equal)[0] == one("equivalent", **equal)[0] == "confirmed"
     for x, winner in ((2000.0, "x, as good as base"), (500.0, "base, as good as x")):
         says = one("equivalent", **equal, speeds={"base": 1000.0, "x": x})[1]
-        assert re.match(rf"{here}: use {winner} and [12]\.\d\d \[1\.9\d, 2\.\d\d\] times as fast$", says)
+        assert re.match(
+            rf"{here}: use {winner} and [12]\.\d\d \[1\.9\d, 2\.\d\d\] times as fast, with 1.00 times the memory$", says
+        )
     assert one("equivalent", **equal)[1].endswith("equivalent, neither is significantly faster")
     dead = {"values": {"base": base, "x": same}, "diverged": [("x", 2)]}
     assert one("diverges", **dead) == ("confirmed", f"{here}: do not use x; 1 of 4 runs diverged (non_finite)")
@@ -134,17 +142,20 @@ def test_the_overall_recommendation_is_the_fastest_that_is_as_good() -> None:
     same = {name: shifted(base, 0.0, rng) for name in ("fast", "faster")}
     values = {"base": base, **same, "fastest": shifted(base, 0.05, rng), "unknown": noise(rng, 5, sd=0.05)}
     speeds = {"base": 1000.0, "fast": 1500.0, "faster": 2000.0, "fastest": 3000.0, "unknown": 4000.0}
-    advice = analyse([made(values, speeds)])["studies"][0]["recommendations"][0]
+    advice = analyse([made(values, speeds, {"faster": 8.0})])["studies"][0]["recommendations"][0]
     assert advice["text"].startswith("for language modelling on a machine: use faster, 1.99")
-    assert advice["text"].endswith("times as fast as base; validation loss is equivalent within 0.01")
+    assert advice["text"].endswith(
+        "times as fast as base, with 0.80 times the memory; validation loss is equivalent within 0.01"
+    )
     assert advice["evidence"] == ["faster", "base"]
     slow = analyse([made(values, {**speeds, "fast": 900.0, "faster": 900.0})])["studies"][0]["recommendations"][0]
     assert slow["text"].endswith(": no arm that is equivalent to base (fast, faster) is significantly faster")
     good = analyse(
         [made({**values, "good": shifted(base, -0.1, rng)}, {**speeds, "fast": 9.0, "faster": 9.0, "good": 9.0})]
     )
+    cost = "at 0.01 times the speed and 1.00 times the memory of base"
     assert good["studies"][0]["recommendations"][0]["text"].endswith(
-        ": use good rather than base, for better validation loss"
+        f": use good rather than base, for better validation loss, {cost}"
     )
     none = analyse([made({"base": base, "unknown": values["unknown"]})])["studies"][0]["recommendations"][0]
     assert none["text"].endswith(": no arm is shown to be better than base, or equivalent within 0.01")
@@ -178,11 +189,27 @@ def test_what_is_not_sure_is_not_recommended() -> None:
     read = made(*fast, questions=[question])
     read.runs["a", 4].status = "out_of_memory"
     ((_, advice),) = answer_questions(read.study.questions, {"made": read})
-    assert advice["text"].endswith("times as fast; 1 of 5 runs of a failed or ran out of memory")
+    assert advice["text"].endswith(
+        "times as fast, with 1.00 times the memory; 1 of 5 runs of a failed or ran out of memory"
+    )
     # the best by paired difference, not by a mean over easier seeds
     easy = [value - 1 for value in base[:3]] + base[3:]
     values = {"base": easy, "a": [*shifted(easy[:3], -0.1, rng), None, None], "b": shifted(easy, -0.2, rng)}
     assert ": use b rather than base" in overall(made(values))
+
+
+def test_a_speed_up_under_two_percent_is_no_reason_and_a_constant_score_no_equivalence() -> None:
+    rng = np.random.default_rng(0)
+    base = noise(rng, 40)
+    read = made({"base": base, "a": shifted(base, 0.0, rng)}, {"a": 1010.0})
+    ratio = analyse([read])["studies"][0]["arms"][1]["speedup"]
+    assert 1 < ratio["low"] < ratio["value"] < 1.02
+    assert analyse([read])["studies"][0]["recommendations"][0]["text"].endswith("(a) is significantly faster")
+    zeros = {"base": [0.0] * 3, "a": [0.0] * 3}
+    told = analyse([made(zeros, task="classify")])["studies"][0]
+    assert told["notes"] == ["micro-F1 is 0 in every run, so it measures nothing here."]
+    assert told["arms"][1]["comparison"]["verdict"] == "not resolved"
+    assert told["arms"][1]["comparison"]["text"].endswith("every run has the same value, which measures nothing")
 
 
 def rows_of(deltas: np.ndarray) -> list[dict[str, Any]]:

@@ -114,7 +114,8 @@ def test_a_question_may_be_of_grids_and_names_the_chosen_settings() -> None:
     made = read(grid, questions=[question], arms=arms)
     ((reply, advice),) = answer_questions(made.study.questions, {"made": made})
     assert reply["answer"] == "confirmed" and reply["evidence"] == ["b_1", "b_2", "b_3", "a_1", "a_2"]
-    assert advice["text"].endswith("use b_1 rather than a_1, for better validation loss")
+    cost = "at 1.00 times the speed of a_1, memory unknown"
+    assert advice["text"].endswith(f"use b_1 rather than a_1, for better validation loss, {cost}")
     edge = "the best of a_* is a_1, at the edge of its grid (optim.lr = 0.001 is the smallest)"
     assert f"; the best of b_* is b_1; {edge}; left out: b_3 (no completed run)" in reply["text"]
     with pytest.raises(ValueError, match=r"question Q: there is no arm 'c_\*'"):

@@ -146,7 +146,11 @@ def _columns(read: ReadStudy) -> list[tuple[str, str]]:
 
 def _notes(read: ReadStudy) -> list[str]:
     """What a reader of the numbers has to know."""
-    notes = [] if read.study.metric.margin else [f"{st.NO_MARGIN[0].upper()}{st.NO_MARGIN[1:]}."]
+    metric = read.study.metric.name
+    seen = [value for run in read.runs.values() if math.isfinite(value := run.value(metric))]
+    same = len(seen) > 2 and len(set(seen)) == 1
+    notes = [f"{words.metric_name(metric)} is {seen[0]:g} in every run, so it measures nothing here."] if same else []
+    notes += [] if read.study.metric.margin else [f"{st.NO_MARGIN[0].upper()}{st.NO_MARGIN[1:]}."]
     pruned = [arm for arm in read.study.arms if any(run.value("sparsity") > 0 for run in read.of(arm))]
     if pruned:
         notes.append(

@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from gptlab.config import Metric, Question, clauses
 from gptlab.report import statistics as st
 from gptlab.report import words
-from gptlab.report.estimates import Plain, contrast_of, frontier_shares
+from gptlab.report.estimates import Plain, contrast_of, frontier_shares, memory_of
 from gptlab.report.grids import BestOf, chosen_text
 from gptlab.report.runs import mean_seconds
 from gptlab.report.studies import ReadStudy
 
+LEAST_SPEEDUP = 1.02  # smaller ones, though significant, are no reason to choose an arm
 ON, OFF = 0.975, 0.025  # shares of draws above which an arm counts as on the frontier, and below which as off it
 
 
@@ -143,6 +144,13 @@ def _lost(read: ReadStudy, arms: Sequence[str]) -> dict[str, tuple[int, int]]:
     return {arm: (sum(run.status in ("out_of_memory", "failed") for run in of), len(of)) for arm, of in runs.items()}
 
 
+def _cost(read: ReadStudy, arm: str, reference: str) -> tuple[float, float]:
+    """Ratios of speed and memory; NaN if unknown."""
+    ours, theirs = memory_of(read, arm), memory_of(read, reference)
+    memory = ours["mean"] / theirs["mean"] if ours and theirs else st.NAN
+    return st.speedup(read.speeds(arm), read.speeds(reference)).value, memory
+
+
 def recommend(read: ReadStudy, question: Question, judged: st.Judgement, metric: Metric, family: int) -> str:
     """What follows from one contrast: the better arm; of two equivalent arms the faster one; else nothing.
 
@@ -156,7 +164,8 @@ def recommend(read: ReadStudy, question: Question, judged: st.Judgement, metric:
     lost = words.lost_text(_lost(read, (arm, reference)))
     if judged.verdict in ("better", "worse"):
         first, second = (arm, reference) if judged.verdict == "better" else (reference, arm)
-        return f"{start}: use {first} rather than {second}, for better {quality}{lost}"
+        cost = words.cost_text(*_cost(read, first, second), second)
+        return f"{start}: use {first} rather than {second}, for better {quality}, {cost}{lost}"
     ours, theirs = judged.contrast.diverged, judged.contrast.reference_diverged
     if ours[0] and theirs[0]:
         return f"no arm is recommended {start}: runs of both {arm} and {reference} diverged"
@@ -169,13 +178,14 @@ def recommend(read: ReadStudy, question: Question, judged: st.Judgement, metric:
             once = f"{arm} and {reference} are equivalent taken alone, but not as one of {family} comparisons"
             return f"no arm is recommended {start}: {once} (p = {judged.p_equivalent * family:.2g}, Bonferroni)"
         ratio = st.speedup(read.speeds(arm), read.speeds(reference))
-        if not ratio.p * family < st.ALPHA:
+        if not (ratio.p * family < st.ALPHA and max(ratio.value, 1 / ratio.value) >= LEAST_SPEEDUP):
             return f"{start}: use {arm} or {reference}; {quality} is equivalent, neither is significantly faster{lost}"
         if ratio.value > 1:
             first, second, times = arm, reference, (ratio.value, ratio.low, ratio.high)
         else:
             first, second, times = reference, arm, (1 / ratio.value, 1 / ratio.high, 1 / ratio.low)
-        return f"{start}: use {first}, as good as {second} and {words.times_as_fast(*times)}{lost}"
+        memory = words.memory_text(_cost(read, first, second)[1])
+        return f"{start}: use {first}, as good as {second} and {words.times_as_fast(*times)}, {memory}{lost}"
     return f"no arm is recommended {start}: {arm} against {reference} is not resolved"
 
 
@@ -195,18 +205,21 @@ def recommend_overall(read: ReadStudy, arms: Sequence[Plain]) -> Plain:
     base = read.speeds(baseline)
     ps = st.holm([st.speedup(read.speeds(a["name"]), base).p for a in others])
     sure = {a["name"] for a, p in zip(others, ps, strict=True) if p < st.ALPHA}
-    faster = [a for a in sound if a["name"] in sure and a["speedup"]["value"] > 1]
+    faster = [a for a in sound if a["name"] in sure and a["speedup"]["value"] >= LEAST_SPEEDUP]
     fast = shown_as_good(faster)
     evidence = [a["name"] for a in good]
     if fast:
         best = max(fast, key=lambda a: a["speedup"]["value"])
-        as_good = f"better by more than {margin:g}" if best in better else f"equivalent within {margin:g}"
+        as_good = "better" if best in better else f"equivalent within {margin:g}"
         times = words.times_as_fast(*(best["speedup"][key] for key in ("value", "low", "high")))
-        text, evidence = f"use {best['name']}, {times} as {baseline}; {quality} is {as_good}", [best["name"], baseline]
+        memory = words.memory_text(_cost(read, best["name"], baseline)[1])
+        text = f"use {best['name']}, {times} as {baseline}, {memory}; {quality} is {as_good}"
+        evidence = [best["name"], baseline]
     elif better:
         pick = min if read.study.metric.better == "lower" else max
         name = pick(better, key=lambda a: a["comparison"]["mean"])["name"]
-        text, evidence = f"use {name} rather than {baseline}, for better {quality}", [name, baseline]
+        cost = words.cost_text(*_cost(read, name, baseline), baseline)
+        text, evidence = f"use {name} rather than {baseline}, for better {quality}, {cost}", [name, baseline]
     else:
         text = f"no arm has two seeds in common with {baseline}"
         if good:

@@ -258,6 +258,8 @@ def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Difference:
     a, b = _finite(a), _finite(b)
     pairs = np.array([(a[seed], b[seed]) for seed in sorted(a.keys() & b.keys())]).reshape(-1, 2)
     delta = pairs[:, 0] - pairs[:, 1]
+    if len(delta) > 1 and np.ptp(pairs) == 0:  # one number everywhere measures nothing
+        return Difference(len(delta), 0.0, 0.0, NAN, NAN, NAN)
     if len(delta) < 2:
         return difference(len(delta), float(delta.sum()), NAN)
     return difference(len(delta), float(delta.mean()), float(delta.std(ddof=1)), ROUNDING * np.abs(pairs).max())
@@ -351,6 +353,7 @@ def _judge(contrast: Contrast, p_holm: float, family: int) -> Judgement:
         why = "differs, by less than the margin" if significant else ""
     elif not tested:
         why = ("no seed in common", "one seed has no spread", "every seed shows the same difference")[min(d.n, 2)]
+        why = "every run has the same value, which measures nothing" if d.n > 1 and d.mean == 0 else why
     elif not margin:
         why = NO_MARGIN
     elif significant and not beyond:
