@@ -66,6 +66,8 @@ def test_the_seeds_for_equivalence_are_the_fewest():
     assert detection.seeds_for_equivalence(0.004, 0.004, effect=0.003) > n
     assert detection.seeds_for_equivalence(0.004, 0.004, effect=0.004) is None  # at the margin no number of seeds helps
     assert detection.seeds_for_equivalence(0.0, 0.004) is None
+    shared = detection.seeds_for_equivalence(0.004, 0.004, tests=3)
+    assert detection.power_of_tost(1.0, shared, alpha=0.05 / 3) >= 0.8 > detection.power_of_tost(1.0, n, alpha=0.05 / 3)
 
 
 def said(n: int, effect: float, sd: float, margin: float, family: int = 1, trials: int = 20_000) -> float:

@@ -40,10 +40,10 @@ def power(effect: ArrayLike, n: ArrayLike, alpha: float = ALPHA, margin: ArrayLi
     return total
 
 
-def power_of_tost(margin: float, n: int, effect: float = 0.0) -> float:
+def power_of_tost(margin: float, n: int, effect: float = 0.0, alpha: float = ALPHA) -> float:
     """Probability that TOST over n seeds passes; margin and true difference in sds of the paired difference."""
     chi2 = special.chdtri(n - 1, (np.arange(200) + 0.5) / 200)  # quantiles, to integrate over the observed sd
-    room = margin - special.stdtrit(n - 1, 1 - ALPHA) * np.sqrt(chi2 / (n - 1) / n)
+    room = margin - special.stdtrit(n - 1, 1 - alpha) * np.sqrt(chi2 / (n - 1) / n)
     passes = special.ndtr((room - effect) * np.sqrt(n)) - special.ndtr((-room - effect) * np.sqrt(n))
     return float(np.where(room > 0, passes, 0).mean())
 
@@ -78,11 +78,15 @@ def seeds_needed(effect: float, sd: float, family: int = 1, margin: float = 0.0)
     return _fewest(lambda n: float(power(abs(effect) / sd, n, ALPHA / family, margin / sd)))
 
 
-def seeds_for_equivalence(margin: float, sd: float, effect: float = 0.0) -> int | None:
-    """Fewest seeds with which TOST passes with 80% power where `effect` is the true difference; None: over 10,000."""
+def seeds_for_equivalence(margin: float, sd: float, effect: float = 0.0, tests: int = 1) -> int | None:
+    """Fewest seeds with which TOST passes with 80% power where `effect` is the true difference; None: over 10,000.
+
+    Args:
+        tests: number of tests that share the 5%: more than one for the best of a grid.
+    """
     if not sd > 0:
         raise ValueError(f"sd = {sd}: must be greater than 0")
-    return _fewest(lambda n: power_of_tost(margin / sd, n, effect / sd))
+    return _fewest(lambda n: power_of_tost(margin / sd, n, effect / sd, ALPHA / tests))
 
 
 def _fewest(power_of: Callable[[int], float]) -> int | None:

@@ -168,14 +168,16 @@ class Judgement:
     def more_seeds(self) -> int | None:
         """If not resolved: further seeds for 80% power if the difference and the spread are as seen. With a difference
         beyond the margin: to detect it. Within the margin: to show equivalence, of equal arms (or, if the difference
-        is significant, of arms with this difference). None: unknown, or over 10,000."""
+        is significant, of arms with this difference). None: unknown, or over 10,000. For grids at best: where one arm
+        of each stands out."""
         c, d = self.contrast, self.contrast.difference
         if self.verdict != "not resolved" or not c.tested or d.low == d.high:
             return None
         if abs(d.mean) > c.margin:
             needed = detection.seeds_needed(d.mean, d.sd, self.family * c.tests, c.margin)
         else:
-            needed = detection.seeds_for_equivalence(c.margin, d.sd, abs(d.mean) if self.p_holm < ALPHA else 0.0)
+            effect = abs(d.mean) if self.p_holm < ALPHA else 0.0
+            needed = detection.seeds_for_equivalence(c.margin, d.sd, effect, c.tests)
         return max(1, needed - d.n) if needed else None
 
 
