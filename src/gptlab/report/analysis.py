@@ -66,6 +66,7 @@ def analyse_study(read: ReadStudy) -> Plain:
             "folder": str(read.folder),
             "task": study.recipe.get("task", "lm"),
             "unit": read.unit,
+            "plan": {"registered": read.plan.date, "sha256": read.plan.sha256} if read.plan else None,
             "metric": {
                 "key": metric.name,
                 "label": words.metric_label(metric.name, read.unit),

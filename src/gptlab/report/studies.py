@@ -18,7 +18,7 @@ from gptlab.config import Recipe, Study
 from gptlab.errors import UserError
 from gptlab.report.reading import Array, number, series, settings_of
 from gptlab.report.statistics import Runs
-from gptlab.rundir import RunDir, open_study, run_name
+from gptlab.rundir import RegisteredPlan, RunDir, open_study, read_plan, run_name
 from gptlab.status import STATUSES
 
 # other facts that runs may differ in: name in a sentence, key in environment.json
@@ -68,6 +68,8 @@ class ReadStudy:
     runs: dict[tuple[str, int], ReadRun]
     """The runs that were found, by arm and seed, in the study's order."""
     warnings: list[str]
+    plan: RegisteredPlan | None = None
+    """What the study asked at its first run; None if that was not recorded."""
 
     @property
     def unit(self) -> str:
@@ -129,7 +131,9 @@ def read_study_folder(folder: str | Path) -> ReadStudy:
             f"{study.name}: float8 was emulated in float32 in {', '.join(emulated)}, so their speed says nothing about "
             "hardware with float8 matrix units"
         )
-    return ReadStudy(study, folder, {key: found[key] for key in order}, warnings)
+    plan = read_plan(folder, study)
+    warnings += [f"{study.name}: {remark}" for remark in plan.remarks] if plan else []
+    return ReadStudy(study, folder, {key: found[key] for key in order}, warnings, plan)
 
 
 def _read_run(folder: Path, study: Study, arm: str, seed: int, foreign: dict[str, list[str]]) -> ReadRun | None:

@@ -52,7 +52,8 @@ function facts(study) {
     fact("arms", String(study.arms.length), study.baseline && `baseline: ${study.baseline}`),
     fact("seeds", String(study.seeds.length), study.seeds.length <= 12 && study.seeds.join(", ")),
     fact("metric", study.metric.label, `${study.metric.better} is better${margin}`),
-    fact("hardware", study.provenance?.hardware?.join("; ") || NONE));
+    fact("hardware", study.provenance?.hardware?.join("; ") || NONE),
+    study.plan && fact("plan registered", `${study.plan.registered.slice(0, 10)}, sha256 ${study.plan.sha256.slice(0, 12)}`));
 }
 
 function reveal(arm, study) {  // scroll to the arm's row in this study's table, or in the first table that has it
