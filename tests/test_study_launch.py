@@ -25,7 +25,6 @@ from test_training_resume import measured
 from gptlab.config import Recipe, load_recipe, load_study
 from gptlab.errors import ConfigError
 from gptlab.rundir import RunDir
-from gptlab.study import runner
 from gptlab.study.launch import job
 from gptlab.study.launch.record import Launch
 from gptlab.study.launch.resources import limit_seconds, read_resources
@@ -39,11 +38,7 @@ from gptlab.training.signals import StopSignal
 @pytest.fixture
 def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fakes:
     """Workers that end as they are told to; see test_study_runner."""
-    monkeypatch.chdir(tmp_path)
-    fakes = Fakes(tmp_path)
-    monkeypatch.setattr(runner, "command", fakes.command)
-    monkeypatch.setattr(runner, "POLL_SECONDS", 0.02)
-    return fakes
+    return Fakes(tmp_path).replace_workers(monkeypatch)
 
 
 # -- the wish to stop

@@ -13,7 +13,6 @@ from test_study_runner import Fakes, study_file
 from gptlab.config import Study, load_study, plan_changes, plan_hash, shipped, study_plan
 from gptlab.errors import RunError
 from gptlab.rundir import open_study, read_plan
-from gptlab.study import runner
 from gptlab.study.folder import keep_study
 from gptlab.study.runner import run_study
 
@@ -29,11 +28,7 @@ METRIC = 'metric = { name = "final_val_loss", margin = 0.004 }\n'
 
 @pytest.fixture
 def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fakes:
-    monkeypatch.chdir(tmp_path)
-    fakes = Fakes(tmp_path)
-    monkeypatch.setattr(runner, "command", fakes.command)
-    monkeypatch.setattr(runner, "POLL_SECONDS", 0.02)
-    return fakes
+    return Fakes(tmp_path).replace_workers(monkeypatch)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psutil
 import pytest
@@ -93,6 +93,13 @@ class Fakes:
         self.ends: dict[str, list[str]] = {}
         (folder / "fake.py").write_text(FAKE, encoding="utf-8")
 
+    def replace_workers(self, monkeypatch: pytest.MonkeyPatch) -> Self:
+        """Stand in for the workers of studies that run in this folder."""
+        monkeypatch.chdir(self.folder)
+        monkeypatch.setattr(runner, "command", self.command)
+        monkeypatch.setattr(runner, "POLL_SECONDS", 0.02)
+        return self
+
     def command(self, folder: Path, run: PlannedRun) -> list[str]:
         if not run.dir.exists():
             run.dir.write_recipe(run.recipe)
@@ -107,11 +114,7 @@ class Fakes:
 
 @pytest.fixture
 def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fakes:
-    monkeypatch.chdir(tmp_path)
-    fakes = Fakes(tmp_path)
-    monkeypatch.setattr(runner, "command", fakes.command)
-    monkeypatch.setattr(runner, "POLL_SECONDS", 0.02)
-    return fakes
+    return Fakes(tmp_path).replace_workers(monkeypatch)
 
 
 def summary(folder: Path, name: str) -> dict[str, Any]:

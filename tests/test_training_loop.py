@@ -464,3 +464,10 @@ def test_samples_while_training_disturb_nothing(dataset: Path, tmp_path: Path) -
     assert not (tmp_path / "plain/samples").exists()
     run = load_run(tmp_path / "sampled")
     assert run.sample(samples=2) == texts[-1]
+
+
+def test_a_run_without_its_tokenizer_can_be_started_from(dataset: Path, tmp_path: Path) -> None:
+    gptlab.train(tiny_recipe(dataset, train__max_steps=2), tmp_path / "first", quiet=True)
+    (tmp_path / "first/tokenizer.json").unlink()
+    again = tiny_recipe(dataset, train__max_steps=1, train__init_from=str(tmp_path / "first"))
+    assert gptlab.train(again, tmp_path / "second", quiet=True).status == "completed"

@@ -88,7 +88,8 @@ def first_weights(recipe: Recipe, stored: Recipe | None, run: RunDir, data: Task
     if earlier.exists():
         if (other := earlier.read_recipe().task) != recipe.task:
             raise RunError(f"train.init_from = {name}: is a run of task = {other}, and this run's is {recipe.task}")
-        if load_tokenizer(earlier.tokenizer_file).spec() != data.tokenizer.spec():
+        spoken = earlier.tokenizer_file
+        if spoken.is_file() and load_tokenizer(spoken).spec() != data.tokenizer.spec():
             raise RunError(f"train.init_from = {name}: has another tokenizer than {data.paths[0]}")
         source, init = start_from(name)
     else:

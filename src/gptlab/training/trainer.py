@@ -57,16 +57,15 @@ class Trainer:
 
     def _preflight(self) -> None:
         """Refuse what need not or cannot start, before anything is written."""
-        encoding = codecs.lookup(locale.getpreferredencoding(False)).name
-        if self.recipe.compile.enabled and encoding != "utf-8":
-            raise UserError(
-                f"compile.enabled = true: PyTorch's compiler reads files in the locale's encoding, {encoding}, and "
-                "needs UTF-8: set PYTHONUTF8=1, or pass --compile.enabled false"
-            )
         stored = self.run.read_json("result.json")
         self.world.barrier()  # all ranks have read what rank 0 is about to write
         if stored.get("status") == "completed" and stored["steps"] >= self.limit:
             raise NotStarted(Result.from_json(stored))
+        if self.recipe.compile.enabled and codecs.lookup(locale.getpreferredencoding(False)).name == "ascii":
+            raise UserError(
+                "compile.enabled = true: PyTorch's compiler reads files in the locale's encoding, which is ASCII and "
+                "must be UTF-8: set PYTHONUTF8=1, or pass --compile.enabled false"
+            )
         if self.recipe.train.eval_only:
             return
         n = self.recipe.sequences_per_step
