@@ -1,6 +1,5 @@
 """Labelled documents: every form they come in, the label space, what is stored, and the batches that are read."""
 
-import contextlib
 import gzip
 import itertools
 import json
@@ -22,6 +21,7 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from interrupted import Killed, killed_before
 
 from gptlab import cli, locks
 from gptlab.data.corpora import LABELED, TEXT, constructs
@@ -706,37 +706,17 @@ def test_the_number_of_workers_changes_nothing(
     assert made[0] == made[1]
 
 
-class Killed(BaseException):
-    pass
-
-
 def test_a_stop_at_any_moment_is_made_good(many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # slow, and it is processes that fail here, not disks
     monkeypatch.setattr(pipeline, "BATCH_CHARACTERS", 700)
     monkeypatch.setattr(pipeline, "RECORD_SECONDS", 0.0)
     whole = visible(quietly(str(many), tmp_path / "whole", label_field="tags").path)
-    real: dict[str, Any] = {"replace": os.replace, "fsync": os.fsync}
-    countdown = 0
 
-    def counted(name: str) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            nonlocal countdown
-            countdown -= 1
-            if countdown == 0:
-                raise Killed
-            return real[name](*args, **kwargs)
-
-        return call
-
-    def attempt(out: Path, calls: int) -> int:
-        """Prepare, and be gone before a call of that number; returns how many calls were left."""
-        nonlocal countdown
-        countdown = calls
-        with monkeypatch.context() as patch, contextlib.suppress(Killed):
-            patch.setattr(os, "replace", counted("replace"))  # before any of these calls the process may be gone
-            patch.setattr(os, "fsync", counted("fsync"))
+    def attempt(out: Path, number: int) -> int:
+        """Prepare, and be gone before the call of that number; returns how many calls were left."""
+        with killed_before(number, (os, "replace"), (os, "fsync")) as calls:
             quietly(str(many), out, label_field="tags", progress=False)
-        return countdown
+        return calls.left
 
     total = 10**6 - attempt(tmp_path / "counted", 10**6)
     assert total > 60
@@ -798,23 +778,8 @@ def test_a_merge_that_was_stopped_goes_on(many: Path, tmp_path: Path, monkeypatc
     whole = visible(quietly(str(many), tmp_path / "whole", label_field="tags").path)
     for index in (1, 2, 3):
         quietly(str(many), tmp_path / "set", label_field="tags", part=f"{index}/3")
-    calls, stop = 0, 0
-
-    def counted(real: Any) -> Any:
-        def call(*args: Any) -> None:
-            nonlocal calls
-            calls += 1
-            if calls == stop:
-                raise Killed
-            real(*args)
-
-        return call
-
-    for stop in (1, 5, 12, 13, 15, 2):  # before the manifest is written, and in removing the parts  # noqa: B007
-        calls = 0
-        with monkeypatch.context() as patch, contextlib.suppress(Killed):
-            patch.setattr(os, "replace", counted(os.replace))
-            patch.setattr(shutil, "rmtree", counted(shutil.rmtree))
+    for stop in (1, 5, 12, 13, 15, 2):  # before the manifest is written, and in removing the parts
+        with killed_before(stop, (os, "replace"), (shutil, "rmtree")):
             prepare("text", out=tmp_path / "set", merge=True, progress=False)
     prepare("text", out=tmp_path / "set", merge=True, progress=False)
     assert visible(tmp_path / "set") == whole

@@ -1,6 +1,5 @@
 """From documents to shards: what is written, restarts, splits, and every refusal."""
 
-import contextlib
 import errno
 import gzip
 import hashlib
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from interrupted import Killed, killed_before
 
 from gptlab.config import Data
 from gptlab.data import shards
@@ -186,36 +186,16 @@ def test_the_default_folder_is_where_a_recipe_looks(folder: Path, tmp_path: Path
 # -- restarting
 
 
-class Killed(BaseException):
-    pass
-
-
 def test_a_stop_at_any_moment_is_made_good(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # slow, and it is processes that fail here, not disks
     monkeypatch.setattr(pipeline, "BATCH_CHARACTERS", 500)
     monkeypatch.setattr(pipeline, "RECORD_SECONDS", 0.0)
     whole = digests(quietly("text", tmp_path / "whole", source=folder, shard_tokens=900))
-    real: dict[str, Any] = {"replace": os.replace, "fsync": os.fsync}
-    countdown = 0
-
-    def counted(name: str) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            nonlocal countdown
-            countdown -= 1
-            if countdown == 0:
-                raise Killed
-            return real[name](*args, **kwargs)
-
-        return call
-
     for stop in range(1, 130, 5):
         out = tmp_path / f"stop{stop}"
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "replace", counted("replace"))  # before any of these calls the process may be gone
-            patch.setattr(os, "fsync", counted("fsync"))
-            for countdown in (stop, 2 * stop):  # the rerun is stopped as well  # noqa: B007
-                with contextlib.suppress(Killed):
-                    quietly("text", out, source=folder, shard_tokens=900)
+        for number in (stop, 2 * stop):  # the rerun is stopped as well
+            with killed_before(number, (os, "replace"), (os, "fsync")):
+                quietly("text", out, source=folder, shard_tokens=900)
         quietly("text", out, source=folder, shard_tokens=900)
         assert digests(out) == whole
         assert not list(out.glob(".*.tmp"))
@@ -498,25 +478,9 @@ def test_a_merge_that_was_stopped_goes_on(files: Path, tmp_path: Path, monkeypat
     with pytest.raises(DataError, match="set holds parts of a dataset: `gptlab prepare ... --merge` makes"):
         Dataset(tmp_path / "set")
     inodes = {path.stat().st_ino for path in (tmp_path / "set").glob("part-*/*.bin")}
-    replace, rmtree = os.replace, shutil.rmtree
-    calls, stop = 0, 0
-
-    def counted(real: Any) -> Any:
-        def call(*args: Any) -> None:
-            nonlocal calls
-            calls += 1
-            if calls == stop:
-                raise Killed
-            real(*args)
-
-        return call
-
     moves = len(inodes)
-    for stop in (1, 3, moves - 1, 3, 1, 2):  # the last in removing the parts  # noqa: B007
-        calls = 0
-        with monkeypatch.context() as patch, contextlib.suppress(Killed):
-            patch.setattr(os, "replace", counted(replace))
-            patch.setattr(shutil, "rmtree", counted(rmtree))
+    for stop in (1, 3, moves - 1, 3, 1, 2):  # the last in removing the parts
+        with killed_before(stop, (os, "replace"), (shutil, "rmtree")):
             prepare("text", out=tmp_path / "set", merge=True, progress=False)
     prepare("text", out=tmp_path / "set", merge=True, progress=False)
     assert digests(tmp_path / "set") == digests(tmp_path / "whole")

@@ -65,10 +65,7 @@ def call(monkeypatch: pytest.MonkeyPatch, words: str, *more: object) -> int:
 def test_which_runs_a_call_starts_and_where_their_results_are(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    fakes = Fakes(tmp_path)
-    monkeypatch.setattr(runner, "command", fakes.command)
-    monkeypatch.setattr(runner, "POLL_SECONDS", 0.02)
+    fakes = Fakes(tmp_path).replace_workers(monkeypatch)
     file, out = study_file(tmp_path, dataset), Path("results", kind)
     run = f"experiments/{kind}/run.py"
 
@@ -96,10 +93,7 @@ def test_which_runs_a_call_starts_and_where_their_results_are(
 def test_the_published_arms_have_the_sanity_gate(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    fakes = Fakes(tmp_path)
-    monkeypatch.setattr(runner, "command", fakes.command)
-    monkeypatch.setattr(runner, "POLL_SECONDS", 0.02)
+    fakes = Fakes(tmp_path).replace_workers(monkeypatch)
     fakes.ends["fp32_baseline"] = ["diverged"]
     assert call(monkeypatch, f"experiments/{kind}/run.py --config published --jobs 2", "--data.path", dataset) == 1
     core = {"fp32_baseline", "amp_fp16", "amp_bf16", "bf16_pure"}
