@@ -316,3 +316,10 @@ def test_in_an_ascii_locale_signs_are_replaced_and_a_compiled_run_is_refused(dat
     )
     printed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert printed.stdout.endswith("?\n") and not printed.stderr
+
+
+def test_eval_offers_the_scores_that_there_are() -> None:
+    from gptlab.cli.evaluate import SCORES
+    from gptlab.training.scoring import SCORERS
+
+    assert list(SCORERS) == SCORES
