@@ -17,6 +17,7 @@ from gptlab.cli import main
 from gptlab.config import Comparison, Study, load_comparison, load_study, shipped
 from gptlab.errors import ConfigError, UserError
 from gptlab.report import statistics as st
+from gptlab.report import verdicts
 from gptlab.report.analysis import analyse
 from gptlab.report.power import Noise, pilot_noise, power_report
 from gptlab.report.questions import answer_questions, shown_as_good
@@ -216,10 +217,10 @@ def rows_of(deltas: np.ndarray) -> list[dict[str, Any]]:
     """Arms of the payload from paired differences (arms, seeds)."""
     n = deltas.shape[-1]
     family = {
-        i: st.Contrast(st.difference(n, float(d.mean()), float(d.std(ddof=1))), "lower", 0.01)
+        i: verdicts.Contrast(st.difference(n, float(d.mean()), float(d.std(ddof=1))), "lower", 0.01)
         for i, d in enumerate(deltas)
     }
-    judged = st.judge(family)
+    judged = verdicts.judge(family)
     said = {i: {"verdict": j.verdict, "p_equivalent": j.p_equivalent} for i, j in judged.items()}
     return [{"name": str(i), "comparison": comparison} for i, comparison in said.items()]
 

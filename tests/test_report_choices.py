@@ -11,7 +11,7 @@ from rich.console import Console
 from scipy import stats
 
 from gptlab.config import Metric, Study
-from gptlab.report import statistics as st
+from gptlab.report import verdicts
 from gptlab.report.analysis import analyse_study
 from gptlab.report.grids import BestOf, Pairs, best_of, pairs_of
 from gptlab.report.questions import answer_questions, default_of
@@ -92,18 +92,18 @@ def test_a_diverged_arm_of_a_grid_is_never_the_best_and_one_seed_decides_nothing
     assert got.chosen == ("a_2", "b_1") and got.left_out == ["a_1 (1 of 3 runs diverged)"] and got.diverged == (0, 3)
     assert got.pairs and got.pairs.sizes == (2, 1)  # the choice is paid for even so
     every = grids(values, diverged=(("a_1", 0), ("a_2", 1)))
-    assert every.any_diverged and every.diverged == (2, 6) and st.judge({0: every})[0].verdict == "diverges"
-    one = st.judge({0: grids({"a_1": [1.0], "a_2": [2.0], "b_1": [4.0]})})[0]
+    assert every.any_diverged and every.diverged == (2, 6) and verdicts.judge({0: every})[0].verdict == "diverges"
+    one = verdicts.judge({0: grids({"a_1": [1.0], "a_2": [2.0], "b_1": [4.0]})})[0]
     assert (one.verdict, one.why) == ("not resolved", "one seed has no spread")
-    none = st.judge({0: grids({"a_1": [], "a_2": [2.0], "b_1": []})})[0]
+    none = verdicts.judge({0: grids({"a_1": [], "a_2": [2.0], "b_1": []})})[0]
     assert (none.verdict, none.why) == ("not resolved", "no seed in common")
 
 
 def test_identical_grids_are_equivalent_and_a_constant_shift_shows_nothing() -> None:
     grid = {"a_1": [3.0, 3.1, 3.2], "a_2": [3.3, 3.5, 3.6], "b_1": [3.0, 3.1, 3.2]}
-    assert st.judge({0: grids(grid)})[0].verdict == "equivalent"
+    assert verdicts.judge({0: grids(grid)})[0].verdict == "equivalent"
     shifted = grids({**grid, "b_1": [4.0, 4.1, 4.2]})  # rounding is the only spread of a_1 minus b_1
-    assert math.isnan(shifted.difference.p) and st.judge({0: shifted})[0].verdict == "not resolved"
+    assert math.isnan(shifted.difference.p) and verdicts.judge({0: shifted})[0].verdict == "not resolved"
 
 
 def test_a_question_may_be_of_grids_and_names_the_chosen_settings() -> None:

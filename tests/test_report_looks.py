@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from gptlab.report import detection, words
+from gptlab.report import detection, verdicts, words
 from gptlab.report import statistics as st
 
 MARGIN, SD, MOST = 0.004, 0.008, 20  # nats; of a run, without what its seed shares with others; seeds
@@ -74,8 +74,8 @@ def test_what_the_simulated_reader_is_asked_for_is_what_the_report_says() -> Non
     mean, sd, verdict = looked(x)
     totals = np.maximum(asked(mean, sd, 2), 4)
     for study in range(12):
-        family = {a: st.Contrast(st.difference(3, mean[study, a], sd[study, a]), "lower", MARGIN) for a in (0, 1)}
-        for arm, judged in st.judge(family).items():
+        family = {a: verdicts.Contrast(st.difference(3, mean[study, a], sd[study, a]), "lower", MARGIN) for a in (0, 1)}
+        for arm, judged in verdicts.judge(family).items():
             if np.isnan(verdict[study, arm]):
                 more = judged.more_seeds or MOST
                 assert min(3 + more, MOST) == totals[study, arm]

@@ -11,9 +11,10 @@ from scipy.signal import lfilter
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_paired
 
-from gptlab.report import detection
+from gptlab.report import detection, rankings, timing, verdicts
 from gptlab.report import statistics as st
-from gptlab.report.statistics import Contrast, Runs, contrast, difference, judge, paired
+from gptlab.report.statistics import difference, paired
+from gptlab.report.verdicts import Contrast, Runs, contrast, judge
 
 DRAW = np.random.default_rng(1)
 NAN = float("nan")
@@ -23,7 +24,7 @@ def seeds(values) -> dict[int, float]:
     return dict(enumerate(np.asarray(values, dtype=float).tolist()))
 
 
-def judged(*deltas, better="lower", margin=0.004) -> list[st.Judgement]:
+def judged(*deltas, better="lower", margin=0.004) -> list[verdicts.Judgement]:
     return list(judge({i: Contrast(d, better, margin) for i, d in enumerate(deltas)}).values())
 
 
@@ -240,7 +241,7 @@ def test_pairs_flip_only_if_both_tasks_hold():
         "one is none": (Contrast(UP, "lower", 0.004), Contrast(UP, "higher", 0.06)),
         "one diverges": (Contrast(UP, "lower", 0.004, diverged=(1, 4)), Contrast(UP, "higher", 0.01)),
     }
-    got = st.flips(pairs)
+    got = verdicts.flips(pairs)
     expected = ["flips", "agrees", "equivalent", "unresolved", "unresolved", "diverges"]
     assert [flip.verdict for flip in got.values()] == expected
     flip = got["flips"]
@@ -258,7 +259,7 @@ def test_the_interaction_is_welchs_test_of_differences_in_margins():
         contrast(Runs(seeds(a)), Runs(zero(a)), "lower", 0.004),
         contrast(Runs(seeds(b)), Runs(zero(b)), "higher", 0.02),
     )
-    got, reference = st.flips({"": (first, second)})[""], stats.ttest_ind(-a / 0.004, b / 0.02, equal_var=False)
+    got, reference = verdicts.flips({"": (first, second)})[""], stats.ttest_ind(-a / 0.004, b / 0.02, equal_var=False)
     assert got.interaction.p == pytest.approx(reference.pvalue) and got.p_holm == got.interaction.p
     low, high = reference.confidence_interval()
     assert (got.interaction.low, got.interaction.high) == pytest.approx((low, high))
@@ -269,7 +270,7 @@ def test_the_interaction_is_welchs_test_of_differences_in_margins():
 
 def test_throughput_over_runs_is_a_t_interval_of_logs():
     medians = np.array([100.0, 110.0, 105.0])
-    got = st.throughput({s: [0.5 * m, m, m, 3 * m] for s, m in enumerate(medians)})
+    got = timing.throughput({s: [0.5 * m, m, m, 3 * m] for s, m in enumerate(medians)})
     log = np.log(medians)
     half = stats.t.ppf(0.975, 2) * log.std(ddof=1) / math.sqrt(3)
     assert (got.n, got.of, got.value) == (3, "runs", pytest.approx(math.exp(log.mean())))
@@ -278,7 +279,7 @@ def test_throughput_over_runs_is_a_t_interval_of_logs():
 
 def test_rates_and_times_say_the_same():
     times = DRAW.lognormal(0, 0.1, 205)
-    rate, time = st.throughput({0: 1 / times}), st.throughput({0: times})
+    rate, time = timing.throughput({0: 1 / times}), timing.throughput({0: times})
     assert (rate.value, rate.low, rate.high) == pytest.approx((1 / time.value, 1 / time.high, 1 / time.low))
     assert (rate.n, rate.of) == (205, "steps")
 
@@ -286,28 +287,28 @@ def test_rates_and_times_say_the_same():
 def test_a_slow_stretch_widens_the_interval_of_a_run():
     even = DRAW.lognormal(0, 0.01, 1000)
     drift = even * np.repeat([1.0, 1.2], 500)  # half of the run at another clock
-    assert st.throughput({0: drift}).high / st.throughput({0: drift}).low > 1.1
-    assert st.throughput({0: even}).high / st.throughput({0: even}).low < 1.01
+    assert timing.throughput({0: drift}).high / timing.throughput({0: drift}).low > 1.1
+    assert timing.throughput({0: even}).high / timing.throughput({0: even}).low < 1.01
 
 
 def test_speedups_pair_by_seed():
     a, b = {0: [200.0], 1: [240.0], 5: [1.0]}, {0: [100.0], 1: [118.0], 9: [1.0]}
     log = np.log([2.0, 240 / 118])
-    got = st.speedup(a, b)
+    got = timing.speedup(a, b)
     half = stats.t.ppf(0.975, 1) * log.std(ddof=1) / math.sqrt(2)
     assert (got.n, got.of, got.value) == (2, "seeds", pytest.approx(math.exp(log.mean())))
     assert (got.low, got.high) == pytest.approx((math.exp(log.mean() - half), math.exp(log.mean() + half)))
-    one = st.speedup({0: 2 * DRAW.lognormal(0, 0.1, 500)}, {0: DRAW.lognormal(0, 0.1, 500)})
+    one = timing.speedup({0: 2 * DRAW.lognormal(0, 0.1, 500)}, {0: DRAW.lognormal(0, 0.1, 500)})
     assert one.of == "steps" and 1.9 < one.low < one.value < one.high < 2.1
 
 
 def test_throughput_without_enough_samples_has_no_interval():
-    few = st.throughput({0: [1.0, 2.0, 3.0]})
+    few = timing.throughput({0: [1.0, 2.0, 3.0]})
     assert few.value == pytest.approx(2) and math.isnan(few.low)
-    assert math.isnan(st.throughput({}).value) and math.isnan(st.throughput({0: [NAN, 0.0]}).value)
-    lone = st.speedup({0: [2.0]}, {0: [1.0]})
+    assert math.isnan(timing.throughput({}).value) and math.isnan(timing.throughput({0: [NAN, 0.0]}).value)
+    lone = timing.speedup({0: [2.0]}, {0: [1.0]})
     assert lone.value == pytest.approx(2) and math.isnan(lone.low)
-    assert math.isnan(st.speedup({0: [2.0]}, {1: [1.0]}).value)
+    assert math.isnan(timing.speedup({0: [2.0]}, {1: [1.0]}).value)
 
 
 # -- many arms
@@ -321,27 +322,27 @@ def study(means, n=3, sd=1.0, draw=DRAW, names="abcdefghijklmnopqrstuvwxyz") -> 
 
 def test_tau_is_kendalls_and_has_the_published_p():
     for m, p in ((4, 0.083), (6, 0.0028)):
-        got = st.ranking(study(np.arange(m) * 50.0), study(np.arange(m) * 50.0), ("lower", "lower"))
+        got = rankings.ranking(study(np.arange(m) * 50.0), study(np.arange(m) * 50.0), ("lower", "lower"))
         assert (got.value, got.low, got.high, got.n) == (pytest.approx(1), 1, 1, m)
         assert got.p == pytest.approx(p, rel=0.02)
     order = DRAW.permutation(8)
     a, b = study(np.arange(8) * 50.0), study(order * 50.0)
     reference = stats.kendalltau(np.arange(8), order)
-    assert st.ranking(a, b, ("lower", "lower")).value == pytest.approx(reference.statistic)
-    turned = st.ranking(a, b, ("lower", "higher"))
+    assert rankings.ranking(a, b, ("lower", "lower")).value == pytest.approx(reference.statistic)
+    turned = rankings.ranking(a, b, ("lower", "higher"))
     assert (turned.value, turned.low) == pytest.approx((-reference.statistic, turned.high))
 
 
 def test_orders_that_are_not_known_leave_tau_open():
-    noise = st.ranking(study(np.zeros(6)), study(np.zeros(6)), ("lower", "lower"))
+    noise = rankings.ranking(study(np.zeros(6)), study(np.zeros(6)), ("lower", "lower"))
     assert noise.low < -0.8 and noise.high > 0.8
-    one = st.ranking(study(np.arange(5.0), n=1), study(np.arange(5.0), n=1), ("lower", "lower"))
+    one = rankings.ranking(study(np.arange(5.0), n=1), study(np.arange(5.0), n=1), ("lower", "lower"))
     assert (one.low, one.high) == (-1, 1)
     lost = {"lost": Runs({}, diverged=1)}  # last in both: 5 of 15 orders are known
-    one = st.ranking(study(np.arange(5.0), n=1) | lost, study(np.arange(5.0), n=1) | lost, ("lower", "lower"))
+    one = rankings.ranking(study(np.arange(5.0), n=1) | lost, study(np.arange(5.0), n=1) | lost, ("lower", "lower"))
     assert (one.low, one.high) == pytest.approx((-5 / 15, 1))
     # two close arms among four that are far apart: 1 of 6 pairs is open
-    close = st.ranking(study([0.0, 0.01, 100, 200]), study([0.0, 0.01, 100, 200]), ("lower", "lower"))
+    close = rankings.ranking(study([0.0, 0.01, 100, 200]), study([0.0, 0.01, 100, 200]), ("lower", "lower"))
     assert (close.low, close.high) == pytest.approx((4 / 6, 1))
 
 
@@ -351,7 +352,7 @@ def test_the_order_of_two_arms_is_known_where_their_paired_t_says_so(n):
     for gap in np.linspace(0, 8, 30):
         arms = study([0, gap], n)
         p = paired(arms["a"].values, arms["b"].values).p  # Tukey's range of two arms is the t test
-        got = st.ranking(arms, clear, ("lower", "lower"))
+        got = rankings.ranking(arms, clear, ("lower", "lower"))
         assert (got.low == got.high) == (p < 0.025)  # half of 5% for each study
         verdicts.add(bool(p < 0.025))
     assert verdicts == {True, False}
@@ -360,19 +361,19 @@ def test_the_order_of_two_arms_is_known_where_their_paired_t_says_so(n):
 def test_diverged_arms_rank_last_and_tied():
     lost = {"x": Runs({}, diverged=3), "y": Runs({0: -1e9}, diverged=2)}
     a = study([0, 50, 100], sd=0.1) | lost
-    got = st.ranking(a, study([0, 50, 100], sd=0.1) | lost, ("lower", "lower"))
+    got = rankings.ranking(a, study([0, 50, 100], sd=0.1) | lost, ("lower", "lower"))
     assert (got.value, got.low, got.high, got.n) == (pytest.approx(1), 1, 1, 5)
     healthy = study([0, 50, 100, 150, 200], sd=0.1, names="abcxy")
     reference = stats.kendalltau([1, 2, 3, 4, 4], [1, 2, 3, 4, 5]).statistic
-    got = st.ranking(a, healthy, ("lower", "lower"))
+    got = rankings.ranking(a, healthy, ("lower", "lower"))
     assert (got.value, got.low, got.high) == pytest.approx([reference] * 3)
 
 
 def test_only_shared_arms_with_runs_are_ranked():
     a, b = study([0, 50, 100]), study([0, 50, 100]) | {"extra": Runs({0: 1.0})}
     b["c"] = Runs({0: 100.0})  # one run, where the others have three
-    assert st.ranking(a, b, ("lower", "lower")).n == 2
-    assert math.isnan(st.ranking(a, {}, ("lower", "lower")).value)
+    assert rankings.ranking(a, b, ("lower", "lower")).n == 2
+    assert math.isnan(rankings.ranking(a, {}, ("lower", "lower")).value)
 
 
 def speed_and_quality(speeds, losses, n=3, sd=1.0, draw=DRAW):
@@ -382,26 +383,28 @@ def speed_and_quality(speeds, losses, n=3, sd=1.0, draw=DRAW):
 
 
 def test_frontier_membership_is_a_share_of_draws():
-    got = st.frontier(speed_and_quality([100, 200, 150, 300], [0, 50, 100, 150]))
+    got = rankings.frontier(speed_and_quality([100, 200, 150, 300], [0, 50, 100, 150]))
     assert got["a"] > 0.99 and got["b"] > 0.99 and got["c"] < 0.01 and got["d"] > 0.99
     axes = speed_and_quality([100, 200, 300, 400], [0, 0, 0, 0], n=5)
-    assert st.frontier(axes) == st.frontier(axes)
-    assert st.frontier(axes)["d"] == 1  # the fastest always is
+    assert rankings.frontier(axes) == rankings.frontier(axes)
+    assert rankings.frontier(axes)["d"] == 1  # the fastest always is
     ratio = [({k: {s: x / axes[0][0]["a"][s] for s, x in v.items()} for k, v in axes[0][0].items()}, "higher"), axes[1]]
-    assert st.frontier(ratio)["c"] == pytest.approx(st.frontier(axes)["c"], abs=0.05)  # normalised to the baseline
+    assert rankings.frontier(ratio)["c"] == pytest.approx(
+        rankings.frontier(axes)["c"], abs=0.05
+    )  # normalised to the baseline
     two = speed_and_quality(
         [100, 200], [0, 0], n=40
     )  # the slower one is on it if it is better, and the seeds' noise is none
     better = paired(*(two[1][0][name] for name in "ab"))
     expected = stats.norm.cdf(-better.mean / (better.sd / math.sqrt(40)))
-    assert st.frontier(two)["a"] == pytest.approx(expected, abs=0.03)
+    assert rankings.frontier(two)["a"] == pytest.approx(expected, abs=0.03)
     axes[0][0]["b"] = {0: 1.0}
-    assert set(st.frontier(axes)) == {"a", "c", "d"}
+    assert set(rankings.frontier(axes)) == {"a", "c", "d"}
     memory = {"a": seeds([14.2] * 3), "b": seeds([14.2] * 3), "c": seeds([9.7] * 3)}  # a tie, and no noise
-    got = st.frontier([(memory, "lower"), speed_and_quality([0] * 3, [0, 1e6, 2e6])[1]])
+    got = rankings.frontier([(memory, "lower"), speed_and_quality([0] * 3, [0, 1e6, 2e6])[1]])
     assert got == {"a": 1, "b": 0, "c": 1}
     same = {name: {0: 1.0, 1: 1.0} for name in "ab"}
-    assert st.frontier([(same, "higher"), (same, "lower")]) == {"a": 1, "b": 1}
+    assert rankings.frontier([(same, "higher"), (same, "lower")]) == {"a": 1, "b": 1}
 
 
 def test_the_command_line_starts_without_scipy():
@@ -498,7 +501,7 @@ def test_planted_flips_are_found_and_others_are_not():
             )
             for i, means in enumerate(truth)
         }
-        got = st.flips(pairs)
+        got = verdicts.flips(pairs)
         found += got[0].verdict == "flips"
         wrong += any(got[i].verdict == "flips" for i in range(1, 6))
         interactions += any(got[i].p_holm < 0.05 for i in (1, 3, 4, 5))
@@ -518,8 +521,8 @@ def autoregressive(draw, phi, shape):
 def test_throughput_intervals_cover_although_steps_are_correlated(phi, steps):
     draw, trials = np.random.default_rng(8), 2000
     a, b = autoregressive(draw, phi, (trials, steps)), autoregressive(draw, phi, (trials, steps))
-    one = [st.throughput({0: x}) for x in a]
-    ratio = [st.speedup({0: 2 * x}, {0: y}) for x, y in zip(a, b, strict=True)]
+    one = [timing.throughput({0: x}) for x in a]
+    ratio = [timing.speedup({0: 2 * x}, {0: y}) for x, y in zip(a, b, strict=True)]
     assert at_least(sum(e.low <= 0.1 <= e.high for e in one), trials, 0.93)
     assert at_least(sum(e.low <= 2 <= e.high for e in ratio), trials, 0.93)
     naive = stats.t.ppf(0.975, steps - 1) * np.log(a).std(1) / math.sqrt(steps)  # as if steps were independent
@@ -532,9 +535,9 @@ def test_throughput_intervals_cover_over_seeds():
     draw, trials = np.random.default_rng(9), 4000
     machines = 100 * np.exp(0.02 * draw.normal(size=(trials, 3)))
     speeds = 1.5 * machines * np.exp(0.01 * draw.normal(size=(trials, 3)))
-    one = [st.throughput({s: [x] for s, x in enumerate(row)}) for row in machines]
+    one = [timing.throughput({s: [x] for s, x in enumerate(row)}) for row in machines]
     ratio = [
-        st.speedup(*({s: [x] for s, x in enumerate(row)} for row in rows))
+        timing.speedup(*({s: [x] for s, x in enumerate(row)} for row in rows))
         for rows in zip(speeds, machines, strict=True)
     ]
     for covered in (sum(e.low <= 100 <= e.high for e in one), sum(e.low <= 1.5 <= e.high for e in ratio)):
@@ -562,7 +565,7 @@ def test_kendalls_interval_covers(order, gap, sd):
     truth = stats.kendalltau(np.arange(m), ranks).statistic
     covered, width = 0, 0.0
     for _ in range(trials):
-        got = st.ranking(*(study(gap * x, 3, noise, draw) for x in (np.arange(m), ranks)), ("lower", "lower"))
+        got = rankings.ranking(*(study(gap * x, 3, noise, draw) for x in (np.arange(m), ranks)), ("lower", "lower"))
         covered += got.low - 1e-9 <= truth <= got.high + 1e-9
         width += (got.high - got.low) / trials
     assert at_least(covered, trials, 0.95)
@@ -581,12 +584,12 @@ def test_frontiers_of_equal_studies_do_not_differ_and_planted_ones_do():
     for trial in range(trials):
         losses = (trial % 3) * 0.3 * np.arange(m)  # ties, and arms that are on the frontier by little
         wrong += bool(
-            changed(*(st.frontier(speed_and_quality(speeds, losses, 5, 1.0, draw), draws=1000) for _ in "ab"))
+            changed(*(rankings.frontier(speed_and_quality(speeds, losses, 5, 1.0, draw), draws=1000) for _ in "ab"))
         )
         far = 20.0 * np.arange(m)
         other = far.copy()
         other[3] = far[4] + 10  # slower and worse than the next one
-        pair = [st.frontier(speed_and_quality(speeds, x, 5, 1.0, draw), draws=1000) for x in (far, other)]
+        pair = [rankings.frontier(speed_and_quality(speeds, x, 5, 1.0, draw), draws=1000) for x in (far, other)]
         found += changed(*pair) == {"d"}
     assert at_most(wrong, trials, 0.02)
     assert at_least(found, trials, 0.9)

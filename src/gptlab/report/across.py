@@ -11,8 +11,7 @@ import numpy as np
 
 from gptlab.config import Comparison
 from gptlab.errors import UserError
-from gptlab.report import statistics as st
-from gptlab.report import words
+from gptlab.report import rankings, verdicts, words
 from gptlab.report.estimates import Plain, clean, contrast_of
 from gptlab.report.questions import answer_questions
 from gptlab.report.studies import FACTS, ReadStudy
@@ -32,14 +31,14 @@ def analyse_across(studies: Sequence[ReadStudy], comparison: Comparison, control
     chosen = _chosen(studies, comparison)
     first, second = chosen.values()
     shared = [arm for arm in first.study.arms if arm in second.study.arms and first.of(arm) and second.of(arm)]
-    flips = st.flips({pair: _contrasts(chosen, pair) for pair in itertools.combinations(shared, 2)})
-    controlled: dict[Pair, st.Flip] = {}
+    flips = verdicts.flips({pair: _contrasts(chosen, pair) for pair in itertools.combinations(shared, 2)})
+    controlled: dict[Pair, verdicts.Flip] = {}
     if control is not None and comparison.control is not None:
         replaced = {name: control if name == comparison.control.of else read for name, read in chosen.items()}
         flipped = [pair for pair, flip in flips.items() if flip.verdict == "flips"]
-        controlled = st.flips({pair: _contrasts(replaced, pair) for pair in flipped})
+        controlled = verdicts.flips({pair: _contrasts(replaced, pair) for pair in flipped})
     values = [{arm: read.values(arm, read.study.metric.name) for arm in shared} for read in chosen.values()]
-    tau = st.ranking(values[0], values[1], (first.study.metric.better, second.study.metric.better))
+    tau = rankings.ranking(values[0], values[1], (first.study.metric.better, second.study.metric.better))
     flipping = {arm for pair, flip in flips.items() if flip.verdict == "flips" for arm in pair}
     ranks = [_ranks(v, read.study.metric.better) for v, read in zip(values, chosen.values(), strict=True)]
     answers = answer_questions(comparison.questions, chosen)
@@ -83,12 +82,12 @@ def unlike_studies(studies: Sequence[ReadStudy], comparison: Comparison) -> list
     return warnings
 
 
-def _contrasts(studies: Mapping[str, ReadStudy], pair: Pair) -> tuple[st.Contrast, st.Contrast]:
+def _contrasts(studies: Mapping[str, ReadStudy], pair: Pair) -> tuple[verdicts.Contrast, verdicts.Contrast]:
     a, b = (contrast_of(read, *pair, read.study.metric) for read in studies.values())
     return a, b
 
 
-def _ranks(values: Mapping[str, st.Runs], better: str) -> dict[str, int]:
+def _ranks(values: Mapping[str, verdicts.Runs], better: str) -> dict[str, int]:
     """The rank of each arm, 1 for the best. Arms with a diverged run share the last rank."""
     means = {
         arm: math.inf if runs.diverged else float(np.mean(known)) * (1 if better == "lower" else -1)
@@ -99,7 +98,11 @@ def _ranks(values: Mapping[str, st.Runs], better: str) -> dict[str, int]:
 
 
 def _flip_data(
-    pair: Pair, flip: st.Flip, studies: Mapping[str, ReadStudy], controlled: st.Flip | None, comparison: Comparison
+    pair: Pair,
+    flip: verdicts.Flip,
+    studies: Mapping[str, ReadStudy],
+    controlled: verdicts.Flip | None,
+    comparison: Comparison,
 ) -> Plain:
     text = words.flip_text(flip, studies)
     if flip.verdict == "flips":
@@ -114,7 +117,9 @@ def _flip_data(
     }
 
 
-def _learning_rate_text(studies: Mapping[str, ReadStudy], controlled: st.Flip | None, comparison: Comparison) -> str:
+def _learning_rate_text(
+    studies: Mapping[str, ReadStudy], controlled: verdicts.Flip | None, comparison: Comparison
+) -> str:
     """Whether a flip may come from the studies' different learning rates, as a clause."""
     control = comparison.control
     if controlled is not None and control is not None:

@@ -1,6 +1,6 @@
 """From study folders to the payload of a report: numbers, verdicts, answers and recommendations, as plain data.
 
-The statistics are `gptlab.report.statistics`; this module decides what is compared with what. Two families of
+The verdicts are `gptlab.report.verdicts`; this module decides what is compared with what. Two families of
 comparisons are each held to 5% by Holm: every arm against the baseline (the table), and the study's questions.
 """
 
@@ -17,8 +17,7 @@ import tomli_w
 from gptlab.config import Comparison
 from gptlab.report import estimates as est
 from gptlab.report import runs as logged
-from gptlab.report import statistics as st
-from gptlab.report import words
+from gptlab.report import timing, verdicts, words
 from gptlab.report.across import analyse_across, unlike_studies
 from gptlab.report.estimates import Plain, clean
 from gptlab.report.questions import answer_questions, default_of, recommend_overall
@@ -72,7 +71,7 @@ def analyse_study(read: ReadStudy) -> Plain:
                 "label": words.metric_label(metric.name, read.unit),
                 "better": metric.better,
                 "margin": metric.margin or None,
-                "margin_from": "stated by the study" if metric.margin else st.NO_MARGIN,
+                "margin_from": "stated by the study" if metric.margin else verdicts.NO_MARGIN,
             },
             "baseline": study.baseline,
             "seeds": list(dict.fromkeys([*study.seeds, *(run.seed for run in runs)])),
@@ -105,12 +104,13 @@ def _arms(read: ReadStudy, others: Sequence[str]) -> list[Plain]:
     """
     study, metric = read.study, read.study.metric
     compared = [arm for arm in study.arms if arm != study.baseline]
-    judged = st.judge({arm: est.contrast_of(read, arm, study.baseline, metric) for arm in compared})
+    judged = verdicts.judge({arm: est.contrast_of(read, arm, study.baseline, metric) for arm in compared})
     on_frontier = est.frontier_shares(read, "quality")
     base_speeds, base_memory = read.speeds(study.baseline), est.memory_of(read, study.baseline)
     rows = []
     for name, arm in study.arms.items():
         runs, memory, speeds = read.of(name), est.memory_of(read, name), read.speeds(name)
+        ratio = timing.speedup(speeds, base_speeds) if speeds and name != study.baseline else None
         statuses = Counter(run.status for run in runs)
         values = {str(run.seed): run.value(metric.name) for run in runs}
         comparison = None
@@ -127,8 +127,8 @@ def _arms(read: ReadStudy, others: Sequence[str]) -> list[Plain]:
                 "planned": len(study.seeds),
                 "values": {seed: value for seed, value in values.items() if math.isfinite(value)},
                 "quality": est.mean_and_spread([*values.values()]),
-                "throughput": est.as_plain(st.throughput(speeds)) if speeds else None,
-                "speedup": est.as_plain(st.speedup(speeds, base_speeds)) if speeds and name != study.baseline else None,
+                "throughput": est.as_plain(timing.throughput(speeds)) if speeds else None,
+                "speedup": est.as_plain(ratio) if ratio else None,
                 "memory_gb": memory,
                 "memory_ratio": memory["mean"] / base_memory["mean"] if memory and base_memory else None,
                 "other": {key: s for key in others if (s := est.mean_and_spread([run.value(key) for run in runs]))},
@@ -151,7 +151,7 @@ def _notes(read: ReadStudy) -> list[str]:
     seen = [value for run in read.runs.values() if math.isfinite(value := run.value(metric))]
     same = len(seen) > 2 and len(set(seen)) == 1
     notes = [f"{words.metric_name(metric)} is {seen[0]:g} in every run, so it measures nothing here."] if same else []
-    notes += [] if read.study.metric.margin else [f"{st.NO_MARGIN[0].upper()}{st.NO_MARGIN[1:]}."]
+    notes += [] if read.study.metric.margin else [f"{verdicts.NO_MARGIN[0].upper()}{verdicts.NO_MARGIN[1:]}."]
     pruned = [arm for arm in read.study.arms if any(run.value("sparsity") > 0 for run in read.of(arm))]
     if pruned:
         notes.append(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gptlab.config import Metric
+from gptlab.report import rankings, verdicts
 from gptlab.report import statistics as st
 from gptlab.report.grids import best_of
 from gptlab.report.studies import ReadStudy
@@ -16,12 +17,12 @@ from gptlab.report.studies import ReadStudy
 Plain = dict[str, Any]
 
 
-def contrast_of(read: ReadStudy, arm: str, reference: str, metric: Metric) -> st.Contrast:
+def contrast_of(read: ReadStudy, arm: str, reference: str, metric: Metric) -> verdicts.Contrast:
     """Two arms of a study, or grids of them, compared in a metric."""
     if "*" in arm + reference:
         return best_of(read, (arm, reference), metric)
     ours, theirs = (read.values(name, metric.name) for name in (arm, reference))
-    return st.contrast(ours, theirs, metric.better, metric.margin)
+    return verdicts.contrast(ours, theirs, metric.better, metric.margin)
 
 
 def mean_and_spread(values: Sequence[float]) -> Plain | None:
@@ -54,11 +55,11 @@ def frontier_shares(read: ReadStudy, against: str, among: Sequence[str] | None =
     metric = read.study.metric
     key, better = ("peak_memory_gb", "lower") if against == "memory" else (metric.name, metric.better)
     values = {arm: dict(read.values(arm, key).values) for arm in arms}
-    shares = st.frontier([(speeds, "higher"), (values, better)])  # type: ignore[list-item]
+    shares = rankings.frontier([(speeds, "higher"), (values, better)])  # type: ignore[list-item]
     return {arm: share for arm, share in shares.items() if math.isfinite(share)}
 
 
-def judgement_data(judged: st.Judgement) -> Plain:
+def judgement_data(judged: verdicts.Judgement) -> Plain:
     d, welch = judged.contrast.difference, judged.contrast.welch
     return {
         "verdict": judged.verdict,

@@ -17,6 +17,7 @@ from scipy import special
 
 from gptlab.config import Metric
 from gptlab.report import statistics as st
+from gptlab.report import verdicts
 from gptlab.report.reading import Array, number, settings_of
 from gptlab.report.studies import ReadStudy
 
@@ -64,7 +65,7 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class BestOf(st.Contrast):
+class BestOf(verdicts.Contrast):
     """The best arm of a grid minus the best of another.
 
     Its difference has the mean and sd of the two chosen arms, and the p and interval of all pairs. The mean of the arm
@@ -87,7 +88,7 @@ def best_of(read: ReadStudy, contrast: Sequence[str], metric: Metric) -> BestOf:
 
     An arm with a diverged run is never the best. If that leaves no arm of a grid, the grid diverges.
     """
-    sides: list[dict[str, st.Runs]] = []
+    sides: list[dict[str, verdicts.Runs]] = []
     counts, left_out = [], []
     names = [matching(read.study.arms, pattern) for pattern in contrast]
     for grid in names:

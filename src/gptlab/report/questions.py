@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from gptlab.config import Metric, Question, clauses
 from gptlab.report import statistics as st
-from gptlab.report import words
+from gptlab.report import timing, verdicts, words
 from gptlab.report.estimates import Plain, contrast_of, frontier_shares, memory_of
 from gptlab.report.grids import BestOf, chosen_text
 from gptlab.report.runs import mean_seconds
@@ -28,13 +28,13 @@ def answer_questions(questions: Sequence[Question], studies: Mapping[str, ReadSt
         questions: of one study, or of a comparison.
         studies: by name.
     """
-    family: dict[tuple[str, str], st.Contrast] = {}
+    family: dict[tuple[str, str], verdicts.Contrast] = {}
     for question in questions:
         for name, read in studies.items() if question.contrast else ():
             if all(fnmatch.filter(read.study.arms, arm) for arm in question.contrast):
                 arm, reference = question.contrast
                 family[question.id, name] = contrast_of(read, arm, reference, question.metric or read.study.metric)
-    judged = st.judge(family)
+    judged = verdicts.judge(family)
     result = []
     for question in questions:
         if question.contrast:
@@ -46,7 +46,7 @@ def answer_questions(questions: Sequence[Question], studies: Mapping[str, ReadSt
 
 
 def _answer_contrast(
-    question: Question, studies: Mapping[str, ReadStudy], judged: Mapping[str, st.Judgement], family: int
+    question: Question, studies: Mapping[str, ReadStudy], judged: Mapping[str, verdicts.Judgement], family: int
 ) -> tuple[Plain, Plain]:
     texts, advice = [], []
     for name, read in studies.items():
@@ -70,7 +70,7 @@ def _question_data(question: Question, answer: str, text: str, advice: str, evid
     return told | {"evidence": evidence}, {"id": question.id, "text": advice, "evidence": evidence}
 
 
-def answer_to(question: Question, judged: Mapping[str, st.Judgement]) -> str:
+def answer_to(question: Question, judged: Mapping[str, verdicts.Judgement]) -> str:
     """confirmed, rejected or not resolved.
 
     A question is confirmed if all clauses of `confirmed_if` hold. It is rejected if a clause of `rejected_if` holds;
@@ -92,7 +92,7 @@ def answer_to(question: Question, judged: Mapping[str, st.Judgement]) -> str:
     return "rejected" if any(rejecting) else "not resolved"
 
 
-def _is(judged: st.Judgement, verdict: str) -> bool | None:
+def _is(judged: verdicts.Judgement, verdict: str) -> bool | None:
     """Whether a judgement is better, worse, equivalent or diverges; None if it is open."""
     if verdict == "diverges":
         if judged.verdict == "diverges":
@@ -148,10 +148,10 @@ def _cost(read: ReadStudy, arm: str, reference: str) -> tuple[float, float]:
     """Ratios of speed and memory; NaN if unknown."""
     ours, theirs = memory_of(read, arm), memory_of(read, reference)
     memory = ours["mean"] / theirs["mean"] if ours and theirs else st.NAN
-    return st.speedup(read.speeds(arm), read.speeds(reference)).value, memory
+    return timing.speedup(read.speeds(arm), read.speeds(reference)).value, memory
 
 
-def recommend(read: ReadStudy, question: Question, judged: st.Judgement, metric: Metric, family: int) -> str:
+def recommend(read: ReadStudy, question: Question, judged: verdicts.Judgement, metric: Metric, family: int) -> str:
     """What follows from one contrast: the better arm; of two equivalent arms the faster one; else nothing.
 
     Args:
@@ -177,7 +177,7 @@ def recommend(read: ReadStudy, question: Question, judged: st.Judgement, metric:
         if not judged.p_equivalent * family < st.ALPHA:
             once = f"{arm} and {reference} are equivalent taken alone, but not as one of {family} comparisons"
             return f"no arm is recommended {start}: {once} (p = {judged.p_equivalent * family:.2g}, Bonferroni)"
-        ratio = st.speedup(read.speeds(arm), read.speeds(reference))
+        ratio = timing.speedup(read.speeds(arm), read.speeds(reference))
         if not (ratio.p * family < st.ALPHA and max(ratio.value, 1 / ratio.value) >= LEAST_SPEEDUP):
             return f"{start}: use {arm} or {reference}; {quality} is equivalent, neither is significantly faster{lost}"
         if ratio.value > 1:
@@ -203,7 +203,7 @@ def recommend_overall(read: ReadStudy, arms: Sequence[Plain]) -> Plain:
     good = [a for a in sound if a["comparison"]["verdict"] in ("better", "equivalent")]
     better = [a for a in good if a["comparison"]["verdict"] == "better"]
     base = read.speeds(baseline)
-    ps = st.holm([st.speedup(read.speeds(a["name"]), base).p for a in others])
+    ps = st.holm([timing.speedup(read.speeds(a["name"]), base).p for a in others])
     sure = {a["name"] for a, p in zip(others, ps, strict=True) if p < st.ALPHA}
     faster = [a for a in sound if a["name"] in sure and a["speedup"]["value"] >= LEAST_SPEEDUP]
     fast = shown_as_good(faster)
@@ -231,7 +231,7 @@ def recommend_overall(read: ReadStudy, arms: Sequence[Plain]) -> Plain:
                 text += f"{len(faster)} faster arms"
         elif any(a["comparison"]["n"] > 1 for a in others):
             text = f"no arm is shown to be better than {baseline}"
-            text += f", or equivalent within {margin:g}" if margin else f"; {st.NO_MARGIN}"
+            text += f", or equivalent within {margin:g}" if margin else f"; {verdicts.NO_MARGIN}"
         start = f"no arm is recommended {start}"
     return {"id": "overall", "text": f"{start}: {text}", "evidence": evidence}
 
@@ -240,10 +240,10 @@ def shown_as_good(arms: Sequence[Plain]) -> list[Plain]:
     """The arms that are better than the baseline, or equivalent to it after Holm over the given arms."""
     unknown = float("nan")
     ps = st.holm([unknown if (p := a["comparison"]["p_equivalent"]) is None else p for a in arms])
-    verdicts = [a["comparison"]["verdict"] for a in arms]
+    said = [a["comparison"]["verdict"] for a in arms]
     return [
         a
-        for a, verdict, p in zip(arms, verdicts, ps, strict=True)
+        for a, verdict, p in zip(arms, said, ps, strict=True)
         if verdict == "better" or (verdict == "equivalent" and p < st.ALPHA)
     ]
 
@@ -253,7 +253,7 @@ def default_of(read: ReadStudy) -> Plain:
     rule, metric = read.study.default, read.study.metric
     assert rule is not None
     limit_arm = rule.time_of or rule.incumbent
-    judged = st.judge({arm: contrast_of(read, arm, rule.incumbent, metric) for arm in rule.among})
+    judged = verdicts.judge({arm: contrast_of(read, arm, rule.incumbent, metric) for arm in rule.among})
     seconds = {arm: mean_seconds(read, arm) for arm in (*rule.among, limit_arm)}
     better = {arm: j.contrast.difference.mean for arm, j in judged.items() if j.verdict == "better"}
     quick = [arm for arm in better if seconds[arm] <= 1.02 * seconds[limit_arm]]

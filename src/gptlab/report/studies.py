@@ -17,7 +17,7 @@ import numpy as np
 from gptlab.config import Recipe, Study
 from gptlab.errors import UserError
 from gptlab.report.reading import Array, number, series, settings_of
-from gptlab.report.statistics import Runs
+from gptlab.report.verdicts import Runs
 from gptlab.rundir import RegisteredPlan, RunDir, open_study, read_plan, run_name
 from gptlab.status import STATUSES
 

@@ -12,6 +12,7 @@ from math import floor, log10
 from typing import Any
 
 from gptlab.report import statistics as st
+from gptlab.report import verdicts
 
 METRIC_NAMES = {
     "final_val_loss": "validation loss",
@@ -147,7 +148,7 @@ def shown_verdict(arm: Mapping[str, Any]) -> str:
 # -- comparisons ----------------------------------------------------------------------------------------------------
 
 
-def comparison_text(judged: st.Judgement, metric: str, family: int, statuses: Mapping[str, int]) -> str:
+def comparison_text(judged: verdicts.Judgement, metric: str, family: int, statuses: Mapping[str, int]) -> str:
     """`better: -0.1 [-0.12, -0.08] in ...`: the verdict on an arm against the baseline, and what it rests on.
 
     Args:
@@ -163,7 +164,7 @@ def comparison_text(judged: st.Judgement, metric: str, family: int, statuses: Ma
     return f"not compared: {ended}"
 
 
-def question_text(judged: st.Judgement, metric: str, family: int, arm: str, reference: str) -> str:
+def question_text(judged: verdicts.Judgement, metric: str, family: int, arm: str, reference: str) -> str:
     """`x is better than base: -0.1 [-0.12, -0.08] in ...`."""
     if not judged.contrast.difference.n and not judged.contrast.any_diverged:
         return f"no seed has completed runs of both {arm} and {reference} with a {metric}"
@@ -172,7 +173,7 @@ def question_text(judged: st.Judgement, metric: str, family: int, arm: str, refe
     )
 
 
-def evidence_text(judged: st.Judgement, metric: str, family: int, reference: str = "the reference") -> str:
+def evidence_text(judged: verdicts.Judgement, metric: str, family: int, reference: str = "the reference") -> str:
     """What was measured, and what more would resolve it."""
     c, d = judged.contrast, judged.contrast.difference
     if c.any_diverged:
@@ -201,7 +202,7 @@ def evidence_text(judged: st.Judgement, metric: str, family: int, reference: str
     return text
 
 
-def more_seeds(judged: st.Judgement) -> str:
+def more_seeds(judged: verdicts.Judgement) -> str:
     if not judged.more_seeds:
         return ""
     seeds = f"{judged.more_seeds:,} more seed{'s' * (judged.more_seeds > 1)}"
@@ -242,7 +243,7 @@ def ranking_text(tau: st.Estimate) -> str:
     )
 
 
-def flip_text(flip: st.Flip, studies: Iterable[str]) -> str:
+def flip_text(flip: verdicts.Flip, studies: Iterable[str]) -> str:
     """`flips: lm: -0.1 [...]; cls: +0.2 [...]; interaction ...`."""
     differences = [(name, j.contrast.difference) for name, j in zip(studies, (flip.first, flip.second), strict=True)]
     parts = [f"{name}: {signed(d.mean, d.low, d.high)}" for name, d in differences if d.n]
