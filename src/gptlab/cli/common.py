@@ -67,7 +67,7 @@ def recipe_or_study(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
     if (Path(options.name) / "study.toml").is_file():  # the folder of a study that was begun
         return {}, True
     layer = read_layer(options.name, "studies" if options.name in shipped("studies") else "recipes")
-    return layer, "arms" in layer or "arms_of" in layer
+    return layer, not layer.keys().isdisjoint(("arms", "arms_of", "factors"))
 
 
 def wide_console(width: int) -> Any:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import tomli_w
 from pydantic import Field, model_validator
 
+from gptlab.config.factors import Factor, factors_on, two_level_design
 from gptlab.config.layers import parse_flags, read_layer
 from gptlab.config.recipe import Recipe, build_recipe, merged, nested, validated
 from gptlab.config.sections import Int, Section
@@ -127,13 +128,18 @@ class Study(Section):
     """Settings of the command line; they replace the arms' settings."""
     seeds: list[Int] = Field(default=[0, 1, 2], min_length=1)
     baseline: str
-    """The arm that the other arms are compared with."""
+    """The arm that the other arms are compared with. Of a factorial: the name of the arm with all factors off."""
+    factors: dict[str, Factor] = Field(default_factory=dict)
+    """On/off changes whose combinations are the arms."""
+    fraction: Int = 1
+    """Of a factorial, train one in so many of its combinations."""
     metric: Metric = Metric()
     questions: list[Question] = Field(default_factory=list)
     default: Default | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Study:
+        self._check_factors()
         if self.baseline not in self.arms:
             raise ValueError(f"baseline = {self.baseline}: must be one of the arms {', '.join(self.arms)}")
         if len(set(self.seeds)) < len(self.seeds):
@@ -153,6 +159,19 @@ class Study(Section):
                 if arm not in self.arms:
                     raise ValueError(f"default: there is no arm {arm!r}")
         return self
+
+    def _check_factors(self) -> None:
+        """Each arm of a factorial must have the settings of the factors in its name, and no others."""
+        if self.fraction != 1 and not self.factors:
+            raise ValueError(f"fraction = {self.fraction}: needs [factors.NAME] tables, of which it trains a part")
+        for arm in self.arms if self.factors else ():
+            on = factors_on(arm, self.baseline)
+            known = all(name in self.factors for name in on)
+            if not known or self.arms[arm].settings != merged(*(self.factors[name].settings for name in on)):
+                raise ValueError(
+                    f"arm {arm}: a study with [factors] makes its own arms, and has no others; remove [arms], "
+                    "or remove [factors]"
+                )
 
     def build(self, arm: str, seed: int) -> Recipe:
         """The recipe of a run. Raises ConfigError, which names the arm, if the settings are not valid."""
@@ -174,10 +193,14 @@ class Study(Section):
 
     def to_toml(self) -> str:
         """The study as a file that contains its recipe, so that later versions of the recipe change nothing."""
-        content = self.model_dump(exclude={"arms"}, exclude_none=True)
+        content = self.model_dump(
+            exclude={"arms"} if self.factors else {"arms", "factors", "fraction"}, exclude_none=True
+        )
         content["arms"] = {
             name: {"group": arm.group, "note": arm.note, **nested(arm.settings)} for name, arm in self.arms.items()
         }
+        if self.factors:
+            content["factors"] = {n: {"note": f.note, **nested(f.settings)} for n, f in self.factors.items()}
         return tomli_w.dumps(content)
 
 
@@ -195,7 +218,8 @@ def load_study(name_or_path: str | Path, overrides: Mapping[str, Any] | None = N
 
     In a study file, `recipe` is a recipe's name, path or settings; `settings` are overrides for all arms; an arm's
     table has settings besides `group` and `note`. `arms_of = "STUDY"` takes arms, baseline and questions from another
-    study and adds the file's own arms to them.
+    study and adds the file's own arms to them. `[factors.NAME]` tables, with settings for where the factor is on, make
+    the arms of a factorial; `fraction` trains a part of it, and `baseline` names the arm with every factor off.
 
     Args:
         name_or_path: a name that `gptlab studies` lists, or a path to a TOML file.
@@ -206,7 +230,7 @@ def load_study(name_or_path: str | Path, overrides: Mapping[str, Any] | None = N
     """
     content = read_layer(name_or_path, "studies")
     where = f"study {content['name']}"
-    for key in ("arms", "settings", "flags"):
+    for key in ("arms", "factors", "settings", "flags"):
         if not isinstance(content.get(key, {}), dict):
             raise ConfigError(f"{where}: {key} = {content[key]}: must be a table")
     if "arms_of" in content:
@@ -220,6 +244,8 @@ def load_study(name_or_path: str | Path, overrides: Mapping[str, Any] | None = N
         build_recipe(content["recipe"])
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
+    if content.get("factors"):
+        content = _with_factors(content, where)
     if not content.get("arms"):
         raise ConfigError(f"{where}: has no arms; add a table [arms.NAME] with the settings of each arm")
     arms: dict[str, Any] = {}
@@ -245,6 +271,38 @@ def _arm_table(arm: Any, where: str) -> dict[str, Any]:
     return arm
 
 
+def _with_factors(content: dict[str, Any], where: str) -> dict[str, Any]:
+    """A study file with the arms of its factorial. Arms that it already has, as a study's folder does, stay."""
+    factors, set_by = {}, dict[str, str]()
+    for name, table in content["factors"].items():
+        own = dict(_arm_table(table, f"{where}, factor {name}"))
+        note, own = own.pop("note", ""), nested(own)
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+            raise ConfigError(f"{where}: factor {name!r}: must consist of letters, digits and _ . -")
+        if not own:
+            raise ConfigError(f"{where}, factor {name}: has no settings; add those that hold where it is on")
+        for key, _ in _flat(own):
+            if key in set_by:
+                raise ConfigError(f"{where}: the factors {set_by[key]} and {name} both set {key}; one of them may")
+            set_by[key] = name
+        try:
+            changed = build_recipe(content["recipe"], own) != build_recipe(content["recipe"])
+        except ConfigError as error:
+            raise ConfigError(f"{where}, factor {name}: {error}") from None
+        if not changed:
+            raise ConfigError(f"{where}, factor {name}: changes nothing; the recipe has these settings already")
+        factors[name] = {"note": note, "settings": own}
+    baseline = content.get("baseline", "none")
+    try:
+        combinations = two_level_design(list(factors), content.get("fraction", 1))
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    if not isinstance(baseline, str) or set(baseline.split("+")) <= set(factors):
+        raise ConfigError(f"{where}: baseline = {baseline}: of a factorial, it names the arm with every factor off")
+    made = {"+".join(on) or baseline: merged(*(factors[name]["settings"] for name in on)) for on in combinations}
+    return {**content, "baseline": baseline, "factors": factors, "arms": content.get("arms") or made}
+
+
 def _inherited(content: dict[str, Any], where: str) -> dict[str, Any]:
     """A study file with the arms, baseline, questions, metric, seeds and default of the study in `arms_of`."""
     other = read_layer(content.pop("arms_of"), "studies")
@@ -253,7 +311,7 @@ def _inherited(content: dict[str, Any], where: str) -> dict[str, Any]:
     arms = dict(other.get("arms", {}))
     for name, arm in content.get("arms", {}).items():
         arms[name] = merged(arms.get(name, {}), _arm_table(arm, f"{where}, arm {name}"))
-    keys = ("baseline", "questions", "metric", "seeds", "default")
+    keys = ("baseline", "questions", "metric", "seeds", "default", "factors", "fraction")
     return {**{key: other[key] for key in keys if key in other}, **content, "arms": arms}
 
 
