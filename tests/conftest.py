@@ -8,16 +8,21 @@ import codecs
 import json
 import locale
 import random
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from browsers import Browser, started
+from made_report import make_payload
 
 from gptlab import machine
 from gptlab.config import Recipe, build_recipe
 from gptlab.data.shards import write_shard
 from gptlab.data.tokenizers import make_tokenizer
+from gptlab.report.page import render_page
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -91,3 +96,28 @@ def tiny_recipe(dataset: Path, **changes: object) -> Recipe:
         },
         {key.replace("__", "."): value for key, value in changes.items()},
     )
+
+
+# -- the page of a report -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with started() as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def study() -> dict[str, Any]:
+    """The first study of the report that `report` opens."""
+    first: dict[str, Any] = make_payload()["studies"][0]
+    return first
+
+
+@pytest.fixture
+def report(browser: Browser) -> Iterator[Browser]:
+    """The browser with the report of two studies open."""
+    browser.resize(1280, 900)
+    browser.open(render_page(make_payload()))
+    yield browser
+    assert browser.complaints() == []

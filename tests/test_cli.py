@@ -116,7 +116,7 @@ def test_train_leaves_a_whole_run_directory(
         (["study", "run", "precision-lm", "--name", "x"], "--name and --description are for a recipe"),
         (["study", "status", "nowhere"], "nowhere is not a study's folder"),
         (["study", "report", "nowhere"], "nowhere is not a study's folder"),
-        (["study", "power", "precision-lm", "--effect", "1"], "one of the arguments --pilot --noise is required"),
+        (["study", "power", "smoke", "--effect", "1", "--noise", "1", "--pilot", "x"], "--pilot: not allowed with"),
         (["launch", "smoke-lm"], "`gptlab launch RECIPE|STUDY --on slurm|local` starts jobs"),
         (["launch", "smoke-lm", "--on", "local", "--arm", "x"], "--arm, --seeds and --jobs are for a study"),
         (["launch", "--status", "nowhere"], "nowhere has no launched run or study"),

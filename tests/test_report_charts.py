@@ -5,32 +5,10 @@ import time
 
 import matplotlib.image
 import pytest
-from browsers import BLUE, CHARTS, LOADED, SKY, inked, needs_chromium, picked, started, tip, x_ticks
+from browsers import BLUE, CHARTS, LOADED, SKY, inked, needs_chromium, picked, tip, x_ticks
 from made_report import ARMS, make_payload, mean_curve, small
 
 from gptlab.report.page import render_page
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with started() as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def study() -> dict:
-    """The first study of the report that the tests below open."""
-    return make_payload()["studies"][0]
-
-
-@pytest.fixture
-def report(browser):
-    """The browser with the report of two studies open."""
-    browser.resize(1280, 900)
-    browser.open(render_page(make_payload()))
-    yield browser
-    assert browser.complaints() == []
-
 
 BOXES = "(({ left, top, right, bottom }) => [left, top, right, bottom])(one.getBoundingClientRect())"
 

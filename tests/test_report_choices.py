@@ -96,7 +96,9 @@ def test_a_diverged_arm_of_a_grid_is_never_the_best_and_one_seed_decides_nothing
     one = verdicts.judge({0: grids({"a_1": [1.0], "a_2": [2.0], "b_1": [4.0]})})[0]
     assert (one.verdict, one.why) == ("not resolved", "one seed has no spread")
     none = verdicts.judge({0: grids({"a_1": [], "a_2": [2.0], "b_1": []})})[0]
-    assert (none.verdict, none.why) == ("not resolved", "no seed in common")
+    assert (none.verdict, none.why) == ("not run", "")
+    lost = verdicts.judge({0: grids({"a_1": [math.nan], "b_1": [1.0]})})[0]  # run, and without a value
+    assert (lost.verdict, lost.why) == ("not resolved", "no seed in common")
 
 
 def test_identical_grids_are_equivalent_and_a_constant_shift_shows_nothing() -> None:

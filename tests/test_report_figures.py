@@ -50,6 +50,7 @@ def make_study(arms, runs=(), means=None, name="precision", better="lower", marg
         "baseline": arms[0]["name"],
         "metric": {"key": "m", "label": label, "better": better, "margin": margin, "margin_from": "stated"},
         "seeds": [0],
+        "most_seeds": None,
         "runs_planned": 1,
         "runs_found": 1,
         "columns": [],

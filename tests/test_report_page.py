@@ -10,7 +10,7 @@ import time
 from html.parser import HTMLParser
 
 import pytest
-from browsers import BLUE, CHARTS, FOREST, SKY, TABLE, Browser, arms_in, inked, needs_chromium, picked, started, tip
+from browsers import BLUE, CHARTS, FOREST, SKY, TABLE, Browser, arms_in, inked, needs_chromium, picked, tip
 from made_report import ARMS, ENDS, EVIL, evil, make_payload, small
 
 from gptlab.report.page import render_page, write_page
@@ -116,27 +116,6 @@ def test_page_is_written_into_a_new_folder(tmp_path):
 # -- what a browser makes of it -------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with started() as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def study() -> dict:
-    """The first study of the report that the tests below open."""
-    return make_payload()["studies"][0]
-
-
-@pytest.fixture
-def report(browser):
-    """The browser with the report of two studies open."""
-    browser.resize(1280, 900)
-    browser.open(render_page(make_payload()))
-    yield browser
-    assert browser.complaints() == []
-
-
 @pytest.mark.slow
 @needs_chromium
 def test_opens_from_a_file_without_complaint_or_request(browser):
@@ -148,6 +127,58 @@ def test_opens_from_a_file_without_complaint_or_request(browser):
         assert browser.run("performance.getEntriesByType('resource').length") == 0
         assert browser.run("document.documentElement.scrollWidth") == width  # tables scroll in boxes of their own
         assert inked(browser, SKY if dark else BLUE) > 100
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_each_question_begins_with_a_sentence_and_its_numbers_fold_out(report, study):
+    cards, question = "#study-0-answers .card", study["questions"][1]
+    tops = report.each("#study-0 > *", "one.className || one.id")
+    assert tops.index("answers") < tops.index("facts") < tops.index("part")  # answers stand before everything else
+    assert report.each(f"{cards} .finding", "one.textContent") == [one["sentence"] for one in study["questions"]]
+    second = "#study-0-answers .card:nth-child(2)"
+    lines = report.first(second, "one.innerText").split("\n")
+    head = ["\u2713 confirmed", "H2", question["claim"]]
+    assert [" ".join(line.split()) for line in lines if line] == [
+        " ".join(head),
+        question["sentence"],
+        f"{question['cost']} {question['change']}",
+        "Numbers",
+    ]
+    assert not report.first(f"{second} .evidence", "one.checkVisibility()")
+    report.click(f"{second} summary")
+    assert question["text"] in report.first(second, "one.innerText")
+    assert report.first(f"{second} .evidence", "one.checkVisibility()")
+    shown = report.first("#study-0", "one.innerText")
+    advice = [one["text"] for one in study["recommendations"]]  # of the study, and of a question
+    assert [shown.count(text[1:]) for text in advice] == [1, 0]  # its first letter is a capital
+    order = "[...document.querySelectorAll('#study-0-answers > *')].map((one) => one.className)"
+    assert report.run(order) == ["cards", "advice"]
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_a_study_without_questions_begins_with_its_summary_and_warnings_take_a_line(browser):
+    payload = make_payload(points=20, studies=1)
+    study = payload["studies"][0]
+    browser.open(render_page(payload))
+    assert study["summary"] in browser.first(TABLE, "one.innerText")
+    study["questions"] = []
+    payload["warnings"][0] += ", and more" * 60
+    for width in (1280, 390):
+        browser.resize(width, 900)
+        browser.open(render_page(payload))
+        assert browser.first("#study-0-answers > *", "[one.className, one.textContent]") == [
+            "finding",
+            study["summary"],
+        ]
+        assert study["summary"] not in browser.first(TABLE, "one.innerText")
+        assert browser.first(".warnings", "one.innerText").startswith("2 warnings: precision-lm")
+        assert browser.first(".warnings", "one.offsetHeight") < 60
+    browser.click(".warnings summary")
+    assert browser.each(".warnings li", "one.textContent") == payload["warnings"]
+    assert browser.first(".warnings", "one.innerText").count(payload["warnings"][0]) == 1
+    assert browser.complaints() == []
 
 
 @pytest.mark.slow
@@ -409,7 +440,7 @@ def test_an_arm_that_was_not_run_says_so(browser):
     arm = payload["studies"][0]["arms"][1]
     arm |= dict.fromkeys(("quality", "throughput", "speedup", "memory_gb", "memory_ratio", "frontier"))
     arm |= {"values": {}, "statuses": {}, "other": {}}
-    arm["comparison"] |= dict.fromkeys(("mean", "sd", "low", "high")) | {"n": 0, "verdict": "not resolved"}
+    arm["comparison"] |= dict.fromkeys(("mean", "sd", "low", "high")) | {"n": 0, "verdict": "not run"}
     arm["comparison"]["text"] = "not run: this arm has no run yet"
     browser.open(render_page(payload))
     for row in (f"{TABLE} tr[data-arm={arm['name']}]", f"{FOREST} [data-arm={arm['name']}]"):

@@ -195,14 +195,13 @@ def test_diverged_runs_are_counted_and_never_averaged():
             "both": contrast(part, lost, "lower", 0.004),
         }
     )
-    assert [j.verdict for j in got.values()] == ["diverges", "diverges", "reference diverges", "diverges"]
+    assert [j.verdict for j in got.values()] == ["diverges", "diverges", "worse", "diverges"]  # over seeds 0 and 1
+    one_left = contrast(whole, Runs({0: 2.0}, diverged=2), "lower", 0.004)
+    assert judge({0: one_left})[0].verdict == "reference diverges" and math.isnan(one_left.p)
     assert (got["lost"].divergence.value, got["lost"].divergence.n) == (2 / 3, 3)
     assert got["other way"].divergence.value == 0
     assert got["part"].contrast.difference.p < 0.001 and got["part"].p_holm == 1
     assert math.isnan(got["part"].p_equivalent + got["part"].mde)
-    # Fisher's exact test: all of 6 against none of 6 has 2 / C(12, 6)
-    six = contrast(Runs({}, diverged=6), Runs(seeds(range(6))), "lower", 0.0)
-    assert six.p == pytest.approx(2 / math.comb(12, 6))
 
 
 def test_published_deltas_are_not_significant_and_fp16_naive_diverges_6_of_6():
@@ -263,6 +262,31 @@ def test_the_interaction_is_welchs_test_of_differences_in_margins():
     assert got.interaction.p == pytest.approx(reference.pvalue) and got.p_holm == got.interaction.p
     low, high = reference.confidence_interval()
     assert (got.interaction.low, got.interaction.high) == pytest.approx((low, high))
+
+
+def test_by_more_than_another_task_is_welchs_test_with_a_margin_of_one():
+    rng = np.random.default_rng(5)
+    for shift in (0.0, 30.0):
+        a, b = rng.normal(0.0, 0.005, 4), rng.normal(0.0, 0.03, 6)
+        zero = lambda x: seeds(np.zeros(len(x)))  # noqa: E731
+        first = contrast(Runs(seeds(a + 0.004 * shift)), Runs(zero(a)), "lower", 0.004)
+        second = contrast(Runs(seeds(b)), Runs(zero(b)), "higher", 0.02)
+        got, x, y = verdicts.by_more(first, second), -(a + 0.004 * shift) / 0.004, b / 0.02
+        reference = stats.ttest_ind(x, y, equal_var=False)
+        assert got.difference.p == pytest.approx(reference.pvalue)
+        above, below = (
+            stats.ttest_ind(x + by, y, equal_var=False, alternative=side).pvalue
+            for by, side in ((1, "greater"), (-1, "less"))
+        )
+        assert got.p_within() == pytest.approx(max(above, below))
+        assert judge({0: got})[0].verdict == ("worse" if shift else "not resolved")
+    near = contrast(Runs(seeds(rng.normal(0, 0.0001, 4))), Runs(zero(a)), "lower", 0.004)
+    same = contrast(Runs(seeds(rng.normal(0, 0.0001, 6))), Runs(zero(b)), "higher", 0.02)
+    assert judge({0: verdicts.by_more(near, same)})[0].verdict == "equivalent"
+    lost = contrast(Runs({}, diverged=3), Runs(zero(a)), "lower", 0.004)
+    assert judge({0: verdicts.by_more(lost, same)})[0].verdict == "diverges"
+    unstated = contrast(Runs(seeds(a)), Runs(zero(a)), "lower", 0.0)
+    assert judge({0: verdicts.by_more(unstated, same)})[0].verdict == "not resolved"
 
 
 # -- throughput

@@ -67,6 +67,11 @@ def bare_arm(name="bare", **fields):
     }
 
 
+def make_question(**fields):
+    empty = {"sentence": "", "cost": "", "change": "", "comparisons": [], "evidence": []}
+    return empty | fields
+
+
 def make_failure(arm, **fields):
     failure = {"arm": arm, "seed": 0, "status": "failed", "step": None, "failure": None, "tensor": None, "reason": None}
     return failure | fields
@@ -88,10 +93,12 @@ def make_study(*arms, **fields):
         },
         "baseline": arms[0]["name"],
         "seeds": [0, 1],
+        "most_seeds": None,
         "runs_planned": 6,
         "runs_found": 5,
         "columns": [{"key": "val_perplexity", "label": "perplexity"}],
         "arms": list(arms),
+        "summary": "a summary",
         "equal": [],
         "notes": [],
         "failures": [],
@@ -207,7 +214,9 @@ def test_no_text_begins_as_a_formula_and_numbers_do(tmp_path, start):
     evil = f'{start}HYPERLINK("http://x","y"),\r\nsecond "line"'
     failure = make_failure(evil, seed=-3, failure=evil, reason=evil)
     run = {"arm": evil, "seed": -3, "status": "failed", "ended": None, "folder": evil, "train": [], "val": []}
-    question = {"id": evil, "claim": evil, "answer": evil, "text": evil, "evidence": [evil, evil]}
+    row = {"study": evil, "a": evil, "b": evil, "verdict": evil, "difference": -0.5, "why": evil}
+    question = make_question(id=evil, claim=evil, answer=evil, text=evil, evidence=[evil, evil], comparisons=[row])
+    question |= {"sentence": evil, "cost": evil, "change": evil}
     flip = {"arm": evil, "reference": evil, "verdict": "flips", "text": evil, "p_interaction": -0.5}
     across = {
         "name": evil,
@@ -228,6 +237,7 @@ def test_no_text_begins_as_a_formula_and_numbers_do(tmp_path, start):
         "precision-runs.csv",
         "precision-failures.csv",
         "questions.csv",
+        "comparisons.csv",
         "ranks.csv",
         "flips.csv",
     }
@@ -238,7 +248,7 @@ def test_no_text_begins_as_a_formula_and_numbers_do(tmp_path, start):
                 if cell.startswith(t.FORMULA):
                     float(cell)  # a negative number is one, and no text
                 seen += cell == f"'{evil}"  # line breaks and quotes came back as they were
-    assert seen == 26
+    assert seen == 44
     assert read(tmp_path, "flips")[0]["p_interaction"] == "-0.5"
 
 
@@ -266,7 +276,7 @@ def test_runs_failures_questions_and_ranks_have_a_line_each(tmp_path):
             "val": [],
         },
     ]
-    question = {"id": "H1", "claim": "c", "answer": "confirmed", "text": "x", "evidence": ["a", "b"]}
+    question = make_question(id="H1", claim="c", answer="confirmed", text="x", evidence=["a", "b"])
     across = {
         "name": "both",
         "studies": ["lm", "cls"],
@@ -338,7 +348,9 @@ def test_survivors_of_a_divergence_are_no_evidence_and_unknown_numbers_are_blank
     one = make_arm("one")
     one["quality"] |= {"n": 1, "mean": 3.5, "sd": None, "low": None, "high": None}
     one["comparison"] |= {"mean": 0.25, "low": None, "high": None, "mde": None, "more_seeds": None}
-    absent = bare_arm("absent", statuses={"not_applicable": 3}, comparison=one["comparison"] | {"mean": None})
+    absent = bare_arm(
+        "absent", statuses={"not_applicable": 3}, comparison=one["comparison"] | {"mean": None, "verdict": "not run"}
+    )
     text = printed(make_payload(make_study(bare_arm("base"), diverging, one, absent)))
     lines = {line.split()[0]: line for line in text.splitlines() if line.strip()}
     assert "77" not in text and "1 of 3 diverged diverges" in lines["mad"]
@@ -352,8 +364,9 @@ def test_answers_recommendations_failures_flips_and_warnings_are_told():
         make_failure("a", seed=seed, status="out_of_memory", step=step, reason=reason)
         for seed, step, reason in ((0, 1200, "asked 3 GB"), (1, None, None))
     ]
-    question = {"id": "H1", "claim": "it helps", "answer": "not resolved", "text": "not resolved: +0.1", "evidence": []}
-    advice = {"text": "none, because of noise", "evidence": []}
+    question = make_question(id="H1", claim="it helps", answer="not resolved", text="x minus y: +0.1")
+    question |= {"sentence": "It is open.", "cost": "It costs 2 GB.", "change": "3 more seeds."}
+    advice = {"id": "overall", "text": "none, because of noise", "evidence": []}
     flips = [
         {"arm": f"x{i}", "reference": "y", "verdict": verdict, "text": f"{verdict}: numbers", "p_interaction": 0.1}
         for i, verdict in enumerate(["flips", "agrees", "agrees"])
@@ -367,14 +380,20 @@ def test_answers_recommendations_failures_flips_and_warnings_are_told():
         "questions": [question | {"id": "H9", "answer": "confirmed"}],
         "recommendations": [],
     }
-    more = [advice | {"id": "H1"}, {"id": "H2", "text": "use a"}]
+    more = [advice | {"id": "H1"}, advice | {"id": "default", "text": "the default stays a"}]
     study = make_study(make_arm(), failures=failures, questions=[question], recommendations=[advice, *more])
     text = printed(make_payload(study, across=across, warnings=["two machines"]), 200)
     lines = [line.strip() for line in text.splitlines()]
-    assert "H1 it helps: not resolved: +0.1" in lines  # the verdict once
-    assert "H9 it helps: confirmed: not resolved: +0.1" in lines
+    begins = ["precision: what it is", "H1 it helps: not resolved", "It is open.", "It costs 2 GB. 3 more seeds."]
+    start = lines.index(begins[0])
+    assert lines[start : start + 4] == begins
+    assert "H9 it helps: confirmed" in lines and lines.index("H9 it helps: confirmed") < start
+    evidence = lines.index("evidence on H1: x minus y: +0.1", start)
+    assert evidence > max(lines.index(line) for line in lines if line.startswith(("a ", "at:", "recommendation")))
     assert "recommendation: none, because of noise" in lines and "warning: two machines" in lines
-    assert "recommendation H2: use a" in lines and text.count("because of noise") == 1  # told once
+    assert "recommendation: the default stays a" in lines and text.count("because of noise") == 1  # told once
+    plain = printed(make_payload(make_study(make_arm(), recommendations=[advice])))
+    assert [line.strip() for line in plain.splitlines()][1:3] == ["a summary", f"recommendation: {advice['text']}"]
     assert "a: 2 out of memory (seed 0 at step 1,200, seed 1): asked 3 GB" in lines
     assert "tau 0.6 [0.1, 0.9]" in lines and "pairs of arms: 2 agrees, 1 flips" in lines
     assert "x0 against y: flips: numbers" in lines and not any("x1" in line for line in lines)
@@ -384,13 +403,14 @@ def test_answers_recommendations_failures_flips_and_warnings_are_told():
 def test_markup_emoji_and_control_codes_are_shown_as_text():
     evil = "[red]x[/red] [/] :smile: [link=file:///x]y[/link]"
     code = "\x1b[31m\x1b]0;title\x07\u202eabc\ud800"
-    question = {"id": "Q", "claim": evil, "answer": "confirmed", "text": evil + code, "evidence": []}
+    question = make_question(id="Q", claim=evil, answer="confirmed", text=evil + code)
+    question |= {"sentence": evil + code, "cost": evil + code, "change": evil + code}
     study = make_study(
         make_arm(evil),
         name="n " + evil,
         description=evil,
         questions=[question],
-        recommendations=[{"text": evil, "evidence": []}],
+        recommendations=[{"id": "overall", "text": evil, "evidence": []}],
         failures=[make_failure(evil, reason=evil)],
     )
     study["metric"] |= {"label": evil, "margin_from": evil}

@@ -80,6 +80,10 @@ ASKS = "[[questions]]\nid = 'Q'\nclaim = 'c'\ncontrast = ['plain', 'fast']\nconf
             f"[arms.plain]\n[arms.fast]\n{ASKS} in x'\n",
             "study mine: question Q: 'better in x' belongs in a comparison",
         ),
+        (
+            f"[arms.plain]\n[arms.fast]\n{ASKS} by more than x'\n",
+            "study mine: question Q: 'better by more than x' belongs in a comparison",
+        ),
         (f"[arms.plain]\n[arms.fast]\n{ASKS}'\n{ASKS}'\n", "study mine: two questions have the same id: Q"),
         ("name = 'a/b'\n[arms.plain]\n", "study a/b: name 'a/b': must consist of letters, digits"),
         ("arms = 3\n", "study mine: arms = 3: must be a table"),

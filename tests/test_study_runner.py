@@ -50,7 +50,7 @@ if end.startswith("signal"):
 if end == "wait":
     time.sleep(60)
 if end in ("completed", "unlearnt"):
-    loss = 3.0 if end == "completed" else 4.5
+    loss = float(say or 3.0) if end == "completed" else 4.5
     trained = {"step": 24, "loss": 2.9, "tokens_per_second": 512}
     lines = [{"step": 0, "val_loss": 4.0}, trained, {"step": 24, "val_loss": loss}]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + chr(10) for line in lines))

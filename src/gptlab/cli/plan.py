@@ -28,6 +28,7 @@ def do_plan(options: argparse.Namespace) -> None:
     from gptlab.planning.plan import plan_recipe
     from gptlab.planning.study import plan_study, plan_sweep
     from gptlab.planning.tables import plan_table, plans_table, study_plan_table
+    from gptlab.report.power import plan_line
     from gptlab.study.runs import find_study
     from gptlab.training.setup import pick_device
 
@@ -42,11 +43,14 @@ def do_plan(options: argparse.Namespace) -> None:
             cost["measure"] = measure_speed
     shown: Any
     facts: Any
+    detects = ""
     if is_study:
         if options.sizes or options.micro_batches:
             raise UserError("--sizes and --micro-batches are for a recipe, not for a study")
-        study = plan_study(load_study(find_study(options.name)[0], options.overrides), device, **cost)
+        asked = load_study(find_study(options.name)[0], options.overrides)
+        study = plan_study(asked, device, **cost)
         shown, facts = study_plan_table(study), study.to_json()
+        detects = plan_line(asked, study.arms[asked.baseline].parameters, study.arms[asked.baseline].tokens)
     elif options.sizes or options.micro_batches:
         rows = plan_sweep([layer, options.overrides], device, options.sizes, options.micro_batches, **cost)
         shown = plans_table(rows, f"{layer['name']} on {device.name}")
@@ -54,6 +58,9 @@ def do_plan(options: argparse.Namespace) -> None:
     else:
         one = plan_recipe(build_recipe(layer, options.overrides), device, **cost)
         shown, facts = plan_table(one), one.to_json()
-    wide_console(200).print(shown)
+    console = wide_console(200)
+    console.print(shown)
+    if detects:
+        console.print(detects, markup=False, highlight=False)
     if options.json:
         write_json(options.json, facts)

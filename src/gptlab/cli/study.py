@@ -1,12 +1,13 @@
 """gptlab study run, status, report, power"""
 
 import argparse
+import json
 import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
-from gptlab.cli.common import Parser, add_verb, wide_console
+from gptlab.cli.common import Parser, add_verb, output_file, wide_console, write_json
 from gptlab.config import Study, load_study
 from gptlab.errors import UserError
 from gptlab.version import VERSION
@@ -29,6 +30,11 @@ def add_to(verbs: Any) -> None:
     )
     add_seeds(v, "run only this seed")
     v.add_argument("--jobs", type=int, metavar="N", help="runs at the same time (default: one per GPU, or one)")
+    help = "add seeds where a comparison is open, and pay for a look after each; the study's folder keeps this rule"
+    v.add_argument("--until-decided", action="store_true", help=help)
+    v.add_argument("--most-seeds", type=int, metavar="N", help="seeds of an arm until decided, at most (default: 12)")
+    help = "until decided: start no seed that would bring the hours of training, summed over all runs, above this"
+    v.add_argument("--budget", type=float, metavar="HOURS", help=help)
     v.add_argument("--out", type=Path, metavar="DIR", help="the study's folder (default: results/<study>)")
 
     v = add_verb(parts, "status", do_study_status, "Show the runs of a study and their results so far.")
@@ -38,6 +44,12 @@ def add_to(verbs: Any) -> None:
     v.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="folders of studies, finished or not")
     v.add_argument("--compare", metavar="NAME", help="a comparison of two studies: precision, or a TOML file")
     v.add_argument("--out", type=Path, metavar="DIR", help="default: the study's folder, or results/A-and-B")
+    v.add_argument(
+        "--json",
+        type=output_file,
+        metavar="FILE",
+        help="also write everything that the page has to this file (-: to the standard output, instead of the tables)",
+    )
     v.add_argument("--figures", nargs="+", choices=["png", "svg"], default=["png"], help="formats (default: png)")
 
     v = add_verb(parts, "power", do_study_power, "Estimate how many seeds a study needs to detect a difference.")
@@ -45,9 +57,14 @@ def add_to(verbs: Any) -> None:
     v.add_argument(
         "--effect", type=float, required=True, metavar="X", help="difference to detect, in the metric's unit"
     )
-    which = v.add_mutually_exclusive_group(required=True)
+    which = v.add_mutually_exclusive_group()
     which.add_argument("--pilot", type=Path, metavar="DIR", help="estimate the noise from the runs in a study's folder")
-    which.add_argument("--noise", type=float, metavar="SD", help="standard deviation over seeds of the difference")
+    which.add_argument(
+        "--noise",
+        type=float,
+        metavar="SD",
+        help="standard deviation over seeds of the difference (default: of the nearest setting that was measured)",
+    )
 
 
 def add_seeds(parser: argparse.ArgumentParser, seed_help: str) -> None:
@@ -74,8 +91,11 @@ def requested_study(options: argparse.Namespace, name: str) -> tuple[Study, Path
 def do_study_run(options: argparse.Namespace) -> int:
     from gptlab.study.runner import run_study
 
+    if options.until_decided and options.seed is not None:
+        raise UserError("--seed trains one seed, and --until-decided chooses the seeds: leave one of them out")
     study, folder, seeds = requested_study(options, options.study)
-    return run_study(study, folder, options.arm, seeds, options.jobs)
+    decided = (options.until_decided, options.most_seeds, options.budget)
+    return run_study(study, folder, options.arm, seeds, options.jobs, False, *decided)
 
 
 def do_study_status(options: argparse.Namespace) -> None:
@@ -84,30 +104,43 @@ def do_study_status(options: argparse.Namespace) -> None:
 
     states, console = read_study(options.folder), wide_console(200)
     console.print(study_table(states, jobs=sum(state.status == "running" for state in states)))
-    if (plan := read_plan(options.folder, open_study(options.folder))) is not None:
+    study = open_study(options.folder)
+    if study.until_decided:
+        from gptlab.study.deciding import standing
+
+        for line in standing(options.folder):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if (plan := read_plan(options.folder, study)) is not None:
         for remark in plan.remarks:
             console.print(remark, markup=False, highlight=False, soft_wrap=True)
 
 
 def do_study_report(options: argparse.Namespace) -> None:
+    from gptlab.report.as_json import as_json
     from gptlab.report.write import write_report
 
-    command = shlex.join(["gptlab", *sys.argv[1:]])
-    report = write_report(
-        options.folders, options.compare, options.out, options.figures, wide_console(160), command, VERSION
-    )
+    command, to_stdout = shlex.join(["gptlab", *sys.argv[1:]]), options.json == Path("-")
+    console, says = (None, sys.stderr) if to_stdout else (wide_console(160), sys.stdout)
+    report = write_report(options.folders, options.compare, options.out, options.figures, console, command, VERSION)
     folder = report.page.parent
-    print(f"page: {report.page}")
-    print(f"tables and figures: {len(report.files)} files in {folder} and {folder / 'plots'}")
+    print(f"page: {report.page}", file=says)
+    print(f"tables and figures: {len(report.files)} files in {folder} and {folder / 'plots'}", file=says)
+    if to_stdout:
+        print(json.dumps(as_json(report.payload), allow_nan=False))
+    elif options.json:
+        write_json(options.json, as_json(report.payload))
 
 
 def do_study_power(options: argparse.Namespace) -> None:
-    from gptlab.report.power import Noise, pilot_noise, power_report
+    from gptlab.planning.study import size_of
+    from gptlab.report.power import Noise, pilot_noise, power_report, precedent_noise
     from gptlab.report.studies import read_study_folder
 
     study = load_study(options.study)
-    if options.pilot is None:
+    if options.pilot is not None:
+        noise = pilot_noise(read_study_folder(options.pilot), study.metric.name)
+    elif options.noise is not None:
         noise = Noise(options.noise)
     else:
-        noise = pilot_noise(read_study_folder(options.pilot), study.metric.name)
+        noise = precedent_noise(study, *size_of(study))
     print("\n".join(power_report(study, options.effect, noise)))

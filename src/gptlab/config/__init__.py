@@ -7,6 +7,7 @@ A setting has the same name, bounds and errors in a recipe file, in an arm of a 
     0.0003
 """
 
+from gptlab.config.factors import factors_on as factors_on
 from gptlab.config.layers import Setting as Setting
 from gptlab.config.layers import flag_sections as flag_sections
 from gptlab.config.layers import load_recipe as load_recipe
@@ -36,6 +37,7 @@ from gptlab.config.sections import Sample as Sample
 from gptlab.config.sections import Schedule as Schedule
 from gptlab.config.sections import Section as Section
 from gptlab.config.sections import Sparsity as Sparsity
+from gptlab.config.study import Clause as Clause
 from gptlab.config.study import Comparison as Comparison
 from gptlab.config.study import Metric as Metric
 from gptlab.config.study import Question as Question

@@ -73,7 +73,8 @@ def _parts(plan: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         elif key == "questions":
             parts |= {f"question {question['id']}": question for question in value}
         elif value is not None:
-            parts[f"the {key}"] = value if isinstance(value, dict) else {"": value}
+            name = {"variances": "the rule for variances"}.get(key, f"the {key}")
+            parts[name] = value if isinstance(value, dict) else {"": value}
     return parts
 
 

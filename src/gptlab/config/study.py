@@ -6,7 +6,7 @@ import fnmatch
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import tomli_w
 from pydantic import Field, model_validator
@@ -31,11 +31,22 @@ class Metric(Section):
     """Largest difference that counts as equivalent, in the metric's unit."""
 
 
-CLAUSE = re.compile(r"(not )?(better|worse|equivalent|diverges)(?: in (\S+))?")
+CLAUSE = re.compile(r"(not )?(better|worse|equivalent|diverges)(?: in (\S+))?(?: by more than (\S+))?")
 
 
-def clauses(text: str, where: str = "") -> list[tuple[bool, str, str]]:
-    """The clauses of confirmed_if or rejected_if as (negated, verdict, study or "").
+class Clause(NamedTuple):
+    """A part of confirmed_if or rejected_if."""
+
+    negated: bool
+    verdict: str
+    study: str
+    """Empty in a study's own questions."""
+    than: str
+    """The study in which the difference is smaller; empty without `by more than`."""
+
+
+def clauses(text: str, where: str = "") -> list[Clause]:
+    """The clauses of confirmed_if or rejected_if.
 
     Raises:
         ValueError: a part between commas is not a clause; the message starts with `where`.
@@ -46,9 +57,13 @@ def clauses(text: str, where: str = "") -> list[tuple[bool, str, str]]:
         if match is None:
             raise ValueError(
                 f"{where}{text!r}: each clause between commas must be better, worse, equivalent or diverges, with "
-                f"`not` before it to negate it, and with `in STUDY` after it in a comparison"
+                f"`not` before it to negate it, and with `in STUDY` after it in a comparison; better and worse may end "
+                f"with `by more than STUDY`"
             )
-        found.append((bool(match[1]), match[2], match[3] or ""))
+        clause = Clause(bool(match[1]), match[2], match[3] or "", match[4] or "")
+        if clause.than and clause.verdict not in ("better", "worse"):
+            raise ValueError(f"{where}{text!r}: `by more than` goes with better and worse, not with {clause.verdict}")
+        found.append(clause)
     return found
 
 
@@ -59,29 +74,54 @@ class Question(Section):
     claim: str
     contrast: list[str] = Field(default_factory=list)
     """Two arms; the second is the reference. `adamw_*` stands for the best of the matching arms; the test
-    pays for the choice."""
+    pays for the choice. With `target`: one arm."""
+    target: float | None = None
+    """A number for one arm's mean: the claim is that it is at most this, or at least this where higher is better."""
+    level: float | None = Field(None, gt=0, lt=0.5)
+    """Largest p that confirms or rejects a target. Default: 0.05."""
     metric: Metric | None = None
     """Default: the study's metric."""
-    confirmed_if: str
-    """The verdicts that together confirm the claim: "better", "not worse"; in a comparison "better in A, not better in
-    B", or "frontier differs": an arm is on the frontier of speed and memory in one study and not in the other."""
+    confirmed_if: str = ""
+    """The verdicts that together confirm the claim: "better", "not worse", "diverges"; in a comparison "better in A,
+    not better in B", "worse in A by more than B" (in margins: tested to differ, and by one or more as measured), or
+    "frontier differs": an arm saves time or memory in one study and not in the other."""
     rejected_if: str = ""
     """The verdicts of which any rejects the claim. Default: the opposite of any verdict that confirms it."""
+    least_speedup: float | None = Field(None, gt=0)
+    """For "frontier differs": the smallest gain in speed that counts, as a share; default 0.02."""
+    least_memory: float | None = Field(None, gt=0)
+    """The same of memory."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Question:
+        if self.target is not None:
+            return self._with_target()
+        if self.level is not None:
+            raise ValueError(f"question {self.id}: level = {self.level}: belongs with target")
+        if not self.confirmed_if:
+            raise ValueError(f"question {self.id}: confirmed_if is missing")
         if self.confirmed_if == FRONTIER_DIFFERS:
             return self
+        for key in ("least_speedup", "least_memory"):
+            if getattr(self, key) is not None:
+                raise ValueError(f"question {self.id}: {key} goes with confirmed_if = {FRONTIER_DIFFERS!r} only")
         if len(set(self.contrast)) != 2 or len(self.contrast) != 2:
             raise ValueError(f"question {self.id}: contrast = {self.contrast}: must name two arms")
         for text in filter(None, (self.confirmed_if, self.rejected_if)):
             clauses(text, f"question {self.id}: ")
         return self
 
+    def _with_target(self) -> Question:
+        if len(self.contrast) != 1 or "*" in self.contrast[0]:
+            raise ValueError(f"question {self.id}: contrast = {self.contrast}: must name one arm, for its target")
+        if self.confirmed_if or self.rejected_if:
+            raise ValueError(f"question {self.id}: target and level say when it is confirmed; remove confirmed_if")
+        return self
+
     @property
-    def asked(self) -> list[tuple[bool, str, str]]:
+    def asked(self) -> list[Clause]:
         """The clauses of confirmed_if and rejected_if."""
-        confirming = [] if self.confirmed_if == FRONTIER_DIFFERS else clauses(self.confirmed_if)
+        confirming = [] if self.confirmed_if in ("", FRONTIER_DIFFERS) else clauses(self.confirmed_if)
         return confirming + (clauses(self.rejected_if) if self.rejected_if else [])
 
 
@@ -134,8 +174,17 @@ class Study(Section):
     fraction: Int = 1
     """Of a factorial, train one in so many of its combinations."""
     metric: Metric = Metric()
+    variances: Literal["shrunk", "own", "shared"] = "shrunk"
+    """What a comparison's variance rests on: its own seeds; those shrunk toward the other arms' variances; or one
+    variance that all arms share, unless their noise turns out to differ."""
     questions: list[Question] = Field(default_factory=list)
     default: Default | None = None
+    until_decided: bool = False
+    """Seeds are added where a comparison is open, with a look after each; p and intervals pay for the looks."""
+    most_seeds: Int = Field(12, ge=3)
+    """If until_decided: seeds of an arm at most, and looks that are paid for."""
+    targets: list[float] = Field(default_factory=list)
+    """Validation losses for which the report gives each arm's steps, tokens and seconds."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Study:
@@ -144,6 +193,8 @@ class Study(Section):
             raise ValueError(f"baseline = {self.baseline}: must be one of the arms {', '.join(self.arms)}")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds = {self.seeds}: contains a seed twice")
+        if self.until_decided and len(self.seeds) > self.most_seeds:
+            raise ValueError(f"most_seeds = {self.most_seeds}: must be at least {len(self.seeds)}, the number of seeds")
         for what, name in (("name", self.name), *(("arm", arm) for arm in self.arms)):
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", name):
                 raise ValueError(f"{what} {name!r}: must consist of letters, digits and _ . + -")
@@ -152,7 +203,7 @@ class Study(Section):
             for arm in question.contrast:
                 if not fnmatch.filter(self.arms, arm):
                     raise ValueError(f"question {question.id}: there is no arm {arm!r}")
-            if question.confirmed_if == FRONTIER_DIFFERS or any(study for _, _, study in question.asked):
+            if question.confirmed_if == FRONTIER_DIFFERS or any(c.study or c.than for c in question.asked):
                 raise ValueError(f"question {question.id}: {question.confirmed_if!r} belongs in a comparison")
         if self.default is not None:
             for arm in (self.default.incumbent, *self.default.among, self.default.time_of or self.baseline):
@@ -304,14 +355,15 @@ def _with_factors(content: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _inherited(content: dict[str, Any], where: str) -> dict[str, Any]:
-    """A study file with the arms, baseline, questions, metric, seeds and default of the study in `arms_of`."""
+    """A study file with the arms, baseline, questions, metric, variances, seeds and default of the one in `arms_of`."""
     other = read_layer(content.pop("arms_of"), "studies")
     if "arms_of" in other:
         raise ConfigError(f"{where}: arms_of = {other['name']}: has the arms of {other['arms_of']}; name that study")
     arms = dict(other.get("arms", {}))
     for name, arm in content.get("arms", {}).items():
         arms[name] = merged(arms.get(name, {}), _arm_table(arm, f"{where}, arm {name}"))
-    keys = ("baseline", "questions", "metric", "seeds", "default", "factors", "fraction")
+    keys = ["baseline", "questions", "metric", "variances", "seeds", "default", "until_decided", "most_seeds"]
+    keys += ["factors", "fraction", "targets"]
     return {**{key: other[key] for key in keys if key in other}, **content, "arms": arms}
 
 
@@ -344,10 +396,16 @@ class Comparison(Section):
             raise ValueError(f"control.study = {self.control.study}: must differ from {first} and {second}")
         _unique_ids(self.questions)
         for question in self.questions:
-            for _, _, study in question.asked:
-                if study not in self.compare:
-                    ends = f"must end with `in {first}` or `in {second}`"
-                    raise ValueError(f"question {question.id}: {question.confirmed_if!r}: each clause {ends}")
+            if question.target is not None:
+                raise ValueError(f"question {question.id}: target = {question.target}: belongs in a study")
+            for clause in question.asked:
+                if clause.study not in self.compare:
+                    ends = f"each clause must end with `in {first}` or `in {second}`"
+                    raise ValueError(f"question {question.id}: {question.confirmed_if!r}: {ends}")
+                if clause.than and {clause.study, clause.than} != {first, second}:
+                    other = second if clause.study == first else first
+                    ends = f"must be `in {clause.study} by more than {other}`"
+                    raise ValueError(f"question {question.id}: {question.confirmed_if!r}: {ends}")
         return self
 
 

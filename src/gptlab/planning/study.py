@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptlab.config import Study, build_recipe
+from gptlab.errors import ConfigError
 from gptlab.planning.device import Device
 from gptlab.planning.measure import Speed
 from gptlab.planning.plan import Plan, plan_recipe
+from gptlab.planning.resolve import resolve_recipe
+from gptlab.planning.shape import laid_out
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,17 @@ def plan_study(study: Study, device: Device, measure: Callable[..., Speed] | Non
     speed, first = _shared(measure, len(study.arms)), study.seeds[0]
     arms = {arm: plan_recipe(study.build(arm, first), device, measure=speed, **terms) for arm in study.arms}
     return StudyPlan(study.name, arms, len(study.seeds))
+
+
+def size_of(study: Study) -> tuple[int | None, int | None]:
+    """Parameters of the baseline's model, and tokens that it trains on; None where only missing data tells."""
+    try:
+        resolved = resolve_recipe(study.build(study.baseline, study.seeds[0]), "cpu")
+    except ConfigError:
+        return None, None
+    steps = resolved.steps
+    tokens = None if steps is None else steps * resolved.recipe.batch.tokens_per_step
+    return laid_out(resolved.shape).parameter_count(), tokens
 
 
 def _shared(measure: Callable[..., Speed] | None, plans: int) -> Callable[..., Speed] | None:

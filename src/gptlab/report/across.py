@@ -30,7 +30,8 @@ def analyse_across(studies: Sequence[ReadStudy], comparison: Comparison, control
     """
     chosen = _chosen(studies, comparison)
     first, second = chosen.values()
-    shared = [arm for arm in first.study.arms if arm in second.study.arms and first.of(arm) and second.of(arm)]
+    both = [arm for arm in first.study.arms if arm in second.study.arms]
+    shared = [arm for arm in both if _tried(first, arm) and _tried(second, arm)]
     flips = verdicts.flips({pair: _contrasts(chosen, pair) for pair in itertools.combinations(shared, 2)})
     controlled: dict[Pair, verdicts.Flip] = {}
     if control is not None and comparison.control is not None:
@@ -80,6 +81,11 @@ def unlike_studies(studies: Sequence[ReadStudy], comparison: Comparison) -> list
             told = " and ".join(f"{name} {', '.join(sorted(values))}" for name, values in seen.items())
             warnings.append(f"the studies differ in their {what}: {told}")
     return warnings
+
+
+def _tried(read: ReadStudy, arm: str) -> bool:
+    """Whether an arm has a run that was started."""
+    return bool(read.values(arm, read.study.metric.name).values)
 
 
 def _contrasts(studies: Mapping[str, ReadStudy], pair: Pair) -> tuple[verdicts.Contrast, verdicts.Contrast]:

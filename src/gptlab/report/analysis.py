@@ -15,13 +15,15 @@ from typing import Any
 import tomli_w
 
 from gptlab.config import Comparison
+from gptlab.report import divergence, noise, sentences, timing, verdicts, words
 from gptlab.report import estimates as est
 from gptlab.report import runs as logged
-from gptlab.report import timing, verdicts, words
 from gptlab.report.across import analyse_across, unlike_studies
+from gptlab.report.effects import effects_of
 from gptlab.report.estimates import Plain, clean
-from gptlab.report.questions import answer_questions, default_of, recommend_overall
+from gptlab.report.questions import answer_questions, default_of, divergence_data, recommend_overall
 from gptlab.report.studies import ReadStudy
+from gptlab.report.targets import targets_of
 
 
 def analyse(
@@ -37,7 +39,7 @@ def analyse(
     Raises:
         UserError: a study of the comparison is missing.
     """
-    warnings = [warning for study in studies for warning in study.warnings]
+    warnings = [warning for study in studies for warning in (*study.warnings, *_constant(study))]
     across = None
     if comparison is not None:
         across = analyse_across(studies, comparison, control)
@@ -58,6 +60,7 @@ def analyse_study(read: ReadStudy) -> Plain:
     arms = _arms(read, [key for key, _ in columns])
     answers = answer_questions(study.questions, {study.name: read})
     runs = list(read.runs.values())
+    added = read.runs if study.until_decided else {}
     return clean(
         {
             "name": study.name,
@@ -74,22 +77,27 @@ def analyse_study(read: ReadStudy) -> Plain:
                 "margin_from": "stated by the study" if metric.margin else verdicts.NO_MARGIN,
             },
             "baseline": study.baseline,
+            "most_seeds": study.most_seeds if study.until_decided else None,
             "seeds": list(dict.fromkeys([*study.seeds, *(run.seed for run in runs)])),
-            "runs_planned": len(study.arms) * len(study.seeds),
+            "runs_planned": len({(arm, seed) for arm in study.arms for seed in study.seeds} | added.keys()),
             "runs_found": len(runs),
             "columns": [{"key": key, "label": text} for key, text in columns],
             "arms": arms,
+            "summary": sentences.summary(arms, study.baseline, metric.better),
             "failures": [logged.failure_of(r) for r in runs if r.status not in ("completed", "not_applicable")],
             "runs": [logged.curves_of(run) for run in runs],
             "within": logged.within_seeds(read),
             "means": {name: mean for name in study.arms if (mean := logged.mean_curves(read.of(name)))},
+            "pairing": noise.pairing(read, metric.name),
             "notes": _notes(read),
             "equal": logged.at_equal(read),
+            "factors": effects_of(read),
+            "targets": targets_of(read),
             "questions": [answer for answer, _ in answers],
             "recommendations": [
                 recommend_overall(read, arms),
                 *([default_of(read)] if study.default else []),
-                *(advice for _, advice in answers),
+                *(advice for _, advice in answers if advice),
             ],
             "provenance": _provenance(read),
         }
@@ -105,7 +113,8 @@ def _arms(read: ReadStudy, others: Sequence[str]) -> list[Plain]:
     study, metric = read.study, read.study.metric
     compared = [arm for arm in study.arms if arm != study.baseline]
     judged = verdicts.judge({arm: est.contrast_of(read, arm, study.baseline, metric) for arm in compared})
-    on_frontier = est.frontier_shares(read, "quality")
+    diverged = divergence.of_study(read)
+    on_frontier = est.frontier_shares(read)
     base_speeds, base_memory = read.speeds(study.baseline), est.memory_of(read, study.baseline)
     rows = []
     for name, arm in study.arms.items():
@@ -115,8 +124,12 @@ def _arms(read: ReadStudy, others: Sequence[str]) -> list[Plain]:
         values = {str(run.seed): run.value(metric.name) for run in runs}
         comparison = None
         if name in judged:
-            text = words.comparison_text(judged[name], metric.name, len(judged), statuses)
-            comparison = est.judgement_data(judged[name]) | {"text": text}
+            text = words.comparison_text(
+                judged[name], metric.name, len(judged), statuses, diverged[name], study.baseline
+            )
+            comparison = est.comparison_data(read, judged[name], name, study.baseline, text)
+            if judged[name].verdict == "diverges":
+                comparison |= {"p": diverged[name].p, "p_holm": diverged[name].p_holm}
         rows.append(
             {
                 "name": name,
@@ -133,6 +146,7 @@ def _arms(read: ReadStudy, others: Sequence[str]) -> list[Plain]:
                 "memory_ratio": memory["mean"] / base_memory["mean"] if memory and base_memory else None,
                 "other": {key: s for key in others if (s := est.mean_and_spread([run.value(key) for run in runs]))},
                 "frontier": on_frontier.get(name),
+                "divergence": divergence_data(diverged[name]) if diverged[name].diverged else None,
                 "comparison": comparison,
             }
         )
@@ -148,10 +162,15 @@ def _columns(read: ReadStudy) -> list[tuple[str, str]]:
 def _notes(read: ReadStudy) -> list[str]:
     """What a reader of the numbers has to know."""
     metric = read.study.metric.name
-    seen = [value for run in read.runs.values() if math.isfinite(value := run.value(metric))]
-    same = len(seen) > 2 and len(set(seen)) == 1
-    notes = [f"{words.metric_name(metric)} is {seen[0]:g} in every run, so it measures nothing here."] if same else []
-    notes += [] if read.study.metric.margin else [f"{verdicts.NO_MARGIN[0].upper()}{verdicts.NO_MARGIN[1:]}."]
+    notes = [] if read.study.metric.margin else [f"{verdicts.NO_MARGIN[0].upper()}{verdicts.NO_MARGIN[1:]}."]
+    pairing = noise.pairing(read, metric)
+    notes += [text for text in (noise.variances_text(read, metric), pairing and str(pairing["text"])) if text]
+    if read.study.until_decided:
+        most = read.study.most_seeds
+        notes.append(
+            f"Seeds are added until each comparison is decided, at most {most}; p and intervals of comparisons pay for "
+            f"a look after every seed from 2 to {most}."
+        )
     pruned = [arm for arm in read.study.arms if any(run.value("sparsity") > 0 for run in read.of(arm))]
     if pruned:
         notes.append(
@@ -160,6 +179,17 @@ def _notes(read: ReadStudy) -> list[str]:
             "`gptlab export --to sparse24`."
         )
     return notes
+
+
+def _constant(read: ReadStudy) -> list[str]:
+    """Warnings about metrics that have one value in all runs."""
+    warnings = []
+    for key in dict.fromkeys([read.study.metric.name, *(q.metric.name for q in read.study.questions if q.metric)]):
+        seen = [value for run in read.runs.values() if math.isfinite(value := run.value(key))]
+        if len(seen) > 2 and len(set(seen)) == 1:
+            name = words.metric_name(key)
+            warnings.append(f"{read.study.name}: {name} is {seen[0]:g} in every run, so it measures nothing here")
+    return warnings
 
 
 def _provenance(read: ReadStudy) -> Plain:

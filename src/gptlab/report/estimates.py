@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from gptlab.config import Metric
-from gptlab.report import rankings, verdicts
+from gptlab.report import noise, rankings, timing, verdicts, words
 from gptlab.report import statistics as st
-from gptlab.report.grids import best_of
+from gptlab.report.grids import BestOf, best_of, edges_of
 from gptlab.report.studies import ReadStudy
 
 Plain = dict[str, Any]
@@ -22,7 +23,11 @@ def contrast_of(read: ReadStudy, arm: str, reference: str, metric: Metric) -> ve
     if "*" in arm + reference:
         return best_of(read, (arm, reference), metric)
     ours, theirs = (read.values(name, metric.name) for name in (arm, reference))
-    return verdicts.contrast(ours, theirs, metric.better, metric.margin)
+    if read.study.until_decided:  # seeds so far choose how many there are, so that other arms are no help
+        alone = verdicts.contrast(ours, theirs, metric.better, metric.margin)
+        return verdicts.with_looks(alone, ours, theirs, read.study.most_seeds)
+    prior = noise.prior_of(read, metric.name, arm, reference)
+    return verdicts.contrast(ours, theirs, metric.better, metric.margin, prior)
 
 
 def mean_and_spread(values: Sequence[float]) -> Plain | None:
@@ -45,17 +50,16 @@ def memory_of(read: ReadStudy, arm: str) -> Plain | None:
     return mean_and_spread([value for value in values if value > 0])
 
 
-def frontier_shares(read: ReadStudy, against: str, among: Sequence[str] | None = None) -> dict[str, float]:
-    """For each arm the share of draws in which it is on the frontier of speed and `quality`, or of speed and `memory`.
+def frontier_shares(read: ReadStudy) -> dict[str, float]:
+    """For each arm the share of draws in which it is on the frontier of speed and quality.
 
     Arms with a diverged run, and arms with fewer than two runs, are left out.
     """
-    arms = [arm for arm in among or read.study.arms if not any(run.status == "diverged" for run in read.of(arm))]
+    arms = [arm for arm in read.study.arms if not any(run.status == "diverged" for run in read.of(arm))]
     speeds = {arm: {seed: float(np.median(s)) for seed, s in read.speeds(arm).items()} for arm in arms}
     metric = read.study.metric
-    key, better = ("peak_memory_gb", "lower") if against == "memory" else (metric.name, metric.better)
-    values = {arm: dict(read.values(arm, key).values) for arm in arms}
-    shares = rankings.frontier([(speeds, "higher"), (values, better)])  # type: ignore[list-item]
+    values = {arm: dict(read.values(arm, metric.name).values) for arm in arms}
+    shares = rankings.frontier([(speeds, "higher"), (values, metric.better)])
     return {arm: share for arm, share in shares.items() if math.isfinite(share)}
 
 
@@ -63,10 +67,65 @@ def judgement_data(judged: verdicts.Judgement) -> Plain:
     d, welch = judged.contrast.difference, judged.contrast.welch
     return {
         "verdict": judged.verdict,
-        **{key: getattr(d, key) for key in ("n", "mean", "sd", "low", "high", "p")},
+        **{key: getattr(d, key) for key in ("n", "mean", "sd", "low", "high", "p", "spread", "df")},
         **{key: getattr(judged, key) for key in ("p_holm", "p_equivalent", "mde", "mde_family", "more_seeds", "why")},
         "welch": {"value": welch.value, "low": welch.low, "high": welch.high, "p": welch.p} if welch else None,
     }
+
+
+def comparison_data(
+    read: ReadStudy, judged: verdicts.Judgement, arm: str, reference: str, text: str, metric: Metric | None = None
+) -> Plain:
+    """A judged comparison of a with b, with what a sentence about it needs.
+
+    Args:
+        arm, reference: as they were asked for; a and b are the chosen arms, if those are grids.
+        text: what was measured, as `words` puts it.
+        metric: default: the study's.
+    """
+    metric, c = metric or read.study.metric, judged.contrast
+    a, b = c.chosen if isinstance(c, BestOf) and all(c.chosen) else (arm, reference)
+    ours, theirs = (read.values(name, metric.name).values for name in (a, b))
+    sign = 1 if metric.better == "lower" else -1
+    memory, other = memory_of(read, a), memory_of(read, b)
+    refused = [run for name in (arm, reference) for run in read.of(name) if run.status == "not_applicable"]
+    found = {
+        "study": read.study.name,
+        "a": a,
+        "b": b,
+        "of": [arm, reference],
+        "edges": edges_of(read, (arm, reference), (a, b)),
+        "metric": metric.name,
+        "label": words.metric_label(metric.name, read.unit),
+        "better": metric.better,
+        "margin": metric.margin or None,
+        **judgement_data(judged),
+        "family": judged.family,
+        "wins": sum(sign * (value - theirs.get(seed, math.nan)) < 0 for seed, value in ours.items()),
+        "holds_from": _smallest_margin(c) if judged.verdict == "equivalent" else None,
+        "diverged": c.diverged,
+        "reference_diverged": c.reference_diverged,
+        "reason": next((str(run.result["reason"]) for run in refused if run.result.get("reason")), None),
+        "started": [len(read.values(name, metric.name).values) for name in (arm, reference)],
+        "speed": as_plain(timing.speedup(read.speeds(a), read.speeds(b))),
+        "memory_ratio": memory["mean"] / other["mean"] if memory and other else None,
+        "divergence": None,
+        "most_seeds": c.looks.most if c.looks else None,
+        "text": text,
+    }
+    plain: Plain = clean(found)
+    return plain
+
+
+def _smallest_margin(contrast: verdicts.Contrast) -> float:
+    """The smallest margin within which two equivalent arms are equivalent, to 1% of the stated one; 0 if identical."""
+    if contrast.difference.low == contrast.difference.high:
+        return 0.0
+    low, high = 0.0, contrast.margin
+    while high - low > contrast.margin / 100:
+        middle = (low + high) / 2
+        low, high = (low, middle) if replace(contrast, margin=middle).p_within() < st.ALPHA else (middle, high)
+    return high
 
 
 def clean(value: Any) -> Any:

@@ -18,7 +18,15 @@ from typing import Any
 
 from gptlab.rundir import write_atomically
 
-SCRIPTS = ("base.js", "table.js", "picture.js", "charts.js", "curves.js", "page.js")  # joined in this order
+SCRIPTS = (
+    "base.js",
+    "table.js",
+    "picture.js",
+    "charts.js",
+    "curves.js",
+    "effects.js",
+    "page.js",
+)  # joined in this order
 DIGITS = 5  # of a loss in a curve: a tenth of a pixel where a chart of 400 pixels shows a tenth of the loss
 
 

@@ -12,10 +12,16 @@ from gptlab.config import Study
 from gptlab.errors import UserError
 from gptlab.report import detection
 from gptlab.report import statistics as st
+from gptlab.report.precedents import nearest
 from gptlab.report.reading import Array
 from gptlab.report.studies import ReadStudy
 from gptlab.report.words import counted
 
+RULES = {
+    "shrunk": "variances are shrunk toward those of the other arms, whose noise is taken as equal",
+    "shared": "all arms share one variance, or, where their noise seems unequal "
+    f"({detection.GUARD:.0%} of studies by chance), have variances shrunk toward the others'",
+}
 SHOWN = (3, 4, 5, 6, 8, 10, 15, 20, 30, 50)  # numbers of seeds in the table
 
 
@@ -28,6 +34,8 @@ class Noise:
     """95% interval, by chi-squared; NaN if the sd was given and not measured."""
     high: float = math.nan
     df: float = 0.0
+    source: str = ""
+    """Where it was measured, if not in this setting: `noise of another setting ...`."""
 
 
 def pilot_noise(read: ReadStudy, key: str) -> Noise:
@@ -107,8 +115,8 @@ def power_report(study: Study, effect: float, noise: Noise) -> list[str]:
     family = len(study.arms) - 1
     if not family:
         raise UserError(f"{study.name} has one arm: there is nothing to compare")
-    margin = study.metric.margin or 0.0
-    measured = f" (measured; 95% interval {noise.low:.3g} to {noise.high:.3g})" if noise.df else ""
+    margin, rule = study.metric.margin or 0.0, rule_of(study)
+    measured = f" (measured; 95% interval {noise.low:.3g} to {noise.high:.3g})" if noise.df else noise.source
     lines = [
         f"{study.name}: {study.metric.name}, {counted(family, 'comparison')} with {study.baseline}; the sd of a paired "
         f"difference over seeds is {noise.sd:.3g}{measured}",
@@ -118,8 +126,8 @@ def power_report(study: Study, effect: float, noise: Noise) -> list[str]:
         beyond = f" and a mean difference beyond the margin of {margin:g}" if margin else ""
         lines += [
             f"to detect a difference of {effect:g} with 80% power (paired t, two-sided, 5%{beyond}):",
-            f"  {'if it is the only comparison':<32}{_seeds(effect, noise, 1, margin)}",
-            f"  {f'the first of {family} after Holm':<32}{_seeds(effect, noise, family, margin)}",
+            f"  {'if it is the only comparison':<32}{_seeds(effect, noise, 1, margin, rule)}",
+            f"  {f'the first of {family} after Holm':<32}{_seeds(effect, noise, family, margin, rule)}",
         ]
     else:
         lines.append(
@@ -129,19 +137,62 @@ def power_report(study: Study, effect: float, noise: Noise) -> list[str]:
     if margin:
         n = detection.seeds_for_equivalence(margin, noise.sd)
         lines.append(f"to show that equal arms are equivalent within {margin:g}: {_seed_count(n)}")
+    lines += [RULES[rule.variances]] if rule.variances != "own" else []
     lines += ["", f"{'seeds':>7}  {'detects (alone)':>15}  {f'detects (of {family})':>16}"]
     for n in sorted({*SHOWN, len(study.seeds)}):
-        alone, among = (detection.minimum_detectable(n, noise.sd, m, margin) for m in (1, family))
+        alone, among = (detection.minimum_detectable(n, noise.sd, m, margin, rule) for m in (1, family))
         mark = "  this study" if n == len(study.seeds) else ""
         if n > 1:
             lines.append(f"{n:>7}  {alone:>15.3g}  {among:>16.3g}{mark}")
     return lines
 
 
-def _seeds(effect: float, noise: Noise, family: int, margin: float) -> str:
-    text = _seed_count(detection.seeds_needed(effect, noise.sd, family, margin))
+def rule_of(study: Study) -> detection.Rule:
+    """How the comparisons of a study will be judged."""
+    few = len(study.arms) - 2 < detection.LEAST_OTHERS
+    return detection.OWN if few or study.variances == "own" else detection.Rule(study.variances, len(study.arms))
+
+
+def precedent_noise(study: Study, parameters: int | None, tokens: int | None) -> Noise:
+    """The noise of the nearest setting in which it was measured: a starting point.
+
+    Raises:
+        UserError: the study's metric was measured nowhere.
+    """
+    found = nearest(study.recipe.get("task", "lm"), study.metric.name, parameters, tokens)
+    if found is None:
+        raise UserError(
+            f"the noise of {study.metric.name} is known from no other setting; pass --noise SD, or --pilot DIR with a "
+            "study's folder"
+        )
+    return Noise(found.sd, source=f": a starting point from another setting, {found.text}")
+
+
+def plan_line(study: Study, parameters: int | None, tokens: int | None) -> str:
+    """What a study's seeds would detect with the noise of the nearest setting, as a sentence."""
+    n, family = len(study.seeds), len(study.arms) - 1
+    if n < 2 or not family:
+        return ""
+    try:
+        noise = precedent_noise(study, parameters, tokens)
+    except UserError:
+        return (
+            f"what {counted(n, 'seed')} would detect is unknown, as the noise of {study.metric.name} is; see "
+            f"`gptlab study power {study.name}` with --noise or --pilot"
+        )
+    rule, margin = rule_of(study), study.metric.margin
+    alone, among = (detection.minimum_detectable(n, noise.sd, m, margin, rule) for m in (1, family))
+    found = f"{alone:.2g}" + (f" in one comparison and {among:.2g} in the first of {family}" if family > 1 else "")
+    return (
+        f"{counted(n, 'seed')} detect a difference in {study.metric.name} of {found} with 80% power, if the sd of a "
+        f"paired difference is {noise.sd:.2g}{noise.source}"
+    )
+
+
+def _seeds(effect: float, noise: Noise, family: int, margin: float, rule: detection.Rule) -> str:
+    text = _seed_count(detection.seeds_needed(effect, noise.sd, family, margin, rule))
     if noise.df:
-        ends = [detection.seeds_needed(effect, sd, family, margin) for sd in (noise.low, noise.high)]
+        ends = [detection.seeds_needed(effect, sd, family, margin, rule) for sd in (noise.low, noise.high)]
         text += f" ({_seed_count(ends[0], '')} to {_seed_count(ends[1], '')} from the interval of the sd)"
     return text
 

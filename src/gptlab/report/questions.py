@@ -6,82 +6,152 @@ All contrasts that are asked about together are one family, which Holm's correct
 from __future__ import annotations
 
 import fnmatch
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from gptlab.config import Metric, Question, clauses
+from gptlab.config import Clause, Metric, Question, clauses
+from gptlab.report import divergence, frontiers, sentences, timing, verdicts, words
 from gptlab.report import statistics as st
-from gptlab.report import timing, verdicts, words
-from gptlab.report.estimates import Plain, contrast_of, frontier_shares, memory_of
+from gptlab.report.divergence import Divergence, kinds_of, of_arm, of_questions, steps_of, times_of
+from gptlab.report.estimates import Plain, comparison_data, contrast_of, memory_of
 from gptlab.report.grids import BestOf, chosen_text
 from gptlab.report.runs import mean_seconds
 from gptlab.report.studies import ReadStudy
+from gptlab.report.targets import answer_targets
 
 LEAST_SPEEDUP = 1.02  # smaller ones, though significant, are no reason to choose an arm
-ON, OFF = 0.975, 0.025  # shares of draws above which an arm counts as on the frontier, and below which as off it
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was found of a question, by study."""
+
+    judged: Mapping[str, verdicts.Judgement]
+    more: Mapping[tuple[str, str], verdicts.Judgement]
+    """(study, than): the difference in the first minus that in the second, for `by more than`."""
+    divergence: Mapping[str, Divergence]
+    """Of the question's arm, where a clause asks whether it diverges."""
 
 
 def answer_questions(questions: Sequence[Question], studies: Mapping[str, ReadStudy]) -> list[tuple[Plain, Plain]]:
-    """(answer, recommendation) of each question.
+    """(answer, recommendation) of each question; {} where nothing is to be recommended.
 
     Args:
         questions: of one study, or of a comparison.
         studies: by name.
     """
-    family: dict[tuple[str, str], verdicts.Contrast] = {}
+    family: dict[tuple[str, ...], verdicts.Contrast] = {}
+    asked: list[tuple[str, str]] = []
     for question in questions:
-        for name, read in studies.items() if question.contrast else ():
+        for name, read in studies.items() if question.contrast and question.target is None else ():
             if all(fnmatch.filter(read.study.arms, arm) for arm in question.contrast):
                 arm, reference = question.contrast
                 family[question.id, name] = contrast_of(read, arm, reference, question.metric or read.study.metric)
+                if any(clause.verdict == "diverges" for clause in question.asked):
+                    asked.append((question.id, name))
+        for name, than in {(clause.study, clause.than) for clause in question.asked if clause.than}:
+            sides = [family.get((question.id, side)) for side in (name, than)]
+            if sides[0] and sides[1]:
+                family[question.id, name, than] = verdicts.by_more(sides[0], sides[1])
     judged = verdicts.judge(family)
-    result = []
+    arms = {question.id: question.contrast for question in questions}
+    lost = dict(zip(asked, of_questions([(studies[name], arms[id_][0]) for id_, name in asked]), strict=True))
+    result: list[tuple[Plain, Plain]] = []
     for question in questions:
-        if question.contrast:
-            mine = {name: judged[question.id, name] for name in studies if (question.id, name) in judged}
-            result.append(_answer_contrast(question, studies, mine, len(family)))
+        if question.target is not None:
+            (read,) = studies.values()
+            result.append((answer_targets(read)[question.id], {}))
+        elif question.contrast:
+            mine = {key[1:]: one for key, one in judged.items() if key[0] == question.id}
+            found = Evidence(
+                {name: mine[(name,)] for name in studies if (name,) in mine},
+                {(key[0], key[1]): one for key, one in mine.items() if len(key) == 2},
+                {name: one for (id_, name), one in lost.items() if id_ == question.id},
+            )
+            result.append(_answer_contrast(question, studies, found, len(family)))
         else:
             result.append(_answer_frontier(question, studies))
     return result
 
 
 def _answer_contrast(
-    question: Question, studies: Mapping[str, ReadStudy], judged: Mapping[str, verdicts.Judgement], family: int
+    question: Question, studies: Mapping[str, ReadStudy], found: Evidence, family: int
 ) -> tuple[Plain, Plain]:
-    texts, advice = [], []
+    texts, advice, rows = [], [], []
+    arm, reference = question.contrast
     for name, read in studies.items():
         prefix = f"{name}: " if len(studies) > 1 else ""
-        if name not in judged:
+        if name not in found.judged:
             texts.append(f"{name}: the study does not have these arms")
             continue
-        metric = question.metric or read.study.metric
-        text = prefix + words.question_text(judged[name], metric.name, family, *question.contrast)
-        best = judged[name].contrast
-        texts.append(text + (chosen_text(read, question.contrast, best) if isinstance(best, BestOf) else ""))
-        advice.append(recommend(read, question, judged[name], metric, family))
+        metric, judged = question.metric or read.study.metric, found.judged[name]
+        text = prefix + words.question_text(judged, metric.name, family, *question.contrast)
+        if name in found.divergence:
+            text += words.asked_divergence_text(found.divergence[name], arm)
+            text += words.when_text(steps_of(read, arm), kinds_of(read, arm))
+        best = judged.contrast
+        text += chosen_text(read, question.contrast, best) if isinstance(best, BestOf) else ""
+        texts.append(text)
+        advice.append(recommend(read, question, judged, metric, family, found.divergence.get(name)))
+        rows.append(comparison_data(read, judged, arm, reference, text, metric))
+        if name in found.divergence:
+            rows[-1]["divergence"] = divergence_data(found.divergence[name])
+    texts += [words.by_more_text(one, *names, family) for names, one in found.more.items()]
+    when = None
+    if found.divergence and len(studies) == 2:
+        first, second = studies.values()
+        when = times_of(first, second, arm)
+    texts += [words.times_text(when, list(studies))] if when and any(k for k, _ in when.within) else []
     known = dict.fromkeys(arm for read in studies.values() for arm in read.study.arms)
     evidence = [arm for pattern in question.contrast for arm in fnmatch.filter(known, pattern)]
     recommended = "; ".join(advice) or "no arm is recommended: no study has these arms"
-    return _question_data(question, answer_to(question, judged), ". ".join(texts), recommended, evidence)
+    told, advised = _question_data(question, answer_to(question, found), ". ".join(texts), recommended, evidence)
+    if rows:  # else the text says that no study has these arms
+        told |= sentences.answer(rows, {name: str(read.folder) for name, read in studies.items()})
+        more = [
+            sentences.by_more(one.verdict, one.contrast.difference, one.p_holm, *names)
+            for names, one in found.more.items()
+        ]
+        told["sentence"] = " ".join([told["sentence"], *more])
+    if found.divergence:
+        told["divergence"] = {
+            name: divergence_data(one) | {"steps": steps_of(studies[name], arm), "kinds": kinds_of(studies[name], arm)}
+            for name, one in found.divergence.items()
+        }
+        told["times"] = when and {"within": when.horizon, "diverged": when.within, "p": when.p, "least_p": when.least_p}
+    return told | {"comparisons": rows}, advised
+
+
+def divergence_data(one: Divergence) -> Plain:
+    of = ("diverged", "runs", "others", "p", "p_holm", "shown", "excluded", "most")
+    return {key: getattr(one, key) for key in of}
 
 
 def _question_data(question: Question, answer: str, text: str, advice: str, evidence: list[str]) -> tuple[Plain, Plain]:
     told = {"id": question.id, "claim": question.claim, "answer": answer, "text": text, "contrast": question.contrast}
+    told |= {"sentence": f"{text[:1].upper()}{text[1:]}.", "cost": "", "change": "", "comparisons": []}
     return told | {"evidence": evidence}, {"id": question.id, "text": advice, "evidence": evidence}
 
 
-def answer_to(question: Question, judged: Mapping[str, verdicts.Judgement]) -> str:
-    """confirmed, rejected or not resolved.
+def answer_to(question: Question, found: Evidence) -> str:
+    """confirmed, rejected, not resolved, or not run if no study has runs of both arms.
 
     A question is confirmed if all clauses of `confirmed_if` hold. It is rejected if a clause of `rejected_if` holds;
     without `rejected_if`, if a clause of `confirmed_if` is shown not to hold.
     """
 
-    def holds(clause: tuple[bool, str, str]) -> bool | None:
-        negated, verdict, study = clause
-        one = judged.get(study) if study else next(iter(judged.values()), None)
-        truth = None if one is None else _is(one, verdict)
-        return truth if truth is None or not negated else not truth
+    def holds(clause: Clause) -> bool | None:
+        study = clause.study or next(iter(found.judged), "")
+        truth: bool | None = None
+        if clause.verdict == "diverges":
+            truth = _diverges(found.divergence[study]) if study in found.divergence else None
+        elif study in found.judged:
+            truth = _is(found.judged[study], clause.verdict)
+            if clause.than:
+                more = found.more.get((study, clause.than))
+                both = [truth, _is(more, clause.verdict) if more else None]
+                truth = False if False in both else None if None in both else True
+        return truth if truth is None or not clause.negated else not truth
 
     confirming = [holds(clause) for clause in clauses(question.confirmed_if)]
     rejecting = [truth is False for truth in confirming]
@@ -89,45 +159,85 @@ def answer_to(question: Question, judged: Mapping[str, verdicts.Judgement]) -> s
         rejecting = [holds(clause) is True for clause in clauses(question.rejected_if)]
     if all(truth is True for truth in confirming):
         return "confirmed"
-    return "rejected" if any(rejecting) else "not resolved"
+    if any(rejecting):
+        return "rejected"
+    tried = any(one.verdict != "not run" for one in found.judged.values())
+    return "not resolved" if tried or any(one.runs for one in found.divergence.values()) else "not run"
 
 
 def _is(judged: verdicts.Judgement, verdict: str) -> bool | None:
-    """Whether a judgement is better, worse, equivalent or diverges; None if it is open."""
-    if verdict == "diverges":
-        if judged.verdict == "diverges":
-            return judged.contrast.reference_diverged[0] == 0 or None
-        return False if judged.divergence.high < 0.5 else None  # six runs or more, and none diverged
-    if judged.verdict in ("diverges", "reference diverges", "not resolved"):
+    """Whether a judgement is better, worse or equivalent; None if it is open."""
+    if judged.verdict in ("diverges", "reference diverges", "not resolved", "not run"):
         return None
     return judged.verdict == verdict
 
 
+def _diverges(found: Divergence) -> bool | None:
+    """Whether an arm diverges: in at least two of three runs, and more often than the others; None if it is open.
+
+    False if two of three runs are excluded at 5%: 0 of 3 diverged, or 1 of 5. An arm that does diverge in exactly two
+    of three is then denied in 3.7% of studies with three seeds, and in 7.3% in one of two studies at least.
+    """
+    return False if found.excluded else True if found.shown else None
+
+
 def _answer_frontier(question: Question, studies: Mapping[str, ReadStudy]) -> tuple[Plain, Plain]:
-    """Whether an arm is on one study's frontier of speed and memory, and not on the other's."""
-    alone = [frontier_shares(read, "memory") for read in studies.values()]
-    # An arm that only one study ran could push others off the frontier there, so only shared arms are compared.
-    shared = [arm for arm in alone[0] if all(arm in share for share in alone)]
-    shares = [frontier_shares(read, "memory", shared) if shared else {} for read in studies.values()]
-    left_out = sorted(set().union(*(read.study.arms for read in studies.values())) - set(shared))
-    known = {arm: [_is_on(share[arm]) for share in shares] for arm in shared}
-    differ = [arm for arm, on in known.items() if True in on and False in on]
-    unknown = [arm for arm, on in known.items() if None in on]
-    alike = [arm for arm, on in known.items() if all(on)]
-    reply = "confirmed" if differ else "not resolved" if unknown or len(shared) < 2 else "rejected"
-    if differ:
-        advice = f"choose by task: {', '.join(differ)} saves time or memory in only one of {' and '.join(studies)}"
+    """Whether an arm saves time or memory in one study and not in the other."""
+    least = question.least_speedup or frontiers.LEAST_GAIN, question.least_memory or frontiers.LEAST_GAIN
+    found, left_out = frontiers.compare(studies, least)
+    names = list(studies)
+    pays = {arm: [found.pays(arm, i) for i in range(len(names))] for arm in found.arms}
+    only = {name: [a for a in found.differ if pays[a][i]] for i, name in enumerate(names)}
+    alike = [arm for arm, on in pays.items() if all(on)]
+    unknown = [arm for arm, on in pays.items() if None in on]
+    ratio = {arm: {name: frontiers.ratios(read, arm) for name, read in studies.items()} for arm in found.arms}
+    reply = "confirmed" if found.differ else "rejected" if found.alike else "not resolved"
+    if found.differ:
+        advice = _by_task(studies, only)
     elif reply == "rejected":
-        advice = f"the same choice for {' and '.join(studies)}: {', '.join(alike)}"
+        advice = f"the same choice for {' and '.join(names)}: {', '.join(alike)}"
     else:
         advice = "no arm is recommended: it is open which arms are on the frontiers"
-    text = words.frontier_text(studies, len(shared), differ, alike, unknown)
-    text += f"; left out, as not known in both: {', '.join(left_out)}" if left_out else ""
-    return _question_data(question, reply, text, advice, differ)
+    if not all(any(run.status != "not_applicable" for run in read.runs.values()) for read in studies.values()):
+        reply = "not run"
+    text = words.frontier_text(names, only, alike, unknown, least, reply)
+    shown = [*found.differ, *(arm for arm in alike if arm not in {r.study.baseline for r in studies.values()})]
+    text += words.ratios_text({arm: ratio[arm] for arm in shown})
+    same = {why: [arm for arm in left_out if left_out[arm] == why] for why in dict.fromkeys(left_out.values())}
+    told_out = "; ".join(f"{', '.join(arms)} ({why})" for why, arms in same.items())
+    text += f"; left out: {told_out}" if same else ""
+    told, advised = _question_data(question, reply, text, advice, found.differ or alike)
+    told["sentence"] = sentences.frontier(names, only, alike, unknown, reply)
+    told["frontier"] = {
+        arm: {
+            name: {"pays": pays[arm][i], "on": found.on[arm][i], "off": found.off[arm][i]}
+            | {"speedup": ratio[arm][name][0], "memory_ratio": ratio[arm][name][1]}
+            for i, name in enumerate(names)
+        }
+        for arm in found.arms
+    }
+    return told, advised
 
 
-def _is_on(share: float) -> bool | None:
-    return True if share > ON else False if share < OFF else None
+def _by_task(studies: Mapping[str, ReadStudy], only: Mapping[str, list[str]]) -> str:
+    """What follows from arms that save time or memory in one study only: those that are as good as the baseline.
+
+    Speed and memory alone decide which arms these are, so Holm over them holds equivalence to 5%.
+    """
+    rows = {(name, arm): frontiers.judged_of(studies[name]).get(arm) for name, arms in only.items() for arm in arms}
+    ps = dict(zip(rows, st.holm([one.p_equivalent if one else 0.0 for one in rows.values()]), strict=True))
+    parts = []
+    for (name, arm), judged in rows.items():
+        read = studies[name]
+        quality, baseline = words.metric_name(read.study.metric.name), read.study.baseline
+        told = f"{arm}, {words.cost_text(*_cost(read, arm, baseline), baseline)}"
+        if judged is None:
+            parts.append(f"{_place(read)}: use {arm}, the baseline")
+        elif judged.verdict == "better" or (judged.verdict == "equivalent" and ps[name, arm] < st.ALPHA):
+            parts.append(f"{_place(read)}: use {told}; {quality} is {judged.verdict}")
+        else:
+            parts.append(f"{_place(read)}: {told}, saves time or memory, but its {quality} is not shown to be as good")
+    return "; ".join(parts)
 
 
 # -- recommendations ------------------------------------------------------------------------------------------------
@@ -151,28 +261,42 @@ def _cost(read: ReadStudy, arm: str, reference: str) -> tuple[float, float]:
     return timing.speedup(read.speeds(arm), read.speeds(reference)).value, memory
 
 
-def recommend(read: ReadStudy, question: Question, judged: verdicts.Judgement, metric: Metric, family: int) -> str:
+def recommend(
+    read: ReadStudy,
+    question: Question,
+    judged: verdicts.Judgement,
+    metric: Metric,
+    family: int,
+    asked: Divergence | None = None,
+) -> str:
     """What follows from one contrast: the better arm; of two equivalent arms the faster one; else nothing.
+
+    An arm is advised against if it is shown to diverge more often than the study's other arms.
 
     Args:
         family: number of contrasts asked about together. The p of a speed-up is multiplied by it (Bonferroni).
+        asked: whether the arm diverges, if the question asks that; else it is tested over all arms of the study.
     """
     arm, reference = question.contrast
     if isinstance(judged.contrast, BestOf) and all(judged.contrast.chosen):
         arm, reference = judged.contrast.chosen
     start, quality = _place(read), words.metric_name(metric.name)
-    lost = words.lost_text(_lost(read, (arm, reference)))
+    lost = words.lost_text(_lost(read, (arm, reference))) + words.survivors_text(judged.contrast, reference)
     if judged.verdict in ("better", "worse"):
         first, second = (arm, reference) if judged.verdict == "better" else (reference, arm)
         cost = words.cost_text(*_cost(read, first, second), second)
         return f"{start}: use {first} rather than {second}, for better {quality}, {cost}{lost}"
-    ours, theirs = judged.contrast.diverged, judged.contrast.reference_diverged
-    if ours[0] and theirs[0]:
-        return f"no arm is recommended {start}: runs of both {arm} and {reference} diverged"
     if judged.contrast.any_diverged:
-        bad, (k, n) = (arm, ours) if ours[0] else (reference, theirs)
-        kinds = Counter(run.result.get("failure") or "unknown" for run in read.of(bad) if run.status == "diverged")
-        return f"{start}: do not use {bad}; {k} of {n} runs diverged ({', '.join(map(str, kinds))})"
+        broken = {arm: asked or of_arm(read, arm), reference: of_arm(read, reference)}
+        broken = {name: one for name, one in broken.items() if one.diverged}
+        bad = [name for name, one in broken.items() if one.shown]
+        told = [
+            f"{words.diverged_runs(one, name)} ({', '.join(kinds_of(read, name))}){words.more_often_text(one)}"
+            for name, one in broken.items()
+            if name in bad or not bad
+        ]
+        advice = f"{start}: do not use {' or '.join(bad)}; " if bad else f"no arm is recommended {start}: "
+        return advice + "; ".join(told)
     if judged.verdict == "equivalent":
         if not judged.p_equivalent * family < st.ALPHA:
             once = f"{arm} and {reference} are equivalent taken alone, but not as one of {family} comparisons"
@@ -186,7 +310,8 @@ def recommend(read: ReadStudy, question: Question, judged: verdicts.Judgement, m
             first, second, times = reference, arm, (1 / ratio.value, 1 / ratio.high, 1 / ratio.low)
         memory = words.memory_text(_cost(read, first, second)[1])
         return f"{start}: use {first}, as good as {second} and {words.times_as_fast(*times)}, {memory}{lost}"
-    return f"no arm is recommended {start}: {arm} against {reference} is not resolved"
+    verdict = "was not run" if judged.verdict == "not run" else "is not resolved"
+    return f"no arm is recommended {start}: {arm} against {reference} {verdict}"
 
 
 def recommend_overall(read: ReadStudy, arms: Sequence[Plain]) -> Plain:
@@ -208,18 +333,24 @@ def recommend_overall(read: ReadStudy, arms: Sequence[Plain]) -> Plain:
     faster = [a for a in sound if a["name"] in sure and a["speedup"]["value"] >= LEAST_SPEEDUP]
     fast = shown_as_good(faster)
     evidence = [a["name"] for a in good]
+    lost = [run.seed for run in read.of(baseline) if run.status == "diverged"]
+    runs = divergence.counts_of(read, baseline)[1]
     if fast:
         best = max(fast, key=lambda a: a["speedup"]["value"])
         as_good = "better" if best in better else f"equivalent within {margin:g}"
         times = words.times_as_fast(*(best["speedup"][key] for key in ("value", "low", "high")))
         memory = words.memory_text(_cost(read, best["name"], baseline)[1])
         text = f"use {best['name']}, {times} as {baseline}, {memory}; {quality} is {as_good}"
+        text += words.together_text(best["name"], _nested(best, others))
         evidence = [best["name"], baseline]
     elif better:
         pick = min if read.study.metric.better == "lower" else max
-        name = pick(better, key=lambda a: a["comparison"]["mean"])["name"]
+        best, added = _smallest(read, pick(better, key=lambda a: a["comparison"]["mean"]), better)
+        name = best["name"]
         cost = words.cost_text(*_cost(read, name, baseline), baseline)
         text, evidence = f"use {name} rather than {baseline}, for better {quality}, {cost}", [name, baseline]
+        text += words.together_text(name, _nested(best, others))
+        text += f"; {added} adds changes to it and is not shown to be better than it" if added else ""
     else:
         text = f"no arm has two seeds in common with {baseline}"
         if good:
@@ -229,11 +360,39 @@ def recommend_overall(read: ReadStudy, arms: Sequence[Plain]) -> Plain:
                     f"{', '.join(alone)}, each taken alone, would be equivalent to {baseline}, but not after Holm over "
                 )
                 text += f"{len(faster)} faster arms"
+        elif lost and runs - len(lost) < 2:
+            text = f"{len(lost)} of {runs} runs of {baseline} diverged, so no arm can be compared with it"
         elif any(a["comparison"]["n"] > 1 for a in others):
             text = f"no arm is shown to be better than {baseline}"
             text += f", or equivalent within {margin:g}" if margin else f"; {verdicts.NO_MARGIN}"
         start = f"no arm is recommended {start}"
+    if lost and runs - len(lost) > 1:
+        text += f"; compared over the seeds in which {baseline} did not diverge (it did in {words.seeds_text(lost)})"
     return {"id": "overall", "text": f"{start}: {text}", "evidence": evidence}
+
+
+def _nested(arm: Plain, others: Sequence[Plain]) -> list[str]:
+    """Arms that change some of the settings that an arm changes, to the same values, and no other."""
+    own = arm["settings"].items()
+    return [a["name"] for a in others if a["settings"] and a["settings"].items() < own]
+
+
+def _smallest(read: ReadStudy, best: Plain, better: Sequence[Plain]) -> tuple[Plain, str]:
+    """The arm with the fewest changes of those that the best arm adds to without being shown to be better.
+
+    Arms that each keep the changes of the one before are not recommended for a last change that did nothing. All these
+    arms are better than the baseline; Holm over them.
+
+    Returns:
+        The arm, and the name of the best one if that is another.
+    """
+    parts = [a for a in better if a["name"] in _nested(best, better)]
+    metric = read.study.metric
+    judged = verdicts.judge({a["name"]: contrast_of(read, best["name"], a["name"], metric) for a in parts})
+    enough = [a for a in parts if judged[a["name"]].verdict != "better"]
+    if not enough:
+        return best, ""
+    return min(enough, key=lambda a: len(a["settings"])), best["name"]
 
 
 def shown_as_good(arms: Sequence[Plain]) -> list[Plain]:

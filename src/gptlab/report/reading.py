@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import reduce
+from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,14 @@ def series(lines: Sequence[dict[str, Any]], key: str) -> tuple[Array, Array]:
     return np.array(steps, dtype=np.float64), np.array([points[step] for step in steps], dtype=np.float64)
 
 
+@cache
+def _names() -> tuple[str, ...]:
+    return tuple(name for name, _ in settings())
+
+
 def settings_of(recipe: Recipe) -> dict[str, Any]:
     """Every setting of a recipe by its dotted name."""
-    return {name: reduce(getattr, name.split("."), recipe) for name, _ in settings()}
+    return dict(zip(_names(), attrgetter(*_names())(recipe), strict=True))
 
 
 def human(count: float) -> str:

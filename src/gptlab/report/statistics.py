@@ -60,6 +60,10 @@ class Difference:
     p: float
     """Paired t, two-sided, not adjusted; 1 if nothing differs. NaN below two seeds, and if every seed shows the same
     difference: without spread (a coarse metric, or a copied run) there is no noise to test against."""
+    spread: float = NAN
+    """Sd of a difference that p and the interval rest on: `sd`, or one that other arms have a share in."""
+    df: float = NAN
+    """Its degrees of freedom."""
 
     @property
     def identical(self) -> bool:
@@ -105,10 +109,13 @@ def rate(k: int, n: int) -> Estimate:
     """k of n runs, by Clopper and Pearson (1934): covers at least 95% at any n, unlike Wilson's interval."""
     if n == 0:
         return Estimate(NAN, NAN, NAN, 0, "runs")
-    from scipy import stats
+    low, high = 1 - largest_rate(n - k, n, ALPHA / 2), largest_rate(k, n, ALPHA / 2)
+    return Estimate(k / n, low, high, n, "runs")
 
-    low, high = stats.binomtest(k, n).proportion_ci(method="exact")
-    return Estimate(k / n, float(low), float(high), n, "runs")
+
+def largest_rate(k: int, n: int, alpha: float) -> float:
+    """Upper end of the one-sided interval of a rate of which k of n were seen, at 1 - alpha (Clopper and Pearson)."""
+    return 1.0 if k == n else float(special.betaincinv(k + 1, n - k, 1 - alpha))
 
 
 # -- two arms
@@ -122,7 +129,7 @@ def difference(n: int, mean: float, sd: float, rounding: float = 0.0) -> Differe
         return Difference(n, mean, sd, *((mean, mean, 1.0) if abs(mean) <= rounding else (NAN, NAN, NAN)))
     se = sd / np.sqrt(n)
     low, high = t_interval(mean, se, n - 1)
-    return Difference(n, mean, sd, float(low), float(high), float(t_test(mean, se, n - 1)))
+    return Difference(n, mean, sd, float(low), float(high), float(t_test(mean, se, n - 1)), sd, n - 1)
 
 
 def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Difference:

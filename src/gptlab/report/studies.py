@@ -84,9 +84,10 @@ class ReadStudy:
         return [run for run in self.runs.values() if fnmatchcase(run.arm, arm)]
 
     def values(self, arm: str, key: str) -> Runs:
-        """An arm's runs in one metric, as the statistics take them."""
-        runs = self.of(arm)
-        return Runs({run.seed: run.value(key) for run in runs}, sum(run.status == "diverged" for run in runs))
+        """An arm's runs in one metric, as the statistics take them. Runs that the hardware cannot do are none."""
+        runs = [run for run in self.of(arm) if run.status != "not_applicable"]
+        lost = [run.seed for run in runs if run.status == "diverged"]
+        return Runs({run.seed: run.value(key) for run in runs}, len(lost), lost)
 
     def speeds(self, arm: str) -> dict[int, list[float]]:
         """Seed to speeds, for completed runs with any logged speed."""

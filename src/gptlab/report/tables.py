@@ -18,8 +18,19 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from gptlab.report.effect_tables import factor_rows, print_factors, print_targets, target_rows
 from gptlab.report.reading import human
-from gptlab.report.words import LOOKS, decimals, interval, one_line, runs_of, shown_verdict, stems, went_wrong
+from gptlab.report.words import (
+    LOOKS,
+    LOOKS_ARE_PAID,
+    decimals,
+    interval,
+    one_line,
+    runs_of,
+    shown_verdict,
+    stems,
+    went_wrong,
+)
 from gptlab.status import STATUSES
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # a cell that begins with these may be run as a formula
@@ -33,6 +44,7 @@ STYLES = {
     "rejected": "red",
 }
 WIDE = 112  # columns: the whole table fits a terminal of this width
+OF_ALL = ("overall", "default")  # recommendations from all arms; those from a question say what its answer says
 MOST_FAILURES = 12  # lines on the terminal; the CSV file has all failures
 
 
@@ -47,7 +59,8 @@ def write_csv(payload: Mapping[str, Any], out: Path) -> list[Path]:
 
     Returns:
         The files: `<study>-arms.csv`, `<study>-runs.csv`, and those of `<study>-equal.csv` (losses at equal steps,
-        tokens and time), `<study>-failures.csv`, `questions.csv`, `ranks.csv` and `flips.csv` that have rows.
+        tokens and time), `<study>-factors.csv`, `<study>-targets.csv`, `<study>-failures.csv`, `questions.csv`,
+        `ranks.csv` and `flips.csv` that have rows.
     """
     studies, across = payload["studies"], payload["across"]
     tables: dict[str, list[dict[str, Any]]] = {}
@@ -55,9 +68,21 @@ def write_csv(payload: Mapping[str, Any], out: Path) -> list[Path]:
         tables[f"{stem}-arms"] = [_arm_row(study, arm) for arm in study["arms"]]
         tables[f"{stem}-runs"] = _run_rows(study)
         tables[f"{stem}-equal"] = _equal_rows(study)
+        tables[f"{stem}-factors"] = factor_rows(study)
+        tables[f"{stem}-targets"] = target_rows(study)
         tables[f"{stem}-failures"] = study["failures"]
     asked = [*studies, across] if across else studies
-    tables["questions"] = [{"study": of["name"]} | question for of in asked for question in of["questions"]]
+    tables["questions"] = [
+        {"study": of["name"]} | {key: value for key, value in question.items() if key != "comparisons"}
+        for of in asked
+        for question in of["questions"]
+    ]
+    tables["comparisons"] = [
+        {"question": question["id"]} | row
+        for of in asked
+        for question in of["questions"]
+        for row in question["comparisons"]
+    ]
     if across:
         tables["ranks"] = [
             {"arm": row["arm"]}
@@ -120,10 +145,13 @@ def _arm_row(study: Mapping[str, Any], arm: Mapping[str, Any]) -> dict[str, Any]
     comparison = arm["comparison"] or {}
     row["verdict"] = comparison.get("verdict")
     row |= _columns_of("difference", unit, comparison, summary)
-    row |= {key: comparison.get(key) for key in ("p", "p_holm", "p_equivalent")}
+    row |= {key: comparison.get(key) for key in ("p", "p_holm", "p_equivalent", "df")}
+    row[f"spread {unit}"] = comparison.get("spread")
     row |= {f"{key} {unit}": comparison.get(key) for key in ("mde", "mde_family")}
     row["more_seeds"] = comparison.get("more_seeds")
     row |= _columns_of("welch", unit, comparison.get("welch"), ("value", "low", "high", "p"))
+    row |= {"seeds where better": comparison.get("wins")}
+    row |= {f"{key} [diverged, runs]": comparison.get(key) for key in ("diverged", "reference_diverged")}
     return row | {key: comparison.get(key) for key in ("why", "text")}
 
 
@@ -166,22 +194,10 @@ def _run_rows(study: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def print_report(payload: Mapping[str, Any], console: Console) -> None:
-    """Print a report: each study's table, answers, recommendations and failures, then the comparison and warnings."""
-    for study in payload["studies"]:
-        console.print(Text(one_line(f"{study['name']}: {study['description']}").rstrip(": "), "bold"))
-        for table in _arm_tables(study, console.width):
-            console.print(table)
-        console.print(Text(_explanation(study), "dim"))
-        for note in study["notes"]:
-            console.print(Text(one_line(note), "dim"))
-        if study["equal"]:
-            console.print(Text(one_line(_equal_explanation(study)), "dim"))
-            console.print(_equal_table(study))
-        _answers(study, console)
-        _failures(study, console)
-        console.print()
+    """Print a report: the comparison, then each study, its answers first and its evidence last; then warnings."""
     if across := payload["across"]:
         console.print(Text(one_line(f"{across['name']}: {' and '.join(across['studies'])}"), "bold"))
+        _answers(across, console)
         console.print(Text(one_line(across["ranking"]["text"])))
         counts = Counter(flip["verdict"] for flip in across["flips"])
         told = ", ".join(f"{n} {verdict}" for verdict, n in counts.most_common())
@@ -189,7 +205,25 @@ def print_report(payload: Mapping[str, Any], console: Console) -> None:
         for flip in across["flips"]:
             if flip["verdict"] == "flips":
                 _item(console, f"{flip['arm']} against {flip['reference']}", "flips", flip["text"])
-        _answers(across, console)
+        _evidence(across, console)
+        console.print()
+    for study in payload["studies"]:
+        console.print(Text(one_line(f"{study['name']}: {study['description']}").rstrip(": "), "bold"))
+        _answers(study, console)
+        for table in _arm_tables(study, console.width):
+            console.print(table)
+        if study["questions"] and study["summary"]:
+            console.print(Text(one_line(study["summary"])))
+        console.print(Text(_explanation(study), "dim"))
+        for note in study["notes"]:
+            console.print(Text(one_line(note), "dim"))
+        if study["equal"]:
+            console.print(Text(one_line(_equal_explanation(study)), "dim"))
+            console.print(_equal_table(study))
+        print_factors(study, console)
+        print_targets(study, console)
+        _failures(study, console)
+        _evidence(study, console)
         console.print()
     for warning in payload["warnings"]:
         _item(console, "warning", "", warning, style="yellow")
@@ -257,11 +291,14 @@ def _table_row(study: Mapping[str, Any], arm: Mapping[str, Any]) -> dict[str, Te
 def _explanation(study: Mapping[str, Any]) -> str:
     metric = study["metric"]
     margin = f"margin {metric['margin']:.4g} ({metric['margin_from']})" if metric["margin"] else "no margin was set"
+    power = (
+        "detects: difference detectable with 80% power. more: further seeds that would resolve it in four of five "
+        f"cases if the difference and the spread are as seen; {LOOKS}"
+    )
     return one_line(
         f"{study['runs_found']} of {study['runs_planned']} runs. {metric['label']}: {metric['better']} is better; "
         f"mean ± sd. difference: from {study['baseline']}, paired by seed, with its 95% interval; verdict after Holm, "
-        f"{margin}. detects: difference detectable with 80% power. more: further seeds that would resolve it in "
-        f"four of five cases if the difference and the spread are as seen; {LOOKS}."
+        f"{margin}. {LOOKS_ARE_PAID if study['most_seeds'] else power}."
     )
 
 
@@ -274,13 +311,22 @@ def _equal_explanation(study: Mapping[str, Any]) -> str:
 
 
 def _answers(of: Mapping[str, Any], console: Console) -> None:
+    """For each question what was found, what it costs and what would change it; without questions, a summary."""
     for question in of["questions"]:
-        _item(console, f"{question['id']} {question['claim']}", question["answer"], question["text"])
-    told: dict[str, str] = {}  # a question often leads to the same recommendation as the study
+        _item(console, f"{question['id']} {question['claim']}", question["answer"], "")
+        for text in (question["sentence"], f"{question['cost']} {question['change']}".strip()):
+            if text:
+                console.print(Padding(Text(one_line(text)), (0, 0, 0, 5), expand=False))
+    if not of["questions"] and of.get("summary"):
+        _item(console, of["summary"], "", "")
     for advice in of["recommendations"]:
-        told.setdefault(advice["text"], advice.get("id", "overall"))
-    for text, of_what in told.items():
-        _item(console, "recommendation" + f" {of_what}" * (of_what not in ("overall", "default")), "", text)
+        if advice["id"] in OF_ALL:
+            _item(console, "recommendation", "", advice["text"])
+
+
+def _evidence(of: Mapping[str, Any], console: Console) -> None:
+    for question in of["questions"]:
+        _item(console, f"evidence on {question['id']}: {question['text']}", "", "", "dim")
 
 
 def _failures(study: Mapping[str, Any], console: Console) -> None:

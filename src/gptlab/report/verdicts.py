@@ -1,27 +1,36 @@
 """Verdicts on comparisons of arms, from their runs.
 
 * better, worse: paired t, adjusted by Holm over the family of comparisons, and a difference larger than the margin.
-  The probability of any false finding in the family is at most 5%.
+  The probability of any false finding in the family is at most 5%. The variance may lean on the study's other arms, see
+  gptlab.report.noise.
 * equivalent: two one-sided tests against a margin set beforehand, at 5% per comparison, not per family. Without a
   margin nothing is: one taken from the same runs would call a difference of that size equivalent in up to 37%.
-* diverges: a run diverged. One run shows that an arm can diverge; its rate has an exact interval.
+* diverges: a run of the arm diverged, so the surviving runs decide nothing: they are no fair sample. One run shows
+  that an arm can diverge; whether it does so more often than other arms is tested in `gptlab.report.divergence`.
+* Where only the reference diverged, the seeds in which it did not are compared. Every difference is then one of seeds
+  in which both arms survive. The error holds if divergence is independent of what a run's loss would be, and also, as
+  both sides of a pair are chosen alike, where both arms have one law of losses and divergence, however they depend.
+* not run: an arm or its reference has no run at all. A comparison that was tried and is open is not resolved.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, TypeVar
 
 import numpy as np
+from scipy import special
 
 from gptlab.report import detection
 from gptlab.report import statistics as st
+from gptlab.report.looks import Looks
+from gptlab.report.noise import Prior
 
 NO_MARGIN = "no margin is stated, so nothing is called equivalent"
 
-Verdict = Literal["better", "worse", "equivalent", "not resolved", "diverges", "reference diverges"]
+Verdict = Literal["better", "worse", "equivalent", "not resolved", "diverges", "reference diverges", "not run"]
 FlipVerdict = Literal["flips", "agrees", "equivalent", "unresolved", "diverges"]
 Name = TypeVar("Name", bound=Hashable)
 
@@ -31,9 +40,11 @@ class Runs:
     """One arm's runs in one metric."""
 
     values: Mapping[int, float]
-    """Seed to value, for completed runs. Values that are not finite count as missing."""
+    """Seed to value, for every run that was started. Values that are not finite count as missing."""
     diverged: int = 0
     """Number of diverged runs: counted, never averaged."""
+    lost: Sequence[int] = ()
+    """Their seeds, if known."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +52,12 @@ class Contrast:
     """An arm and its reference; `contrast` makes one from their runs."""
 
     difference: st.Difference
-    """If a run diverged: over the surviving runs, and no evidence."""
+    """Over the seeds in which both completed. If a run of the arm diverged, it is no evidence."""
     better: st.Better
     margin: float
     """Differences up to the margin count as none, in the metric's units. 0: not set; nothing can be equivalent."""
+    run: bool = field(default=True, kw_only=True)
+    """Whether both sides have a run that was started."""
     welch: st.Estimate | None = None
     """The unpaired difference, over all seeds of each; for reference, no verdict rests on it."""
     diverged: tuple[int, int] = (0, 0)
@@ -52,10 +65,18 @@ class Contrast:
     reference_diverged: tuple[int, int] = (0, 0)
     tests: int = 1
     """Number of tests that it is made of, for its power: more than one for the best of a grid."""
+    reference_lost: Sequence[int] = field(default=(), kw_only=True)
+    """Seeds in which the reference diverged, if known."""
+    prior: Prior | None = field(default=None, kw_only=True)
+    """What the study's other arms add to the difference's variance."""
+    looks: Looks | None = field(default=None, kw_only=True)
+    """In a study that runs until it is decided: the difference's p and interval, and `p_within`, hold at every look."""
 
     @property
     def any_diverged(self) -> bool:
-        return self.diverged[0] + self.reference_diverged[0] > 0
+        """Whether diverged runs leave nothing to compare: one of the arm, or all but one of the reference."""
+        lost, runs = self.reference_diverged
+        return self.diverged[0] > 0 or (lost > 0 and (runs - lost < 2 or self.difference.n == 0))
 
     @property
     def tested(self) -> bool:
@@ -63,15 +84,19 @@ class Contrast:
 
     @property
     def p(self) -> float:
-        """Not adjusted: st.paired t, or Fisher's exact test of the counts if a run diverged."""
-        if not self.any_diverged:
-            return self.difference.p
-        from scipy import stats
+        """Paired t, not adjusted; NaN if diverged runs leave nothing to compare."""
+        return st.NAN if self.any_diverged else self.difference.p
 
-        return float(stats.fisher_exact([[k, n - k] for k, n in (self.diverged, self.reference_diverged)]).pvalue)
+    @property
+    def repeated(self) -> tuple[float, detection.Rule]:
+        """Of a repetition with other seeds: the sd of a difference to expect, and how it would be judged."""
+        d = self.difference
+        return self.prior.repeated(d) if self.prior and d.sd > 0 else (d.sd, detection.OWN)
 
     def p_within(self) -> float:
-        """p of equivalence within the margin, not adjusted."""
+        """p of equivalence within the margin, not adjusted. It has the variance of its own seeds alone."""
+        if self.looks is not None:
+            return self.looks.p_within(self.margin)
         return float(st.tost(self.difference.n, self.difference.mean, self.difference.sd, self.margin))
 
 
@@ -105,9 +130,10 @@ class Judgement:
 
     def _detectable(self, family: int) -> float:
         c = self.contrast
-        if not c.tested:
+        if not c.tested or c.looks is not None:  # with looks, seeds are added until a verdict
             return st.NAN
-        return detection.minimum_detectable(c.difference.n, c.difference.sd, family * c.tests, c.margin)
+        sd, rule = c.repeated
+        return detection.minimum_detectable(c.difference.n, sd, family * c.tests, c.margin, rule)
 
     @cached_property
     def more_seeds(self) -> int | None:
@@ -116,10 +142,11 @@ class Judgement:
         is significant, of arms with this difference). None: unknown, or over 10,000. For grids at best: where one arm
         of each stands out."""
         c, d = self.contrast, self.contrast.difference
-        if self.verdict != "not resolved" or not c.tested or d.low == d.high:
+        if self.verdict != "not resolved" or not c.tested or d.low == d.high or c.looks is not None:
             return None
         if abs(d.mean) > c.margin:
-            needed = detection.seeds_needed(d.mean, d.sd, self.family * c.tests, c.margin)
+            sd, rule = c.repeated
+            needed = detection.seeds_needed(d.mean, sd, self.family * c.tests, c.margin, rule)
         else:
             effect = abs(d.mean) if self.p_holm < st.ALPHA else 0.0
             needed = detection.seeds_for_equivalence(c.margin, d.sd, effect, c.tests)
@@ -142,10 +169,37 @@ class Flip:
     """The interaction's p adjusted over the pairs."""
 
 
-def contrast(arm: Runs, reference: Runs, better: st.Better, margin: float) -> Contrast:
+def contrast(arm: Runs, reference: Runs, better: st.Better, margin: float, prior: Prior | None = None) -> Contrast:
+    """Two arms compared.
+
+    Args:
+        prior: what other arms tell about the noise.
+    """
     counts, other = ((runs.diverged, len(st.finite(runs.values)) + runs.diverged) for runs in (arm, reference))
-    delta = st.paired(arm.values, reference.values)
-    return Contrast(delta, better, margin, st.welch(arm.values, reference.values), counts, other)
+    delta, lost = st.paired(arm.values, reference.values), reference.lost
+    delta = prior.applied(delta) if prior else delta
+    welch, run = st.welch(arm.values, reference.values), bool(arm.values and reference.values)
+    return Contrast(delta, better, margin, welch, counts, other, reference_lost=lost, prior=prior, run=run)
+
+
+def with_looks(contrast: Contrast, arm: Runs, reference: Runs, most: int) -> Contrast:
+    """The contrast of two arms with a look after every seed, up to `most` seeds."""
+    looks = looks_of(arm.values, reference.values, most)
+    return replace(contrast, difference=at_every_look(contrast.difference, looks), looks=looks)
+
+
+def looks_of(a: Mapping[int, float], b: Mapping[int, float], most: int) -> Looks:
+    a, b = st.finite(a), st.finite(b)
+    pairs = np.array([(a[seed], b[seed]) for seed in sorted(a.keys() & b.keys())]).reshape(-1, 2)
+    return Looks(pairs[:, 0] - pairs[:, 1], most, st.ROUNDING * float(np.abs(pairs).max(initial=0)))
+
+
+def at_every_look(d: st.Difference, looks: Looks) -> st.Difference:
+    """A difference with p and interval that hold at every look; one without noise to test against stays as it is."""
+    if not np.isfinite(d.p) or d.low == d.high:
+        return d
+    low, high = looks.interval()
+    return replace(d, low=float(low), high=float(high), p=looks.p)
 
 
 def judge(family: Mapping[Name, Contrast]) -> dict[Name, Judgement]:
@@ -153,7 +207,7 @@ def judge(family: Mapping[Name, Contrast]) -> dict[Name, Judgement]:
 
     better and worse need p < 5% after Holm and a mean difference beyond the margin, so that many seeds do not turn a
     negligible difference into a finding. equivalent needs TOST at 5%, or identical bits in two seeds or more. If a run
-    diverged, the surviving runs decide nothing: they are not a fair sample.
+    of the arm diverged, the surviving runs decide nothing: they are not a fair sample. See `Contrast.any_diverged`.
     """
     adjusted = st.holm([contrast.p for contrast in family.values()])
     return {name: _judge(c, float(p), len(family)) for (name, c), p in zip(family.items(), adjusted, strict=True)}
@@ -172,6 +226,8 @@ def _judge(contrast: Contrast, p_holm: float, family: int) -> Judgement:
     why = ""
     if contrast.any_diverged:
         verdict = "diverges" if contrast.diverged[0] else "reference diverges"
+    elif not contrast.run:
+        verdict = "not run"
     elif significant and beyond:
         verdict = "better" if (d.mean < 0) == (contrast.better == "lower") else "worse"
     elif p_equivalent < st.ALPHA:
@@ -209,11 +265,50 @@ def flips(pairs: Mapping[Name, tuple[Contrast, Contrast]]) -> dict[Name, Flip]:
     return result
 
 
-def _interaction(a: Contrast, b: Contrast) -> st.Estimate:
-    # Runs of two tasks are independent, even with equal seeds.
+@dataclass(frozen=True)
+class ByMore(Contrast):
+    """How much better an arm is in one task than in another, in margins; `by_more` makes one."""
+
+    se: float = st.NAN
+    df: float = st.NAN
+
+    def p_within(self) -> float:
+        return float(special.stdtr(self.df, (abs(self.difference.mean) - self.margin) / self.se))
+
+
+def by_more(a: Contrast, b: Contrast) -> ByMore:
+    """The first task's difference minus the second's, by Welch's t, to be judged in a family with other contrasts.
+
+    `worse` says that the arm loses more in the first task, and by an estimate of more than a margin.
+    """
+    e, (_, var_x, var_y) = _interaction(a, b), _in_margins(a, b)
+    n, d = (a.difference.n, b.difference.n), st.Difference(e.n, e.value, st.NAN, e.low, e.high, e.p)
+    if a.any_diverged or b.any_diverged:
+        lost, other = (
+            (mine[0] + theirs[0], mine[1] + theirs[1])
+            for mine, theirs in ((a.diverged, b.diverged), (a.reference_diverged, b.reference_diverged))
+        )
+        return ByMore(replace(d, n=0), "higher", 1.0, None, lost, other)
+    if not np.isfinite(e.p):
+        return ByMore(replace(d, n=0), "higher", 1.0)
+    df = (var_x + var_y) ** 2 / (var_x**2 / (n[0] - 1) + var_y**2 / (n[1] - 1))
+    return ByMore(d, "higher", 1.0, None, se=float(np.sqrt(var_x + var_y)), df=float(df))
+
+
+def _in_margins(a: Contrast, b: Contrast) -> tuple[float, float, float]:
+    """The first task's difference minus the second's, positive if the arm is better, and both squared errors."""
     x, y = a.difference, b.difference
     if a.any_diverged or b.any_diverged or min(a.margin, b.margin) == 0 or np.isnan(x.p + y.p):
-        return st.Estimate(st.NAN, st.NAN, st.NAN, x.n + y.n, "seeds")
+        return st.NAN, st.NAN, st.NAN
     unit_a, unit_b = (task.margin if task.better == "higher" else -task.margin for task in (a, b))
     var_x, var_y = (x.sd / unit_a) ** 2 / x.n, (y.sd / unit_b) ** 2 / y.n
-    return st.welch_of(x.mean / unit_a - y.mean / unit_b, var_x, var_y, x.n, y.n, "seeds")
+    return x.mean / unit_a - y.mean / unit_b, var_x, var_y
+
+
+def _interaction(a: Contrast, b: Contrast) -> st.Estimate:
+    # Runs of two tasks are independent, even with equal seeds.
+    delta, var_x, var_y = _in_margins(a, b)
+    x, y = a.difference, b.difference
+    if np.isnan(delta):
+        return st.Estimate(st.NAN, st.NAN, st.NAN, x.n + y.n, "seeds")
+    return st.welch_of(delta, var_x, var_y, x.n, y.n, "seeds")

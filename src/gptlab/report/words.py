@@ -9,10 +9,12 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from math import floor, log10
+from statistics import median
 from typing import Any
 
 from gptlab.report import statistics as st
 from gptlab.report import verdicts
+from gptlab.report.divergence import CLAIMED_RATE, Divergence, Times
 
 METRIC_NAMES = {
     "final_val_loss": "validation loss",
@@ -43,6 +45,8 @@ LOOKS = (
     f"seeds added after a look raise the error from 5% to about {ERROR_OF_ONE_LOOK:.0%}, and up to "
     f"{ERROR_OF_MANY_LOOKS:.0%} if they are added one at a time"
 )
+LOOKS_ARE_PAID = "seeds may be added: looks are paid for"  # in a study that runs until it is decided
+SECOND_LOOK = f"that second look raises the chance of a false finding from 5% to about {ERROR_OF_ONE_LOOK:.0%}"
 # A comparison in words. `{0}` is the arm and `{1}` its reference.
 NAMED_VERDICTS = {
     "better": "{0} is better than {1}",
@@ -110,6 +114,10 @@ def counted(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'s' * (n != 1)}"
 
 
+def seeds_text(seeds: Sequence[int]) -> str:
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+
+
 def stems(names: Iterable[str]) -> list[str]:
     """How each study's file names begin: safe on any file system, and no two alike."""
     taken: list[str] = []
@@ -136,36 +144,44 @@ def went_wrong(arm: Mapping[str, Any]) -> str:
 
 
 def shown_verdict(arm: Mapping[str, Any]) -> str:
-    """The verdict as tables and figures show it: `not run` for an arm without any run that trained."""
-    if not arm["comparison"]:
-        return "baseline"
-    trained = any(n for status, n in arm["statuses"].items() if status != "not_applicable")
-    if arm["comparison"]["verdict"] == "not resolved" and arm["comparison"]["mean"] is None and not trained:
-        return "not run"
-    return str(arm["comparison"]["verdict"])
+    """The verdict as tables and figures show it."""
+    return str(arm["comparison"]["verdict"]) if arm["comparison"] else "baseline"
 
 
 # -- comparisons ----------------------------------------------------------------------------------------------------
 
 
-def comparison_text(judged: verdicts.Judgement, metric: str, family: int, statuses: Mapping[str, int]) -> str:
+def comparison_text(
+    judged: verdicts.Judgement,
+    metric: str,
+    family: int,
+    statuses: Mapping[str, int],
+    divergence: Divergence | None = None,
+    reference: str = "the reference",
+) -> str:
     """`better: -0.1 [-0.12, -0.08] in ...`: the verdict on an arm against the baseline, and what it rests on.
 
     Args:
         metric: its key.
         family: number of comparisons that Holm's correction is over.
         statuses: number of the arm's runs by status.
+        divergence: of the arm, tested over all arms of the study.
     """
     if judged.contrast.difference.n or judged.contrast.any_diverged:
-        return f"{judged.verdict}: {evidence_text(judged, metric, family)}"
+        text = f"{judged.verdict}: {evidence_text(judged, metric, family, reference)}{more_seeds(judged)}"
+        return text + (more_often_text(divergence) if divergence and divergence.diverged else "")
     ended = ", ".join(f"{n} {status.replace('_', ' ')}" for status, n in statuses.items())
-    if not statuses.keys() - {"not_applicable"}:
+    if judged.verdict == "not run":
+        if statuses.keys() - {"not_applicable"}:
+            return "not run: the baseline has no run yet"
         return f"not run: {ended or 'this arm has no run yet'}"
     return f"not compared: {ended}"
 
 
 def question_text(judged: verdicts.Judgement, metric: str, family: int, arm: str, reference: str) -> str:
     """`x is better than base: -0.1 [-0.12, -0.08] in ...`."""
+    if judged.verdict == "not run":
+        return f"{arm} or {reference} has no run yet"
     if not judged.contrast.difference.n and not judged.contrast.any_diverged:
         return f"no seed has completed runs of both {arm} and {reference} with a {metric}"
     return (
@@ -174,39 +190,104 @@ def question_text(judged: verdicts.Judgement, metric: str, family: int, arm: str
 
 
 def evidence_text(judged: verdicts.Judgement, metric: str, family: int, reference: str = "the reference") -> str:
-    """What was measured, and what more would resolve it."""
+    """What was measured, in numbers."""
     c, d = judged.contrast, judged.contrast.difference
     if c.any_diverged:
         parts = []
         if c.diverged[0]:
-            low, high = judged.divergence.low, judged.divergence.high
             parts.append("{} of {} runs diverged".format(*c.diverged))
-            parts.append(f"the true rate is between {low:.0%} and {high:.0%} (95% interval)")
-        if c.reference_diverged[0]:
+        else:
             parts.append("{} of {} runs of {} diverged".format(*c.reference_diverged, reference))
         return "; ".join(parts)
     seeds = counted(d.n, "seed")
     if d.identical and not d.low < d.high:  # of grids, other arms than the chosen ones count too
-        return f"bit-identical in {seeds}" + (f"; {judged.why}" if judged.why else "")
-    text = f"{signed(d.mean, d.low, d.high)} in {metric_name(metric)} over {seeds}"
+        return f"bit-identical in {seeds}{survivors_text(c, reference)}" + (f"; {judged.why}" if judged.why else "")
+    text = f"{signed(d.mean, d.low, d.high)} in {metric_name(metric)} over {seeds}{survivors_text(c, reference)}"
     if math.isfinite(d.p):
         text += f" (p = {judged.p_holm:.2g}, Holm-adjusted over {counted(family, 'comparison')})"
     if judged.why:
         text += f"; {judged.why}"
     if judged.verdict == "equivalent" and judged.p_equivalent > 0:
         text += f"; smaller than the margin of {c.margin:g} (p = {judged.p_equivalent:.2g})"
-    if judged.verdict == "not resolved" and math.isfinite(judged.mde):
+    if judged.verdict == "not resolved" and c.looks is not None:
+        text += f"; {LOOKS_ARE_PAID}" if len(c.looks.differences) < c.looks.most else ""
+    elif judged.verdict == "not resolved" and math.isfinite(judged.mde):
         text += f"; detectable with 80% power from {seeds}: {judged.mde:.2g}"
         text += f", or {judged.mde_family:.2g} after Holm over {family}" if family > 1 else ""
-        text += more_seeds(judged)
     return text
 
 
 def more_seeds(judged: verdicts.Judgement) -> str:
-    if not judged.more_seeds:
+    """What would resolve a comparison, as a clause; empty if it is resolved or unknown."""
+    if not judged.more_seeds or judged.contrast.any_diverged:
         return ""
     seeds = f"{judged.more_seeds:,} more seed{'s' * (judged.more_seeds > 1)}"
-    return f"; {seeds} would resolve it in four of five cases if the difference and the spread are as seen, but {LOOKS}"
+    would = "would resolve it in four of five cases if the difference and the spread are as seen"
+    return f"; {seeds} {would}, but {SECOND_LOOK}"
+
+
+def survivors_text(c: verdicts.Contrast, reference: str) -> str:
+    """Over which seeds an arm is compared with a reference that diverged in others, as a clause."""
+    if c.any_diverged or not c.reference_diverged[0]:
+        return ""
+    seeds = f" (it did in {seeds_text(c.reference_lost)})"
+    return f", compared over the {counted(c.difference.n, 'seed')} in which {reference} did not diverge" + (
+        seeds if c.reference_lost else ""
+    )
+
+
+# -- divergence -----------------------------------------------------------------------------------------------------
+
+
+def diverged_runs(found: Divergence, arm: str = "") -> str:
+    of = f" of {arm}" if arm else ""
+    return f"{found.diverged} of {found.runs} runs{of} diverged"
+
+
+def more_often_text(found: Divergence) -> str:
+    """Whether an arm with diverged runs is shown to diverge more often, as a clause with its p."""
+    over = f", Holm-adjusted over {found.tests} tests" if found.tests > 1 else ""
+    test = f"{found.others[0]} of {found.others[1]} runs; p = {found.p_holm:.2g}, Fisher's exact test{over}"
+    if found.shown:
+        return f"; more often than the study's other arms ({test})"
+    return f"; too few to say that it diverges more often than the study's other arms ({test})"
+
+
+def asked_divergence_text(found: Divergence, arm: str) -> str:
+    """What the test of a question that asks whether an arm diverges found, as a clause."""
+    if not found.runs:
+        return ""
+    text = more_often_text(found) if found.diverged else f"; {diverged_runs(found, arm)}"
+    if found.excluded:
+        text += f"; fewer than two of three do: at most {found.most:.0%} (one-sided 95% limit)"
+    elif not found.diverged:
+        text += f"; up to {found.most:.0%} may (one-sided 95% limit), and the claim is {CLAIMED_RATE:.0%} or more"
+    return text
+
+
+def when_text(steps: Sequence[int], kinds: Mapping[str, int]) -> str:
+    """When and how runs diverged, as a clause: `; at steps 5,800 to 9,100, median 7,000 (non_finite 2, spike 1)`."""
+    if not kinds:
+        return ""
+    how = ", ".join(f"{kind} {n}" for kind, n in kinds.items())
+    if not steps:
+        return f"; at unknown steps ({how})"
+    if len(steps) == 1:
+        return f"; at step {steps[0]:,} ({how})"
+    return f"; at steps {min(steps):,} to {max(steps):,}, median {median(steps):,.0f} ({how})"
+
+
+def times_text(found: Times, studies: Sequence[str]) -> str:
+    """Whether an arm diverges earlier in one of two studies."""
+    counts = " and ".join(f"{k} of {n} in {name}" for (k, n), name in zip(found.within, studies, strict=True))
+    span = f"In the first {found.horizon:,.0f} steps, which both studies ran" if found.horizon < math.inf else "In all"
+    text = f"{span}, {counts} diverged; "
+    if found.p <= st.ALPHA:
+        text += f"earlier or more often in {studies[found.earlier]}"
+    else:
+        text += "whether one task hides or amplifies it is open"
+    text += f" (p = {found.p:.2g}, exact rank-sum test of the times; runs that did not diverge come last)"
+    return text + (f"; as many runs cannot give less than {found.least_p:.2g}" if found.least_p > st.ALPHA else "")
 
 
 # -- recommendations ------------------------------------------------------------------------------------------------
@@ -217,18 +298,74 @@ def place(task: str, devices: Sequence[str]) -> str:
     return f"for {TASK_WORDS.get(task, task)} on {' and '.join(devices) or 'unknown hardware'}"
 
 
+def together_text(arm: str, nested: Sequence[str]) -> str:
+    """That an arm which keeps the changes of others is recommended as a whole, as a clause."""
+    return f" (all changes of {arm} together: it keeps those of {', '.join(nested)})" if nested else ""
+
+
 def lost_text(lost: Mapping[str, tuple[int, int]]) -> str:
     """Arm to (runs that failed or ran out of memory, its runs), as a clause at the end of a recommendation."""
     return "".join(f"; {k} of {n} runs of {arm} failed or ran out of memory" for arm, (k, n) in lost.items() if k)
 
 
-def frontier_text(studies: Iterable[str], shared: int, differ: list[str], alike: list[str], open_: list[str]) -> str:
-    """Whether arms are on the frontier of speed and memory in one study and not in the other."""
-    if differ:
-        return f"on the frontier of speed and memory in only one of the studies: {', '.join(differ)}"
-    if open_ or shared < 2:
-        return f"open, of {counted(shared, 'arm')} in both studies: {', '.join(open_) or 'all'}"
-    return f"{' and '.join(studies)} have the same arms on the frontier of speed and memory: {', '.join(alike)}"
+def frontier_text(
+    studies: Sequence[str],
+    only: Mapping[str, list[str]],
+    alike: list[str],
+    open_: list[str],
+    least: tuple[float, float],
+    answer: str,
+) -> str:
+    """Which arms save time or memory in one study and not in the other.
+
+    Args:
+        only: study to the arms that save in it alone.
+        alike: arms that save in both.
+        open_: arms of which it is not known in one study at least.
+        least: the smallest gains in speed and memory that count, as shares.
+    """
+    both = f"on both frontiers: {', '.join(alike)}" if alike else ""
+    if answer == "confirmed":
+        parts = [f"on the frontier of speed and memory in {name} only: {', '.join(a)}" for name, a in only.items() if a]
+        parts += [both] if both else []
+        parts += [f"open: {', '.join(open_)}"] if open_ else []
+    elif answer == "rejected":
+        parts = [f"no arm is on the frontier of speed and memory in only one of {' and '.join(studies)}"]
+        parts += [both] if both else []
+    else:
+        parts = [f"open which arms are on the frontiers of speed and memory: {', '.join(open_) or 'all'}"]
+    least_text = f"gains under {100 * least[0]:.3g}% of speed and {100 * least[1]:.3g}% of memory count as none"
+    return "; ".join([*parts, least_text])
+
+
+def ratios_text(ratios: Mapping[str, Mapping[str, tuple[float, float]]]) -> str:
+    """Speed and memory of arms in each study, as ratios to the baseline's."""
+    if not ratios:
+        return ""
+    told = [
+        f"{arm}: " + ", ".join(f"{speed:.2f} and {memory:.2f} in {name}" for name, (speed, memory) in of.items())
+        for arm, of in ratios.items()
+    ]
+    return f". Speed and memory as ratios to the baseline's: {'; '.join(told)}"
+
+
+def by_more_text(judged: verdicts.Judgement, first: str, second: str, family: int) -> str:
+    """How much larger a difference is in one study than in another."""
+    d = judged.contrast.difference
+    if not d.n or not math.isfinite(d.p):
+        why = "a run diverged" if judged.contrast.any_diverged else "that takes a margin and two seeds of each"
+        return f"By how much more in {first} than in {second} is open: {why}"
+    known = {
+        "better": f"Better by more in {first} than in {second}",
+        "worse": f"Worse by more in {first} than in {second}",
+        "equivalent": f"The same in {first} and {second} within a margin",
+    }
+    said = known.get(judged.verdict, f"Open whether {first} and {second} differ by a margin")
+    said += ", by more than a margin" if min(abs(d.low), abs(d.high)) > 1 and d.low * d.high > 0 else ""
+    return (
+        f"{said}: difference of the two {signed(d.mean, d.low, d.high)} margins "
+        f"(p = {judged.p_holm:.2g}, Holm-adjusted over {counted(family, 'comparison')})"
+    )
 
 
 # -- across studies -------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gptlab.config import Recipe, Study, may_differ, plan_hash, settings, study_plan
-from gptlab.errors import Locked, RunError
+from gptlab.errors import ConfigError, Locked, RunError
 from gptlab.rundir import PLAN, RunDir, new_plan, open_study, run_name, write_atomically
 from gptlab.study.runs import RESULTS, PlannedRun
 from gptlab.study.table import read_summary
@@ -51,6 +51,39 @@ def study_files(folder: Path, study: Study, seeds: Sequence[int]) -> dict[str, s
     if not kept or (not begun and kept.get("sha256") != plan_hash(study_plan(study))):
         files[PLAN] = new_plan(before if before is not None and begun else study, late=begun)
     return {**files, "study.toml": whole.to_toml()}  # the plan first: a kill between them leaves the earlier study.toml
+
+
+def rule_of(study: Study, folder: Path, until_decided: bool, most_seeds: int | None) -> Study:
+    """The study with the rule by which its folder was begun, or that is asked for now.
+
+    Raises:
+        ConfigError: a number of seeds without the rule, or smaller than the number of seeds that the study has.
+        RunError: runs have begun with another number of seeds, for which looks are paid.
+    """
+    before = open_study(folder) if (folder / "study.toml").is_file() else None
+    kept = before is not None and before.until_decided
+    if not (until_decided or study.until_decided or kept):
+        if most_seeds is not None:
+            raise ConfigError("--most-seeds needs --until-decided")
+        return study
+    most = before.most_seeds if before is not None and kept else study.most_seeds
+    most = most if most_seeds is None else most_seeds
+    if before is not None and kept and most != before.most_seeds and has_begun(folder, before):
+        raise RunError(
+            f"{folder} was begun with most_seeds = {before.most_seeds}, and its looks are paid for up to there: use "
+            f"--most-seeds {before.most_seeds}, or name another folder with --out"
+        )
+    return study.model_copy(update={"until_decided": True, "most_seeds": most})
+
+
+def check_seeds(study: Study, folder: Path, seeds: Sequence[int]) -> None:
+    """Raise ConfigError if a study that runs until it is decided would have more seeds than are paid for."""
+    stored = open_study(folder).seeds if (folder / "study.toml").is_file() else []
+    known = dict.fromkeys([*study.seeds, *stored, *seeds])
+    if study.until_decided and (study.most_seeds < 3 or len(known) > study.most_seeds):
+        raise ConfigError(
+            f"most_seeds = {study.most_seeds}: must be at least {max(3, len(known))}, the number of seeds"
+        )
 
 
 def has_begun(folder: Path, study: Study) -> bool:

@@ -21,7 +21,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.live import Live
@@ -31,11 +31,14 @@ from gptlab.config import Study
 from gptlab.errors import ConfigError
 from gptlab.rundir import PLAN, read_plan
 from gptlab.status import EXIT_CODES
-from gptlab.study.folder import is_finished, keep_study, study_in_use, write_summary
+from gptlab.study.folder import check_seeds, is_finished, keep_study, rule_of, study_in_use, write_summary
 from gptlab.study.runs import RESULTS, PlannedRun, check_datasets, planned_runs, sanity_gate
 from gptlab.study.table import RunState, duration, read_state, study_progress, study_table
 from gptlab.study.worker import RUNNER
 from gptlab.training.signals import STOP_FILE, StopSignal
+
+if TYPE_CHECKING:
+    from gptlab.study.deciding import Decider
 
 RETRIES = 2  # of a run that a fault of the machine ended
 POLL_SECONDS = 0.1
@@ -63,6 +66,9 @@ def run_study(
     seeds: Sequence[int] | None = None,
     jobs: int | None = None,
     quiet: bool = False,
+    until_decided: bool = False,
+    most_seeds: int | None = None,
+    budget: float | None = None,
 ) -> int:
     """Train the runs of a study, or continue with them.
 
@@ -73,6 +79,10 @@ def run_study(
         seeds: default: the seeds of the study.
         jobs: runs at the same time. Default: one per GPU; on a CPU one per train.threads cores, or one.
         quiet: print nothing.
+        until_decided: after these seeds, add seeds where a comparison is open, see `gptlab.study.deciding`. The study's
+            folder keeps the rule: a later call does so too, unless it names arms or seeds.
+        most_seeds: of an arm; default: what the study says.
+        budget: hours of training, summed over runs; no seed starts beyond it.
 
     Returns:
         The exit status. 0: every run has a result, also if it diverged, ran out of memory or is not applicable. 1: a
@@ -82,6 +92,13 @@ def run_study(
         UserError: an arm, setting, dataset or folder cannot be used. Nothing has been started then.
     """
     folder = Path(out or f"results/{study.name}")
+    study = rule_of(study, folder, until_decided, most_seeds)
+    check_seeds(study, folder, seeds or ())
+    goes_on = until_decided or (study.until_decided and arms is None and seeds is None)
+    if budget is not None and not (goes_on and budget > 0):
+        raise ConfigError(f"--budget {budget:g}: must be hours above 0, and needs --until-decided")
+    if until_decided and arms is not None:
+        raise ConfigError("--arm names the arms to train, and --until-decided chooses them: leave one of them out")
     runs = planned_runs(study, folder, arms, seeds)
     check_datasets(runs)
     gpus = visible_gpus() if any(run.recipe.train.device in ("auto", "cuda") for run in runs) else []
@@ -90,6 +107,11 @@ def run_study(
         raise ConfigError(f"jobs = {jobs}: must be at least 1")
     with locks.hold(folder, study_in_use(folder)):
         study = keep_study(folder, study, [run.seed for run in runs])
+        if goes_on:
+            from gptlab.study.deciding import Decider
+
+            first = planned_runs(study, folder, None, study.seeds)
+            return StudyRunner(study, folder, first, jobs, gpus, quiet, Decider(study, folder, first, budget)).run()
         return StudyRunner(study, folder, runs, jobs, gpus, quiet).run()
 
 
@@ -147,7 +169,10 @@ class StudyRunner:
         jobs: int,
         gpus: Sequence[str],
         quiet: bool,
+        decider: Decider | None = None,
     ) -> None:
+        """decider: hands out the runs round by round; without one, all of them are trained."""
+        self.decider = decider
         self.study, self.folder, self.runs, self.jobs, self.gpus = study, folder, runs, jobs, gpus
         self.quiet, self.gate_is_closed = quiet, False
         self.others = 0  # runs outside the study on the same cores
@@ -167,21 +192,17 @@ class StudyRunner:
         self.say_overridden()
         self.say_plan()
         self.count_other_runs()
-        todo = []
-        for run in self.runs:
-            if is_finished(self.study, self.folder, run):
-                if run.dir.exists():
-                    write_summary(self.study, self.folder, run, run.dir.read_json("result.json"))
-            else:
-                todo.append(run)
-            self.look_at(run)
+        todo = self.unfinished(self.runs)
         if not self.quiet and self.console.is_terminal:
             self.live = Live(console=self.console, auto_refresh=False, vertical_overflow="crop")
         with self.live or contextlib.nullcontext(), StopSignal(self.folder) as stop:
             try:
-                self.work([run for run in todo if run.opens_gate], stop)
-                if not self.interrupted:
-                    self.work([run for run in todo if not run.opens_gate], stop)
+                if self.decider is None:
+                    self.train(todo, stop)
+                while self.decider is not None and not self.interrupted and (runs := self.decider.next_round()):
+                    for line in self.decider.news:
+                        self.say(line)
+                    self.train(self.unfinished(runs), stop)
             except KeyboardInterrupt:
                 self.interrupted = True
             finally:
@@ -191,7 +212,27 @@ class StudyRunner:
             self.say(f"{self.folder}: {study_progress(list(self.states.values()), self.jobs)}")
         if self.interrupted:
             self.say("the same command continues from here")
+        elif self.decider is not None:
+            for line in self.decider.closing():
+                self.say(line)
         return EXIT_CODES["interrupted" if self.interrupted else "failed" if self.failed else "completed"]
+
+    def unfinished(self, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+        """Those of the runs that have no result; the others get a summary if they lack one."""
+        todo = []
+        for run in runs:
+            if is_finished(self.study, self.folder, run):
+                if run.dir.exists():
+                    write_summary(self.study, self.folder, run, run.dir.read_json("result.json"))
+            else:
+                todo.append(run)
+            self.look_at(run)
+        return todo
+
+    def train(self, runs: Sequence[PlannedRun], stop: StopSignal) -> None:
+        self.work([run for run in runs if run.opens_gate], stop)
+        if not self.interrupted:
+            self.work([run for run in runs if not run.opens_gate], stop)
 
     def look_at(self, run: PlannedRun, running: bool | None = None) -> RunState:
         state = self.states[str(run)] = read_state(self.folder, self.study, run.arm, run.seed, running)
@@ -206,6 +247,9 @@ class StudyRunner:
             self.say(f"--{key} overrides the value of {', '.join(arms)}")
 
     def say_plan(self) -> None:
+        if self.study.until_decided:
+            most, more = self.study.most_seeds, "seeds are added until it is decided, at most"
+            self.say(f"{self.study.name}: {more} {most}" + ("" if self.decider else "; now only the named runs start"))
         if (plan := read_plan(self.folder, self.study)) is not None:
             self.say(f"{self.folder / PLAN}: registered on {plan.date[:10]}, sha256 {plan.sha256}")
             for remark in plan.remarks:

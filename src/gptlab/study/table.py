@@ -99,6 +99,9 @@ def read_study(folder: Path) -> list[RunState]:
     """The states of all runs of a study, in the order in which the runs start."""
     study = open_study(folder)
     order = run_order(study, study.arms, study.seeds, study.seeds[0])
+    if study.until_decided:  # seeds were added, of some arms
+        more = range(max(study.seeds) + 1, max(study.seeds) + 1 + study.most_seeds)
+        order += [run for run in run_order(study, study.arms, more, None) if (folder / run_name(*run)).is_dir()]
     return [read_state(folder, study, arm, seed) for arm, seed in order]
 
 

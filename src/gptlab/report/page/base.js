@@ -20,7 +20,7 @@ function fill(node, attributes, children = []) {
 const h = (tag, attributes, ...children) => fill(document.createElement(tag), attributes, children);
 const s = (tag, attributes, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);
 
-const breakable = (name) => name.split(/(?<=[_/.])/).map((part) => [part, h("wbr")]);  // names wrap at _, / and .
+const breakable = (name) => name.split(/(?<=[_/.+])/).map((part) => [part, h("wbr")]);  // names wrap at _, /, . and +
 const unique = (values) => [...new Set(values)];
 const finite = (values) => values.filter(Number.isFinite);
 const many = (count, one, more = one + "s") => `${count} ${count === 1 ? one : more}`;

@@ -197,7 +197,7 @@ function forest(study, arms) {
         Math.min(...reach) < low ? s("text", { y: "50%", dy: 4 }, "◂") : null,
         Math.max(...reach) > high ? s("text", { x: "100%", y: "50%", dy: 4, "text-anchor": "end" }, "▸") : null,
         inside(one.mean) && one.mean !== null ? s("circle", { class: "mean", cx: at(one.mean), cy: "50%", r: 5 }) : null),
-      h("div", { class: "says" }, badge(shownVerdict(arm)), h("span", null, afterVerdict(shownVerdict(arm), one.text))));
+      h("div", { class: "says" }, badge(one.verdict), h("span", null, afterVerdict(one.verdict, one.text))));
   }
 
   const tick = ticks(low, high, 5), [left, right] = study.metric.better === "lower" ? ["better", "worse"] : ["worse", "better"];

@@ -15,12 +15,6 @@ function badge(verdict) {
   return h("span", { class: `badge ${kind}` }, h("span", { "aria-hidden": "true" }, sign), ` ${verdict}`);
 }
 
-function shownVerdict(arm) {  // "not run" for an arm without any run that trained
-  const { verdict, mean } = arm.comparison ?? {};
-  const trained = Object.entries(arm.statuses).some(([status, n]) => n && status !== "not_applicable");
-  return verdict === "not resolved" && !known(mean) && !trained ? "not run" : verdict;
-}
-
 function afterVerdict(verdict, text) {  // the text without the verdict, which a badge shows already
   return text?.startsWith(`${verdict}: `) ? text.slice(verdict.length + 2) : text ?? "";
 }
@@ -33,11 +27,10 @@ function quality(study, arm) {
 // -- headline and answers --------------------------------------------------------------------------------------------
 
 function warnings() {
-  const [first, more] = [payload.warnings?.slice(0, 4) ?? [], payload.warnings?.slice(4) ?? []];
-  const list = (texts) => h("ul", null, texts.map((text) => h("li", null, text)));
-  return first.length > 0 && h("section", { class: "warnings", "aria-label": "warnings" },
-    h("h2", null, many(first.length + more.length, "warning")), list(first),
-    more.length > 0 && h("details", null, h("summary", null, `${more.length} more`), list(more)));
+  const texts = payload.warnings ?? [];
+  return texts.length > 0 && h("details", { class: "warnings" },
+    h("summary", null, h("strong", null, many(texts.length, "warning")), h("span", null, `: ${texts[0]}`)),
+    h("ul", null, texts.map((text) => h("li", null, text))));
 }
 
 function facts(study) {
@@ -71,20 +64,16 @@ function evidence(arms, study) {
   return chips.length > 0 && h("p", { class: "evidence" }, "Evidence: ", chips);
 }
 
-function answers(part, study) {
-  const questions = part.questions ?? [], recommendations = part.recommendations ?? [];
-  const asked = questions.map((question) => question.id);
+function answers(part, study) {  // one sentence for each question, then what follows from all
+  const cards = (part.questions ?? []).map((question) => h("article", { class: "card", "aria-label": question.id },
+    h("p", { class: "card-head" }, badge(question.answer), " ", h("strong", null, question.id), " ", question.claim),
+    h("p", { class: "finding" }, question.sentence), h("p", { class: "card-text" }, `${question.cost} ${question.change}`),
+    h("details", null, h("summary", null, "Numbers"), h("p", { class: "card-text" }, question.text), evidence(question.evidence, study))));
   const none = (one) => (/^no arm is recommended\b/.test(one.text) ? " none" : "");
-  const leading = recommendations.filter((one) => !asked.includes(one.id)), leads = leading.map((one) => one.text);
-  const overall = leading.map((one) => h("div", { class: `advice${none(one)}` },
-    h("p", { class: "eyebrow" }, "Recommendation"), h("p", { class: "advice-text" }, one.text), evidence(one.evidence, study)));
-  const cards = questions.map((question) => h("article", { class: "card" },
-    h("p", { class: "card-head" }, h("span", { class: "question-id" }, question.id), badge(question.answer)),
-    h("h3", null, question.claim), h("p", { class: "card-text" }, question.text),
-    recommendations.filter((one) => one.id === question.id && !leads.includes(one.text)).map((one) =>
-      h("p", { class: "card-text so" }, h("strong", null, "Recommendation: "), one.text)),
-    evidence(question.evidence, study)));
-  return [overall, cards.length > 0 && h("div", { class: "cards" }, cards)];
+  const advice = (part.recommendations ?? []).filter((one) => ["overall", "default"].includes(one.id)).map((one) =>
+    h("div", { class: `advice${none(one)}` }, h("p", { class: "eyebrow" }, "Recommendation"), h("p", { class: "advice-text" }, one.text),
+      evidence(one.evidence, study)));
+  return [cards.length > 0 ? h("div", { class: "cards" }, cards) : part.summary && h("p", { class: "finding" }, part.summary), advice];
 }
 
 // -- tables ----------------------------------------------------------------------------------------------------------
@@ -114,7 +103,7 @@ function statusCell(arm) {
 function armColumns(study) {
   const d = decimalsOf(study), show = (value) => fixed(value, d), signed = (value) => fixed(value, d, true);
   const ratio = (value) => fixed(value, 2), first = (arm) => arm.name === study.baseline, number = true;
-  const order = ["better", "equivalent", "not resolved", "reference diverges", "worse", "diverges"];
+  const order = ["better", "equivalent", "not resolved", "reference diverges", "worse", "diverges", "not run"];
   const difference = (arm) => arm.comparison, speed = (arm) => arm.throughput, gain = (arm) => arm.speedup;
   const statuses = unique(study.arms.flatMap((arm) => Object.keys(arm.statuses)));
   const measured = (one, text, form) => stacked(one ? text(one) : NONE, one && between(one.low, one.high, form));
@@ -137,7 +126,7 @@ function armColumns(study) {
       csv: cells("difference_", difference, ["mean", "sd", "n", "low", "high", "p", "p_holm", "p_equivalent", "mde"]) },
     { label: "verdict", hint: "the numbers behind the verdict are under Paired differences",
       sort: (arm) => difference(arm) && order.indexOf(difference(arm).verdict), csv: cells("", difference, ["verdict"]),
-      cell: (arm) => difference(arm) && h("span", { "data-tip": difference(arm).text }, badge(shownVerdict(arm))) },
+      cell: (arm) => difference(arm) && h("span", { "data-tip": difference(arm).text }, badge(difference(arm).verdict)) },
     { label: `${study.unit}/s`, number, hint: `${study.unit} per second; below it the speed-up over the baseline with its 95% interval`,
       sort: (arm) => speed(arm)?.value, cell: (arm) => stacked(digits(speed(arm)?.value),
         !first(arm) && gain(arm) && `${ratio(gain(arm).value)}× ${between(gain(arm).low, gain(arm).high, ratio)}`),
@@ -159,9 +148,9 @@ function armTable(study, shown) {
   const settings = (arm) => Object.entries(arm.settings ?? {}).map((one) => one.join(" "));
   return dataTable({
     name: study.name, caption: `arms of ${study.name}`, rows: study.arms, columns: armColumns(study), shown,
-    words: (arm) => [arm.name, arm.group, arm.note, shownVerdict(arm), ...settings(arm)].join(" "),
+    words: (arm) => [arm.name, arm.group, arm.note, arm.comparison?.verdict, ...settings(arm)].join(" "),
     filters: [filterBy("group", study.arms, (arm) => arm.group), filterBy("status", study.arms, (arm) => Object.keys(arm.statuses)),
-      filterBy("verdict", study.arms, shownVerdict)],
+      filterBy("verdict", study.arms, (arm) => arm.comparison?.verdict)],
     rowAttributes: (arm) => ({ "data-arm": arm.name, "data-pick": arm.name }),
   });
 }
@@ -277,7 +266,8 @@ function studySection(study) {
   const part = (key, title, ...content) => h("section", { id: idOf(study, key), class: "part" }, h("h3", null, title), content);
   const section = (...content) => h("section", { id: idOf(study), class: "study", "aria-label": study.name },
     h("h2", { class: !several && study.name === payload.title && "unseen" }, study.name),
-    study.description && h("p", { class: "lead" }, study.description), facts(study), content);
+    study.description && h("p", { class: "lead" }, study.description),
+    h("div", { id: idOf(study, "answers"), class: "answers" }, answers(study, study)), facts(study), content);
   const origin = part("origin", "Provenance", provenance(study));
   if (!study.arms.length) return section(note("No arm of this study has a run yet."), origin);
 
@@ -290,9 +280,9 @@ function studySection(study) {
   const charts = [tradeOff(study, "Quality against throughput", speed, good), tradeOff(study, "Quality against memory", memory, good),
     tradeOff(study, "Throughput against memory", memory, speed)].filter(Boolean);
   return section(
-    h("div", { id: idOf(study, "answers"), class: "answers" }, answers(study, study)),
+    factorPart(study, part),
     part("table", "Arms", note("Click a row to show or hide the arm in the charts; click a header to sort. Intervals are 95%. Differences "
-      + "are paired by seed."), (study.notes ?? []).map(note), table),
+      + "are paired by seed."), study.questions?.length > 0 && note(study.summary), (study.notes ?? []).map(note), table),
     part("curves", "Charts", legend(study), curveChart(study), charts.length > 0 && h("div", { class: "pair" }, charts),
       note(charts.length === 0 ? "Fewer than two arms have both a quality and a throughput."
         : "The line is the Pareto frontier of the means: no other arm is as good in both and better in one. Bars are 95% "
@@ -303,6 +293,7 @@ function studySection(study) {
     (study.equal ?? []).length ? part("equal", "At equal cost", note("Validation loss when each run had spent as much as the cheapest "
       + `run spent in total; below it the difference from ${study.baseline} with its 95% interval, not adjusted. A longer run is read off `
       + "its curve before its learning rate has decayed, which counts against it."), equalTable(study)) : null,
+    targetParts(study, part),
     (study.within ?? []).length ? part("within", "HellaSwag, seed by seed", note(`The share of correct rows minus that of ${study.baseline} with the same `
       + "seed, and its 95% interval over rows (bootstrap). The interval holds for other rows and these weights; it says nothing "
       + "about other seeds."), withinTable(study)) : null,

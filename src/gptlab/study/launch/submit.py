@@ -17,7 +17,7 @@ from gptlab.config import Recipe, Study
 from gptlab.errors import ConfigError, Locked, RunError, UserError
 from gptlab.locks import is_held
 from gptlab.rundir import RunDir, write_atomically
-from gptlab.study.folder import is_finished, keep_study, study_files, study_in_use, write_summary
+from gptlab.study.folder import is_finished, keep_study, rule_of, study_files, study_in_use, write_summary
 from gptlab.study.launch.local import check_system, start_local_job
 from gptlab.study.launch.record import FILES, RECIPE, RECORD, Launch, LaunchPart, job_command
 from gptlab.study.launch.resources import Resources
@@ -88,13 +88,20 @@ def launch_study(
         raise ConfigError(
             "each run of a study is one process: nodes and tasks must be 1, and gpus at most 1 unless tasks = 1"
         )
+    study = rule_of(study, folder, until_decided=False, most_seeds=None)
+    decided = study.until_decided and arms is None and seeds is None
+    if decided and on == "slurm":
+        raise ConfigError(
+            f"{study.name} runs until it is decided, and jobs on SLURM are planned before they start: launch it with "
+            "--on local, or with --seeds N for the first N seeds"
+        )
     if on == "local":
         resources = _resources_here(resources, several=True)
     runs = planned_runs(study, folder, arms, seeds)
     if not show:
         check_datasets(runs)
     todo = [run for run in runs if not is_finished(study, folder, run)]
-    if not todo:
+    if not todo and not decided:
         raise RunError(f"every run of {folder} has its result; `gptlab study report {folder}` shows them")
 
     parts = []
@@ -111,6 +118,7 @@ def launch_study(
         parts.append(LaunchPart("report", words, report, after=[part.name for part in parts]))
     asked = list(dict.fromkeys(run.seed for run in runs))
     launch = Launch(folder, on, study.name, command, parts, jobs, None if arms is None else list(arms), asked)
+    launch.seeds = None if decided else asked
     if show:
         launch.files = study_files(folder, study, asked)
         return launch

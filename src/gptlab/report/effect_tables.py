@@ -1,0 +1,107 @@
+"""The tables of a factorial's effects and of times to a target, for CSV files and the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from gptlab.report.effects import effect_name
+from gptlab.report.reading import duration, human
+from gptlab.report.words import decimals, interval, one_line
+
+STYLES = {"better": "green", "worse": "red", "equivalent": "cyan", "interact": "yellow"}
+ENDS = {"low": "95% low", "high": "95% high"}
+
+
+def factor_rows(study: Mapping[str, Any]) -> list[dict[str, Any]]:
+    unit = f"[{study['metric']['label']}]"
+    return [
+        {
+            "effect": effect_name(effect),
+            "kind": effect["kind"],
+            "note": effect["note"],
+            f"change {unit}": effect["effect"],
+            f"simultaneous 95% low {unit}": effect["low"],
+            f"simultaneous 95% high {unit}": effect["high"],
+            **{key: effect[key] for key in ("p", "p_adjusted", "verdict", "text")},
+        }
+        for effect in (study.get("factors") or {}).get("effects", [])
+    ]
+
+
+def target_rows(study: Mapping[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for target in study.get("targets") or []:
+        for arm in target["arms"]:
+            row = {"target": target["target"], "arm": arm["name"], "runs": arm["runs"], "reached": arm["reached"]}
+            for unit in target["units"]:
+                time, ratio = arm[unit], arm["ratio"][unit] if arm["ratio"] else {}
+                row |= {f"{unit} ({key})": time[key] for key in ("of", "value")}
+                row |= {f"{unit} {name}": time[key] for key, name in ENDS.items()}
+                row |= {f"times fewer {unit} than {study['baseline']}": ratio.get("value")}
+                row |= {f"times fewer {unit} {name}": ratio.get(key) for key, name in ENDS.items()}
+            rows.append(row | {"text": arm["text"]})
+    return rows
+
+
+def print_factors(study: Mapping[str, Any], console: Console) -> None:
+    factors = study.get("factors")
+    if not factors:
+        return
+    console.print(Text(one_line(f"Factors: {factors['text']}.")))
+    if factors["effects"]:
+        digits = decimals(study["metric"])
+        table = _table(
+            ("change", "left"), (f"effect on {study['metric']['label']}", "right"), ("p", "right"), ("", "left")
+        )
+        for effect in factors["effects"]:
+            p = "" if effect["p"] is None else f"{effect['p_adjusted']:.2g}"
+            number = interval(effect["effect"], effect["low"], effect["high"], digits)
+            verdict = Text(effect["verdict"], STYLES.get(effect["verdict"], "dim"))
+            table.add_row(Text(one_line(effect_name(effect))), Text(number), Text(p), verdict)
+        console.print(table)
+    for note in (factors["design"], *factors["notes"]):
+        console.print(Padding(Text(one_line(note), "dim"), (0, 0, 0, 2), expand=False))
+
+
+def print_targets(study: Mapping[str, Any], console: Console) -> None:
+    for target in study.get("targets") or []:
+        units = target["units"]
+        table = _table(
+            (f"validation loss {target['target']:g}", "left"), ("runs", "right"), *((unit, "right") for unit in units)
+        )
+        for arm in target["arms"]:
+            cells = [_time_cell(arm, unit) for unit in units]
+            table.add_row(Text(one_line(arm["name"])), f"{arm['reached']} of {arm['runs']}", *map(Text, cells))
+        console.print(table)
+    if study.get("targets"):
+        console.print(Padding(Text(study["targets"][0]["note"], "dim"), (0, 0, 0, 2), expand=False))
+
+
+def _time_cell(arm: Mapping[str, Any], unit: str) -> str:
+    """`3,250 [3,180, 3,320] x0.70`: time, its interval, and its ratio to the baseline's; `not in 5,000` steps."""
+    shown = duration if unit == "seconds" else human if unit != "steps" else lambda value: f"{value:,.0f}"
+    time, ratio = arm[unit], arm["ratio"][unit]["value"] if arm["ratio"] else None
+    followed = [run[unit] for run in arm["each"] if run[unit] is not None]
+    if not arm["reached"]:
+        return f"not in {shown(max(followed))}" if followed else ""
+    if time["value"] is None:
+        if time["low"] is not None:
+            return f"median over {shown(time['low'])}"
+        return "median unknown" if time["of"] == "median" else ""
+    text = "median " * (time["of"] == "median") + shown(time["value"])
+    if time["low"] is not None:
+        text += f" [{shown(time['low'])}, {'...' if time['high'] is None else shown(time['high'])}]"
+    return text + ("" if ratio is None else f" x{1 / ratio:.2f}")
+
+
+def _table(*columns: tuple[str, Any]) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    for header, side in columns:
+        table.add_column(Text(one_line(header)), justify=side, overflow="fold")
+    return table
