@@ -18,7 +18,7 @@ from gptlab.precision.regimes import NotApplicable
 from gptlab.rundir import RunDir
 from gptlab.seeding import address
 from gptlab.training.checkpoint import Checkpoints
-from gptlab.training.tensors import load_optimizer_tensors, optimizer_tensors
+from gptlab.training.tensors import Saved, load_optimizer, optimizer_tensors, write_safetensors
 
 BF16 = torch.bfloat16
 
@@ -348,7 +348,8 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         make_optimizer(two_layers(torch.float32), Optim(name="adamw_8bit"))
 
 
-def test_moments_of_another_library_are_refused() -> None:
+def test_moments_of_another_library_are_refused(tmp_path: Path) -> None:
     model = two_layers(torch.float32)
+    write_safetensors(tmp_path / "optimizer.safetensors", {"exp_avg.codes/0.weight": torch.zeros(1)})
     with pytest.raises(RunError, match="8-bit moments are torchao"):
-        load_optimizer_tensors(model, make_optimizer(model, Optim()), [], {"exp_avg.codes"})
+        load_optimizer(Saved(tmp_path), model, make_optimizer(model, Optim()))

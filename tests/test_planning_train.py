@@ -172,7 +172,7 @@ import threading
 from pathlib import Path
 from gptlab.rundir import RunDir
 from gptlab.training.checkpoint import write_safetensors
-from gptlab.training.setup import start_from
+from gptlab.training.tensors import Saved, stored_weights
 
 run, checkpoint = RunDir(sys.argv[1]), Path(sys.argv[1]) / "checkpoints/step-00000000"
 checkpoint.mkdir(parents=True)
@@ -192,7 +192,7 @@ def watch():
 thread = threading.Thread(target=watch)
 thread.start()
 with Elsewhere():
-    build_model(recipe.model, "meta", torch.bfloat16, init=start_from(str(run.path), checkpoint)[1])
+    build_model(recipe.model, "meta", torch.bfloat16, init=stored_weights(Saved(checkpoint)))
 done.set()
 thread.join()
 size = 2 * sum(p.numel() for p in parameters.values())

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from gptlab.config import Recipe
 from gptlab.errors import RunError
 from gptlab.rundir import RunDir
-from gptlab.training.checkpoint import Checkpoints, best_checkpoint, find_checkpoint, list_checkpoints, verify
+from gptlab.training.checkpoint import Checkpoints, best_first, find_checkpoint, list_checkpoints, verify
 from gptlab.training.job import open_job
 from gptlab.training.loop import fit, train
 from gptlab.training.outcome import result_of_run
@@ -197,8 +197,9 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(dataset: Path, t
     content = bytearray((newest / "model.safetensors").read_bytes())
     content[-1] ^= 1  # one bit
     (newest / "model.safetensors").write_bytes(content)
+    assert find_checkpoint(run) == list_checkpoints(run)[-2]
     with pytest.raises(RunError, match="damaged: model.safetensors is not what was written"):
-        find_checkpoint(run)
+        find_checkpoint(run, "12")
     assert train(recipe.replace({"schedule.decay_steps": 24}), run.path, quiet=True).status == "completed"
     assert_same_run(tmp_path / "whole", run.path)
     for path in list_checkpoints(run):
@@ -215,7 +216,7 @@ def test_the_last_checkpoints_and_the_best_are_kept(dataset: Path, tmp_path: Pat
     kept = {int(path.name.removeprefix("step-")) for path in list_checkpoints(run)}
     assert kept == {24, best}
     assert find_checkpoint(run, "best").name == f"step-{best:08d}"
-    assert best_checkpoint(list_checkpoints(run)).name == f"step-{best:08d}"
+    assert best_first(list_checkpoints(run))[0].name == f"step-{best:08d}"
     with pytest.raises(RunError, match=r"has no checkpoint 7: last, best or one of"):
         find_checkpoint(run, "7")
 

@@ -1,6 +1,6 @@
 """The layout of a run directory and of a study's folder. All reading and writing of these files goes through here.
 
-    recipe.toml  environment.json  tokenizer.json  metrics.jsonl  result.json  card.md
+    recipe.toml  environment.json  tokenizer.json  metrics.jsonl  result.json  card.md  id
     checkpoints/step-00000500/  plots/
 
 Training passes nothing but run directories to the analysis.
@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import secrets
 import time
 import tomllib
 from collections.abc import Iterator
@@ -46,6 +48,7 @@ class RunDir:
         self.recipe_file = self.path / "recipe.toml"
         self.metrics_file = self.path / "metrics.jsonl"
         self.tokenizer_file = self.path / "tokenizer.json"
+        self.id_file = self.path / "id"
         self.checkpoints = self.path / "checkpoints"
         self.plots = self.path / "plots"
 
@@ -73,6 +76,23 @@ class RunDir:
             return build_recipe(tomllib.loads(self.recipe_file.read_text(encoding="utf-8")))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, ConfigError) as error:
             raise RunError(f"{self.recipe_file} cannot be read: {error}") from None
+
+    def read_id(self) -> str:
+        """What tells this run from all others; "" if it is not known."""
+        try:
+            text = self.id_file.read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError):
+            return ""
+        return text if re.fullmatch("[0-9a-f]{16}", text) else ""
+
+    def make_id(self, known: str = "") -> str:
+        """The run's id: as it is, or else `known`, or else drawn, and written."""
+        found = self.read_id()
+        if not found and self.writes:
+            found = known or secrets.token_hex(8)
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.id_file, found + "\n")
+        return found
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
         if self.writes:
@@ -108,6 +128,10 @@ class RunDir:
                     value = json.loads(line)
                     if isinstance(value, dict) and "step" in value:
                         yield value
+
+    def has_steps(self) -> bool:
+        """Whether a line is of an update."""
+        return any(isinstance(line["step"], int) and line["step"] > 0 for line in self._metric_lines())
 
     def cut_metrics(self, step: int) -> None:
         """Remove the lines after `step`, because a run that resumes at this step writes them again."""

@@ -188,6 +188,23 @@ class Pruner:
         """
         return {**self._kept, "changed": torch.stack([torch.full_like(self._flipped, self.changed_at), self._flipped])}
 
+    def unlike(self, tensors: dict[str, Tensor], step: int) -> str | None:
+        """How stored tensors differ from those that this run has after `step` updates; None if they do not."""
+        ramping = step < self.end
+        wanted = {k: t for k, t in self.tensors().items() if ramping or k.startswith("mask/") or k == "changed"}
+        masked = any(bool(t.any()) for k, t in tensors.items() if k.startswith("mask/"))
+        if self._soft and ramping and (masked or any(k.startswith("dense/") for k in tensors)):
+            wanted |= {f"dense/{name}": p for name, p in self.parameters.items()}
+        if differ := sorted(wanted.keys() ^ tensors.keys()):
+            return f"{', '.join(differ[:4])} is only in one of them"
+        for key, want in wanted.items():
+            shapes = [want.shape]
+            if key.startswith("mask/"):  # an earlier format packed the whole mask without regard to rows
+                shapes.append(torch.Size([-(-global_shape(self.parameters[key.removeprefix("mask/")]).numel() // 8)]))
+            if tensors[key].dtype != want.dtype or tensors[key].shape not in shapes:
+                return f"{key} is of shape {tuple(tensors[key].shape)} in {tensors[key].dtype}"
+        return None
+
     @torch.no_grad()
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Restore the state of `tensors`, and mask weights and moments as they were then.

@@ -15,8 +15,11 @@ moment leaves only complete checkpoints.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import math
 import os
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -26,73 +29,209 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gptlab.distributed.shard import Weights, global_shape, shard_spec
+from gptlab.config import Recipe
+from gptlab.distributed.shard import Weights, shard_spec
 from gptlab.distributed.world import SINGLE, World
 from gptlab.errors import RunError
 from gptlab.machine import free_memory
 from gptlab.rundir import RunDir, write_atomically
 from gptlab.sparsity.pruner import NoPruner, Pruner
+from gptlab.sparsity.schedule import ramp
+from gptlab.streams import say
 from gptlab.training.tensors import (
     Extent,
     Saved,
+    check_names,
     extent,
-    load_optimizer_tensors,
+    is_file_name,
+    load_optimizer,
     local_part,
     optimizer_tensors,
+    read_index,
+    read_object,
+    stored_part,
     write_safetensors,
 )
 
+VERSION = 1  # of manifest.json
+OURS, UNFINISHED = re.compile(r"step-[0-9]{8,}"), re.compile(r"\.?step-[0-9]{8,}")  # names of folders
+BUSY = "{}: its checkpoints are removed faster than they can be read: try again when the run has ended"
+TRIES = 20  # to read a checkpoint beside a process that removes old ones
 ROOM = 2e9  # bytes of host memory that the copies must leave free
 
 
+class Foreign(RunError):
+    """A checkpoint of another run."""
+
+
 def list_checkpoints(run: RunDir) -> list[Path]:
-    """Finished checkpoints, oldest first."""
-    return sorted(path for path in run.checkpoints.glob("step-*") if (path / "manifest.json").is_file())
+    """Finished checkpoints, oldest first, damaged ones among them. Whatever else is in the folder is not ours."""
+    return sorted((p for p in _folders(run, OURS) if (p / "manifest.json").is_file()), key=checkpoint_step)
+
+
+def _folders(run: RunDir, names: re.Pattern[str]) -> list[Path]:
+    """Folders in checkpoints/ that have exactly such a name. No symbolic links: what is behind them is not ours."""
+    try:
+        with os.scandir(run.checkpoints) as entries:
+            return [Path(e.path) for e in entries if names.fullmatch(e.name) and e.is_dir(follow_symlinks=False)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def checkpoint_step(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def verify(path: Path) -> None:
-    """Raises RunError if a file of a checkpoint is missing, or differs from what was written."""
+def has_begun(run: RunDir) -> bool:
+    """Whether a run has a checkpoint or has taken a step. If not, its folder is free for other settings."""
+    return bool(list_checkpoints(run)) or run.has_steps()
+
+
+def read_manifest(path: Path, run_id: str = "") -> tuple[dict[str, str], str]:
+    """The sha256 of each file of a checkpoint by name, and the id of its run ("" in older checkpoints).
+
+    Args:
+        run_id: of the run that the checkpoint should be of; "" if unknown.
+
+    Raises:
+        Foreign: the checkpoint is of another run.
+        RunError: the manifest cannot be read, or does not list what a checkpoint has.
+    """
+    manifest = read_object(path / "manifest.json")
+    digests, of = manifest.get("sha256"), manifest.get("run", "")
+    if manifest.get("version") != VERSION:
+        raise RunError(
+            f"checkpoint {path} is damaged, or of another gptlab: its manifest.json is not version {VERSION}"
+        )
+    if not isinstance(digests, dict) or not all(is_file_name(k) and isinstance(v, str) for k, v in digests.items()):
+        raise RunError(f"checkpoint {path} is damaged: its manifest.json does not hold the sha256 of each file")
+    if run_id and of and of != run_id:
+        raise Foreign(f"checkpoint {path} is of another run: --train.init-from RUN starts a run from another one's")
+    tensors = [f"{kind}.safetensors" for kind in ("model", "optimizer", "sparsity")]
+    sharded = "index.json" in digests
+    required = ["training.json", *([] if sharded else tensors[:2])]
+    present = [name for name in ("index.json", *tensors) if (path / name).exists()]  # and would be read
+    if unlisted := [name for name in (*required, *present) if name not in digests]:
+        raise RunError(f"checkpoint {path} is damaged: its manifest.json does not list {unlisted[0]}")
+    return digests, str(of)
+
+
+def read_progress(path: Path, run_id: str = "") -> dict[str, Any]:
+    """The training.json of a checkpoint, whose tensors are not read; arguments and errors as of `verify`."""
+    digests, _ = read_manifest(path, run_id)
+    _check_digest(path, "training.json", digests["training.json"])
+    progress = read_object(path / "training.json")
+    if progress.get("step") != checkpoint_step(path):
+        raise RunError(f"checkpoint {path} is damaged: its training.json is of step {progress.get('step')}")
+    return progress
+
+
+def verify(path: Path, run_id: str = "") -> dict[str, Any]:
+    """Read all files of a checkpoint. Returns its training.json.
+
+    Raises:
+        Foreign: the checkpoint is of another run than `run_id`.
+        RunError: a file is missing or differs from what was written, or the index names a file that is not listed.
+    """
+    progress, (digests, _) = read_progress(path, run_id), read_manifest(path, run_id)
+    for name, digest in digests.items():
+        _check_digest(path, name, digest)
+    for entries in read_index(path).values():
+        for entry in entries.values():
+            if unlisted := [file for file, _, _ in entry["pieces"] if file not in digests]:
+                raise RunError(f"checkpoint {path} is damaged: its manifest.json does not list {unlisted[0]}")
+    return progress
+
+
+def _check_digest(path: Path, name: str, digest: str) -> None:
     try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        for name, digest in manifest["sha256"].items():
-            with open(path / name, "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                    raise RunError(f"checkpoint {path} is damaged: {name} is not what was written")
-    except (OSError, KeyError, json.JSONDecodeError) as error:
-        raise RunError(f"checkpoint {path} is damaged: {error}") from None
+        with open(path / name, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise RunError(f"checkpoint {path} is damaged: {name}: {error.strerror}") from None
+    if found != digest:
+        raise RunError(f"checkpoint {path} is damaged: {name} is not what was written")
 
 
 def find_checkpoint(run: RunDir, which: str = "last") -> Path:
-    """The checkpoint called last, best (lowest val_loss among those written) or by its step.
+    """The checkpoint called last, best (see `best_first`) or by its step.
+
+    For last and best, a checkpoint that cannot be used is named on stderr and passed over. One that a process removes
+    meanwhile, as training does with old ones, is none.
 
     Raises:
-        RunError: there is no such checkpoint, or it is damaged.
+        RunError: there is no such checkpoint, or none that is whole.
     """
-    found = list_checkpoints(run)
-    if not found:
-        raise RunError(f"{run.path} has no checkpoint")
-    if which == "last":
-        path = found[-1]
-    elif which == "best":
-        path = best_checkpoint(found) or found[-1]
-    else:
-        steps = {checkpoint_step(p): p for p in found}
-        if not which.isdigit() or int(which) not in steps:
-            raise RunError(f"{run.path} has no checkpoint {which}: last, best or one of {', '.join(map(str, steps))}")
-        path = steps[int(which)]
-    verify(path)
-    return path
+    run_id, named = run.read_id(), set[str]()
+    for _ in range(TRIES):
+        found = list_checkpoints(run)
+        if not found:
+            raise RunError(f"{run.path} has no checkpoint")
+        order, final_step = found[::-1], 0
+        if which == "best":
+            final_step = final_sparsity_step(run.read_recipe())
+            order = best_first(found, final_step, run_id)
+        elif which != "last":
+            order = [p for p in found if re.fullmatch("0*" + str(checkpoint_step(p)), which)]
+            if not order:
+                steps = ", ".join(str(checkpoint_step(p)) for p in found)
+                raise RunError(f"{run.path} has no checkpoint {which}: last, best or one of {steps}")
+        problems: list[RunError] = []
+        for path in order:
+            try:
+                verify(path, run_id)
+            except RunError as problem:
+                if not (path / "manifest.json").is_file():
+                    break  # it was removed: look again
+                problems.append(problem)
+                if which in ("last", "best") and str(problem) not in named:
+                    named.add(str(problem))
+                    say(f"{problem}; it is passed over")
+                continue
+            if checkpoint_step(path) < final_step:
+                say(f"{path.name} is the best checkpoint, and not at the final sparsity, which begins at {final_step}")
+            return path
+        else:
+            raise problems[0]
+    raise RunError(BUSY.format(run.path))
 
 
-def best_checkpoint(paths: list[Path]) -> Path | None:
-    """The checkpoint with the lowest val_loss, among those whose step was evaluated; None if there is none."""
-    losses = {p: json.loads((p / "training.json").read_text(encoding="utf-8")).get("val_loss") for p in paths}
-    scored = [p for p in paths if losses[p] is not None]
-    return min(scored, key=lambda p: losses[p]) if scored else None
+def open_checkpoint(run: RunDir, which: str = "last") -> Saved:
+    """`find_checkpoint`, with the files of its model open: if it is removed meanwhile, they can still be read."""
+    for _ in range(TRIES):
+        path = find_checkpoint(run, which)
+        try:
+            return Saved(path).open("model")
+        except RunError:
+            if (path / "manifest.json").is_file():
+                raise
+    raise RunError(BUSY.format(run.path))
+
+
+def best_first(paths: list[Path], final_step: int = 0, run_id: str = "") -> list[Path]:
+    """Checkpoints ordered by val_loss.
+
+    Those that cannot be read come first, to be named; then those that were evaluated, from `final_step` on and before;
+    then those that were not, the newest first.
+    """
+
+    def rank(path: Path) -> tuple[float, float]:
+        step = checkpoint_step(path)
+        try:
+            loss = read_progress(path, run_id).get("val_loss")
+        except RunError:
+            return 0, -step
+        if isinstance(loss, int | float) and math.isfinite(loss):
+            return 1 if step >= final_step else 2, loss
+        return 3, -step
+
+    return sorted(paths, key=rank)
+
+
+def final_sparsity_step(recipe: Recipe) -> int:
+    """The step from which the masked share is the final one; 0 if nothing is pruned, or all of it at the start."""
+    begin, end = ramp(recipe.sparsity, recipe.schedule.decay_steps)
+    return {"none": 0, "rigl": 0, "2:4": begin}.get(recipe.sparsity.method, end)
 
 
 class Checkpoints:
@@ -102,21 +241,31 @@ class Checkpoints:
         run: where to.
         keep_last: newest checkpoints kept.
         keep_best: keep the best one besides.
+        final_step: the best one is of this step or later, if there is one; see `final_sparsity_step`.
         world: its ranks save and restore together.
         sharded: whether tensors are sharded over the ranks, and not the same on each.
     """
 
     def __init__(
-        self, run: RunDir, keep_last: int, keep_best: bool, world: World = SINGLE, sharded: bool = False
+        self,
+        run: RunDir,
+        keep_last: int,
+        keep_best: bool,
+        world: World = SINGLE,
+        sharded: bool = False,
+        final_step: int = 0,
     ) -> None:
         self.run, self.keep_last, self.keep_best, self.world = run, keep_last, keep_best, world
+        self.final_step = final_step
+        self.passed_over: list[str] = []
+        """What is wrong with the checkpoints that `restore` passed over, one sentence each."""
         self.writer: threading.Thread | None = None
         self.error: BaseException | None = None
         self.group = dist.new_group(backend="gloo") if sharded else None  # for the threads that write
         if world.first:
-            for leftover in run.checkpoints.glob("*step-*"):  # of a process that was killed while writing or removing
-                if leftover not in list_checkpoints(run):
-                    shutil.rmtree(leftover)
+            for leftover in _folders(run, UNFINISHED):  # of a process that was killed while writing or removing
+                if leftover.name.startswith(".") or not (leftover / "manifest.json").exists():
+                    shutil.rmtree(leftover, ignore_errors=True)
 
     def save(
         self,
@@ -185,7 +334,7 @@ class Checkpoints:
         try:
             temporary, final = self.run.checkpoints / f".{name}", self.run.checkpoints / name
             if self.world.first:
-                shutil.rmtree(temporary, ignore_errors=True)
+                self._make_way(temporary)
                 temporary.mkdir(parents=True)
             digests = self._write_tensors(temporary, tensors, extents)
             if not self.world.first:
@@ -196,10 +345,11 @@ class Checkpoints:
                     digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
                     os.fsync(file.fileno())
             digests = dict(sorted(digests.items()))
-            write_atomically(temporary / "manifest.json", json.dumps({"version": 1, "sha256": digests}, indent=2))
-            shutil.rmtree(final, ignore_errors=True)  # an earlier, damaged checkpoint of this step
+            manifest = {"version": VERSION, "run": self.run.make_id(), "sha256": digests}
+            write_atomically(temporary / "manifest.json", json.dumps(manifest, indent=2))
+            self._make_way(final)
             os.replace(temporary, final)
-            self._prune()
+            self._prune(progress["step"])
         except BaseException as error:
             self.error = error
 
@@ -240,11 +390,34 @@ class Checkpoints:
             digests = {file: digest for theirs, *_ in everyone for file, digest in theirs.items()}
         return digests
 
-    def _prune(self) -> None:
-        found = list_checkpoints(self.run)
-        kept = set(found[-self.keep_last :])
-        if self.keep_best and (best := best_checkpoint(found)):
-            kept.add(best)
+    def _make_way(self, path: Path) -> None:
+        """Remove an earlier, damaged checkpoint of the same step. Whatever is not ours is renamed."""
+        if not os.path.lexists(path):
+            return
+        if path.is_dir() and not path.is_symlink() and not self._is_foreign(path):
+            shutil.rmtree(path)
+            return
+        names = (path.with_name(f"{path.name}.moved-{n}") for n in itertools.count(1))
+        aside = next(name for name in names if not os.path.lexists(name))
+        path.rename(aside)
+        say(f"{path} was in the way of a checkpoint, and is now {aside.name}")
+
+    def _is_foreign(self, path: Path) -> bool:
+        try:
+            read_manifest(path, self.run.read_id())
+        except Foreign:
+            return True
+        except RunError:  # damaged
+            pass
+        return False
+
+    def _prune(self, newest: int) -> None:
+        """Remove what is older than the newest checkpoints, except the best. A damaged one is not counted."""
+        found = [p for p in list_checkpoints(self.run) if checkpoint_step(p) <= newest and not self._is_foreign(p)]
+        whole = [p for p in found if _is_readable(p)]
+        kept = set(whole[-self.keep_last :])
+        if self.keep_best:
+            kept |= set(best_first(whole, self.final_step)[:1])
         for path in found:
             if path not in kept:
                 (path / "manifest.json").unlink()  # a removal that is cut short leaves no checkpoint
@@ -253,51 +426,53 @@ class Checkpoints:
     def restore(
         self, model: Weights, optimizer: torch.optim.Optimizer, pruner: Pruner | NoPruner | None = None
     ) -> dict[str, Any] | None:
-        """Load the newest complete checkpoint. Returns its training.json, or None where there is no checkpoint.
+        """Load the newest whole checkpoint. Returns its training.json, or None where there is no checkpoint.
 
         Raises:
-            RunError: every checkpoint is damaged, or the checkpoint is of another model.
+            RunError: there are checkpoints and none is whole, or the checkpoint is of another model.
         """
-        path, damage = self.world.broadcast(self._newest() if self.world.first else (None, None))
-        if damage:
-            raise RunError(damage)
+        path, progress, self.passed_over = self.world.broadcast(self._newest() if self.world.first else (None, {}, []))
+        if path is None and self.passed_over:
+            raise RunError(self.passed_over[0])
         if path is None:
             return None
         saved, parameters = Saved(path), dict(model.named_parameters())
-        if set(saved.names("model")) != parameters.keys():
-            raise RunError(f"checkpoint {path} has other tensors than this model: {_differ(saved, parameters)}")
+        check_names(saved, "model", parameters)
+        for name, p in parameters.items():
+            stored_part(saved, "model", name, p, parameters)
+        if saved.names("optimizer") or progress["step"] != progress.get("skipped_steps", 0):
+            load_optimizer(saved, model, optimizer)  # there is no state before the first update that is not skipped
         with torch.no_grad():
             for name, p in parameters.items():
-                if saved.shape("model", name) != tuple(global_shape(p)):
-                    raise RunError(f"checkpoint {path}: {name} is of shape {saved.shape('model', name)}")
-                stored = local_part(saved, "model", name, parameters)
-                if stored.dtype != p.dtype:
-                    raise RunError(f"checkpoint {path}: {name} is in {stored.dtype}, this model's in {p.dtype}")
-                p.copy_(stored)
-        kinds = {name.split("/", 1)[0] for name in saved.names("optimizer")}
-        moments = ((name, local_part(saved, "optimizer", name, parameters)) for name in saved.names("optimizer"))
-        load_optimizer_tensors(model, optimizer, moments, kinds)
+                p.copy_(stored_part(saved, "model", name, p, parameters))
         if isinstance(pruner, Pruner):
-            names = saved.names("sparsity")
-            pruner.load_tensors({name: local_part(saved, "sparsity", name, parameters) for name in names})
-        state: dict[str, Any] = json.loads((path / "training.json").read_text(encoding="utf-8"))
-        return state
+            stored = {name: local_part(saved, "sparsity", name, parameters) for name in saved.names("sparsity")}
+            if problem := pruner.unlike(stored, progress["step"]):
+                raise RunError(f"checkpoint {path}: the masks are not of this run: {problem}")
+            pruner.load_tensors(stored)
+        return progress
 
-    def _newest(self) -> tuple[Path | None, str | None]:
-        """The newest complete checkpoint; or, if every checkpoint is damaged, what is wrong with the newest."""
-        damage: str | None = None
+    def _newest(self) -> tuple[Path | None, dict[str, Any], list[str]]:
+        """The newest whole checkpoint and its training.json, and what is wrong with those after it."""
+        run_id, problems = self.run.read_id(), []
         for path in reversed(list_checkpoints(self.run)):
             try:
-                verify(path)
+                progress = verify(path, run_id)
             except RunError as error:
-                damage = damage or str(error)
+                problems.append(str(error))
                 continue
-            return path, None
-        return None, damage
+            if not run_id:
+                self.run.make_id(read_manifest(path)[1])
+            return path, progress, problems
+        return None, {}, problems
 
 
-def _differ(saved: Saved, parameters: dict[str, Any]) -> str:
-    return ", ".join(sorted(set(saved.names("model")) ^ parameters.keys())[:4])
+def _is_readable(path: Path) -> bool:
+    try:
+        read_progress(path)
+    except RunError:
+        return False
+    return True
 
 
 def _host_copy(tensor: Tensor) -> Tensor:

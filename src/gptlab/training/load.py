@@ -16,9 +16,9 @@ from gptlab.precision.regimes import make_regime
 from gptlab.rundir import RunDir
 from gptlab.tasks.base import task_of
 from gptlab.tasks.lm import NOT_DRAWN, continuations
-from gptlab.training.checkpoint import checkpoint_step, find_checkpoint
-from gptlab.training.setup import pick_device, start_from
-from gptlab.training.tensors import Saved
+from gptlab.training.checkpoint import checkpoint_step, open_checkpoint
+from gptlab.training.setup import pick_device
+from gptlab.training.tensors import stored_weights
 
 
 @dataclass
@@ -67,9 +67,8 @@ def load_run(path: str | Path, checkpoint: str = "last", device: str = "auto") -
     run = RunDir.open(path)
     recipe = run.read_recipe()
     where = pick_device(device)
-    chosen = find_checkpoint(run, checkpoint)
-    _, fill = start_from(str(path), chosen)
-    shape = partial(Saved(chosen).shape, "model")
+    saved = open_checkpoint(run, checkpoint)
+    shape, fill = partial(saved.shape, "model"), stored_weights(saved)
     model = task_of(recipe).stored_model(recipe, shape, where, make_regime(recipe.precision, where), fill)
     tokenizer = load_tokenizer(run.tokenizer_file)
-    return Run(Path(path), recipe, model.eval(), tokenizer, checkpoint_step(chosen))
+    return Run(Path(path), recipe, model.eval(), tokenizer, checkpoint_step(saved.path))

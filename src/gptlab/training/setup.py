@@ -26,8 +26,8 @@ from gptlab.planning.resolve import resolve_recipe
 from gptlab.precision.regimes import make_regime
 from gptlab.rundir import RunDir
 from gptlab.tasks.base import Init, Task, TaskData, task_of
-from gptlab.training.checkpoint import find_checkpoint, list_checkpoints
-from gptlab.training.tensors import Saved
+from gptlab.training.checkpoint import list_checkpoints, open_checkpoint
+from gptlab.training.tensors import stored_weights
 from gptlab.version import VERSION
 
 
@@ -118,24 +118,12 @@ def refuse_differences(stored: Recipe, recipe: Recipe, run: RunDir) -> None:
         )
 
 
-def start_from(source: str, checkpoint: Path | None = None) -> tuple[Model, Callable[[Any], None]]:
-    """Shape and weights of a run directory (its last checkpoint, or the one given), a Hugging Face folder or id."""
+def start_from(source: str) -> tuple[Model, Callable[[Any], None]]:
+    """Shape and weights of a run directory (its last checkpoint), a Hugging Face folder or id."""
     if not RunDir(source).exists():
         return read_source(source)
     run = RunDir.open(source)
-    saved = Saved(checkpoint or find_checkpoint(run))
-
-    @torch.no_grad()
-    def fill(model: nn.Module) -> None:
-        for name, parameter in model.named_parameters():  # one tensor at a time
-            stored = saved.read("model", name)
-            if stored.shape != parameter.shape:
-                raise RunError(
-                    f"{source}: {name} has shape {tuple(stored.shape)}, this model needs {tuple(parameter.shape)}"
-                )
-            parameter.copy_(stored)
-
-    return run.read_recipe().model, fill
+    return run.read_recipe().model, stored_weights(open_checkpoint(run))
 
 
 class _Longer:

@@ -31,6 +31,15 @@ class State:
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> State:
-        """Other keys are ignored; `measured` is what `evaluated` was called in gptlab 0.1."""
+        """Other keys are ignored; `measured` is what `evaluated` was called in gptlab 0.1.
+
+        Raises:
+            ValueError: a value is of another type.
+        """
         state = {"evaluated": state.get("measured", []), **state}
-        return cls(**{f.name: state[f.name] for f in fields(cls) if f.name in state})
+        known = {f.name: state[f.name] for f in fields(cls) if f.name in state}
+        for name, value in known.items():
+            kind = {"step": int, "evaluated": list, "val_loss": int | float | None}.get(name, int | float)
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise ValueError(f"{name} = {value!r}")
+        return cls(**known)

@@ -8,6 +8,7 @@ import math
 import os
 import time
 from types import TracebackType
+from typing import Any
 
 import torch
 
@@ -21,7 +22,7 @@ from gptlab.precision.regimes import enter_regime
 from gptlab.seeding import address
 from gptlab.sparsity.pruner import make_pruner
 from gptlab.tasks.base import Init, task_of
-from gptlab.training.checkpoint import Checkpoints, list_checkpoints
+from gptlab.training.checkpoint import Checkpoints, final_sparsity_step, list_checkpoints
 from gptlab.training.job import Job
 from gptlab.training.logs import Logs
 from gptlab.training.monitor import Monitor
@@ -92,7 +93,12 @@ class Trainer:
         self.pruner = make_pruner(self.weights, self.optimizer, recipe)
         self.scaler = make_scaler(self.device, self.regime.loss_scaling, self.sharded)
         self.checkpoints = Checkpoints(
-            self.run, recipe.checkpoint.keep_last, recipe.checkpoint.keep_best, world, self.sharded
+            self.run,
+            recipe.checkpoint.keep_last,
+            recipe.checkpoint.keep_best,
+            world,
+            self.sharded,
+            final_sparsity_step(recipe),
         )
         # SPAM clips by itself, after it has seen the norm
         self.max_norm = math.inf if recipe.optim.name == "adamw-spam" else recipe.optim.grad_clip or math.inf
@@ -105,11 +111,16 @@ class Trainer:
         restored = self.checkpoints.restore(self.weights, self.optimizer, self.pruner)
         self.state, self.saved_step = State(), -1
         if restored:
-            self.state = State.from_state_dict(restored)
+            try:
+                self.state = State.from_state_dict(restored)
+                self.scaler.load_state_dict(numbers(restored["scaler"]))
+                self.monitor.guard.load_state_dict(numbers(restored.get("guard", {})))
+            except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+                raise RunError(
+                    f"{self.run.path}: training.json of checkpoint {restored['step']} is not of a run: {error}"
+                ) from None
             self.saved_step = self.state.step
-            self.scaler.load_state_dict(restored["scaler"])
-            if "guard" in restored:
-                self.monitor.guard.load_state_dict(restored["guard"])
+        self.run.make_id()
         self.run.write_recipe(self.recipe)
         self.run.write_json("tokenizer.json", self.job.data.tokenizer.spec())
         if self.world.first:
@@ -128,6 +139,8 @@ class Trainer:
         self.logs.message(summary(recipe, self.task, self.model, self.device, self.limit, self.state.step, self.world))
         if self.device.type == "mps":
             self.logs.message("train.device = mps is untested: compare a short run with --train.device cpu")
+        for problem in self.checkpoints.passed_over:
+            self.logs.message(f"{problem}; it is passed over")
         alone = self.device.type == "cpu" and self.world.size == 1 and not quiet
         if alone and (crowded := machine.crowded(torch.get_num_threads())):
             self.logs.message(crowded)
@@ -217,6 +230,15 @@ class Trainer:
             "cpu_seconds": state.cpu_seconds + world.sum(time.process_time() - self.cpu_began),
             "energy_joules": state.energy_joules + world.sum(self.energy.joules() or 0.0),
         }
+
+
+def numbers(state: dict[str, Any]) -> dict[str, Any]:
+    """A stored state, if it holds nothing but numbers, None, and lists of numbers; raises ValueError otherwise."""
+    for name, value in state.items():
+        for number in value if isinstance(value, list) else [value]:
+            if not (number is None or isinstance(number, int | float)):
+                raise ValueError(f"{name} = {value!r}")
+    return state
 
 
 def set_determinism(on: bool) -> None:

@@ -1,0 +1,74 @@
+"""Output that may have no reader: a closed pipe, a terminal that is gone, a log on a full disk.
+
+Training must not end because nobody reads how it goes, so its progress is best effort.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+FULL = (errno.ENOSPC, errno.EDQUOT)  # there may be room again; any other error means that the reader is gone
+
+
+class Patient:
+    """A text stream that drops what cannot be written."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with self._dropping():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._dropping():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _dropping(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:  # ValueError: the stream is closed
+            if getattr(error, "errno", None) not in FULL:
+                discard(self._stream)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def discard(stream: Any) -> None:
+    """Send what a stream still holds, and everything after it, nowhere.
+
+    Otherwise Python flushes the stream once more when it ends, fails, and exits with 120.
+    """
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        number = stream.fileno()
+        with open(os.devnull, "w", encoding="utf-8") as nowhere:
+            os.dup2(nowhere.fileno(), number)
+
+
+@contextlib.contextmanager
+def best_effort() -> Iterator[None]:
+    """Inside, nothing that is printed raises an error. At the end, what could not be written is given up."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = map(Patient, before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+        for stream in before:
+            try:
+                stream.flush()
+            except (OSError, ValueError, AttributeError):  # AttributeError: there is no such stream
+                discard(stream)
+
+
+def say(text: str) -> None:
+    """Print a line on stderr, if it can be printed."""
+    print(text, file=Patient(sys.stderr), flush=True)
