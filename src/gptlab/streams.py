@@ -34,12 +34,17 @@ class Patient:
     def _dropping(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError) as error:  # ValueError: the stream is closed
+        except (OSError, ValueError, AttributeError) as error:  # the last two: it is closed, or there is none
             if getattr(error, "errno", None) not in FULL:
                 discard(self._stream)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def patient(stream: Any) -> Any:
+    """The stream, for which a reader is not needed. It may be None, as sys.stderr can be."""
+    return Patient(stream)
 
 
 def discard(stream: Any) -> None:
@@ -57,7 +62,7 @@ def discard(stream: Any) -> None:
 def best_effort() -> Iterator[None]:
     """Inside, nothing that is printed raises an error. At the end, what could not be written is given up."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = map(Patient, before)
+    sys.stdout, sys.stderr = map(patient, before)
     try:
         yield
     finally:
@@ -65,10 +70,17 @@ def best_effort() -> Iterator[None]:
         for stream in before:
             try:
                 stream.flush()
-            except (OSError, ValueError, AttributeError):  # AttributeError: there is no such stream
+            except (OSError, ValueError, AttributeError):
                 discard(stream)
+
+
+def fill_descriptors() -> None:
+    """Open the null device where a standard stream is closed: the next file would take its number, and its output."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
 
 
 def say(text: str) -> None:
     """Print a line on stderr, if it can be printed."""
-    print(text, file=Patient(sys.stderr), flush=True)
+    print(text, file=patient(sys.stderr), flush=True)

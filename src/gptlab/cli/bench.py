@@ -40,6 +40,6 @@ def do_bench_inference(options: argparse.Namespace) -> None:
         progress,
     )
     progress("")
-    wide_console(200).print(render(report))
     if options.json:
         write_json(options.json, report)
+    wide_console(200).print(render(report))

@@ -71,10 +71,17 @@ def recipe_or_study(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
 
 
 def wide_console(width: int) -> Any:
-    """A rich Console for tables, `width` columns wide where the output is a file or a pipe."""
+    """A rich Console for tables, `width` columns wide where the output is a file or a pipe.
+
+    Where the reader has left (`| head`), it raises BrokenPipeError as `print` does; rich's own would exit with 1.
+    """
     from rich.console import Console
 
-    console = Console()
+    class Table(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    console = Table()
     if not console.is_terminal:
         console.width = width
     return console

@@ -27,6 +27,7 @@ def add_to(verbs: Any) -> None:
     v.add_argument("--top-p", type=float, metavar="P", help="nucleus sampling (default: sample.top_p)")
     v.add_argument("--seed", type=int, metavar="N", help="seed of the generation (default: sample.seed)")
     v.add_argument("--samples", type=int, default=1, metavar="N", help="number of texts (default: 1)")
+    v.add_argument("--stop", action="store_true", help="end at end-of-text")
 
 
 def do_evaluate(options: argparse.Namespace) -> None:
@@ -35,9 +36,9 @@ def do_evaluate(options: argparse.Namespace) -> None:
 
     run = load_run(options.folder, options.checkpoint)
     scores = evaluate_run(run, options.on, options.overrides, options.tasks)
-    print(json.dumps(scores, indent=2))
     if options.out:
         write_json(options.out, scores)
+    print(json.dumps(scores, indent=2))
 
 
 def do_sample(options: argparse.Namespace) -> None:
@@ -48,16 +49,9 @@ def do_sample(options: argparse.Namespace) -> None:
     given = {f"sample.{key}": getattr(options, key) for key in keys if getattr(options, key) is not None}
     run.recipe = run.recipe.replace(given)  # the same bounds as in a recipe
     if options.samples > 1:
-        for text in run.sample(samples=options.samples):
+        for text in run.sample(samples=options.samples, stop=options.stop):
             print(text + "\n" + "-" * 40)
         return
-    print(run.recipe.sample.prompt, end="", flush=True)
-    ids: list[int] = []
-    shown = 0
-    for (token,) in run.stream(run.recipe.sample.prompt):
-        ids.append(token)
-        text = run.tokenizer.decode(ids)
-        whole = text.rstrip("\N{REPLACEMENT CHARACTER}")  # hold back a character whose last bytes are missing
-        print(whole[shown:], end="", flush=True)
-        shown = max(shown, len(whole))
+    for piece in run.stream(stop=options.stop):
+        print(piece, end="", flush=True)
     print()

@@ -9,6 +9,7 @@ from gptlab.cli.study import add_seeds, requested_study
 from gptlab.cli.train import draw_run
 from gptlab.config import build_recipe
 from gptlab.errors import UserError
+from gptlab.streams import best_effort
 
 
 def add_to(verbs: Any) -> None:
@@ -54,7 +55,8 @@ def do_launch(options: argparse.Namespace) -> int | None:
     from gptlab.study.launch.submit import launch_recipe, launch_study
 
     if options.job is not None:
-        return run_job(options.job, options.part, draw_run)
+        with best_effort():
+            return run_job(options.job, options.part, draw_run)
     if options.status is not None:
         wide_console(200).print(launches_table(find_launches(options.status)))
         return None

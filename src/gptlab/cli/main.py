@@ -13,6 +13,7 @@ from gptlab.cli import bench, evaluate, launch, output, plan, prepare, study, tr
 from gptlab.cli.common import Parser, add_verb
 from gptlab.config import parse_flag, read_layer, settings, shipped
 from gptlab.errors import ConfigError, LostRank, OutOfMemory, UserError
+from gptlab.streams import discard, fill_descriptors, say
 from gptlab.version import VERSION
 
 LINGER = 5  # seconds
@@ -21,6 +22,7 @@ LINGER = 5  # seconds
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command line and exit with its status; gptlab.status says what each status means."""
     given = list(sys.argv[1:] if argv is None else argv)
+    fill_descriptors()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # in an ASCII locale ± is printed as ?
@@ -30,21 +32,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         options.overrides, options.command = overrides, shlex.join(["gptlab", *given])
         if overrides and not options.takes_settings:
             raise ConfigError(f"`gptlab {options.verb}` takes no settings such as --{next(iter(overrides))}")
-        sys.exit(options.do(options) or 0)
+        status = options.do(options) or 0
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        sys.exit(status)
     except UserError as error:
         if os.environ.get("RANK", "0") != "0":
             time.sleep(2)  # if rank 0 says the same, torchrun ends this rank meanwhile and it is said once
-        print(f"gptlab: {error}", file=sys.stderr)
+        say(f"gptlab: {error}")
         sys.exit(2)
     except OutOfMemory as error:
-        print(f"gptlab: {error}", file=sys.stderr)
+        say(f"gptlab: {error}")
         sys.exit(3)
     except LostRank as error:
-        print(f"gptlab: {error}", file=sys.stderr)
+        say(f"gptlab: {error}")
         time.sleep(LINGER)  # the rank that failed first ends first, and torchrun reports that rank
         sys.exit(1)
     except BrokenPipeError:  # `gptlab sample RUN | head`
-        sys.stderr.close()
+        discard(sys.stdout)
         sys.exit(0)
     except KeyboardInterrupt:
         sys.exit(4)

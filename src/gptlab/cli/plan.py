@@ -58,9 +58,9 @@ def do_plan(options: argparse.Namespace) -> None:
     else:
         one = plan_recipe(build_recipe(layer, options.overrides), device, **cost)
         shown, facts = plan_table(one), one.to_json()
+    if options.json:
+        write_json(options.json, facts)
     console = wide_console(200)
     console.print(shown)
     if detects:
         console.print(detects, markup=False, highlight=False)
-    if options.json:
-        write_json(options.json, facts)

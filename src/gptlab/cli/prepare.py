@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gptlab.cli.common import add_verb
+from gptlab.streams import best_effort
 
 CORPORA = (
     "stdlib, shakespeare, openwebtext, fineweb-edu, or a file or folder of text; labelled documents: eurlex57k, "
@@ -30,6 +31,7 @@ def add_to(verbs: Any) -> None:
     v.add_argument("--merge", action="store_true", help="combine the finished parts into one dataset")
 
 
+@best_effort()
 def do_prepare(options: argparse.Namespace) -> None:
     from gptlab.data.prepare import prepare
 

@@ -10,6 +10,7 @@ from typing import Any
 from gptlab.cli.common import Parser, add_verb, output_file, wide_console, write_json
 from gptlab.config import Study, load_study
 from gptlab.errors import UserError
+from gptlab.streams import best_effort
 from gptlab.version import VERSION
 
 
@@ -88,6 +89,7 @@ def requested_study(options: argparse.Namespace, name: str) -> tuple[Study, Path
     return study, Path(options.out or begun or f"results/{study.name}"), seeds
 
 
+@best_effort()
 def do_study_run(options: argparse.Namespace) -> int:
     from gptlab.study.runner import run_study
 

@@ -11,6 +11,7 @@ from gptlab.cli.common import add_verb, recipe_or_study
 from gptlab.config import build_recipe, flag_sections
 from gptlab.errors import UserError
 from gptlab.status import EXIT_CODES
+from gptlab.streams import best_effort
 
 
 def add_to(verbs: Any) -> None:
@@ -44,6 +45,7 @@ def settings_help() -> str:
     return "\n".join(lines)
 
 
+@best_effort()
 def do_train(options: argparse.Namespace) -> int:
     layer, is_study = recipe_or_study(options)
     if is_study:

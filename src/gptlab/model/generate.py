@@ -11,6 +11,8 @@ from torch import Tensor
 from gptlab.model.gpt import GPT, KVCache
 from gptlab.seeding import address
 
+COLDEST = 1e-30  # logits divided by less may exceed float32, and the most likely id has a probability of 1 long before
+
 
 def pick_token(
     logits: Tensor, temperature: float, top_k: int, top_p: float, generators: list[torch.Generator]
@@ -19,13 +21,13 @@ def pick_token(
 
     Args:
         logits: (B, V).
-        temperature: divides the logits; 0 takes the most likely id.
+        temperature: divides the logits; 0 takes the most likely id, and so does less than `COLDEST`.
         top_k: keep the k most likely ids; 0 keeps all.
         top_p: then keep the smallest set of the most likely ids whose probabilities sum to at least top_p (nucleus
             sampling, Holtzman et al. 2020, arXiv 1904.09751).
         generators: one per sequence.
     """
-    if temperature == 0:
+    if temperature < COLDEST:
         return logits.argmax(dim=-1)
     logits = logits.float() / temperature
     values, order = logits.sort(dim=-1, descending=True, stable=True)

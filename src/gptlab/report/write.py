@@ -38,7 +38,7 @@ def write_report(
     command: str | None = None,
     version: str | None = None,
 ) -> Report:
-    """Analyse study folders, print the tables, and write report.html, CSV files and figures.
+    """Analyse study folders, write report.html, CSV files and figures, and print the tables.
 
     Args:
         folders: of studies, in any state; a folder given twice is read once.
@@ -61,8 +61,6 @@ def write_report(
             twice = [str(read.folder) for read in studies if read.study.name == name]
             raise UserError(f"{' and '.join(twice)} hold the same study, {name}: a report takes it once")
     payload = _payload(studies, compare) | {"gptlab": version, "command": command}
-    if console:
-        print_report(payload, console)
     out = out or (folders[0] if len(studies) == 1 else Path("results") / "-and-".join(names))
     page = out / "report.html"
     try:
@@ -70,6 +68,8 @@ def write_report(
         files = [*write_csv(payload, out), *draw_report(payload, out / "plots", formats)]
     except OSError as error:
         raise UserError(f"{error.filename or out} cannot be written: {error.strerror}; choose --out") from None
+    if console:
+        print_report(payload, console)
     return Report(payload, page, files)
 
 

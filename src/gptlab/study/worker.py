@@ -19,6 +19,7 @@ from gptlab.errors import Locked, UserError
 from gptlab.machine import process_is_alive
 from gptlab.rundir import open_study, run_name
 from gptlab.status import EXIT_CODES
+from gptlab.streams import best_effort
 
 if TYPE_CHECKING:
     from gptlab.training.result import Result
@@ -64,4 +65,6 @@ def _train(recipe: Recipe, out: Path) -> Result:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with best_effort():  # worker.log may be on a full disk
+        status = main(sys.argv[1:])
+    sys.exit(status)

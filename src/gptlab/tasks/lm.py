@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -278,30 +278,69 @@ class LanguageModelling:
         return {**scores(loss, counts, dataset.tokenizer.token_bytes()), "tokens": int(counts.sum())}
 
 
-def continuations(model: GPT, tokenizer: Tokenizer, prompt: str, samples: int, **settings: Any) -> Iterator[list[int]]:
+def continuations(
+    model: GPT, tokenizer: Tokenizer, prompt: str, samples: int, stop: bool = False, **settings: Any
+) -> Iterator[list[int]]:
     """The ids that follow a prompt, one of each sample at a time; an empty prompt is end-of-text.
 
     Args:
+        stop: end when each sample has had an end-of-text.
         settings: max_tokens, temperature, top_k, top_p and seed, as `generate` takes them.
 
     Raises:
-        UserError: the prompt is empty, and the tokenizer has no end-of-text.
+        UserError: the tokenizer has no end-of-text, and the prompt is empty, or generation should stop there.
     """
     ids = tokenizer.encode(prompt)
+    if stop and tokenizer.eot is None:
+        raise UserError("--stop: this tokenizer has no end-of-text to stop at")
     if not ids:
         if tokenizer.eot is None:
             raise UserError("the prompt is empty, and this tokenizer has no end-of-text to start from: give --prompt")
         ids = [tokenizer.eot]
     known = min(tokenizer.vocab_size, model.config.vocab_size)
+    ended = [False] * samples
     for row in generate(model, torch.tensor([ids] * samples), n_ids=known, **settings):
-        yield row.tolist()
+        drawn = row.tolist()
+        yield drawn
+        ended = [done or index == tokenizer.eot for done, index in zip(ended, drawn, strict=True)]
+        if stop and all(ended):
+            return
+
+
+def continued(tokenizer: Tokenizer, prompt: str, ids: list[int], stop: bool = False) -> str:
+    """A prompt and the text of the ids that follow it.
+
+    The two are decoded together: a tokenizer like SentencePiece's drops the space at the beginning of a text, and the
+    continuation is none.
+
+    Args:
+        stop: leave out the first end-of-text and what follows it.
+    """
+    if stop and tokenizer.eot in ids:
+        ids = ids[: ids.index(tokenizer.eot)]
+    start = tokenizer.encode(prompt)
+    before, whole = tokenizer.decode(start), tokenizer.decode([*start, *ids])
+    return prompt + (whole.removeprefix(before) if whole.startswith(before) else tokenizer.decode(ids))
+
+
+def streamed(tokenizer: Tokenizer, prompt: str, ids: Iterable[int], stop: bool = False) -> Iterator[str]:
+    """The pieces of `continued` as soon as each is known: a character whose last bytes are missing is held back."""
+    drawn: list[int] = []
+    text, shown = "", 0
+    for index in ids:
+        drawn.append(index)
+        text = continued(tokenizer, prompt, drawn, stop)
+        whole = text.rstrip("\N{REPLACEMENT CHARACTER}")
+        yield whole[shown:]
+        shown = max(shown, len(whole))
+    yield text[shown:]
 
 
 def sample_texts(model: GPT, tokenizer: Tokenizer, sample: Sample) -> list[str]:
     """`sample.number` texts that continue the prompt, the prompt included."""
     settings = sample.model_dump(exclude=NOT_DRAWN)
     rows = list(continuations(model, tokenizer, sample.prompt, sample.number, **settings))
-    return [sample.prompt + tokenizer.decode([row[i] for row in rows]) for i in range(sample.number)]
+    return [continued(tokenizer, sample.prompt, [row[i] for row in rows]) for i in range(sample.number)]
 
 
 def _token_bytes(dataset: Dataset) -> np.ndarray | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,9 @@ from gptlab.config import Recipe
 from gptlab.distributed.world import World, process_group
 from gptlab.errors import RunError, UserError
 from gptlab.rundir import RunDir
+from gptlab.streams import say
 from gptlab.tasks.base import TaskData, open_data
-from gptlab.training.checkpoint import checkpoint_step, list_checkpoints
+from gptlab.training.checkpoint import checkpoint_step, has_begun, list_checkpoints
 from gptlab.training.result import Result
 from gptlab.training.setup import pick_device, resolve
 from gptlab.training.signals import StopSignal
@@ -38,16 +38,18 @@ class Job:
     quiet: bool
     before: dict[str, Any]
     """result.json as an earlier attempt left it."""
+    auto_micro_batch: bool
+    """Whether batch.micro_batch was left open."""
 
     def halve_micro_batch(self) -> bool:
         """After running out of memory in the first steps: half the micro-batch, with twice the accumulation.
 
-        Only where batch.micro_batch is auto: a given number is not changed. The new one goes into recipe.toml.
+        Only where batch.micro_batch was auto: a given number is not changed. The new one goes into recipe.toml.
 
         Returns:
             Whether the run can be tried again.
         """
-        if self.recipe.batch.micro_batch != "auto" or not self.run.exists():
+        if not self.auto_micro_batch or not self.run.exists():
             return False
         stored = self.run.read_recipe()
         begun = max((checkpoint_step(path) for path in list_checkpoints(self.run)), default=0)
@@ -55,23 +57,22 @@ class Job:
         most = stored.batch.micro_batch
         if most == "auto" or most == 1 or done > begun + FIRST_STEPS:
             return False
+        self.recipe = self.recipe.replace({"batch.micro_batch": most // 2})
         self.run.write_recipe(stored.replace({"batch.micro_batch": most // 2}))
         gc.collect()  # what the failed attempt still holds
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()  # the result's peak is of the attempt that succeeds
         if not self.quiet:
-            print(
+            say(
                 f"out of memory with micro-batches of {most} sequences: trying again with {most // 2}; a step still "
-                f"has {self.recipe.batch.tokens_per_step:,} tokens",
-                file=sys.stderr,
-                flush=True,
+                f"has {self.recipe.batch.tokens_per_step:,} tokens"
             )
         return True
 
     def finish(self, result: Result) -> Result:
         """Write result.json, where it does not say so already; the result that all ranks return."""
-        if not self.world.broadcast(self.run.exists()):
+        if not self.world.broadcast(has_begun(self.run)):
             self.run.write_recipe(resolve(self.recipe, self.run, self.data, self.device, self.world)[0])
         if result.to_json() != self.run.read_json("result.json"):
             self.run.write_json("result.json", result.to_json())
@@ -86,7 +87,7 @@ def open_job(recipe: Recipe, out: str | Path | None, resume: str, quiet: bool) -
         UserError: the data, the device or the folder cannot be used.
     """
     run = RunDir(out or f"runs/{recipe.name}_seed{recipe.seed}")
-    if resume == "never" and run.exists():
+    if resume == "never" and has_begun(run):
         raise RunError(f"{run.path} already has a run in it: --resume auto resumes it, --out names another folder")
     device, data = pick_device(recipe.train.device), open_data(recipe)
     with process_group(recipe.distributed.strategy, device) as world:
@@ -94,7 +95,7 @@ def open_job(recipe: Recipe, out: str | Path | None, resume: str, quiet: bool) -
         before = run.read_json("result.json")
         signal = StopSignal(run.path if world.first else None)
         with _locked(run, world), signal, _cpu_threads(recipe.train.threads):
-            yield Job(recipe, run, data, device, world, signal, quiet, before)
+            yield Job(recipe, run, data, device, world, signal, quiet, before, recipe.batch.micro_batch == "auto")
 
 
 @contextlib.contextmanager

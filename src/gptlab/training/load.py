@@ -15,7 +15,7 @@ from gptlab.model.gpt import GPT
 from gptlab.precision.regimes import make_regime
 from gptlab.rundir import RunDir
 from gptlab.tasks.base import task_of
-from gptlab.tasks.lm import NOT_DRAWN, continuations
+from gptlab.tasks.lm import NOT_DRAWN, continuations, continued, streamed
 from gptlab.training.checkpoint import checkpoint_step, open_checkpoint
 from gptlab.training.setup import pick_device
 from gptlab.training.tensors import stored_weights
@@ -33,24 +33,31 @@ class Run:
     step: int
     """Optimizer updates the weights have seen."""
 
-    def sample(self, prompt: str | None = None, samples: int = 1, **settings: Any) -> list[str]:
+    def sample(self, prompt: str | None = None, samples: int = 1, stop: bool = False, **settings: Any) -> list[str]:
         """Texts that continue a prompt, the prompt included.
 
         Args:
             prompt: default the recipe's.
             samples: how many.
+            stop: end a text at end-of-text, which is left out.
             settings: max_tokens, temperature, top_k, top_p, seed; default the recipe's `sample` section.
         """
         text = self.recipe.sample.prompt if prompt is None else prompt
-        rows = list(self.stream(text, samples, **settings))
-        return [text + self.tokenizer.decode([row[i] for row in rows]) for i in range(samples)]
+        rows = list(self.ids(text, samples, stop, **settings))
+        return [continued(self.tokenizer, text, [row[i] for row in rows], stop) for i in range(samples)]
 
-    def stream(self, prompt: str, samples: int = 1, **settings: Any) -> Iterator[list[int]]:
+    def stream(self, prompt: str | None = None, stop: bool = False, **settings: Any) -> Iterator[str]:
+        """The text of `sample` in pieces, as it is drawn; arguments as for `sample`."""
+        text = self.recipe.sample.prompt if prompt is None else prompt
+        ids = (index for (index,) in self.ids(text, 1, stop, **settings))
+        yield from streamed(self.tokenizer, text, ids, stop)
+
+    def ids(self, prompt: str, samples: int = 1, stop: bool = False, **settings: Any) -> Iterator[list[int]]:
         """The ids as they are drawn, one of each sample at a time; arguments as for `sample`."""
         if not isinstance(self.model, GPT):
             raise RunError(f"{self.path} is a run of task = {self.recipe.task}: it generates no text")
         chosen = {**self.recipe.sample.model_dump(exclude=NOT_DRAWN), **settings}
-        yield from continuations(self.model, self.tokenizer, prompt, samples, **chosen)
+        yield from continuations(self.model, self.tokenizer, prompt, samples, stop, **chosen)
 
 
 def load_run(path: str | Path, checkpoint: str = "last", device: str = "auto") -> Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import sys
@@ -14,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from gptlab.config import Recipe
 from gptlab.errors import UserError
 from gptlab.rundir import RunDir
+from gptlab.streams import patient
 
 
 class Logs:
@@ -27,7 +29,7 @@ class Logs:
         recipe: names the run for Weights & Biases.
         unit: "tokens" or "samples", as the task counts.
         total_steps: where the bar ends.
-        step: where it begins.
+        step: of the checkpoint from which it continues, or -1. What was logged after it is purged from TensorBoard.
         quiet: print nothing.
     """
 
@@ -36,7 +38,7 @@ class Logs:
     ) -> None:
         self.run, self.file = run, run.open_metrics()
         self.total_steps, self.quiet, self.unit = total_steps, quiet, unit
-        self.console = Console(file=sys.stderr)
+        self.console = Console(file=patient(sys.stderr))
         self.bar: Progress | None = None
         self.last_print = -math.inf
         self.tensorboard: Any = None
@@ -44,16 +46,22 @@ class Logs:
         if recipe.log.tensorboard and run.writes:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.tensorboard = SummaryWriter(str(run.path / "tensorboard"))
-        if recipe.log.wandb:
+            self.tensorboard = SummaryWriter(str(run.path / "tensorboard"), purge_step=step + 1)
+        if recipe.log.wandb and run.writes:
+            import wandb
+
             try:
-                import wandb
-            except ImportError:
-                raise UserError("log.wandb = true: wandb is not installed; `pip install wandb` adds it") from None
-            if run.writes:  # all ranks import the package, so that all of them stop where it is missing
                 self.wandb = wandb.init(
-                    project="gptlab", name=run.path.name, dir=str(run.path), config=recipe.model_dump(), resume="allow"
+                    project="gptlab",
+                    id=run.make_id(),  # a resumed run is the same run there
+                    name=run.path.name,
+                    dir=str(run.path),
+                    config=recipe.model_dump(),
+                    resume="allow",
                 )
+            except Exception as error:  # of the network, the account or the package: without a common base class
+                first, *_ = str(error).splitlines() or [type(error).__name__]
+                raise UserError(f"log.wandb = true: {first}; WANDB_MODE=offline logs without a network") from None
         if not quiet and self.console.is_terminal:
             self.bar = Progress(
                 TextColumn("[bold]{task.completed:.0f}/{task.total:.0f}"),
@@ -65,7 +73,7 @@ class Logs:
                 refresh_per_second=2,
             )
             self.bar.start()
-            self.bar.add_task("", total=total_steps, completed=step)
+            self.bar.add_task("", total=total_steps, completed=max(step, 0))
 
     def message(self, text: str) -> None:
         """A line on the terminal, above the progress bar."""
@@ -121,6 +129,21 @@ class Logs:
             self.tensorboard.close()
         if self.wandb is not None:
             self.wandb.finish()
+
+
+def require_packages(recipe: Recipe) -> None:
+    """Raise UserError if a package that the run is to log to is missing. All ranks call this, and all stop."""
+    for wanted, module, package in (
+        (recipe.log.tensorboard, "torch.utils.tensorboard", "tensorboard"),
+        (recipe.log.wandb, "wandb", "wandb"),
+    ):
+        if wanted:
+            try:
+                importlib.import_module(module)
+            except ImportError as error:
+                raise UserError(
+                    f"log.{package} = true: {package} cannot be imported ({error}); `pip install {package}` adds it"
+                ) from None
 
 
 def _number(value: float) -> str:

@@ -26,7 +26,7 @@ from gptlab.planning.resolve import resolve_recipe
 from gptlab.precision.regimes import make_regime
 from gptlab.rundir import RunDir
 from gptlab.tasks.base import Init, Task, TaskData, task_of
-from gptlab.training.checkpoint import list_checkpoints, open_checkpoint
+from gptlab.training.checkpoint import has_begun, list_checkpoints, open_checkpoint
 from gptlab.training.tensors import stored_weights
 from gptlab.version import VERSION
 
@@ -53,13 +53,15 @@ def resolve(
 ) -> tuple[Recipe, Init]:
     """The recipe with every default filled in, and what sets the first weights: a seed, or a function of the model.
 
-    A resumed run keeps the stored micro-batch, decay steps and compilation where the recipe leaves them open.
+    A resumed run keeps the stored micro-batch, decay steps and compilation where the recipe leaves them open. A run
+    that never took a step is begun anew, with any settings.
 
     Raises:
-        RunError: the run in this folder was trained with other settings or other data; it names them.
+        RunError: the run in this folder was trained with other settings or other data; it names them. Or it would go on
+            at learning rate 0.
         UserError: train.init_from cannot be read.
     """
-    stored = run.read_recipe() if run.exists() else None
+    stored = run.read_recipe() if run.exists() and has_begun(run) else None
     model, init = first_weights(recipe, stored, run, data)
     found = resolve_recipe(recipe, device.type, data, model, stored)
     recipe = found.recipe
@@ -71,6 +73,7 @@ def resolve(
         trained_on = run.read_json("environment.json").get("data", {}).get("fingerprint")
         if trained_on and trained_on != data.fingerprint():
             raise RunError(f"{run.path} was trained on other data than {', '.join(map(str, data.paths))} holds")
+        refuse_idle_steps(stored, recipe, run, data.epoch_tokens(recipe.model.block_size))
     return recipe, init
 
 
@@ -116,6 +119,27 @@ def refuse_differences(stored: Recipe, recipe: Recipe, run: RunDir) -> None:
         raise RunError(
             f"{run.path} holds a run with other settings: {', '.join(differ)}; --out names another folder for this one"
         )
+
+
+def refuse_idle_steps(stored: Recipe, recipe: Recipe, run: RunDir, epoch: int) -> None:
+    """Refuse a longer limit where the steps that it adds have the learning rate 0."""
+    limit, before = recipe.step_limit(epoch), stored.step_limit(epoch)
+    if limit > before and (idle := idle_steps(recipe, limit)):
+        raise RunError(
+            f"{run.path}: {idle}. A new run can start from its weights (--train.init-from {run.path} --out DIR), or "
+            f"train {limit} steps from the beginning (--schedule.decay-steps {limit} --out DIR)"
+        )
+
+
+def idle_steps(recipe: Recipe, limit: int) -> str:
+    """Which steps have the learning rate 0, because the schedule ends before the run does; "" if none has."""
+    schedule = recipe.schedule
+    if schedule.shape == "constant" or schedule.min_lr or limit <= schedule.decay_steps:
+        return ""
+    return (
+        f"steps {schedule.decay_steps + 1} to {limit} train at learning rate 0, as schedule.decay_steps = "
+        f"{schedule.decay_steps} and schedule.min_lr = 0"
+    )
 
 
 def start_from(source: str) -> tuple[Model, Callable[[Any], None]]:

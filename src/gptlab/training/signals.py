@@ -58,9 +58,13 @@ class StopSignal:
             raise KeyboardInterrupt
         if number == getattr(signal, "SIGHUP", None):
             _leave_terminal()
-        self._ask(signal.Signals(number).name)
-        if (outer := self._outer(number)) is not None:
-            outer._handle(number, frame)
+        if number == signal.SIGINT and os.environ.get("RANK", "0") == "0":
+            with contextlib.suppress(OSError):  # print may be at work where the signal arrived
+                os.write(2, b"\nsaving, then stopping; Ctrl-C again stops without saving\n")
+        heard: StopSignal | None = self
+        while heard is not None:
+            heard._ask(signal.Signals(number).name)
+            heard = heard._outer(number)
 
     def _outer(self, number: int) -> StopSignal | None:
         before = getattr(self._before.get(number), "__self__", None)

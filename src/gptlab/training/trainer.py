@@ -24,10 +24,10 @@ from gptlab.sparsity.pruner import make_pruner
 from gptlab.tasks.base import Init, task_of
 from gptlab.training.checkpoint import Checkpoints, final_sparsity_step, list_checkpoints
 from gptlab.training.job import Job
-from gptlab.training.logs import Logs
+from gptlab.training.logs import Logs, require_packages
 from gptlab.training.monitor import Monitor
 from gptlab.training.result import NotStarted, Result
-from gptlab.training.setup import environment, resolve, summary
+from gptlab.training.setup import environment, idle_steps, resolve, summary
 from gptlab.training.state import State
 from gptlab.training.throughput import Energy
 
@@ -67,6 +67,7 @@ class Trainer:
                 "compile.enabled = true: PyTorch's compiler reads files in the locale's encoding, which is ASCII and "
                 "must be UTF-8: set PYTHONUTF8=1, or pass --compile.enabled false"
             )
+        require_packages(self.recipe)
         if self.recipe.train.eval_only:
             return
         n = self.recipe.sequences_per_step
@@ -135,10 +136,12 @@ class Trainer:
 
     def _open_logs(self) -> None:
         recipe, quiet = self.recipe, self.job.quiet or not self.world.first
-        self.logs = Logs(self.run, recipe, self.task.unit, self.limit, self.state.step, quiet)
+        self.logs = Logs(self.run, recipe, self.task.unit, self.limit, self.saved_step, quiet)
         self.logs.message(summary(recipe, self.task, self.model, self.device, self.limit, self.state.step, self.world))
         if self.device.type == "mps":
             self.logs.message("train.device = mps is untested: compare a short run with --train.device cpu")
+        if not recipe.train.eval_only and (idle := idle_steps(recipe, self.limit)):
+            self.logs.message(idle)
         for problem in self.checkpoints.passed_over:
             self.logs.message(f"{problem}; it is passed over")
         alone = self.device.type == "cpu" and self.world.size == 1 and not quiet
