@@ -42,6 +42,7 @@ from gptlab.training.tensors import (
     Extent,
     Saved,
     check_names,
+    check_part,
     extent,
     is_file_name,
     load_optimizer,
@@ -49,7 +50,7 @@ from gptlab.training.tensors import (
     optimizer_tensors,
     read_index,
     read_object,
-    stored_part,
+    read_part,
     write_safetensors,
 )
 
@@ -84,7 +85,7 @@ def checkpoint_step(path: Path) -> int:
 
 def has_begun(run: RunDir) -> bool:
     """Whether a run has a checkpoint or has taken a step. If not, its folder is free for other settings."""
-    return bool(list_checkpoints(run)) or run.has_steps()
+    return bool(list_checkpoints(run)) or run.has_steps() or bool(run.read_json("result.json").get("steps"))
 
 
 def read_manifest(path: Path, run_id: str = "") -> tuple[dict[str, str], str]:
@@ -164,7 +165,7 @@ def find_checkpoint(run: RunDir, which: str = "last") -> Path:
     """
     run_id, named = run.read_id(), set[str]()
     for _ in range(TRIES):
-        found = list_checkpoints(run)
+        found = list_checkpoints(run) or list_checkpoints(run)  # the only one may have been replaced meanwhile
         if not found:
             raise RunError(f"{run.path} has no checkpoint")
         order, final_step = found[::-1], 0
@@ -439,12 +440,12 @@ class Checkpoints:
         saved, parameters = Saved(path), dict(model.named_parameters())
         check_names(saved, "model", parameters)
         for name, p in parameters.items():
-            stored_part(saved, "model", name, p, parameters)
+            check_part(saved, "model", name, p, parameters)
         if saved.names("optimizer") or progress["step"] != progress.get("skipped_steps", 0):
             load_optimizer(saved, model, optimizer)  # there is no state before the first update that is not skipped
         with torch.no_grad():
             for name, p in parameters.items():
-                p.copy_(stored_part(saved, "model", name, p, parameters))
+                p.copy_(read_part(saved, "model", name, p, parameters))
         if isinstance(pruner, Pruner):
             stored = {name: local_part(saved, "sparsity", name, parameters) for name in saved.names("sparsity")}
             if problem := pruner.unlike(stored, progress["step"]):

@@ -289,7 +289,8 @@ def load_optimizer(saved: Saved, model: Weights, optimizer: torch.optim.Optimize
     state = optimizer_tensors(model, optimizer)
     check_names(saved, "optimizer", state)
     for name, tensor in state.items():
-        stored = stored_part(saved, "optimizer", name, tensor, parameters)
+        check_part(saved, "optimizer", name, tensor, parameters)
+        stored = read_part(saved, "optimizer", name, tensor, parameters)
         kind, _, of = name.partition("/")
         if kind.endswith(".int"):
             key: Any = parameters.get(of, of)
@@ -305,21 +306,29 @@ def check_names(saved: Saved, kind: str, wanted: Iterable[str]) -> None:
         raise RunError(f"checkpoint {saved.path} has other tensors than {what}: {', '.join(differ[:4])}")
 
 
-def stored_part(saved: Saved, kind: str, name: str, here: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
-    """What a checkpoint has in the place of a tensor, of which `here` are the local rows.
+def check_part(saved: Saved, kind: str, name: str, here: Tensor, parameters: Mapping[str, Tensor]) -> None:
+    """Raise RunError if what a checkpoint has in the place of a tensor is of another shape or dtype.
 
-    Raises:
-        RunError: it is of another shape or dtype.
+    Args:
+        here: the tensor, or its local rows.
     """
     whole = extent(name, here, parameters)
     wanted = tuple(here.shape) if whole is None else whole.shape
     if (found := saved.shape(kind, name)) != wanted:
         raise RunError(f"checkpoint {saved.path}: {name} is of shape {found}, and not {wanted}")
+    _check_dtype(saved, name, saved.read(kind, name, 0, 0), here)
+
+
+def read_part(saved: Saved, kind: str, name: str, here: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+    """What a checkpoint has in the place of a tensor or its local rows, after `check_part`."""
     stored = local_part(saved, kind, name, parameters)
+    _check_dtype(saved, name, stored, here)
+    return stored
+
+
+def _check_dtype(saved: Saved, name: str, stored: Tensor, here: Tensor) -> None:
     if stored.dtype != here.dtype:
         raise RunError(f"checkpoint {saved.path}: {name} is in {stored.dtype}, this model's in {here.dtype}")
-    assert stored.shape == here.shape
-    return stored
 
 
 def local_part(saved: Saved, kind: str, name: str, parameters: Mapping[str, Tensor]) -> Tensor:
