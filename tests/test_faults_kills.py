@@ -156,10 +156,13 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
+ORDER = [*KINDS, "classify"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [*KINDS, "classify"])
+@pytest.mark.parametrize("kind", ORDER)
 def test_killed_before_every_change_of_the_disk(kind: str, dataset: Path, labelled: Path, tmp_path: Path) -> None:
-    """Kills before the first change, the second and so on, each start going on from the last; then at random."""
+    """Before every third change of the disk, and then at random; each start goes on from what the last one left."""
     if kind == "adamw_8bit":
         pytest.importorskip("bitsandbytes")
     if kind == "classify":
@@ -168,11 +171,11 @@ def test_killed_before_every_change_of_the_disk(kind: str, dataset: Path, labell
     else:
         recipe = tiny_recipe(dataset, **{**SMALL, **KINDS[kind]})
     assert start(recipe, tmp_path / "whole") == 0
-    kills = killed(recipe, tmp_path / "pieces", range(1, 60))
+    kills = killed(recipe, tmp_path / "pieces", range(1 + ORDER.index(kind) % 3, 45, 3))
     assert_same(tmp_path / "whole", tmp_path / "pieces")
     shutil.rmtree(tmp_path / "pieces")
     draw = random.Random(kind)
-    kills += killed(recipe, tmp_path / "pieces", (draw.randint(15, 60) for _ in range(20)))
+    kills += killed(recipe, tmp_path / "pieces", (draw.randint(15, 60) for _ in range(5)))
     assert_same(tmp_path / "whole", tmp_path / "pieces")
-    print(f"{kind}: {kills} kills")
-    assert kills >= 20
+    print(f"{kind}: {kills} kills", flush=True)
+    assert kills >= 10

@@ -75,6 +75,14 @@ def test_training_ends_as_if_somebody_had_read(
     assert RunDir(tmp_path / "run").read_json("result.json")["status"] == "completed"
 
 
+def test_a_terminal_of_another_encoding_goes_on_being_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(written, encoding="ascii"))
+    say("loss \N{PLUS-MINUS SIGN}")
+    say("and on")
+    assert written.getvalue().splitlines() == [b"loss ?", b"and on"]
+
+
 @pytest.mark.parametrize("who", NOBODY)
 def test_a_mistake_keeps_its_exit_status(who: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", NOBODY[who]())

@@ -14,9 +14,11 @@ from conftest import tiny_recipe
 
 from gptlab.config import Recipe, build_recipe
 from gptlab.errors import NotApplicable, RunError, UserError
+from gptlab.optim.schedule import learning_rate
 from gptlab.rundir import RunDir
 from gptlab.training.checkpoint import Checkpoints, best_first, final_sparsity_step, find_checkpoint, list_checkpoints
 from gptlab.training.loop import train
+from gptlab.training.setup import idle_steps
 from gptlab.training.trainer import Trainer
 
 
@@ -97,9 +99,20 @@ def test_a_missing_package_is_a_sentence_and_leaves_nothing(
 # -- a longer limit
 
 
-@pytest.mark.parametrize("shape", ["cosine", "linear", "wsd"])
-def test_a_longer_limit_that_would_train_at_rate_0_is_refused(shape: str, small: Recipe, tmp_path: Path) -> None:
-    small = small.replace({"schedule.shape": shape, "schedule.min_lr": 0.0, "schedule.warmup_steps": 0})
+@pytest.mark.parametrize("shape", ["cosine", "linear", "wsd", "constant"])
+def test_the_steps_at_rate_0_are_those_that_the_schedule_says(shape: str, small: Recipe) -> None:
+    changes = {"schedule.shape": shape, "schedule.warmup_steps": 0, "schedule.decay_steps": 4}
+    for floor in (0.0, 1e-4):
+        recipe = small.replace({**changes, "schedule.min_lr": floor})
+        for limit in (3, 4, 5, 9):
+            rates = [learning_rate(step, recipe.optim.lr, recipe.schedule) for step in range(limit)]
+            idle = [step + 1 for step, rate in enumerate(rates) if rate == 0]
+            says = f"steps {idle[0]} to {idle[-1]} train at learning rate 0" if idle else ""
+            assert idle_steps(recipe, limit).partition(",")[0] == says
+
+
+def test_a_longer_limit_that_would_train_at_rate_0_is_refused(small: Recipe, tmp_path: Path) -> None:
+    small = small.replace({"schedule.min_lr": 0.0, "schedule.warmup_steps": 0})
     train(small, tmp_path / "run", quiet=True)
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     with pytest.raises(RunError) as refused:
