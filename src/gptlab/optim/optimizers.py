@@ -125,7 +125,7 @@ class OptimizerEntry(NamedTuple):
     """One optimizer that a recipe can name."""
 
     make: Callable[[Weights, Optim, int], torch.optim.Optimizer]
-    """From weights, settings and a seed."""
+    """From weights, settings and a seed. Its first step makes all of its state: a checkpoint is compared with it."""
     memory: Callable[[Parameters, Optim, bool], OptimizerBytes] | None = None
     """From parameters, settings and whether they are on a GPU. If None, runs with this optimizer cannot be planned."""
 
