@@ -23,6 +23,7 @@ from typing import Any
 from gptlab import config as schema
 from gptlab.config import Recipe, build_recipe, flag_sections, shipped
 from gptlab.errors import ConfigError, UserError
+from gptlab.files import because, printable, read_text
 
 CONFIG = Path(".config")
 FOLDER = Path(".kconfig")  # for generated files: the Kconfig, and the recipe to train
@@ -222,7 +223,7 @@ def read(path: Path = CONFIG) -> Config:
         ConfigError: there is no such file, or a line, a symbol or a value in it is wrong.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, ConfigError)
     except FileNotFoundError:
         raise ConfigError(
             f"there is no {path}: `make defconfig-NAME` writes it; `gptlab recipes` and `gptlab studies` list the names"
@@ -320,7 +321,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 )
             run(config)
     except UserError as error:
-        print(f"gptlab: {error}", file=sys.stderr)
+        print(f"gptlab: {printable(str(error))}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        print(f"gptlab: {error.filename or CONFIG}: {because(error)}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -14,15 +14,27 @@ import os
 import re
 import secrets
 import time
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from gptlab import locks
+from gptlab import files, locks
 from gptlab.config import Recipe, Study, build_recipe, load_study, plan_changes, plan_hash, study_plan
 from gptlab.errors import ConfigError, Locked, RunError
+from gptlab.status import STATUSES
+
+# Fields that are computed with or compared, of result.json (and a study's summaries of it) and of environment.json.
+RESULT: dict[str, Any] = {
+    **dict.fromkeys(("status", "reason", "failure", "failed_tensor", "study", "arm", "group"), str),
+    **dict.fromkeys(("steps", "tokens", "samples", "failed_at_step", "seed"), int),
+    **dict.fromkeys(("final_train_loss", "final_val_loss", "wall_seconds", "cpu_seconds"), float),
+}
+ENVIRONMENT: dict[str, Any] = {"data": {"train_tokens": int, "fingerprint": str}, "threads": int, "parameters": int}
+
+MOST_LINES = 50_000  # of training in memory: more than a plot has pixels, and some 60 MB
+MOST_LINE_BYTES = 2**20  # a longer line is none of ours
+STANDS_OUT = 1.5  # a loss this many times the last one kept is kept too
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -51,6 +63,8 @@ class RunDir:
         self.id_file = self.path / "id"
         self.checkpoints = self.path / "checkpoints"
         self.plots = self.path / "plots"
+        self.damaged_lines = 0
+        """Lines of metrics.jsonl that the last `read_metrics` could not read."""
 
     @classmethod
     def open(cls, path: str | Path) -> RunDir:
@@ -72,9 +86,10 @@ class RunDir:
         write_atomically(self.recipe_file, recipe.to_toml())
 
     def read_recipe(self) -> Recipe:
+        layer = files.read_toml(self.recipe_file, RunError)
         try:
-            return build_recipe(tomllib.loads(self.recipe_file.read_text(encoding="utf-8")))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, ConfigError) as error:
+            return build_recipe(layer)
+        except ConfigError as error:
             raise RunError(f"{self.recipe_file} cannot be read: {error}") from None
 
     def read_id(self) -> str:
@@ -107,39 +122,98 @@ class RunDir:
         """The content of a JSON file of the run; {} if it is missing. Raises RunError if it is damaged."""
         file = self.path / name
         try:
-            return json.loads(file.read_text(encoding="utf-8"))
+            content = files.read_json(file, RunError)
         except FileNotFoundError:
             return {}
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise RunError(f"{file} is damaged: {error}") from None
+        try:
+            if name == "environment.json":
+                files.check_fields(content, ENVIRONMENT)
+            elif name == "result.json" or "_seed" in name:  # a run's result, or a study's summary of it
+                files.check_fields(content, RESULT)
+                if "status" in content and content["status"] not in STATUSES:
+                    raise ValueError(f"status = {content['status']}: unknown status")
+        except ValueError as error:
+            raise RunError(f"{file} is damaged: {files.printable(str(error))}") from None
+        return content
 
     # -- metrics: appended line by line. A kill can leave half a line, which readers skip.
 
-    def read_metrics(self) -> list[dict[str, Any]]:
-        """All lines of metrics.jsonl as dictionaries. NaN and infinity are floats."""
-        return list(self._metric_lines())
+    def read_metrics(self, most: int = MOST_LINES) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl as dictionaries, in bounded memory. NaN and infinity are floats.
 
-    def _metric_lines(self) -> Iterator[dict[str, Any]]:
+        All evaluations are among them. Of more than `most` training lines every second, third, ... is, and between
+        two of these the one with the highest loss where that stands out. `damaged_lines` counts what was skipped.
+        """
+        self.damaged_lines = 0
         if not self.metrics_file.is_file():
-            return
-        with open(self.metrics_file, encoding="utf-8", errors="replace") as file:
-            for line in file:
-                with contextlib.suppress(json.JSONDecodeError, RecursionError):
-                    value = json.loads(line)
-                    if isinstance(value, dict) and "step" in value:
-                        yield value
+            return []
+        with open(self.metrics_file, "rb") as file:
+            count = sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
+        return list(self._metric_lines(every=-(-count // most)))
 
     def has_steps(self) -> bool:
         """Whether a line is of an update."""
-        return any(isinstance(line["step"], int) and line["step"] > 0 for line in self._metric_lines())
+        return any(isinstance(line["step"], int) and line["step"] > 0 for line in self._metric_lines(1))
 
-    def cut_metrics(self, step: int) -> None:
-        """Remove the lines after `step`, because a run that resumes at this step writes them again."""
-        if not self.writes:
-            return
-        kept = "".join(json.dumps(line) + "\n" for line in self._metric_lines() if line["step"] <= step)
-        if self.metrics_file.is_file():
-            write_atomically(self.metrics_file, kept)
+    def _metric_lines(self, every: int) -> Iterator[dict[str, Any]]:
+        kept, seen, highest, spike = -1.0, -1, -1.0, b""
+
+        def parsed(line: bytes) -> Iterator[dict[str, Any]]:
+            if (value := parse_metrics(line)) is not None:
+                yield value
+            elif line.strip():
+                self.damaged_lines += 1
+
+        for line in _raw_lines(self.metrics_file):
+            if every <= 1 or (b'"loss"' not in line and line.startswith(b"{")):
+                yield from parsed(line)
+                continue
+            seen += 1
+            loss = _loss_of(line)
+            if seen % every:
+                if not line.endswith(b"}\n"):
+                    self.damaged_lines += 1
+                elif loss > max(highest, STANDS_OUT * kept):
+                    highest, spike = loss, line
+                continue
+            if spike:
+                yield from parsed(spike)
+            kept, highest, spike = loss, -1.0, b""
+            yield from parsed(line)
+        if spike:
+            yield from parsed(spike)
+        if every > 1 and seen % every and (last := self.last_line("loss")) is not None:
+            yield last
+
+    def last_line(self, key: str) -> dict[str, Any] | None:
+        """The last line of metrics.jsonl that has `key`, found from the end; None if there is none."""
+        for line in _lines_backwards(self.metrics_file):
+            if f'"{key}"'.encode() in line and key in (value := parse_metrics(line) or {}):
+                return value
+        return None
+
+    def cut_metrics(self, step: int) -> int:
+        """Remove the lines after `step`, because a run that resumes at this step writes them again.
+
+        Returns:
+            The number of damaged lines, which are removed too. The last line counts only if it is not cut off.
+        """
+        if not self.writes or not self.metrics_file.is_file():
+            return 0
+        damaged = 0
+        temporary = self.metrics_file.with_name(f".{self.metrics_file.name}.tmp")
+        with open(temporary, "wb") as kept:
+            for line in _raw_lines(self.metrics_file):
+                ours = re.match(rb'\{"step": (\d{1,18}), "[^\0]*\}\n', line)  # parsing all would take a minute
+                value = {"step": int(ours[1])} if ours else parse_metrics(line)
+                if value is None:
+                    damaged += bool(line.strip()) and line.endswith(b"\n")
+                elif value["step"] <= step:
+                    kept.write(line if line.endswith(b"\n") else line + b"\n")
+            kept.flush()
+            os.fsync(kept.fileno())
+        os.replace(temporary, self.metrics_file)
+        return damaged
 
     def open_metrics(self) -> IO[str]:
         if not self.writes:
@@ -157,6 +231,46 @@ class RunDir:
             return
         with locks.hold(self.path, Locked(f"{self.path} is being trained by another process")):
             yield
+
+
+def parse_metrics(line: bytes) -> dict[str, Any] | None:
+    """A line of metrics.jsonl; None for what is no line of a run: a whole step, and numbers or null under all names."""
+    try:
+        value = files.parse_json(line)
+    except ValueError:
+        return None
+    if not isinstance(value, dict) or type(value.get("step")) is not int or not 0 <= value["step"] < 2**63:
+        return None
+    return value if all(v is None or isinstance(v, int | float | bool) for v in value.values()) else None
+
+
+def _raw_lines(file: Path) -> Iterator[bytes]:
+    with open(file, "rb") as opened:
+        yield from iter(lambda: opened.readline(MOST_LINE_BYTES), b"")
+
+
+def _lines_backwards(file: Path) -> Iterator[bytes]:
+    """The lines of a file from the last to the first. A missing file has none."""
+    if not file.is_file():
+        return
+    with open(file, "rb") as opened:
+        end, rest = opened.seek(0, os.SEEK_END), b""
+        while end > 0:
+            begin = max(0, end - 2**16)
+            opened.seek(begin)
+            first, *lines = (opened.read(end - begin) + rest).split(b"\n")
+            yield from reversed(lines)
+            end, rest = begin, first[:MOST_LINE_BYTES]
+        yield rest
+
+
+def _loss_of(line: bytes) -> float:
+    """The loss in a line, without parsing the line; infinite if it is no number."""
+    begin = line.find(b'"loss": ') + 8
+    try:
+        return float(line[begin : line.find(b",", begin)])
+    except ValueError:
+        return float("inf")
 
 
 # -- a study's folder: study.toml, plan.json, a run directory for each arm and seed, and a summary of each run beside it
@@ -200,8 +314,8 @@ def read_plan(folder: str | Path, study: Study) -> RegisteredPlan | None:
     try:
         date, sha256, late, plan = (content[key] for key in ("registered", "sha256", "late", "plan"))
         date, remarks = str(date), plan_changes(plan, study)
-    except (ConfigError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{file} is damaged: {error}") from None
+    except (ConfigError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{file} is damaged: {files.because(error)}") from None
     if late:
         remarks.insert(0, f"the plan was registered on {date[:10]}, after runs had begun")
     if sha256 != plan_hash(plan):

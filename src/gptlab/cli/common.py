@@ -8,6 +8,7 @@ from typing import Any
 
 from gptlab.config import read_layer, shipped, unknown_setting
 from gptlab.errors import UserError
+from gptlab.files import because
 
 OTHER_TRAINERS = {
     "steps": "--train.max-steps",
@@ -57,7 +58,7 @@ def write_json(file: Path, facts: Any) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        raise UserError(f"cannot write {file}: {error.strerror}") from None
+        raise UserError(f"cannot write {file}: {because(error)}") from None
 
 
 def recipe_or_study(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:

@@ -1,22 +1,26 @@
 """The entry point of `gptlab`, and its parser. A verb imports what is heavy when it is called."""
 
 import argparse
+import errno
 import io
 import os
 import shlex
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from gptlab.cli import bench, evaluate, launch, output, plan, prepare, study, train
 from gptlab.cli.common import Parser, add_verb
 from gptlab.config import parse_flag, read_layer, settings, shipped
 from gptlab.errors import ConfigError, LostRank, OutOfMemory, UserError
+from gptlab.files import because, printable
 from gptlab.streams import discard, fill_descriptors, say
 from gptlab.version import VERSION
 
 LINGER = 5  # seconds
+MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
+"""What the file system says that another command line would not mend."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -34,25 +38,38 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ConfigError(f"`gptlab {options.verb}` takes no settings such as --{next(iter(overrides))}")
         status = options.do(options) or 0
         if sys.stdout is not None:
-            sys.stdout.flush()
+            sys.stdout.flush()  # here it can be said that the output is lost
         sys.exit(status)
     except UserError as error:
         if os.environ.get("RANK", "0") != "0":
             time.sleep(2)  # if rank 0 says the same, torchrun ends this rank meanwhile and it is said once
-        say(f"gptlab: {error}")
-        sys.exit(2)
+        _end(2, str(error))
     except OutOfMemory as error:
-        say(f"gptlab: {error}")
-        sys.exit(3)
+        _end(3, str(error))
     except LostRank as error:
-        say(f"gptlab: {error}")
+        say(f"gptlab: {printable(str(error))}")
         time.sleep(LINGER)  # the rank that failed first ends first, and torchrun reports that rank
         sys.exit(1)
     except BrokenPipeError:  # `gptlab sample RUN | head`
-        discard(sys.stdout)
-        sys.exit(0)
+        _end(0)
+    except OSError as error:
+        names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+        _end(1 if error.errno in MACHINE else 2, ": ".join([*names, because(error)]))
+    except MemoryError:
+        _end(3, f"`gptlab {given[0] if given else ''}` ran out of host memory")
     except KeyboardInterrupt:
         sys.exit(4)
+
+
+def _end(status: int, says: str = "") -> NoReturn:
+    """Exit with a status after one sentence on stderr, also where stdout and stderr cannot be written."""
+    if says:
+        say(f"gptlab: {printable(says)}")
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError, AttributeError):
+        discard(sys.stdout)
+    sys.exit(status)
 
 
 def lift_settings(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:

@@ -6,7 +6,6 @@ import difflib
 import functools
 import re
 import textwrap
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -16,6 +15,7 @@ from typing import Any
 from gptlab.config.recipe import Recipe, build_recipe, settings_marked, unknown_setting
 from gptlab.config.sections import IN_STUDY, ON_RESUME, PRESETS
 from gptlab.errors import ConfigError
+from gptlab.files import parse_toml, read_toml
 
 TYPES = {"integer": "N", "number": "X", "string": "TEXT", "array": "LIST", "object": "TABLE"}
 
@@ -89,8 +89,8 @@ def parse_flag(name: str, text: str) -> Any:
     if flags_by_name()[name].types == ("string",):
         return text
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return parse_toml(f"value = {text}")["value"]
+    except (ValueError, LookupError):
         return text  # validation says what is wrong with it
 
 
@@ -129,7 +129,12 @@ def read_layer(name_or_path: str | Path, kind: str = "recipes") -> dict[str, Any
     """
     text = str(name_or_path)
     path = shipped(kind).get(text) or Path(text)
-    if not path.is_file():
+    try:
+        found = path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or has a NUL
+        found = False
+    if not found:
+        text = text if len(text) <= 200 else f"{text[:200]}..."
         close = difflib.get_close_matches(text, shipped(kind), n=1, cutoff=0.4)
         hint = f"did you mean '{close[0]}'? " if close else ""
         listed = f"`gptlab {kind}` lists the shipped {kind}"
@@ -137,11 +142,7 @@ def read_layer(name_or_path: str | Path, kind: str = "recipes") -> dict[str, Any
             listed = f"shipped are {', '.join(shipped(kind))}"
         one = {"recipes": "recipe", "studies": "study", "comparisons": "comparison"}[kind]
         raise ConfigError(f"no {one} '{text}': {hint}{listed}; a path to a TOML file works too")
-    try:
-        layer = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not a TOML file: {error}") from None
-    return {"name": path.stem, **layer}
+    return {"name": path.stem, **read_toml(path, ConfigError)}
 
 
 def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:

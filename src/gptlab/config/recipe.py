@@ -18,6 +18,8 @@ from gptlab.config import sections
 from gptlab.config.sections import IN_STUDY, ON_RESUME, PRESETS
 from gptlab.errors import ConfigError
 
+MOST_PROBLEMS = 30  # that one message names
+
 Validated = TypeVar("Validated", bound=BaseModel)
 
 
@@ -51,7 +53,7 @@ class Recipe(sections.Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        for rules in (_step_rules, _optim_rules, _sparsity_rules, _classifier_rules):
+        for rules in (_name_rules, _step_rules, _optim_rules, _sparsity_rules, _classifier_rules):
             for problem in rules(self):
                 raise ValueError(problem)
         return self
@@ -157,7 +159,7 @@ def nested(layer: Mapping[str, Any]) -> dict[str, Any]:
     model = result.get("model")
     if isinstance(model, dict) and "preset" in model:
         preset = model.pop("preset")
-        if preset not in PRESETS:
+        if not isinstance(preset, str) or preset not in PRESETS:
             raise ConfigError(f"model.preset = {preset!r}: must be one of {', '.join(PRESETS)}")
         result["model"] = {**PRESETS[preset], **model}
     return result
@@ -189,7 +191,8 @@ _KINDS = {"bool": "true or false", "int": "a whole number", "float": "a number",
 def _sentences(error: ValidationError, model: type[BaseModel]) -> str:
     """Pydantic's errors, one sentence per setting: `optim.lr = -1: must be greater than 0`."""
     problems: dict[str, list[str]] = {}
-    for item in error.errors():
+    errors = error.errors()
+    for item in errors[:MOST_PROBLEMS]:
         name = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
             problems.setdefault(str(unknown_setting(name, model)), [])
@@ -199,9 +202,12 @@ def _sentences(error: ValidationError, model: type[BaseModel]) -> str:
             problems.setdefault(str(item["ctx"]["error"]), [])
         else:  # the location may go on after the setting: an element, or a branch of a union
             name = next((key for key, _ in settings(model) if "." in key and name.startswith(key + ".")), name)
-            value = item["input"] if not isinstance(item["input"], dict) else "{...}"
+            value = f"{item['input']}" if not isinstance(item["input"], dict) else "{...}"
+            value = value if len(value) <= 200 else f"{value[:200]}..."
             problems.setdefault(f"{name} = {value}", []).append(_requirement(item))
     lines = [f"{head}: must be {' or '.join(dict.fromkeys(says))}" if says else head for head, says in problems.items()]
+    if len(errors) > MOST_PROBLEMS:
+        lines.append(f"and {len(errors) - MOST_PROBLEMS:,} more")
     return "\n".join(lines)
 
 
@@ -222,6 +228,13 @@ def _requirement(item: Any) -> str:
 
 
 # -- rules between settings: each yields a sentence for what is wrong -----------------------------------------------
+
+
+def _name_rules(recipe: Recipe) -> Iterator[str]:
+    """The name of a run's folder: a recipe of someone else's must not lead out of runs/. A study's are study/arm."""
+    parts = recipe.name.split("/")
+    if not recipe.name.isprintable() or any(part in ("", ".", "..") for part in parts) or "\\" in recipe.name:
+        yield f"name = {recipe.name!r}: must be a name for a folder in runs/, without .. and not absolute"
 
 
 def _step_rules(recipe: Recipe) -> Iterator[str]:

@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptlab.data.manifest import read_manifest
-from gptlab.data.shards import file_sha256
+from gptlab.data.manifest import has, read_manifest
+from gptlab.data.shards import NPY_FAULTS
 from gptlab.data.tokenizers import Tokenizer, load_tokenizer
+from gptlab.data.verified import verify_files
 from gptlab.errors import DataError
+from gptlab.files import because, damaged
 
 
 def bucket_length(longest: int, block_size: int) -> int:
@@ -40,7 +42,20 @@ class LabeledSplit:
         lengths: tokens of each document without cls and sep, (documents,).
     """
 
-    def __init__(self, arrays: dict[str, NDArray[Any]], multi: bool, cls: int, sep: int, pad: int) -> None:
+    def __init__(
+        self,
+        arrays: dict[str, NDArray[Any]],
+        multi: bool,
+        cls: int,
+        sep: int,
+        pad: int,
+        vocab_size: int = 2**32,
+        labels: int = 2**31,
+        name: str = "the split",
+    ) -> None:
+        self.vocab_size, self.n_labels, self.name = vocab_size, labels, name
+        self._maps = [getattr(arrays[kind], "_mmap", None) for kind in ("tokens", "labels")]
+        self._bytes = [arrays[kind].nbytes for kind in ("tokens", "labels")]
         self._tokens, self._labels = np.asarray(arrays["tokens"]), np.asarray(arrays["labels"])  # stay memory-mapped
         self._offsets, self._label_offsets = np.array(arrays["offsets"]), np.array(arrays["label_offsets"])
         self.lengths: NDArray[np.int64] = np.diff(self._offsets)
@@ -49,9 +64,24 @@ class LabeledSplit:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def _within(self, array: NDArray[Any], start: int, stop: int, bound: int) -> NDArray[Any]:
+        """A part of the tokens or of the labels. Raises DataError where a number in it is none of the dataset's."""
+        for pages, size in zip(self._maps, self._bytes, strict=True):
+            if pages is not None and pages.size() < size:  # reading past the end kills the process
+                raise DataError(f"{self.name} was truncated while it was in use: prepare the dataset again")
+        part = array[start:stop]
+        if len(part) and not (part.min() >= 0 and part.max() < bound):
+            number = int(part.max() if part.max() >= bound else part.min())
+            what = "token id" if array is self._tokens else "label"
+            raise DataError(
+                f"{self.name} holds {what} {number}, and the dataset's end at {bound - 1}: a file is damaged; "
+                "prepare the dataset again"
+            )
+        return part
+
     def tokens(self, document: int) -> NDArray[Any]:
         """Stored token ids of a document, (tokens,)."""
-        return self._tokens[self._offsets[document] : self._offsets[document + 1]]
+        return self._within(self._tokens, self._offsets[document], self._offsets[document + 1], self.vocab_size)
 
     def batch(self, documents: NDArray[Any], block_size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Documents as rows: cls, the first block_size - 2 tokens, sep, and pad up to `bucket_length`.
@@ -69,13 +99,14 @@ class LabeledSplit:
         tokens[:, 0] = self.cls
         starts = self._offsets[:-1][documents].tolist()
         for row, start, length in zip(tokens, starts, stored.tolist(), strict=True):
-            row[1 : 1 + length] = self._tokens[start : start + length]
+            row[1 : 1 + length] = self._within(self._tokens, start, start + length, self.vocab_size)
             row[1 + length] = self.sep
         return tokens, stored + 2
 
     def label_ids(self, document: int) -> NDArray[np.int64]:
         """Numbers of a document's labels, ascending."""
-        return self._labels[self._label_offsets[document] : self._label_offsets[document + 1]].astype(np.int64)
+        start, stop = self._label_offsets[document], self._label_offsets[document + 1]
+        return self._within(self._labels, start, stop, self.n_labels).astype(np.int64)
 
     def targets(self, documents: NDArray[Any], n_labels: int) -> NDArray[Any]:
         """Targets of a classifier of the first `n_labels` labels.
@@ -114,21 +145,29 @@ class LabeledDataset:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.manifest = read_manifest(self.path, labeled=True)
-        try:
+        with damaged(self.path / "manifest.json", DataError):
+            has(self.manifest, dict.fromkeys(("cls", "sep", "pad", "vocab_size", "n_train_labels"), int))
+            has(self.manifest, {"labels": list, "train_counts": list, "multi": bool, "splits": dict, "corpus": str})
+            has(self.manifest, {"tokenizer": {"sha256": str}})
             self.labels: list[str] = list(self.manifest["labels"])
+            if not all(isinstance(label, str) for label in self.labels):
+                raise ValueError("a label is no text")
             self.train_counts = np.array(self.manifest["train_counts"], np.int64)
             self.n_train_labels, self.multi = int(self.manifest["n_train_labels"]), bool(self.manifest["multi"])
             self.cls, self.sep, self.pad, self.vocab_size = (
                 int(self.manifest[key]) for key in ("cls", "sep", "pad", "vocab_size")
             )
+            if not 1 <= self.n_train_labels <= len(self.labels) == len(self.train_counts):
+                raise ValueError("the number of labels is not that of their counts")
+            if not all(0 <= index < self.vocab_size < 2**32 for index in (self.cls, self.sep, self.pad)):
+                raise ValueError("a special token is outside the vocabulary")
+            if not {"train", "val"} <= self.manifest["splits"].keys() <= {"train", "val", "test"}:
+                raise ValueError("the splits are others than train, val and test")
             self.splits = {name: self._open(name) for name in self.manifest["splits"]}
-        except (KeyError, TypeError) as error:
-            raise DataError(
-                f"{self.path / 'manifest.json'} is damaged ({error!r}): prepare the dataset again"
-            ) from None
 
     def _open(self, split: str) -> LabeledSplit:
         entry = self.manifest["splits"][split]
+        has(entry, {"documents": int, "tokens": int, "labels": int, "files": dict})
         documents, tokens, labels = entry["documents"], entry["tokens"], entry["labels"]
         sizes = {"tokens": tokens, "offsets": documents + 1, "labels": labels, "label_offsets": documents + 1}
         arrays = {}
@@ -138,11 +177,21 @@ class LabeledDataset:
                 arrays[name] = np.load(file, mmap_mode="r" if size else None)  # an empty file cannot be mapped
             except FileNotFoundError:
                 raise DataError(f"{file} is missing: prepare the dataset again, or restore the file") from None
-            except (OSError, ValueError) as error:
-                raise DataError(f"{file} is truncated or damaged ({error}): prepare the dataset again") from None
+            except NPY_FAULTS as error:
+                raise DataError(
+                    f"{file} is truncated or damaged ({because(error)}): prepare the dataset again"
+                ) from None
+            if not isinstance(arrays[name], np.ndarray) or arrays[name].dtype.kind not in "iu":
+                raise DataError(f"{file} is another file: it holds no whole numbers")
             if arrays[name].shape != (size,):
                 raise DataError(f"{file} is another file: it holds {arrays[name].shape}, the manifest says ({size},)")
-        return LabeledSplit(arrays, self.multi, self.cls, self.sep, self.pad)
+        for name, of in (("offsets", tokens), ("label_offsets", labels)):
+            counts = np.diff(arrays[name].astype(np.int64))
+            fewest = 0 if self.multi or name == "offsets" else 1
+            if arrays[name][0] != 0 or arrays[name][-1] != of or (counts < fewest).any():
+                raise DataError(f"{self.path / f'{split}.{name}.npy'} is damaged: prepare the dataset again")
+        where, bounds = f"{self.path}, split {split},", (self.vocab_size, len(self.labels))
+        return LabeledSplit(arrays, self.multi, self.cls, self.sep, self.pad, *bounds, where)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -151,14 +200,16 @@ class LabeledDataset:
 
     def _recorded(self) -> Iterator[tuple[Path, str]]:
         yield self.path / "tokenizer.json", self.manifest["tokenizer"]["sha256"]
-        for entry in self.manifest["splits"].values():
-            yield from ((self.path / file["file"], file["sha256"]) for file in entry["files"].values())
+        for split, entry in self.manifest["splits"].items():
+            yield from ((self.path / f"{split}.{name}.npy", file["sha256"]) for name, file in entry["files"].items())
 
     def verify(self) -> None:
         """Read all files. Raises DataError if the sha256 of one is not the manifest's."""
-        for file, sha256 in self._recorded():
-            if not file.is_file() or file_sha256(file) != sha256:
-                raise DataError(f"{file} is damaged: its sha256 is not the manifest's; prepare the dataset again")
+        verify_files(self.path, list(self._recorded()), again=True)
+
+    def verify_new(self) -> None:
+        """As `verify`, of the files that have not been verified since they were written."""
+        verify_files(self.path, list(self._recorded()))
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits that identify the content; they do not depend on the folder's path."""

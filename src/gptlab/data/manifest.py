@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from gptlab import files
 from gptlab.errors import DataError
 
 VERSION = 1
@@ -53,7 +51,10 @@ def read_manifest(folder: Path, labeled: bool = False) -> dict[str, Any]:
         refuse_unfinished(folder)
         raise missing_dataset(folder)
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        manifest = files.read_json(path, DataError)
+    except DataError as error:
+        raise DataError(f"{error}: prepare the dataset again") from None
+    with files.damaged(path, DataError):
         kind, version, format = manifest.get("kind"), manifest.get("version"), manifest.get("format")
         if labeled and kind != "labeled":
             raise DataError(
@@ -68,19 +69,28 @@ def read_manifest(folder: Path, labeled: bool = False) -> dict[str, Any]:
             raise DataError(f"{path} has version {version} and format {format}, which this gptlab does not know")
         if not labeled:
             _check_shards(path, manifest)
-    except DataError:
-        raise
-    except (OSError, ValueError, TypeError, AttributeError, LookupError) as error:
-        raise DataError(f"{path} is damaged ({type(error).__name__}: {error}): prepare the dataset again") from None
     return manifest
 
 
 def _check_shards(path: Path, manifest: dict[str, Any]) -> None:
     """Check the fields that `shards.Dataset` reads."""
-    int(manifest["tokenizer"]["vocab_size"])
-    np.dtype(manifest["dtype"])
+    has(manifest, {"corpus": str, "tokenizer": dict, "dtype": str, "splits": dict})
+    has(manifest["tokenizer"], {"vocab_size": int})
+    files.check_fields(manifest["tokenizer"], {"sha256": str, "name": str})
+    if manifest["dtype"] not in ("uint16", "uint32"):
+        raise ValueError(f"dtype = {manifest['dtype']}")
     for split in ("train", "val"):
         for entry in manifest["splits"][split]["shards"]:
-            int(entry["tokens"]), int(entry["max_token"]), str(entry["sha256"])
-            if Path(entry["file"]).name != entry["file"]:
+            has(entry, {"file": str, "tokens": int, "max_token": int, "sha256": str})
+            if Path(entry["file"]).name != entry["file"] or "\0" in entry["file"]:
                 raise DataError(f"{path} names a shard outside its folder: {entry['file']}")
+            if not 0 <= entry["tokens"] < 2 ** (31 if manifest["format"] == "llmc" else 40):
+                raise ValueError(f"tokens = {entry['tokens']}")
+
+
+def has(content: dict[str, Any], fields: dict[str, Any]) -> None:
+    """Raises LookupError or ValueError where a field is missing, null or of another kind."""
+    for name in fields:
+        if content[name] is None:
+            raise ValueError(f"{name} is null")
+    files.check_fields(content, fields)

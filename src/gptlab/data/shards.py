@@ -16,6 +16,7 @@ import os
 import pickletools
 import re
 import sys
+import tokenize
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,7 +28,9 @@ from numpy.typing import NDArray
 
 from gptlab.data.manifest import prepared_folder, read_manifest, refuse_unfinished
 from gptlab.data.tokenizers import Tokenizer, characters_tokenizer, load_tokenizer, make_tokenizer
+from gptlab.data.verified import verify_files
 from gptlab.errors import DataError
+from gptlab.files import because, open_regular
 
 LLMC_HEADER_INTS = 256
 LLMC_MAGIC = {2: (20240520, 1), 4: (20240801, 7)}  # bytes an id -> magic, version (llm.c, dev/data/data_common.py)
@@ -39,6 +42,12 @@ RELEASE_EVERY = 1024  # windows; each maps at most some 64 KiB of pages, so abou
 # for a window of 2 KiB, pays only for a split that fits into the page cache.
 LARGE_SPLIT_BYTES = 2**30
 SCAN_TOKENS = 2**24  # tokens read at a time when ids are checked: 32 MiB
+
+# What numpy raises for a damaged header, which it reads with Python's own parser.
+NPY_FAULTS = (
+    *(OSError, ValueError, EOFError, SyntaxError, TypeError, LookupError, OverflowError, MemoryError, RecursionError),
+    *(AttributeError, tokenize.TokenError),
+)
 
 
 # -- one shard ------------------------------------------------------------------------------------------------------
@@ -65,7 +74,12 @@ class Shard:
                 pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             return np.frombuffer(pages, self.dtype, self.tokens, self.offset), pages
         except (OSError, ValueError) as error:
-            raise DataError(f"{self.path} cannot be read: {error}") from None
+            raise DataError(f"{self.path} cannot be read: {because(error)}") from None
+
+    def refuse_shorter(self, pages: mmap.mmap | None) -> None:
+        """Raises DataError where the file was truncated after it was mapped: reading past its end kills the process."""
+        if pages is not None and pages.size() < self.offset + self.tokens * self.dtype.itemsize:
+            raise DataError(f"{self.path} was truncated while it was in use: prepare the dataset again, or restore it")
 
 
 def _release(pages: mmap.mmap | None) -> None:
@@ -121,13 +135,13 @@ def read_shard(path: str | Path, format: str | None = None) -> Shard:
     """
     path = Path(path)
     try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
             head = file.read(4 * LLMC_HEADER_INTS)
     except FileNotFoundError:
         raise DataError(f"{path} is missing: prepare the dataset again, or restore the file") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {because(error)}") from None
     magic = int.from_bytes(head[:4], "little")
     width = next((width for width, (known, _) in LLMC_MAGIC.items() if known == magic), 0)
     if format is None:
@@ -162,8 +176,8 @@ def _read_npy(path: Path, head: bytes, size: int) -> Shard:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(file)
-    except ValueError as error:
-        raise DataError(f"{path} is not a numpy file: {error}") from None
+    except NPY_FAULTS as error:
+        raise DataError(f"{path} is not a numpy file: {because(error)}") from None
     if len(shape) != 1 or dtype not in (np.dtype("<u2"), np.dtype("<u4")):
         raise DataError(f"{path} holds {dtype} of shape {shape}: token shards are one row of uint16 or uint32")
     _check_size(path, size, file.tell(), shape[0], dtype.itemsize)
@@ -183,12 +197,16 @@ def _check_size(path: Path, size: int, offset: int, tokens: int, width: int) -> 
 class Tokens:
     """The shards of a split as one stream of token ids.
 
+    Attributes:
+        vocab_size: ids that `gather` returns are below this.
+
     A shard is memory-mapped when it is first read. Pages are released now and then, so resident memory does not
     depend on the size of the dataset.
     """
 
     def __init__(self, shards: Sequence[Shard]) -> None:
         self.shards = list(shards)
+        self.vocab_size = 2**32  # until `Dataset.check` says
         self._ends = np.cumsum([0] + [shard.tokens for shard in self.shards], dtype=np.int64)[1:]  # exclusive
         self._begins = [int(end) - shard.tokens for end, shard in zip(self._ends, self.shards, strict=True)]
         self._open: dict[int, tuple[NDArray[Any], mmap.mmap | None]] = {}
@@ -233,9 +251,12 @@ class Tokens:
             while done < length:
                 begin = start + done - self._begins[holder]
                 piece = self._map(holder)[begin : begin + length - done]
+                self.shards[holder].refuse_shorter(self._open[holder][1])
                 window[done : done + len(piece)] = piece
                 done += len(piece)
                 holder += 1
+        if windows.size and windows.max() >= self.vocab_size:
+            self._refuse_id(int(windows.max()), starts, length)
         self._since_release += len(starts)
         if self._since_release >= RELEASE_EVERY:
             self._since_release = 0
@@ -243,21 +264,24 @@ class Tokens:
                 _release(pages)
         return windows
 
+    def _refuse_id(self, largest: int, starts: NDArray[np.int64], length: int) -> None:
+        first, last = np.searchsorted(self._ends, [starts.min(), starts.max() + length - 1], side="right").tolist()
+        where = f"{self.shards[first].path}" + f" to {self.shards[last].path.name}" * (last > first)
+        raise DataError(
+            f"{where} holds token id {largest}, and the vocabulary ends at {self.vocab_size - 1}: the file is damaged; "
+            f"`gptlab verify {self.shards[first].path.parent}` looks at all of them"
+        )
+
 
 def _scan_max(shard: Shard) -> int:
     """The largest id in a shard, which is read whole; -1 if it is empty."""
     ids, pages = shard.map()
     largest = -1
     for begin in range(0, shard.tokens, SCAN_TOKENS):
+        shard.refuse_shorter(pages)
         largest = max(largest, int(ids[begin : begin + SCAN_TOKENS].max()))
         _release(pages)
     return largest
-
-
-def file_sha256(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # -- a prepared folder ----------------------------------------------------------------------------------------------
@@ -352,7 +376,11 @@ class Dataset:
         return self._max_token
 
     def check(self, vocab_size: int) -> None:
-        """Raises DataError if a token id is outside a vocabulary; it names the shard and the id."""
+        """Raises DataError if a token id is outside a vocabulary; it names the shard and the id.
+
+        A manifest's record of the largest id is believed; `Tokens.gather` refuses what is larger when it is read.
+        """
+        self.train.vocab_size = self.val.vocab_size = vocab_size
         largest, shard = self.max_token()
         if largest >= vocab_size:
             raise DataError(
@@ -362,11 +390,19 @@ class Dataset:
 
     def verify(self) -> None:
         """Read all shards. Raises DataError if the sha256 of one is not the manifest's, or if none is recorded."""
-        for shard in self.shards:
-            if not shard.sha256:
-                raise DataError(f"{self.path} records no sha256: only what `gptlab prepare` made can be verified")
-            if file_sha256(shard.path) != shard.sha256:
-                raise DataError(f"{shard.path} is damaged: its sha256 is not the manifest's; prepare the dataset again")
+        if not all(shard.sha256 for shard in self.shards):
+            raise DataError(f"{self.path} records no sha256: only what `gptlab prepare` made can be verified")
+        verify_files(self.path, self._recorded(), again=True)
+
+    def verify_new(self) -> None:
+        """As `verify`, of the files with a recorded sha256 that have not been verified since they were written."""
+        verify_files(self.path, self._recorded())
+
+    def _recorded(self) -> list[tuple[Path, str]]:
+        """(file, sha256) of what the manifest records one of."""
+        tokenizer = self.path / "tokenizer.json", self.manifest["tokenizer"].get("sha256")
+        recorded = [tokenizer, *((shard.path, shard.sha256) for shard in self.shards)]
+        return [(path, sha256) for path, sha256 in recorded if sha256]
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits that identify the content; they do not depend on the folder's path.

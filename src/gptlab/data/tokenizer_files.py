@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from gptlab.data.shards import file_sha256
 from gptlab.data.tokenizers import HuggingFaceTokenizer, Tokenizer, load_tokenizer, make_tokenizer
+from gptlab.data.verified import file_sha256
 from gptlab.errors import DataError
 
 OURS = ("gpt2", "byte", "char")

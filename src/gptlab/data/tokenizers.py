@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptlab.errors import DataError
+from gptlab.files import because, check_fields, read_json
 
 if TYPE_CHECKING:
     import tiktoken
@@ -195,14 +196,16 @@ class HuggingFaceTokenizer(Tokenizer):
         self.name = name
         try:
             self._fast = Fast.from_str(json.dumps(content))
-        except Exception as error:  # the library raises plain exceptions
-            raise DataError(f"{name} is not a Hugging Face tokenizer.json: {error}") from None
+        except BaseException as error:  # the library raises plain exceptions, and its panics are no Exception
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
+            raise DataError(f"{name} is not a Hugging Face tokenizer.json: {because(error)}") from None
         self._fast.no_truncation()  # files saved after training often truncate at 512 tokens
         self._fast.no_padding()
         self._fast.encode_special_tokens = True  # the name of a special token in a document is text
         ids = (self._fast.token_to_id(end) for end in END_OF_TEXT_NAMES)
         self.eot = next((index for index in ids if index is not None), None)
-        self.vocab_size = max(self._fast.get_vocab(with_added_tokens=True).values()) + 1
+        self.vocab_size = max(self._fast.get_vocab(with_added_tokens=True).values(), default=0) + 1
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[Any]]:
         encodings = self._fast.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -281,14 +284,13 @@ def load_tokenizer(spec: dict[str, Any] | Path) -> Tokenizer:
     if isinstance(spec, Path):
         path, name = spec, spec.stem
         try:
-            spec = json.loads(path.read_text(encoding="utf-8"))
+            spec = read_json(path, DataError)
         except FileNotFoundError:
             raise DataError(f"{path} is missing: restore it, or prepare the dataset again") from None
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path} is damaged: {error}") from None
     if not isinstance(spec, dict):
         raise DataError(f"{name} is not a tokenizer: an object was expected, not {type(spec).__name__}")
     try:
+        check_fields(spec, {"kind": str, "characters": str, "end_of_text": bool, "name": str, "json": dict})
         match spec.get("kind"):
             case "gpt2":
                 return Gpt2Tokenizer()
@@ -298,8 +300,10 @@ def load_tokenizer(spec: dict[str, Any] | Path) -> Tokenizer:
                 return CharTokenizer(spec["characters"], spec["end_of_text"])
             case "hf":
                 return HuggingFaceTokenizer(spec["name"], spec["json"])
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{name} is damaged: {type(error).__name__} {error}") from None
+    except DataError:
+        raise
+    except (LookupError, TypeError, ValueError) as error:
+        raise DataError(f"{name} is damaged: {type(error).__name__} {because(error)}") from None
     if "model" not in spec:
         raise DataError(f"{name} is not a tokenizer: it has neither a known kind nor a Hugging Face model")
     return HuggingFaceTokenizer(name, spec)

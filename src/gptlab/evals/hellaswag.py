@@ -14,11 +14,9 @@ Chance is 0.25.
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
 import re
-import zlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -34,6 +32,7 @@ from gptlab.data.tokenizers import Tokenizer, valid_text
 from gptlab.distributed.world import SINGLE, World
 from gptlab.errors import DataError
 from gptlab.evals.likelihood import Ids, Pairs, encode_pairs, lay_out, likelihoods
+from gptlab.files import because, gzip_lines, open_regular, parse_json, read_bytes
 from gptlab.model.gpt import GPT
 from gptlab.rundir import write_atomically
 
@@ -71,18 +70,21 @@ def load_rows(path: str | Path) -> list[Row]:
     """
     path, rows, number = Path(path), [], 0
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
+        with open_regular(path) as file:
+            lines = gzip_lines(file) if path.suffix == ".gz" else file
+            for number, line in enumerate(lines, start=1):
                 try:
                     if line.strip():
-                        rows.append(_row(json.loads(line.decode())))
+                        rows.append(_row(parse_json(line.decode())))
                 except ValueError as error:  # UTF-8, JSON (without a line number of its own), and what _row says
                     says = getattr(error, "msg", error)
                     raise DataError(f"{path}, line {number} is not a HellaSwag row: {says}") from None
     except FileNotFoundError:
         raise DataError(f"there is no HellaSwag file {path}: hellaswag.path names hellaswag_val.jsonl") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read beyond line {number}: {error}") from None
+    except DataError:
+        raise
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read beyond line {number}: {because(error)}") from None
     if not rows:
         raise DataError(f"{path} has no rows")
     return rows
@@ -115,11 +117,11 @@ def load_llmc(path: str | Path) -> list[tuple[int, int, list[NDArray[Any]]]]:
         DataError: the file is missing or damaged, or another one.
     """
     try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}") from None
-    header = np.frombuffer(content[: 4 * LLMC_HEADER], "<i4")
-    if len(header) < LLMC_HEADER or (header[0], header[1]) != (LLMC_MAGIC, LLMC_VERSION):
+        content = read_bytes(Path(path))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {because(error)}") from None
+    header = np.frombuffer(content[: 4 * LLMC_HEADER].ljust(4 * LLMC_HEADER, b"\0"), "<i4")
+    if len(content) < 4 * LLMC_HEADER or (header[0], header[1]) != (LLMC_MAGIC, LLMC_VERSION):
         raise DataError(f"{path} is not llm.c's hellaswag_val.bin: its header is another")
     body = np.frombuffer(content[4 * LLMC_HEADER :], "<u2", (len(content) - 4 * LLMC_HEADER) // 2)
     rows, at = [], 0

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import zlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -13,9 +11,10 @@ from pathlib import Path
 import torch
 
 from gptlab.data.corpora.files import read_text
-from gptlab.data.tokenizers import Tokenizer
+from gptlab.data.tokenizers import Tokenizer, valid_text
 from gptlab.errors import DataError
 from gptlab.evals.likelihood import encode_pairs, lay_out, likelihoods, rolling_pairs
+from gptlab.files import because, parse_json
 from gptlab.model.gpt import GPT
 
 Context = Callable[[], AbstractContextManager[object]]
@@ -95,7 +94,7 @@ def load_lambada(path: str) -> list[str]:
         if not line.strip():
             continue
         try:
-            text = json.loads(line)["text"]
+            text = valid_text(parse_json(line)["text"])
             context, _, word = text.rpartition(" ")
         except (ValueError, KeyError, TypeError, AttributeError):
             raise DataError(f'{path}, line {number}: expected a passage {{"text": ...}}') from None
@@ -110,8 +109,8 @@ def load_lambada(path: str) -> list[str]:
 def _read(path: str) -> str:
     try:
         return read_text(Path(path))
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from None
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a NUL in the path
+        raise DataError(f"{path} cannot be read: {because(error)}") from None
 
 
 # Replacements that undo WikiText's tokenization, in the order of lm-eval's task. The order changes the scores.

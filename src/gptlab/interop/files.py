@@ -23,6 +23,7 @@ from torch import Tensor
 
 from gptlab.config import Model
 from gptlab.errors import HubError
+from gptlab.files import because, read_json
 
 Stored = dict[str, Callable[[], Tensor]]  # name of a stored tensor -> function that reads the tensor
 
@@ -36,14 +37,9 @@ WEIGHT_FILES = ["model.safetensors", "model.safetensors.index.json", "model-*.sa
 def read_hub_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file of a Hugging Face folder. Raises HubError if the file is missing or damaged."""
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        return read_json(file, HubError)
     except FileNotFoundError:
         raise HubError(f"{file.parent} is not a Hugging Face model: {file.name} is missing") from None
-    except (OSError, ValueError) as error:
-        raise HubError(f"{file} cannot be read: {error}") from None
-    if not isinstance(value, dict):
-        raise HubError(f"{file} cannot be read: it does not hold a JSON object")
-    return value
 
 
 def imported_shape(file: Path, mlp_width: int, **settings: Any) -> Model:
@@ -66,13 +62,13 @@ def safe_torch_load(file: Path) -> Any:
     """
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except pickle.UnpicklingError as error:
+    except pickle.UnpicklingError:
         raise HubError(
             f"{file} is not loaded: it is damaged, or a pickle of Python objects other than tensors and plain values, "
-            f"which could run code. torch says: {str(error).splitlines()[0]}"
+            "which could run code"
         ) from None
-    except (RuntimeError, EOFError, OSError) as error:
-        raise HubError(f"{file} cannot be read: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # of a damaged file, the unpickler raises IndexError, KeyError, UnicodeDecodeError, ...
+        raise HubError(f"{file} cannot be read: {because(error)}") from None
 
 
 def _stored_safetensors(files: Iterable[Path]) -> Stored:
@@ -82,13 +78,21 @@ def _stored_safetensors(files: Iterable[Path]) -> Stored:
             handle = safe_open(file, framework="pt")
         except FileNotFoundError:
             raise HubError(f"{file} is missing, but the index names it") from None
-        except (SafetensorError, OSError) as error:
-            raise HubError(f"{file} cannot be read: {error}") from None
+        except (SafetensorError, OSError, ValueError) as error:
+            raise HubError(f"{file} cannot be read: {because(error)}") from None
         for name in handle.keys():  # noqa: SIM118  (the handle is not a dictionary)
             if name in stored:
                 raise HubError(f"{file}: {name} is also stored in another file")
-            stored[name] = partial(handle.get_tensor, name)
+            stored[name] = partial(_read_tensor, file, handle, name)
     return stored
+
+
+def _read_tensor(file: Path, handle: Any, name: str) -> Tensor:
+    try:
+        tensor: Tensor = handle.get_tensor(name)
+        return tensor
+    except Exception as error:  # of safetensors or torch: a dtype it lacks, a file cut off meanwhile
+        raise HubError(f"{file}: {name} cannot be read: {because(error)}") from None
 
 
 def stored_weights(folder: Path) -> Stored:
@@ -97,8 +101,11 @@ def stored_weights(folder: Path) -> Stored:
         return _stored_safetensors([folder / "model.safetensors"])
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        shards = sorted(set(read_hub_json(index).get("weight_map", {}).values()))
-        if any(Path(shard).name != shard for shard in shards):
+        named = read_hub_json(index).get("weight_map")
+        if not isinstance(named, dict) or not all(isinstance(shard, str) for shard in named.values()):
+            raise HubError(f"{index} is damaged: weight_map names no files")
+        shards = sorted(set(named.values()))
+        if any(Path(shard).name != shard or "\0" in shard for shard in shards):
             raise HubError(f"{index} names files outside its folder")
         return _stored_safetensors(folder / shard for shard in shards)
     if (folder / "pytorch_model.bin").is_file():
@@ -108,8 +115,11 @@ def stored_weights(folder: Path) -> Stored:
 
 def stored_state_dict(file: Path, state: Any) -> Stored:
     """A loaded state_dict as `Stored`. Raises HubError if it is anything else than a dictionary of tensors."""
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise HubError(f"{file} does not hold a dictionary of tensors")
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
+        for name, value in state.items()
+    ):
+        raise HubError(f"{file} does not hold a dictionary of names and dense tensors")
     return {name: partial(state.__getitem__, name) for name in state}
 
 

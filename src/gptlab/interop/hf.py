@@ -22,6 +22,7 @@ from torch import Tensor
 
 from gptlab.config import Model
 from gptlab.errors import HubError
+from gptlab.files import damaged
 from gptlab.interop import files
 from gptlab.model.gpt import GPT
 
@@ -248,8 +249,13 @@ def hf_shape_and_type(folder: Path) -> tuple[Model, str]:
     """`hf_config` and the `model_type`, gpt2 or llama."""
     file = folder / "config.json"
     given = files.read_hub_json(file)
+    with damaged(file, HubError):
+        return _shape_and_type(file, given)
+
+
+def _shape_and_type(file: Path, given: dict[str, Any]) -> tuple[Model, str]:
     model_type = given.get("model_type")
-    if model_type not in _DEFAULTS:
+    if not isinstance(model_type, str) or model_type not in _DEFAULTS:
         raise HubError(f"{file}: model_type = {model_type}: only gpt2 and llama can be imported")
 
     def refuse(key: str, value: Any, needed: Any) -> None:

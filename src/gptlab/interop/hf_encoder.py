@@ -14,6 +14,7 @@ import torch
 
 from gptlab.config import Model
 from gptlab.errors import HubError
+from gptlab.files import damaged
 from gptlab.interop import files
 from gptlab.model.encoder import Encoder, EncoderInit, initialise
 
@@ -67,8 +68,13 @@ def _encoder_config(folder: Path) -> tuple[Model, int, str]:
     """Shape, position offset and tensor prefix of the encoder in a Hugging Face folder, from its config.json."""
     file = folder / "config.json"
     given = files.read_hub_json(file)
+    with damaged(file, HubError):
+        return _shape_offset_prefix(file, given)
+
+
+def _shape_offset_prefix(file: Path, given: dict[str, Any]) -> tuple[Model, int, str]:
     model_type = given.get("model_type")
-    if model_type not in ENCODER_PREFIX:
+    if not isinstance(model_type, str) or model_type not in ENCODER_PREFIX:
         known = ", ".join(ENCODER_PREFIX)
         raise HubError(f"{file}: model_type = {model_type}: only {known} can be imported as encoders")
     for key, needed in _REQUIRED.items():
@@ -119,7 +125,7 @@ def _encoder_init(source: Path, stored: files.Stored, prefix: str, seed: int) ->
                 continue
             for part, piece in zip(parameter.chunk(len(names[name])), names[name], strict=True):
                 tensor = tensors[piece]()
-                if name == "token_type.weight":
+                if name == "token_type.weight" and tensor.dim():
                     tensor = tensor[:1]
                 files.copy_stored(source, piece, tensor, part)
 

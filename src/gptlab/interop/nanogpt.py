@@ -24,6 +24,8 @@ def import_nanogpt(file: str | Path) -> tuple[Model, Init]:
     if not isinstance(checkpoint, dict) or not {"model", "model_args"} <= checkpoint.keys():
         raise HubError(f"{file} is not a nanoGPT checkpoint: 'model' or 'model_args' is missing")
     arguments = checkpoint["model_args"]
+    if not isinstance(arguments, dict):
+        raise HubError(f"{file}: its model_args are no dictionary")
     shape = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias")
     absent = [key for key in shape if key not in arguments]
     if absent:

@@ -51,10 +51,13 @@ _GPT2_VOCABULARY = "e35a33a0b2250c932ffdafc4c3a3552aef0cc7af7a11e9ebfddf1d2a6517
 
 def _is_gpt2(described: Mapping[str, Any]) -> bool:
     """Whether a tokenizer.json gives GPT-2's ids for every text: same vocabulary, same splitting into words."""
-    vocabulary = dict(described["model"].get("vocab", {})) if described["model"].get("type") == "BPE" else {}
-    vocabulary |= {token["content"]: token["id"] for token in described.get("added_tokens", [])}
-    tokens = "\n".join(sorted(vocabulary, key=vocabulary.__getitem__))
-    cutting = described.get("pre_tokenizer") or {}
+    try:
+        vocabulary = dict(described["model"].get("vocab", {})) if described["model"].get("type") == "BPE" else {}
+        vocabulary |= {token["content"]: token["id"] for token in described.get("added_tokens", [])}
+        tokens = "\n".join(sorted(vocabulary, key=vocabulary.__getitem__))
+        cutting = dict(described.get("pre_tokenizer") or {})
+    except (LookupError, TypeError, AttributeError, ValueError):
+        return False  # the tokenizer is refused, in a sentence, when it is made
     return (
         hashlib.sha256(tokens.encode()).hexdigest() == _GPT2_VOCABULARY
         and sorted(vocabulary.values()) == list(range(len(vocabulary)))

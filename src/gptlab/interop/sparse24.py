@@ -14,13 +14,11 @@ A 16-bit matrix takes 9 bits per weight, 9/16 of the dense matrix.
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -28,6 +26,7 @@ from torch import Tensor, nn
 from gptlab.config import Model
 from gptlab.data.tokenizers import Tokenizer, load_tokenizer
 from gptlab.errors import HubError
+from gptlab.files import because, damaged, read_json
 from gptlab.interop import files
 from gptlab.model.gpt import GPT, build_model
 
@@ -134,14 +133,13 @@ def _refuse_dense(name: str, weight: Tensor) -> None:
 def _read_config(folder: Path) -> tuple[Model, torch.dtype]:
     file = folder / "config.json"
     try:
-        given = json.loads(file.read_text(encoding="utf-8"))
+        given = read_json(file, HubError)
+    except FileNotFoundError:
+        raise HubError(f"{folder} is not a 2:4 model: config.json is missing") from None
+    with damaged(file, HubError):
         if (given["format"], given["version"]) != (FORMAT, VERSION):
             raise HubError(f"{file}: the format is not {FORMAT}, version {VERSION}")
         return Model.model_validate(given["model"]), DTYPES[given["dtype"]]
-    except FileNotFoundError:
-        raise HubError(f"{folder} is not a 2:4 model: config.json is missing") from None
-    except (OSError, json.JSONDecodeError, KeyError, TypeError, ValidationError) as error:
-        raise HubError(f"{file} cannot be read: {type(error).__name__}: {str(error).splitlines()[0]}") from None
 
 
 def load_sparse24(
@@ -178,8 +176,10 @@ def load_sparse24(
                     except HubError as error:
                         raise HubError(f"{file}: {name} is damaged: {error}") from None
                     files.copy_stored(file, name, tensor, parameter)
-        except (OSError, SafetensorError) as error:
-            raise HubError(f"{file} cannot be read: {error}") from None
+        except HubError:
+            raise
+        except (OSError, ValueError, SafetensorError) as error:
+            raise HubError(f"{file} cannot be read: {because(error)}") from None
 
     model = build_model(config, device, dtype, init=init).eval().requires_grad_(False)
     if semi_structured:

@@ -17,7 +17,7 @@ from gptlab.data.manifest import prepared_folder
 from gptlab.data.sampler import permute
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.distributed.shard import init_shards
-from gptlab.distributed.world import SINGLE, World
+from gptlab.distributed.world import SINGLE, World, world_from_env
 from gptlab.distributed.wrap import shard
 from gptlab.errors import DataError, UserError
 from gptlab.evals.classification import multi_label_scores, single_label_scores
@@ -28,7 +28,10 @@ from gptlab.precision.regimes import Regime, apply_regime
 
 def open_labeled(recipe: Recipe) -> LabeledDataset:
     """The prepared dataset that a recipe names. Raises DataError, which says how to prepare it, if there is none."""
-    return LabeledDataset(prepared_folder(recipe.data.folder, recipe.data.corpus, recipe.data.tokenizer))
+    dataset = LabeledDataset(prepared_folder(recipe.data.folder, recipe.data.corpus, recipe.data.tokenizer))
+    if world_from_env().first:
+        dataset.verify_new()
+    return dataset
 
 
 @dataclass(frozen=True)

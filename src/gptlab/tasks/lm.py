@@ -79,6 +79,8 @@ def open_datasets(recipe: Recipe) -> list[Dataset]:
     look = world_from_env().first  # at every shard; 1,000 ranks that do it would slow a file system down
     named = recipe.data.corpus, recipe.data.tokenizer
     datasets = [Dataset(prepared_folder(folder, *named), look) for folder in folders]
+    for dataset in datasets if look else ():
+        dataset.verify_new()
     for dataset in datasets[1:]:
         if dataset.tokenizer.spec() != datasets[0].tokenizer.spec():
             raise DataError(

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
 import hashlib
 import json
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gptlab.data.corpora.base import Reading
-from gptlab.data.shards import file_sha256
 from gptlab.data.tokenizers import valid_text
+from gptlab.data.verified import file_sha256
 from gptlab.errors import DataError
+from gptlab.files import because, gzip_lines, open_regular, parse_json, read_bytes
 
 TABLES = (".json", ".jsonl", ".parquet", ".json.gz", ".jsonl.gz")
 SUFFIXES = (".txt", ".md", ".json", ".jsonl", ".parquet", ".txt.gz", ".md.gz", ".json.gz", ".jsonl.gz")
+
+
+MOST_TEXT_BYTES = 2**34  # of one text, unpacked; a .gz of a few MB can unpack to more than memory holds
 
 
 class FileRow(NamedTuple):
@@ -77,15 +79,14 @@ def read_rows(files: list[Path], reading: Reading, column: str | None = None) ->
                 yield FileRow(path, number, where, content)
         except UnicodeDecodeError as error:
             raise DataError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
-        except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{path} cannot be read: {error}") from None
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {because(error)}") from None
         reading.done = before + size
 
 
 def read_text(path: Path) -> str:
-    """A text file without byte order mark, its lines ended by LF."""
-    content = gzip.decompress(path.read_bytes()) if path.name.endswith(".gz") else path.read_bytes()
-    return content.decode("utf-8-sig").replace("\r\n", "\n")
+    """A text file or .txt.gz without byte order mark, its lines ended by LF. Raises OSError or UnicodeDecodeError."""
+    return read_bytes(path, MOST_TEXT_BYTES).decode("utf-8-sig").replace("\r\n", "\n")
 
 
 def text_of(row: Any, field: str, where: str) -> str:
@@ -109,12 +110,12 @@ def text_of(row: Any, field: str, where: str) -> str:
 def _jsonl(path: Path) -> Iterator[tuple[str, Any, float]]:
     size = path.stat().st_size
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(open(path, "rb"))
-        lines = stack.enter_context(gzip.open(file)) if path.name.endswith(".gz") else file
+        file = stack.enter_context(open_regular(path))
+        lines = gzip_lines(file) if path.name.endswith(".gz") else file
         for number, line in enumerate(lines, 1):
             if line.strip():
                 try:
-                    row = json.loads(line)
+                    row = parse_json(line)
                 except UnicodeDecodeError:
                     raise
                 except ValueError as error:
@@ -124,8 +125,10 @@ def _jsonl(path: Path) -> Iterator[tuple[str, Any, float]]:
 
 def _json(path: Path) -> Iterator[tuple[str, Any, float]]:
     try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+        content = parse_json(read_text(path))
+    except UnicodeDecodeError:
+        raise
+    except ValueError as error:
         raise DataError(f"{path} is not JSON: {error}; call a file with one object per line .jsonl") from None
     rows = content if isinstance(content, list) else [content]
     for number, row in enumerate(rows, 1):

@@ -12,6 +12,7 @@ from typing import Any
 
 from gptlab import locks
 from gptlab.errors import DataError
+from gptlab.files import read_json
 from gptlab.rundir import write_atomically
 
 RECORD = "progress.json"
@@ -71,7 +72,7 @@ def differences(folder: Path, found: dict[str, Any], asked: dict[str, Any], othe
 
     try:
         old, new = flat(found), flat(asked)
-    except (KeyError, AttributeError, TypeError):
+    except (LookupError, AttributeError, TypeError):
         raise DataError(f"{folder} holds a dataset that was not made by `gptlab prepare`: name another --out") from None
     return ", ".join(
         f"{key} = {old.get(key)} ({other} {new.get(key)})" for key in old | new if old.get(key) != new.get(key)
@@ -95,9 +96,9 @@ def read_record(folder: Path, draft: dict[str, Any]) -> dict[str, Any]:
         refuse_other_files(folder)
         return {}
     try:
-        record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{file} is damaged ({error}): delete the folder to prepare it again") from None
+        record = read_json(file, DataError)
+    except DataError as error:
+        raise DataError(f"{error}: delete the folder to prepare it again") from None
     refuse_another(folder, record, draft)
     return record
 

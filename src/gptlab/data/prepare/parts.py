@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -17,6 +16,7 @@ from gptlab.data.prepare.writer import LabeledOutput, Piece, new_states, shard_n
 from gptlab.data.shards import read_shard
 from gptlab.data.tokenizers import load_tokenizer
 from gptlab.errors import DataError
+from gptlab.files import read_json
 
 
 def part_folder(folder: Path, part: Part) -> Path:
@@ -62,9 +62,10 @@ def merge(folder: Path) -> dict[str, Any]:
 
 def _manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a dataset, or of a part as if it were no part."""
-    content = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    manifest = read_manifest(folder, labeled=isinstance(content, dict) and content.get("kind") == "labeled")
-    manifest["settings"].pop("part", None)
+    labeled = read_json(folder / "manifest.json", DataError).get("kind") == "labeled"
+    manifest = read_manifest(folder, labeled)
+    if isinstance(manifest.get("settings"), dict):
+        manifest["settings"].pop("part", None)
     return manifest
 
 

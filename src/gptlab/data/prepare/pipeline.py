@@ -31,9 +31,10 @@ from gptlab.data.prepare import folder as state
 from gptlab.data.prepare import parts
 from gptlab.data.prepare.progress import Show, check_room, progress_line
 from gptlab.data.prepare.writer import LabeledOutput, LabeledWriter, Output, Piece, ShardOutput, ShardWriter, new_states
-from gptlab.data.shards import MAX_SHARD_TOKENS, file_sha256
+from gptlab.data.shards import MAX_SHARD_TOKENS
 from gptlab.data.tokenizer_files import identify_tokenizer, make_classifier_tokenizer
 from gptlab.data.tokenizers import Tokenizer, load_tokenizer, make_tokenizer
+from gptlab.data.verified import file_sha256
 from gptlab.errors import DataError
 from gptlab.rundir import write_atomically
 

@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptlab.data.corpora.base import SPLITS, Reading
-from gptlab.data.shards import file_sha256, shard_header, token_dtype
+from gptlab.data.shards import shard_header, token_dtype
 from gptlab.data.tokenizer_files import special_ids
 from gptlab.data.tokenizers import Tokenizer
+from gptlab.data.verified import file_sha256
 from gptlab.errors import DataError
 
 ARRAYS = ("tokens", "offsets", "labels", "label_offsets")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gptlab.errors import RunError
+from gptlab.files import check_fields, damaged
 from gptlab.rundir import RunDir, write_atomically
 from gptlab.study.launch.resources import Resources
 
@@ -75,14 +76,19 @@ class Launch:
         content = RunDir(folder).read_json(RECORD)
         if not content:
             return None
-        try:
+        with damaged(folder / RECORD, RunError):
+            texts, lists = ("on", "name", "command", "host", "launched"), ("arms", "seeds")
+            check_fields(content, dict.fromkeys(texts, str) | dict.fromkeys(lists, list) | {"jobs": int})
+            if content["on"] not in ("slurm", "local") or not content["parts"]:
+                raise ValueError(f"on = {content['on']}, or no parts")
             parts = []
             for name, part in content.pop("parts").items():
+                check_fields(part, {"job": str, "runs": list, "resources": dict})
+                if part["job"] is None or not all(isinstance(a, str) and isinstance(s, int) for a, s in part["runs"]):
+                    raise ValueError(f"part {name} has no job, or other runs than arms and seeds")
                 runs = [(arm, seed) for arm, seed in part["runs"]]
                 parts.append(LaunchPart(name, [], Resources(**part["resources"]), runs, job=part["job"]))
             return cls(folder, parts=parts, **content)
-        except (KeyError, TypeError, ValueError) as error:
-            raise RunError(f"{folder / RECORD} is damaged: {error}") from None
 
     def part(self, name: str) -> LaunchPart:
         return next(part for part in self.parts if part.name == name)

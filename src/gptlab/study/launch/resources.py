@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from pydantic import Field, ValidationError
 
 from gptlab.config import Count, Positive, Section
 from gptlab.errors import ConfigError
+from gptlab.files import read_toml
 
 FLAGS = ("partition", "time", "gpus", "nodes", "tasks", "cpus", "mem", "account", "qos", "signal_delay")
 
@@ -67,11 +67,9 @@ def read_resources(profile: Path | None, flags: Mapping[str, Any]) -> Resources:
     content: dict[str, Any] = {}
     if profile is not None:
         try:
-            content = tomllib.loads(profile.read_text(encoding="utf-8"))
-        except OSError as error:
+            content = read_toml(profile, ConfigError)
+        except FileNotFoundError as error:
             raise ConfigError(f"--profile {profile} cannot be read: {error.strerror}") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{profile} is not a TOML file: {error}") from None
         for key in content:
             if key not in Resources.model_fields:
                 raise ConfigError(f"{profile} has no key {key!r}; it may have {', '.join(Resources.model_fields)}")
