@@ -990,7 +990,7 @@ def test_a_damaged_dataset_says_which_file(dataset: LabeledDataset) -> None:
     reading(
         lambda file: file.write_text(json.dumps(without), encoding="utf-8"),
         "manifest.json",
-        "is damaged .KeyError..labels",
+        "is damaged: KeyError: .labels",
     )
     later = {**dataset.manifest, "version": 99}
     reading(

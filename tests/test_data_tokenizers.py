@@ -245,7 +245,7 @@ def test_sentencepiece_style_bytes(tmp_path: Path) -> None:
     ("content", "sentence"),
     [
         ("{", "t.json is damaged"),
-        ("[]", "an object was expected, not list"),
+        ("[]", "does not hold a JSON object"),
         ('{"kind": "char"}', "damaged: KeyError 'characters'"),
         ('{"kind": "morse"}', "neither a known kind nor a Hugging Face model"),
         ('{"model": {"type": "BPE"}}', "is not a Hugging Face tokenizer.json"),

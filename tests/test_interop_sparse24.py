@@ -276,5 +276,5 @@ def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
             load_sparse24(folder)
     for text in ("[]", "{", config.replace("bfloat16", "int4"), config.replace('"n_head": 2', '"n_head": 3')):
         (folder / "config.json").write_text(text, encoding="utf-8")
-        with pytest.raises(UserError, match="cannot be read"):
+        with pytest.raises(UserError, match="config.json is damaged"):
             load_sparse24(folder)

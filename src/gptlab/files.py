@@ -168,14 +168,16 @@ def check_values(value: Any, finite: bool = True) -> None:
 
 
 def check_fields(content: dict[str, Any], fields: dict[str, Any]) -> None:
-    """Check the kinds of known fields, where they are present and not null. Raises ValueError, which names the field.
+    """Check the kinds of known fields, where they are present. Raises ValueError, which names the field.
+
+    Null is as good as absent but for an object of known fields.
 
     Args:
         fields: name to str, int, float (any number), dict, list, or a dictionary of the fields of an object.
     """
     for name, kind in fields.items():
-        value = content.get(name)
-        if value is None:
+        value: Any = content.get(name, {} if isinstance(kind, dict) else None)
+        if value is None and not isinstance(kind, dict):
             continue
         wanted = dict if isinstance(kind, dict) else kind
         fits = isinstance(value, int | float) if wanted is float else isinstance(value, wanted)

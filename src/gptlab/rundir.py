@@ -123,17 +123,18 @@ class RunDir:
         file = self.path / name
         try:
             content = files.read_json(file, RunError)
+            with files.damaged(file, RunError):
+                if name == "environment.json":
+                    files.check_fields(content, ENVIRONMENT)
+                elif name == "result.json" or "_seed" in name:  # a run's result, or a study's summary of it
+                    files.check_fields(content, RESULT)
+                    if "status" in content and content["status"] not in STATUSES:
+                        raise ValueError(f"status = {content['status']}: unknown status")
         except FileNotFoundError:
             return {}
-        try:
-            if name == "environment.json":
-                files.check_fields(content, ENVIRONMENT)
-            elif name == "result.json" or "_seed" in name:  # a run's result, or a study's summary of it
-                files.check_fields(content, RESULT)
-                if "status" in content and content["status"] not in STATUSES:
-                    raise ValueError(f"status = {content['status']}: unknown status")
-        except ValueError as error:
-            raise RunError(f"{file} is damaged: {files.printable(str(error))}") from None
+        except RunError as error:
+            again = "; training writes it anew when it is deleted"
+            raise RunError(f"{error}{again if name in ('result.json', 'environment.json') else ''}") from None
         return content
 
     # -- metrics: appended line by line. A kill can leave half a line, which readers skip.

@@ -1,6 +1,7 @@
 """gptlab plot, gptlab export, gptlab import"""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,9 @@ def do_plot(options: argparse.Namespace) -> None:
     out = options.out or (runs[0].plots if len(runs) == 1 else Path("plots"))
     for file in draw(runs, out):
         print(file)
+    for run in runs:
+        if run.damaged_lines:
+            print(f"{run.metrics_file}: {run.damaged_lines} damaged lines are left out", file=sys.stderr)
     if options.compare:
         from gptlab.report.card import write_card
 

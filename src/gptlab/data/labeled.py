@@ -174,17 +174,19 @@ class LabeledDataset:
         for name, size in sizes.items():
             file = self.path / f"{split}.{name}.npy"
             try:
-                arrays[name] = np.load(file, mmap_mode="r" if size else None)  # an empty file cannot be mapped
+                arrays[name] = np.asanyarray(
+                    np.load(file, mmap_mode="r" if size else None)
+                )  # an empty file cannot be mapped
             except FileNotFoundError:
                 raise DataError(f"{file} is missing: prepare the dataset again, or restore the file") from None
             except NPY_FAULTS as error:
                 raise DataError(
                     f"{file} is truncated or damaged ({because(error)}): prepare the dataset again"
                 ) from None
-            if not isinstance(arrays[name], np.ndarray) or arrays[name].dtype.kind not in "iu":
-                raise DataError(f"{file} is another file: it holds no whole numbers")
             if arrays[name].shape != (size,):
                 raise DataError(f"{file} is another file: it holds {arrays[name].shape}, the manifest says ({size},)")
+            if arrays[name].dtype.kind not in "iu":
+                raise DataError(f"{file} is another file: it holds {arrays[name].dtype}, not whole numbers")
         for name, of in (("offsets", tokens), ("label_offsets", labels)):
             counts = np.diff(arrays[name].astype(np.int64))
             fewest = 0 if self.multi or name == "offsets" else 1

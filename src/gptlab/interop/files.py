@@ -119,7 +119,7 @@ def stored_state_dict(file: Path, state: Any) -> Stored:
         isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
         for name, value in state.items()
     ):
-        raise HubError(f"{file} does not hold a dictionary of names and dense tensors")
+        raise HubError(f"{file} does not hold a dictionary of tensors, which are dense and have names")
     return {name: partial(state.__getitem__, name) for name in state}
 
 

@@ -27,7 +27,7 @@ def keep_study(folder: Path, study: Study, seeds: Sequence[int]) -> Study:
     """
     for name, text in study_files(folder, study, seeds).items():
         file = folder / name
-        if not file.is_file() or file.read_text(encoding="utf-8") != text:
+        if not file.is_file() or file.read_bytes() != text.encode():
             write_atomically(file, text)
     return open_study(folder)
 
@@ -88,9 +88,15 @@ def check_seeds(study: Study, folder: Path, seeds: Sequence[int]) -> None:
 
 def has_begun(folder: Path, study: Study) -> bool:
     """Whether a run of the study has started; of a deleted run the summary may be left."""
-    summaries = (RunDir(folder).read_json(file.name) for file in folder.glob("*_seed*.json"))
+
+    def of_study(name: str) -> bool:
+        try:
+            return RunDir(folder).read_json(name).get("study") == study.name
+        except RunError:
+            return True  # a damaged summary is of a run
+
     return any(path.is_dir() for path in folder.glob("*_seed*")) or any(
-        summary.get("study") == study.name for summary in summaries
+        of_study(file.name) for file in folder.glob("*_seed*.json")
     )
 
 
@@ -154,5 +160,9 @@ def write_summary(study: Study, folder: Path, run: PlannedRun, result: Mapping[s
     """Write <arm>_seed<k>.json: the result of a run, with its study, arm, group and seed."""
     summary = {"study": study.name, "arm": run.arm, "group": run.group, "seed": run.seed, **result}
     name = f"{run_name(run.arm, run.seed)}.json"
-    if RunDir(folder).read_json(name) != summary:
+    try:
+        same = RunDir(folder).read_json(name) == summary
+    except RunError:  # damaged, and written anew
+        same = False
+    if not same:
         RunDir(folder).write_json(name, summary)

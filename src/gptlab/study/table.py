@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -16,8 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from gptlab.config import Study
+from gptlab.errors import RunError
+from gptlab.files import printable
 from gptlab.locks import is_held
-from gptlab.rundir import RunDir, open_study, run_name
+from gptlab.rundir import RunDir, open_study, parse_metrics, run_name
 from gptlab.status import STATUSES
 from gptlab.study.order import run_order
 
@@ -28,6 +29,7 @@ COLOURS = {
     "diverged": "yellow",
     "out_of_memory": "yellow",
     "failed": "red",
+    "damaged": "red",
     "not_applicable": "dim",
     "waiting": "dim",
 }
@@ -41,7 +43,8 @@ class RunState:
     arm: str
     seed: int
     status: str
-    """waiting, running, stopped (killed; continues with the study), or the status of the ended run."""
+    """waiting, running, stopped (killed; continues with the study), the status of the ended run, or damaged (a file of
+    the run cannot be read; `reason` says which)."""
     step: int = 0
     limit: int | None = None
     """Steps of the whole run; None while they depend on a dataset that no run has opened."""
@@ -66,6 +69,13 @@ def read_state(folder: Path, study: Study, arm: str, seed: int, running: bool | 
         folder: the folder of the study.
         running: whether a process trains the run; None asks the lock of the run.
     """
+    try:
+        return _read_state(folder, study, arm, seed, running)
+    except (RunError, OSError) as error:  # the study is told without it
+        return RunState(arm, seed, "damaged", reason=str(error))
+
+
+def _read_state(folder: Path, study: Study, arm: str, seed: int, running: bool | None) -> RunState:
     run = RunDir(folder / run_name(arm, seed))
     result = run.read_json("result.json") or ({} if run.exists() else read_summary(folder, study, arm, seed))
     if running or (running is None and is_held(run.path)):
@@ -77,8 +87,8 @@ def read_state(folder: Path, study: Study, arm: str, seed: int, running: bool | 
     recipe = run.read_recipe() if run.exists() else study.build(arm, seed)
     data = run.read_json("environment.json").get("data", {})
     state = RunState(arm, seed, status, reason=result.get("reason", "") if status == result.get("status") else "")
-    if not recipe.train.max_epochs or "train_tokens" in data:
-        state.limit = recipe.step_limit(data.get("train_tokens", 0))
+    if not recipe.train.max_epochs or data.get("train_tokens"):
+        state.limit = recipe.step_limit(data.get("train_tokens") or 0)
     for line in last_metrics(run.metrics_file):
         state.step = line["step"]
         state.loss, state.val_loss = line.get("loss", state.loss), line.get("val_loss", state.val_loss)
@@ -90,7 +100,7 @@ def read_state(folder: Path, study: Study, arm: str, seed: int, running: bool | 
             state.seconds_whole = seconds * state.limit
             state.seconds_left = seconds * max(0, state.limit - state.step)
     if state.ended:
-        state.step = result.get("steps", state.step)
+        state.step = result.get("steps") or state.step
         state.val_loss, state.seconds_whole = result.get("final_val_loss"), result.get("wall_seconds")
     return state
 
@@ -116,18 +126,10 @@ def last_metrics(file: Path) -> list[dict[str, Any]]:
     try:
         with open(file, "rb") as handle:
             handle.seek(max(0, handle.seek(0, 2) - TAIL_BYTES))
-            text = handle.read().decode(errors="replace")
+            tail = handle.read()
     except FileNotFoundError:
         return []
-    lines = []
-    for line in text.splitlines():
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(value, dict) and "step" in value:
-            lines.append(value)
-    return lines
+    return [value for line in tail.split(b"\n") if (value := parse_metrics(line)) is not None]
 
 
 # -- as text --------------------------------------------------------------------------------------------------------
@@ -157,7 +159,7 @@ def study_table(states: Sequence[RunState], jobs: int = 1, rows: int | None = No
             state.rate,
             duration(state.seconds_left),
         )
-    reasons = [f"{s.arm} seed {s.seed} {s.status}: {s.reason}" for s in shown if s.reason]
+    reasons = [f"{s.arm} seed {s.seed} {s.status}: {printable(s.reason)}" for s in shown if s.reason]
     hidden = [f"{len(states) - len(shown)} more runs are not shown"] if len(shown) < len(states) else []
     return Group(table, *(Text(line, overflow="fold") for line in [*hidden, *reasons, study_progress(states, jobs)]))
 
@@ -165,7 +167,7 @@ def study_table(states: Sequence[RunState], jobs: int = 1, rows: int | None = No
 def study_progress(states: Sequence[RunState], jobs: int = 1) -> str:
     """One line: `done 3 of 9: 2 completed, 1 diverged, 1 running, 5 waiting; about 0:12:30 left`."""
     counts = Counter(state.status for state in states)
-    order = sorted(counts, key=[*STATUSES, "running", "stopped", "waiting"].index)
+    order = sorted(counts, key=[*STATUSES, "damaged", "running", "stopped", "waiting"].index)
     done = sum(state.ended for state in states)
     says = f"done {done} of {len(states)}: " + ", ".join(f"{counts[status]} {status}" for status in order)
     left = study_seconds_left(states, jobs)

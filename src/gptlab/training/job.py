@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from gptlab.config import Recipe
 from gptlab.distributed.world import World, process_group
 from gptlab.errors import RunError, UserError
+from gptlab.files import because
 from gptlab.rundir import RunDir
 from gptlab.streams import say
 from gptlab.tasks.base import TaskData, open_data
@@ -21,6 +23,7 @@ from gptlab.training.checkpoint import checkpoint_step, has_begun, list_checkpoi
 from gptlab.training.result import Result
 from gptlab.training.setup import pick_device, resolve
 from gptlab.training.signals import StopSignal
+from gptlab.training.state import State
 
 FIRST_STEPS = 10  # a run that runs out of memory later than this is not tried again with smaller micro-batches
 
@@ -40,6 +43,8 @@ class Job:
     """result.json as an earlier attempt left it."""
     auto_micro_batch: bool
     """Whether batch.micro_batch was left open."""
+    state: State | None = None
+    """How far the trainer is; None before it has one."""
 
     def halve_micro_batch(self) -> bool:
         """After running out of memory in the first steps: half the micro-batch, with twice the accumulation.
@@ -53,7 +58,7 @@ class Job:
             return False
         stored = self.run.read_recipe()
         begun = max((checkpoint_step(path) for path in list_checkpoints(self.run)), default=0)
-        done = max((line["step"] for line in self.run.read_metrics() if "loss" in line), default=0)
+        done = (self.run.last_line("loss") or {"step": 0})["step"]
         most = stored.batch.micro_batch
         if most == "auto" or most == 1 or done > begun + FIRST_STEPS:
             return False
@@ -75,8 +80,18 @@ class Job:
         if not self.world.broadcast(has_begun(self.run)):
             self.run.write_recipe(resolve(self.recipe, self.run, self.data, self.device, self.world)[0])
         if result.to_json() != self.run.read_json("result.json"):
-            self.run.write_json("result.json", result.to_json())
+            self.write(result)
         return self.world.broadcast(result)
+
+    def write(self, result: Result) -> None:
+        """Write result.json. Where it cannot be written, say on the terminal what would be in it, and raise OSError."""
+        try:
+            self.run.write_json("result.json", result.to_json())
+        except OSError as error:
+            if not self.quiet:
+                says = f"{self.run.path / 'result.json'} cannot be written ({because(error)}); it would hold"
+                say(f"{says} {json.dumps(result.to_json())}")
+            raise
 
 
 @contextlib.contextmanager

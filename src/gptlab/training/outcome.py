@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from gptlab.distributed.world import World, is_lost_rank
-from gptlab.errors import LostRank, NotApplicable, OutOfMemory, UserError
+from gptlab.errors import DataError, LostRank, NotApplicable, OutOfMemory, UserError
 from gptlab.rundir import RunDir
 from gptlab.training.guard import Diverged
 from gptlab.training.job import Job
@@ -47,13 +47,14 @@ def outcome_of(error: Exception, job: Job) -> Result:
     """The result of a run that an error ended.
 
     Raises:
-        UserError: as it came: nothing has been written.
+        UserError: as it came: nothing has been written but for data that turned out to be damaged under way.
         Exception: a failed run's error, when its result is written. With several processes every error is raised, as
             the other ranks wait for this one; the first rank that fails writes result.json.
     """
     if isinstance(error, NotStarted):
         return error.result
-    if isinstance(error, UserError) and not isinstance(error, NotApplicable):
+    under_way = isinstance(error, DataError) and job.state is not None
+    if isinstance(error, UserError) and not isinstance(error, NotApplicable) and not under_way:
         raise error
     known = typed(error, job.world)
     status = next(status for kind, status in STATUS_OF.items() if isinstance(known, kind))
@@ -63,7 +64,10 @@ def outcome_of(error: Exception, job: Job) -> Result:
         result = out_of_memory(str(known), job.run, job.device)
     else:
         first, *_ = str(known).splitlines() or [""]
-        result = Result(status, reason=first if isinstance(known, LostRank) else f"{type(known).__name__}: {first}")
+        said = isinstance(known, LostRank | DataError)
+        result = Result(status, reason=first if said else f"{type(known).__name__}: {first}")
+    if job.state is not None:
+        result.steps = job.state.step
     if job.world.size > 1:
         rank = f"rank {job.world.rank} of {job.world.size}"
         if not isinstance(known, LostRank):
@@ -73,7 +77,8 @@ def outcome_of(error: Exception, job: Job) -> Result:
             raise error
         raise type(known)(result.reason) from error
     if status == "failed":
-        job.run.write_json("result.json", result.to_json())
+        with contextlib.suppress(OSError):  # what ended the run is raised, whether it can be recorded or not
+            job.write(result)
         raise error
     return result
 
@@ -90,11 +95,10 @@ def _write_first(result: Result, job: Job) -> None:
 
 def result_of_run(t: Trainer, diverged: Diverged | None = None) -> Result:
     """The result of a run that reached its end, was stopped, or diverged. All ranks call this."""
-    unit, state, lines, spent = t.task.unit, t.state, t.run.read_metrics(), t.spent()
+    unit, state, spent = t.task.unit, t.state, t.spent()
     times, all_seconds = t.monitor.watch.steady(), sum(t.monitor.watch.step_seconds)
     finished = state.step >= t.limit and not set(t.task.due(state.step, True)) - set(state.evaluated)
-    evaluations = [line for line in lines if "val_loss" in line]
-    last = evaluations[-1] if evaluations and not diverged else {}
+    last = {} if diverged else t.run.last_line("val_loss") or {}
     named = {"step", unit, "val_loss", "train_eval_loss", *(f.name for f in fields(Result))}
     median = statistics.median(times) if times else None
     counts: dict[str, Any] = {unit: state.step * t.task.per_step}
@@ -105,7 +109,7 @@ def result_of_run(t: Trainer, diverged: Diverged | None = None) -> Result:
         status="diverged" if diverged else "completed" if finished else "interrupted",
         steps=state.step,
         **counts,
-        final_train_loss=next((line["loss"] for line in reversed(lines) if "loss" in line), None),
+        final_train_loss=(t.run.last_line("loss") or {}).get("loss"),
         final_val_loss=last.get("val_loss"),
         val_perplexity=last.get("val_perplexity"),
         val_bits_per_byte=last.get("val_bits_per_byte"),

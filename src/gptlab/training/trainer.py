@@ -60,7 +60,7 @@ class Trainer:
         """Refuse what need not or cannot start, before anything is written."""
         stored = self.run.read_json("result.json")
         self.world.barrier()  # all ranks have read what rank 0 is about to write
-        if stored.get("status") == "completed" and stored["steps"] >= self.limit:
+        if stored.get("status") == "completed" and (stored.get("steps") or 0) >= self.limit:
             raise NotStarted(Result.from_json(stored))
         if self.recipe.compile.enabled and codecs.lookup(locale.getpreferredencoding(False)).name == "ascii":
             raise UserError(
@@ -121,13 +121,14 @@ class Trainer:
                     f"{self.run.path}: training.json of checkpoint {restored['step']} is not of a run: {error}"
                 ) from None
             self.saved_step = self.state.step
+        self.job.state = self.state
         self.run.make_id()
         self.run.write_recipe(self.recipe)
         self.run.write_json("tokenizer.json", self.job.data.tokenizer.spec())
         if self.world.first:
             facts = environment(self.recipe, self.job.data, self.model, self.optimizer, self.device, self.world)
             self.run.write_json("environment.json", facts)
-        self.run.cut_metrics(self.saved_step)
+        self.damaged_lines = self.run.cut_metrics(self.saved_step)
         self.run.remove("result.json")  # without it the run is running, or was killed
         if self.recipe.compile.enabled:
             self.model.compile(dynamic=False)
@@ -138,6 +139,9 @@ class Trainer:
         recipe, quiet = self.recipe, self.job.quiet or not self.world.first
         self.logs = Logs(self.run, recipe, self.task.unit, self.limit, self.saved_step, quiet)
         self.logs.message(summary(recipe, self.task, self.model, self.device, self.limit, self.state.step, self.world))
+        if self.damaged_lines:
+            lines = f"{self.damaged_lines} damaged line{'s' * (self.damaged_lines > 1)}"
+            self.logs.message(f"{self.run.metrics_file}: {lines} removed; what they held is not measured again")
         if self.device.type == "mps":
             self.logs.message("train.device = mps is untested: compare a short run with --train.device cpu")
         if not recipe.train.eval_only and (idle := idle_steps(recipe, self.limit)):

@@ -66,7 +66,7 @@ def _how_it_ended(folder: Path, launch: Launch | None, is_study: bool) -> str:
     again = launch.command if launch is not None else f"gptlab train {folder / 'recipe.toml'} --out {folder}"
     result = RunDir(folder).read_json("result.json")
     if result.get("status") == "interrupted":
-        return f"{folder}: saved at step {result['steps']}; `{again}` continues"
+        return f"{folder}: saved at step {result.get('steps') or 0}; `{again}` continues"
     if result.get("status"):
         return f"{folder}: {result['status']} after {result.get('steps', 0)} steps"
     return f"{folder}: ended; `{again}` continues from its last checkpoint"

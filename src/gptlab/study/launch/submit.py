@@ -58,8 +58,8 @@ def launch_recipe(recipe: Recipe, out: Path, on: str, resources: Resources, comm
     if is_held(out):
         raise Locked(f"{out} is being trained by another process")
     before = run.read_json("result.json")
-    if before.get("status") == "completed" and before["steps"] >= limit:
-        raise RunError(f"{out} holds a finished run of {before['steps']} steps; --out names another folder")
+    if before.get("status") == "completed" and (steps := before.get("steps") or 0) >= limit:
+        raise RunError(f"{out} holds a finished run of {steps} steps; --out names another folder")
     return submit_launch(launch)
 
 
