@@ -13,6 +13,7 @@ import json
 import math
 import os
 import stat
+import sys
 import tomllib
 import zlib
 from collections.abc import Iterator
@@ -22,12 +23,18 @@ from typing import IO, Any
 from gptlab.errors import UserError
 
 MOST_BYTES = 2**30  # of a file that is read as a whole, unpacked
+MOST_UNPACKED, LEAST_UNPACKED = 100, 2**26  # times its packed size may a .gz grow, and bytes that any may have
 MOST_LEVELS = 100  # of nested objects and lists; Python's own limit depends on who asks
 
 
 def printable(text: str) -> str:
     """Foreign text for a terminal or a table: control characters, which could move the cursor, are shown as escapes."""
     return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+
+
+def for_terminal(text: str) -> str:
+    """Text for stdout: as it is in a file or a pipe, `printable` on a terminal."""
+    return printable(text) if sys.stdout is not None and sys.stdout.isatty() else text
 
 
 def because(error: BaseException) -> str:
@@ -63,8 +70,11 @@ def open_regular(path: Path) -> io.BufferedReader:
 def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     """A whole file; the content of a .gz. Raises OSError, also for more than `most` bytes and for damaged gzip."""
     try:
-        with open_regular(path) as raw, gzip.open(raw) if path.name.endswith(".gz") else raw as file:
-            content = file.read(most + 1)
+        with open_regular(path) as raw:
+            packed = path.name.endswith(".gz")
+            most = min(most, _unpacked(raw)) if packed else most
+            with gzip.open(raw) if packed else raw as file:
+                content = file.read(most + 1)
     except (EOFError, zlib.error) as error:
         raise OSError(because(error)) from None
     if len(content) > most:
@@ -72,8 +82,14 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     return content
 
 
-def gzip_lines(file: IO[bytes], most: int = MOST_BYTES) -> Iterator[bytes]:
-    """The lines of an open .gz. Raises OSError for a line of more than `most` bytes and for damaged gzip."""
+def _unpacked(file: IO[bytes]) -> int:
+    """The bytes that an open .gz may unpack to: two megabytes of zeros can stand for two gigabytes."""
+    return max(LEAST_UNPACKED, MOST_UNPACKED * os.fstat(file.fileno()).st_size)
+
+
+def gzip_lines(file: IO[bytes]) -> Iterator[bytes]:
+    """The lines of an open .gz. Raises OSError for a line that is too long for its file and for damaged gzip."""
+    most = _unpacked(file)
     try:
         with gzip.open(file) as unpacked:
             while line := unpacked.readline(most + 1):

@@ -234,7 +234,7 @@ def read(path: Path = CONFIG) -> Config:
         match = re.fullmatch(r"(?:CONFIG_(\w+)=(.*)|# CONFIG_(\w+) is not set)\s*", line)
         if not match:
             if line.strip() and not line.startswith("#"):
-                raise ConfigError(f"{path}, line {number}: {line.strip()!r} is not of the form CONFIG_NAME=value")
+                raise ConfigError(f"{path}, line {number}: {line.strip()[:200]!r} is not of the form CONFIG_NAME=value")
             continue
         symbol, value = match[1] or match[3], (match[2] or "n").strip()
         if symbol in heads:

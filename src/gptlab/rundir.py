@@ -86,9 +86,10 @@ class RunDir:
         write_atomically(self.recipe_file, recipe.to_toml())
 
     def read_recipe(self) -> Recipe:
-        layer = files.read_toml(self.recipe_file, RunError)
         try:
-            return build_recipe(layer)
+            return build_recipe(files.read_toml(self.recipe_file, RunError))
+        except FileNotFoundError:
+            raise RunError(f"{self.recipe_file} is missing") from None
         except ConfigError as error:
             raise RunError(f"{self.recipe_file} cannot be read: {error}") from None
 

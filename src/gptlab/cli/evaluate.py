@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 from gptlab.cli.common import add_trained_run, add_verb, output_file, write_json
+from gptlab.files import for_terminal
 
 SCORES = ["loss", "hellaswag", "wikitext", "lambada", "harness"]
 
@@ -50,8 +51,8 @@ def do_sample(options: argparse.Namespace) -> None:
     run.recipe = run.recipe.replace(given)  # the same bounds as in a recipe
     if options.samples > 1:
         for text in run.sample(samples=options.samples, stop=options.stop):
-            print(text + "\n" + "-" * 40)
+            print(for_terminal(text) + "\n" + "-" * 40)
         return
     for piece in run.stream(stop=options.stop):
-        print(piece, end="", flush=True)
+        print(for_terminal(piece), end="", flush=True)
     print()

@@ -10,6 +10,7 @@ from typing import Any
 from gptlab.cli.common import add_verb, recipe_or_study
 from gptlab.config import build_recipe, flag_sections
 from gptlab.errors import UserError
+from gptlab.files import printable
 from gptlab.status import EXIT_CODES
 from gptlab.streams import best_effort
 
@@ -72,7 +73,7 @@ def do_train(options: argparse.Namespace) -> int:
     if result.reason:
         at = f" at step {result.failed_at_step}" if result.failed_at_step and "at step" not in result.reason else ""
         says += f": {result.reason}{at}"
-    print(f"{says}\nrun: {out}")
+    print(printable(f"{says}\nrun: {out}"))
     if result.status == "interrupted":
         print("to resume, run the same command again")
     return status

@@ -41,6 +41,9 @@ GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s
 GPT2_ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"  # encoder.json as published
 
 
+MOST_IDS = 2**24  # of a vocabulary; the largest in use have 2**18
+
+
 def valid_text(text: str) -> str:
     r"""The text with lone surrogates (as in the JSON "\ud800"), which UTF-8 cannot hold, replaced by U+FFFD."""
     try:
@@ -206,6 +209,8 @@ class HuggingFaceTokenizer(Tokenizer):
         ids = (self._fast.token_to_id(end) for end in END_OF_TEXT_NAMES)
         self.eot = next((index for index in ids if index is not None), None)
         self.vocab_size = max(self._fast.get_vocab(with_added_tokens=True).values(), default=0) + 1
+        if self.vocab_size > MOST_IDS:  # there are tables with a row for each id
+            raise DataError(f"{name} is not a Hugging Face tokenizer.json: it has the token id {self.vocab_size - 1}")
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[Any]]:
         encodings = self._fast.encode_batch_fast(list(texts), add_special_tokens=False)

@@ -183,7 +183,7 @@ def _picks(run: RunDir) -> dict[int, float]:
     file = run.path / "hellaswag_results.jsonl"
     picks: dict[int, float] = {}
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else ():
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # a half-written last line
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):  # a half-written last line
             row = json.loads(line)
             picks[int(row["ind"])] = float(row["pick_norm"] == row["label"])
     return picks

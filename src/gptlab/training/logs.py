@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gptlab.config import Recipe
 from gptlab.errors import UserError
+from gptlab.files import printable
 from gptlab.rundir import RunDir
 from gptlab.streams import patient
 
@@ -78,7 +79,7 @@ class Logs:
     def message(self, text: str) -> None:
         """A line on the terminal, above the progress bar."""
         if not self.quiet:
-            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def training(self, line: dict[str, Any]) -> None:
         """A training line: step, tokens or samples, loss, lr, grad_norm, throughput and more."""

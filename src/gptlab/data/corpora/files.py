@@ -66,8 +66,9 @@ def read_rows(files: list[Path], reading: Reading, column: str | None = None) ->
         DataError: a file is unreadable or not what its suffix says; the message names the file and the line.
     """
     for path in files:
-        before, size, kind = reading.done, path.stat().st_size, suffix_of(path)
+        before, size, kind = reading.done, 0, suffix_of(path)
         try:
+            size = path.stat().st_size
             if kind == ".parquet":
                 rows = _parquet(path, column)
             elif kind.startswith(".json"):
