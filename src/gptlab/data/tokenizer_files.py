@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from gptlab.data.tokenizers import HuggingFaceTokenizer, Tokenizer, load_tokenizer, make_tokenizer
+from gptlab.data.tokenizers import MOST_IDS, HuggingFaceTokenizer, Tokenizer, load_tokenizer, make_tokenizer
 from gptlab.data.verified import file_sha256
 from gptlab.errors import DataError
+from gptlab.files import because, read_json
 
 OURS = ("gpt2", "byte", "char")
 # Special tokens at the beginning, at the end and after a document: RoBERTa's, then BERT's.
@@ -92,11 +93,14 @@ def _read_vocabulary(vocabulary: Path, merges: Path) -> Tokenizer:
     from tokenizers import Tokenizer as Fast
     from tokenizers import decoders, models, pre_tokenizers
 
+    not_ours = f"{vocabulary} and {merges.name} are not a vocabulary of byte-level BPE"
+    ids = read_json(vocabulary, DataError)
+    if not all(isinstance(index, int) and 0 <= index < MOST_IDS for index in ids.values()):
+        raise DataError(f"{not_ours}: an id is no number of a token")
     try:
         fast = Fast(models.BPE.from_file(str(vocabulary), str(merges)))
-        ids = json.loads(vocabulary.read_text(encoding="utf-8"))
     except Exception as error:  # the library raises plain exceptions
-        raise DataError(f"{vocabulary} and {merges.name} are not a vocabulary of byte-level BPE: {error}") from None
+        raise DataError(f"{not_ours}: {because(error)}") from None
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     fast.decoder = decoders.ByteLevel()
     specials = ("<s>", "<pad>", "</s>", "<unk>", "<mask>", "<|endoftext|>")
