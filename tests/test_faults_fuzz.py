@@ -21,8 +21,16 @@ def test_every_reader_reads_a_whole_file(readers: list[Reader]) -> None:
 
 
 def test_a_file_of_another_kind_is_refused_or_read(readers: list[Reader]) -> None:
+    draw = random.Random(1)
     for reader in readers:
-        for content in (*OTHER_KINDS, None):
+        for content in (None, b"", b"[]", *draw.sample(OTHER_KINDS, 3)):
+            reader.survives(content)
+
+
+@pytest.mark.slow
+def test_every_file_of_every_other_kind(readers: list[Reader]) -> None:
+    for reader in readers:
+        for content in OTHER_KINDS:
             reader.survives(content)
 
 
@@ -41,14 +49,14 @@ def try_damage(readers: list[Reader], count: int, seed: int) -> None:
 
 
 def test_damage_ends_in_a_sentence(readers: list[Reader]) -> None:
-    try_damage(readers, 150, seed=1)
+    try_damage(readers, 120, seed=1)
 
 
 def test_values_of_other_kinds_end_in_a_sentence(readers: list[Reader]) -> None:
     draw = random.Random(1)
     for reader in readers:
         changed = list(with_other_values(reader.file.read_bytes()))
-        for content in draw.sample(changed, min(len(changed), 6)):
+        for content in draw.sample(changed, min(len(changed), 3)):
             reader.survives(content)
 
 
