@@ -673,7 +673,8 @@ def test_no_damage_ends_in_a_traceback(
     shown = capsys.readouterr().out + "".join(payload["warnings"])
     arm = payload["studies"][0]["arms"][1]
     if isinstance(content, dict) and not isinstance(content.get("final_val_loss", 0.0), float):
-        assert "0" not in arm["values"] and "x_seed0 completed without a final_val_loss" in shown
+        assert "0" not in arm["values"]
+        assert "x_seed0 completed without a final_val_loss" in shown or "x_seed0.json is damaged" in shown
 
 
 @pytest.mark.slow

@@ -148,7 +148,7 @@ class LabeledDataset:
         with damaged(self.path / "manifest.json", DataError):
             has(self.manifest, dict.fromkeys(("cls", "sep", "pad", "vocab_size", "n_train_labels"), int))
             has(self.manifest, {"labels": list, "train_counts": list, "multi": bool, "splits": dict, "corpus": str})
-            has(self.manifest, {"tokenizer": {"sha256": str}})
+            has(self.manifest["tokenizer"], {"sha256": str})
             self.labels: list[str] = list(self.manifest["labels"])
             if not all(isinstance(label, str) for label in self.labels):
                 raise ValueError("a label is no text")
@@ -172,11 +172,10 @@ class LabeledDataset:
         sizes = {"tokens": tokens, "offsets": documents + 1, "labels": labels, "label_offsets": documents + 1}
         arrays = {}
         for name, size in sizes.items():
-            file = self.path / f"{split}.{name}.npy"
+            has(entry["files"][name], {"sha256": str})
+            file, mapped = self.path / f"{split}.{name}.npy", "r" if size else None  # an empty file cannot be mapped
             try:
-                arrays[name] = np.asanyarray(
-                    np.load(file, mmap_mode="r" if size else None)
-                )  # an empty file cannot be mapped
+                arrays[name] = np.asanyarray(np.load(file, mmap_mode=mapped))  # type: ignore[arg-type]
             except FileNotFoundError:
                 raise DataError(f"{file} is missing: prepare the dataset again, or restore the file") from None
             except NPY_FAULTS as error:
@@ -203,7 +202,8 @@ class LabeledDataset:
     def _recorded(self) -> Iterator[tuple[Path, str]]:
         yield self.path / "tokenizer.json", self.manifest["tokenizer"]["sha256"]
         for split, entry in self.manifest["splits"].items():
-            yield from ((self.path / f"{split}.{name}.npy", file["sha256"]) for name, file in entry["files"].items())
+            for name in ("tokens", "offsets", "labels", "label_offsets"):
+                yield self.path / f"{split}.{name}.npy", entry["files"][name]["sha256"]
 
     def verify(self) -> None:
         """Read all files. Raises DataError if the sha256 of one is not the manifest's."""

@@ -50,6 +50,8 @@ def imported_shape(file: Path, mlp_width: int, **settings: Any) -> Model:
         problem = error.errors()[0]
         what = f"model.{problem['loc'][0]} = {problem['input']}: " if problem["loc"] else ""
         raise HubError(f"{file}: gptlab cannot build this model: {what}{problem['msg']}") from None
+    if not config.vocab_size:
+        raise HubError(f"{file}: gptlab cannot build this model: model.vocab_size = 0")
     default = config.model_copy(update={"mlp_width": 0})
     return default if default.mlp_hidden == config.mlp_hidden else config
 
