@@ -69,8 +69,12 @@ def safe_torch_load(file: Path) -> Any:
             f"{file} is not loaded: it is damaged, or a pickle of Python objects other than tensors and plain values, "
             "which could run code"
         ) from None
-    except Exception as error:  # of a damaged file, the unpickler raises IndexError, KeyError, UnicodeDecodeError, ...
+    except OSError as error:
         raise HubError(f"{file} cannot be read: {because(error)}") from None
+    except Exception as error:  # of a damaged file, the unpickler raises IndexError, KeyError, UnicodeDecodeError, ...
+        raise HubError(
+            f"{file} cannot be read: it is damaged, or torch.save did not write it ({because(error)})"
+        ) from None
 
 
 def _stored_safetensors(files: Iterable[Path]) -> Stored:
