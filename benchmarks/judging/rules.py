@@ -1,7 +1,7 @@
 """The rules of a report on arrays of simulated studies: how often each errs, and how often it finds a planted effect.
 
 Losses are (studies, arms, seeds), arm 0 is the baseline, lower is better, and a run's sd is 1. Each function plays one
-rule of `gptlab.report` in every world that can break it and gives a row for each variant; `before` is what was replaced.
+rule of `gptlab.report` in every world that can break it and gives a row for each variant; `before` was replaced.
 tests/test_benchmarks_judge.py shows that the arrays follow the rules that the report uses.
 """
 
