@@ -21,7 +21,13 @@ from gptlab.report import runs as logged
 from gptlab.report.across import analyse_across, unlike_studies
 from gptlab.report.effects import effects_of
 from gptlab.report.estimates import Plain, clean
-from gptlab.report.questions import answer_questions, default_of, divergence_data, recommend_overall
+from gptlab.report.questions import (
+    answer_questions,
+    default_of,
+    divergence_data,
+    recommend_factors,
+    recommend_overall,
+)
 from gptlab.report.studies import ReadStudy
 from gptlab.report.targets import targets_of
 
@@ -61,6 +67,7 @@ def analyse_study(read: ReadStudy) -> Plain:
     answers = answer_questions(study.questions, {study.name: read})
     runs = list(read.runs.values())
     added = read.runs if study.until_decided else {}
+    factors = effects_of(read)
     return clean(
         {
             "name": study.name,
@@ -91,11 +98,11 @@ def analyse_study(read: ReadStudy) -> Plain:
             "pairing": noise.pairing(read, metric.name),
             "notes": _notes(read),
             "equal": logged.at_equal(read),
-            "factors": effects_of(read),
+            "factors": factors,
             "targets": targets_of(read),
             "questions": [answer for answer, _ in answers],
             "recommendations": [
-                recommend_overall(read, arms),
+                recommend_factors(read, factors) if factors and factors["effects"] else recommend_overall(read, arms),
                 *([default_of(read)] if study.default else []),
                 *(advice for _, advice in answers if advice),
             ],

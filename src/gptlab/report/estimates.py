@@ -50,6 +50,12 @@ def memory_of(read: ReadStudy, arm: str) -> Plain | None:
     return mean_and_spread([value for value in values if value > 0])
 
 
+def steps_ratio(read: ReadStudy, arm: str, reference: str) -> float:
+    """Steps of an arm's completed runs over those of a reference's; NaN if unknown."""
+    ours, theirs = ([steps for run in read.of(name) if (steps := run.value("steps")) > 0] for name in (arm, reference))
+    return float(np.mean(ours) / np.mean(theirs)) if ours and theirs else math.nan
+
+
 def frontier_shares(read: ReadStudy) -> dict[str, float]:
     """For each arm the share of draws in which it is on the frontier of speed and quality.
 
@@ -109,6 +115,7 @@ def comparison_data(
         "started": [len(read.values(name, metric.name).values) for name in (arm, reference)],
         "speed": as_plain(timing.speedup(read.speeds(a), read.speeds(b))),
         "memory_ratio": memory["mean"] / other["mean"] if memory and other else None,
+        "steps_ratio": steps_ratio(read, a, b),
         "divergence": None,
         "most_seeds": c.looks.most if c.looks else None,
         "text": text,

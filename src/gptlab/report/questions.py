@@ -6,14 +6,18 @@ All contrasts that are asked about together are one family, which Holm's correct
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from gptlab.config import Clause, Metric, Question, clauses
+import numpy as np
+
+from gptlab.config import Clause, Metric, Question, clauses, factors_on
 from gptlab.report import divergence, frontiers, sentences, timing, verdicts, words
 from gptlab.report import statistics as st
 from gptlab.report.divergence import Divergence, kinds_of, of_arm, of_questions, steps_of, times_of
-from gptlab.report.estimates import Plain, comparison_data, contrast_of, memory_of
+from gptlab.report.effects import effect_name
+from gptlab.report.estimates import Plain, comparison_data, contrast_of, memory_of, steps_ratio
 from gptlab.report.grids import BestOf, chosen_text
 from gptlab.report.runs import mean_seconds
 from gptlab.report.studies import ReadStudy
@@ -254,11 +258,11 @@ def _lost(read: ReadStudy, arms: Sequence[str]) -> dict[str, tuple[int, int]]:
     return {arm: (sum(run.status in ("out_of_memory", "failed") for run in of), len(of)) for arm, of in runs.items()}
 
 
-def _cost(read: ReadStudy, arm: str, reference: str) -> tuple[float, float]:
-    """Ratios of speed and memory; NaN if unknown."""
+def _cost(read: ReadStudy, arm: str, reference: str) -> tuple[float, float, float]:
+    """Ratios of speed, memory and steps; NaN if unknown."""
     ours, theirs = memory_of(read, arm), memory_of(read, reference)
     memory = ours["mean"] / theirs["mean"] if ours and theirs else st.NAN
-    return timing.speedup(read.speeds(arm), read.speeds(reference)).value, memory
+    return timing.speedup(read.speeds(arm), read.speeds(reference)).value, memory, steps_ratio(read, arm, reference)
 
 
 def recommend(
@@ -369,6 +373,43 @@ def recommend_overall(read: ReadStudy, arms: Sequence[Plain]) -> Plain:
     if lost and runs - len(lost) > 1:
         text += f"; compared over the seeds in which {baseline} did not diverge (it did in {words.seeds_text(lost)})"
     return {"id": "overall", "text": f"{start}: {text}", "evidence": evidence}
+
+
+def recommend_factors(read: ReadStudy, found: Plain) -> Plain:
+    """The changes of a factorial that are shown to help, with what each costs, and those that are shown to do harm.
+
+    Args:
+        found: as `effects_of` returns it, with effects.
+    """
+    main = [effect for effect in found["effects"] if effect["kind"] == "main effect"]
+    by = {verdict: [e["name"] for e in main if e["verdict"] == verdict] for verdict in ("better", "worse")}
+    linked = [e for e in found["effects"] if e["verdict"] == "interact"]
+    text = f"no change is recommended {_place(read)}: none is shown to help"
+    if by["better"]:
+        text = f"{_place(read)}: use {'; '.join(f'{name}, {_cost_of(read, name)}' for name in by['better'])}"
+    text += f". Leave out {', '.join(by['worse'])}" if by["worse"] else ""
+    if linked:
+        text += (
+            f". Compare the arms themselves where changes depend on one another: {'; '.join(map(effect_name, linked))}"
+        )
+    return {"id": "overall", "text": text, "evidence": [read.study.baseline]}
+
+
+def _cost_of(read: ReadStudy, factor: str) -> str:
+    """Speed, memory and steps of the arms with a factor as ratios to those without it."""
+    sides: tuple[list[str], list[str]] = ([], [])
+    for arm in read.study.arms:
+        sides[factor not in factors_on(arm, read.study.baseline)].append(arm)
+
+    def ratio(of: Callable[[str], Iterable[float]]) -> float:
+        """Of geometric means over the arms' runs; NaN if a side has none."""
+        logs = [[math.log(value) for arm in side for value in of(arm) if value > 0] for side in sides]
+        return math.exp(np.mean(logs[0]) - np.mean(logs[1])) if all(logs) else st.NAN
+
+    speed = ratio(lambda arm: [float(np.median(speeds)) for speeds in read.speeds(arm).values()])
+    memory = ratio(lambda arm: [run.value("peak_memory_gb") for run in read.of(arm)])
+    steps = ratio(lambda arm: [run.value("steps") for run in read.of(arm)])
+    return words.cost_text(speed, memory, steps, f"the arms without {factor}")
 
 
 def _nested(arm: Plain, others: Sequence[Plain]) -> list[str]:

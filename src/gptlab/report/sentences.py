@@ -157,6 +157,8 @@ def cost(row: Row) -> str:
         of = "" if parts else f" as {b}"
         times = "" if abs(ratio - 1) < 0.005 else f"{ratio:.2f} times "
         parts.append(f"takes {times}as much memory{of}")
+    if (ratio := row["steps_ratio"]) and abs(ratio - 1) >= 0.005:
+        parts.append(f"trains for {ratio:.2f} times as many steps")
     return f"{a} {' and '.join(parts)}." if parts else ""
 
 
@@ -221,7 +223,8 @@ def answer(rows: Sequence[Row], folders: Mapping[str, str]) -> dict[str, str]:
     several = len(folders) > 1
     told: dict[str, list[str]] = {"sentence": [], "cost": [], "change": []}
     for row in rows:
-        told["sentence"].append(finding(row, f"in {row['study']}" if several else "here"))
+        found = finding(row, f"in {row['study']}" if several else "here")
+        told["sentence"].append(f"T{found[1:]}" if found.startswith("the best of ") else found)
         for key, text in (("cost", cost(row)), ("change", outlook(row, folders[row["study"]]))):
             told[key] += [f"{row['study']}: {text}" if several else text] if text else []
     told["sentence"] += [f"{name} has no such arms." for name in folders if name not in {row["study"] for row in rows}]

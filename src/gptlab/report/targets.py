@@ -21,6 +21,7 @@ from gptlab.config import Question
 from gptlab.report import sentences, words
 from gptlab.report import statistics as st
 from gptlab.report.estimates import Plain
+from gptlab.report.looks import Looks
 from gptlab.report.reading import Array, number
 from gptlab.report.studies import ReadRun, ReadStudy
 
@@ -64,7 +65,18 @@ def _tested(read: ReadStudy, question: Question) -> tuple[float, float]:
     below, above = one_sided([*st.finite(runs.values).values()], question.target or 0.0)
     if runs.diverged:
         return st.NAN, st.NAN
+    if read.study.until_decided and math.isfinite(below):
+        looks = looks_at(read, question)
+        below, above = looks.p_below(), looks.p_above()
     return (below, above) if metric.better == "lower" else (above, below)
+
+
+def looks_at(read: ReadStudy, question: Question) -> Looks:
+    """An arm's values minus the target, in the order of their seeds, in a study that runs until it is decided."""
+    metric, (arm,) = question.metric or read.study.metric, question.contrast
+    values = np.array([value for _, value in sorted(st.finite(read.values(arm, metric.name).values).items())])
+    rounding = st.ROUNDING * float(np.abs(values).max(initial=0))
+    return Looks(values - (question.target or 0.0), read.study.most_seeds, rounding)
 
 
 def _answer(read: ReadStudy, question: Question, confirm: float, reject: float, family: int) -> Plain:

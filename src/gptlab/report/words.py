@@ -98,9 +98,14 @@ def times_as_fast(ratio: float, low: float, high: float) -> str:
     return f"{ratio:.2f} [{low:.2f}, {high:.2f}] times as fast"
 
 
-def cost_text(speed: float, memory: float, reference: str) -> str:
-    """`at 0.17 times the speed and 5.20 times the memory of base`: what a recommended arm costs."""
-    known = [f"{ratio:.2f} times the {what}" for ratio, what in ((speed, "speed"), (memory, "memory")) if ratio > 0]
+def cost_text(speed: float, memory: float, steps: float, reference: str) -> str:
+    """`at 0.17 times the speed and 5.20 times the memory of base`: what a recommended arm costs, as ratios.
+
+    Args:
+        steps: left out if the arms take as many, or if it is unknown.
+    """
+    ratios = [(speed, "speed"), (memory, "memory"), *([(steps, "steps")] if abs(steps - 1) >= 0.005 else [])]
+    known = [f"{ratio:.2f} times the {what}" for ratio, what in ratios if ratio > 0]
     unknown = [what for ratio, what in ((speed, "speed"), (memory, "memory")) if not ratio > 0]
     told = [f"at {' and '.join(known)} of {reference}"] if known else []
     return ", ".join([*told, *(f"{what} unknown" for what in unknown)])

@@ -2,7 +2,8 @@
 
     the study's seeds -> decide -> one more seed of each arm with an open comparison -> decide -> ...
 
-What is compared: the study's questions and the candidates of its default; without either, every arm with the baseline.
+What is compared: the study's questions, those with a number too, and the candidates of its default; without either,
+every arm with the baseline.
 A comparison has ended if it is better, worse or equivalent; if a run diverged, so that nothing can be compared; or if
 it is hopeless: the chance that it is decided within the stated seeds is below 10%. An arm gets a seed while a
 comparison that it is in is open, and only if each of its runs so far completed or diverged. A run is never cut short.
@@ -14,6 +15,7 @@ study that was killed goes on as if it had not been.
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,8 +26,9 @@ from gptlab.report.divergence import Divergence, of_questions
 from gptlab.report.estimates import contrast_of
 from gptlab.report.looks import HOPELESS
 from gptlab.report.questions import Evidence, answer_to
-from gptlab.report.statistics import ALPHA
+from gptlab.report.statistics import ALPHA, difference
 from gptlab.report.studies import ReadStudy, read_study_folder
+from gptlab.report.targets import answer_targets, looks_at
 from gptlab.rundir import RunDir, run_name
 from gptlab.study.folder import is_finished
 from gptlab.study.order import run_order
@@ -74,10 +77,34 @@ def compared(read: ReadStudy) -> list[Compared]:
         name = f"{question.id} {arm} against {reference}"
         state = _state(judged[question.id], judged, question, study, lost.get(question.id))
         found.append(Compared(name, (arm, reference), judged[question.id], state, question.id in lost))
+    found += _targets(read)
     if study.default is not None:
         found += _against(read, study.default.incumbent, study.default.among, "default: ")
     if not found:
         found = _against(read, study.baseline, [arm for arm in study.arms if arm != study.baseline], "")
+    return found
+
+
+def _targets(read: ReadStudy) -> list[Compared]:
+    """The study's questions with a number, each with a judgement of the arm's mean minus the number."""
+    found = []
+    answers = answer_targets(read)
+    for question in [one for one in read.study.questions if one.target is not None]:
+        (arm,), looks, level = question.contrast, looks_at(read, question), question.level or ALPHA
+        values = looks.differences
+        sd = float(values.std(ddof=1)) if len(values) > 1 else math.nan
+        d = difference(len(values), float(values.mean()) if len(values) else math.nan, sd, looks.rounding)
+        runs = read.values(arm, (question.metric or read.study.metric).name)
+        counts = (runs.diverged, len(values) + runs.diverged)
+        judged = verdicts.judge({"": verdicts.Contrast(d, "lower", 0.0, diverged=counts, looks=looks)})[""]
+        answer = str(answers[question.id]["answer"])
+        state = "open" if answer in ("not resolved", "not run") else answer
+        if runs.diverged:
+            state = "diverges"
+        elif state == "open" and 1 < len(values) < looks.most:
+            hopeless = looks.chance_to_decide(0.0, 2 * level / len(answers)) < HOPELESS
+            state = "hopeless" if hopeless else state
+        found.append(Compared(f"{question.id} {arm} against {question.target:g}", (arm, arm), judged, state))
     return found
 
 
