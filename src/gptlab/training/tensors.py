@@ -141,7 +141,7 @@ class Saved:
         if name not in self._files:
             try:
                 self._files[name] = safe_open(self.path / name, framework="pt")
-            except (OSError, SafetensorError) as error:
+            except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError: PyTorch cannot map the file
                 raise RunError(f"checkpoint {self.path} is damaged: {name}: {error}") from None
         return self._files[name]
 
