@@ -39,7 +39,8 @@ from common import machine, say, table, write_json
 
 from gptlab.config import load_recipe, load_study
 from gptlab.data.sampler import Windows
-from gptlab.data.shards import Shard, Tokens, file_sha256, shard_header
+from gptlab.data.shards import Shard, Tokens, shard_header
+from gptlab.data.verified import file_sha256
 from gptlab.rundir import RunDir, run_name
 
 TOKENS, SHARD_TOKENS, BLOCK = 10**13, 10**8, 1024

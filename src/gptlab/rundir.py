@@ -247,6 +247,9 @@ def parse_metrics(line: bytes) -> dict[str, Any] | None:
 
 
 def _raw_lines(file: Path) -> Iterator[bytes]:
+    """The lines of a file. A missing file has none."""
+    if not file.is_file():
+        return
     with open(file, "rb") as opened:
         yield from iter(lambda: opened.readline(MOST_LINE_BYTES), b"")
 

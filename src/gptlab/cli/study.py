@@ -134,7 +134,6 @@ def do_study_report(options: argparse.Namespace) -> None:
 
 
 def do_study_power(options: argparse.Namespace) -> None:
-    from gptlab.planning.study import size_of
     from gptlab.report.power import Noise, pilot_noise, power_report, precedent_noise
     from gptlab.report.studies import read_study_folder
 
@@ -144,5 +143,7 @@ def do_study_power(options: argparse.Namespace) -> None:
     elif options.noise is not None:
         noise = Noise(options.noise)
     else:
+        from gptlab.planning.study import size_of  # it loads torch
+
         noise = precedent_noise(study, *size_of(study))
     print("\n".join(power_report(study, options.effect, noise)))
