@@ -19,9 +19,10 @@ from gptlab.config import Comparison, Study, load_comparison, load_study, shippe
 from gptlab.errors import ConfigError, UserError
 from gptlab.report import statistics as st
 from gptlab.report import verdicts
+from gptlab.report.advice import shown_as_good
 from gptlab.report.analysis import analyse
 from gptlab.report.power import Noise, pilot_noise, power_report
-from gptlab.report.questions import answer_questions, shown_as_good
+from gptlab.report.questions import answer_questions
 from gptlab.report.studies import ReadRun, ReadStudy, read_study_folder
 from gptlab.report.tables import print_report, write_csv
 from gptlab.report.write import write_report

@@ -12,9 +12,10 @@ from scipy import stats
 
 from gptlab.config import Metric, Study
 from gptlab.report import verdicts
+from gptlab.report.advice import default_of
 from gptlab.report.analysis import analyse_study
 from gptlab.report.grids import BestOf, Pairs, best_of, pairs_of
-from gptlab.report.questions import answer_questions, default_of
+from gptlab.report.questions import answer_questions
 from gptlab.report.runs import at_equal
 from gptlab.report.studies import ReadRun, ReadStudy
 from gptlab.report.tables import print_report, write_csv

@@ -19,15 +19,10 @@ from gptlab.report import divergence, noise, sentences, timing, verdicts, words
 from gptlab.report import estimates as est
 from gptlab.report import runs as logged
 from gptlab.report.across import analyse_across, unlike_studies
+from gptlab.report.advice import default_of, recommend_factors, recommend_overall
 from gptlab.report.effects import effects_of
 from gptlab.report.estimates import Plain, clean
-from gptlab.report.questions import (
-    answer_questions,
-    default_of,
-    divergence_data,
-    recommend_factors,
-    recommend_overall,
-)
+from gptlab.report.questions import answer_questions, divergence_data
 from gptlab.report.studies import ReadStudy
 from gptlab.report.targets import targets_of
 
