@@ -199,7 +199,8 @@ def _provenance(read: ReadStudy) -> Plain:
         values = {str(run.environment[key]) for run in read.runs.values() if run.environment.get(key) is not None}
         return sorted(values)
 
-    folder = read.folder.resolve()
+    # as it was given: a report that is passed on shows no more of the disk than it must
+    folder = read.folder if read.folder.name not in ("", "..") else read.folder.resolve()
     return {
         "hardware": seen("device_name"),
         "versions": {key: seen(key) for key in ("gptlab", "torch", "python", "cuda")},
