@@ -48,6 +48,7 @@ def row(**changes: Any) -> dict[str, Any]:
         "started": [3, 3],
         "speed": {"value": 0.83, "low": 0.8, "high": 0.86},
         "memory_ratio": 1.1,
+        "steps_ratio": 1.0,
         "divergence": None,
         "most_seeds": None,
     }
@@ -158,6 +159,10 @@ def test_every_verdict_has_its_sentence(changes: dict[str, Any], sentence: str) 
         ),
         ({"speed": None}, "muon takes 1.10 times as much memory as adamw."),
         ({"speed": None, "memory_ratio": None}, ""),
+        (
+            {"speed": None, "memory_ratio": None, "steps_ratio": 2.0},
+            "muon trains for 2.00 times as many steps.",
+        ),
         ({"metric": "tokens_per_second"}, ""),  # what was asked about is no cost
         ({"verdict": "diverges"}, ""),
     ],

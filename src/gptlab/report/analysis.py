@@ -63,6 +63,7 @@ def analyse_study(read: ReadStudy) -> Plain:
     runs = list(read.runs.values())
     added = read.runs if study.until_decided else {}
     factors = effects_of(read)
+    effects = f"{factors['text'][0].upper()}{factors['text'][1:]}. " if factors else ""
     return clean(
         {
             "name": study.name,
@@ -85,7 +86,7 @@ def analyse_study(read: ReadStudy) -> Plain:
             "runs_found": len(runs),
             "columns": [{"key": key, "label": text} for key, text in columns],
             "arms": arms,
-            "summary": sentences.summary(arms, study.baseline, metric.better),
+            "summary": f"{effects}{sentences.summary(arms, study.baseline, metric.better)}",
             "failures": [logged.failure_of(r) for r in runs if r.status not in ("completed", "not_applicable")],
             "runs": [logged.curves_of(run) for run in runs],
             "within": logged.within_seeds(read),

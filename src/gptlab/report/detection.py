@@ -26,7 +26,8 @@ NODES, FEW_SEEDS, FEW_NODES = 400, 50, 100
 # Variances that the study's other arms have a share in (gptlab.report.noise):
 PRIOR_DF, PRIOR_QUANTILE = 6.0, 0.9  # degrees of freedom of the prior, and which of the others' variances it is
 OWN_SHARE = 1 / 3  # of alpha, for the test by the own variance where it is below the prior; the shrunk one has the rest
-LEAST_OTHERS, LEAST_SEEDS = 4, 3  # arms beside the two compared, and seeds to shrink; fewer add nothing
+LEAST_OTHERS, LEAST_SEEDS = 4, 3  # arms beside the two compared, and seeds; fewer add nothing
+ENOUGH_SEEDS = 6  # from which on the own variance finds more than the shrunk one, so that nothing is shrunk
 GUARD = 0.2  # chance that arms of equal noise are found unequal, so that variances are shrunk and not shared
 
 
@@ -42,7 +43,8 @@ class Rule:
 
     def borrows(self, n: int) -> bool:
         """Whether the study adds anything to the variance over n seeds."""
-        return self.variances != "own" and self.arms - 2 >= LEAST_OTHERS and n >= LEAST_SEEDS
+        most = ENOUGH_SEEDS if self.variances == "shrunk" else n + 1
+        return self.variances != "own" and self.arms - 2 >= LEAST_OTHERS and LEAST_SEEDS <= n < most
 
 
 OWN = Rule()

@@ -4,10 +4,10 @@ Three seeds measure the variance of a difference badly, and most of a t test's c
 arms know more. `variances` in a study says how far they are believed:
 
 * own: each comparison has the variance of its own seeds, with n - 1 degrees of freedom.
-* shrunk (default): if that variance is below the prior, it is shrunk toward it, with 6 more degrees of freedom (Smyth
-  2004). The prior is the 90% quantile of the variances of differences between *other* arms over the same seeds. As it
-  hides what quiet arms show, a third of the 5% stays with the own variance: p is the smaller of 3 p (own) and 1.5 p
-  (shrunk), and the interval the shorter of the two. A comparison above the prior has its own variance alone (Phipson et
+* shrunk (default): with three to five seeds, a variance below the prior is shrunk toward it, with 6 more degrees of
+  freedom (Smyth 2004). The prior is the 90% quantile of the variances of differences between *other* arms over the same
+  seeds. As it hides what quiet arms show, a third of the 5% stays with the own variance: p is the smaller of 3 p (own)
+  and 1.5 p (shrunk), and the interval the shorter of the two. A comparison above the prior has its own variance alone (Phipson et
   al. 2016 have such arms borrow less, by degrees).
 * shared: one variance for all arms, from the residuals of arms and seeds, unless the arms' noise differs (`guard`).
 
@@ -30,7 +30,15 @@ from scipy import special
 
 from gptlab.report import detection
 from gptlab.report import statistics as st
-from gptlab.report.detection import GUARD, LEAST_OTHERS, LEAST_SEEDS, OWN_SHARE, PRIOR_DF, PRIOR_QUANTILE
+from gptlab.report.detection import (
+    ENOUGH_SEEDS,
+    GUARD,
+    LEAST_OTHERS,
+    LEAST_SEEDS,
+    OWN_SHARE,
+    PRIOR_DF,
+    PRIOR_QUANTILE,
+)
 from gptlab.report.reading import Array
 
 if TYPE_CHECKING:
@@ -114,10 +122,11 @@ def prior_variance(block: Array) -> float:
         block: values (arms, seeds) of the arms that a comparison is not about.
 
     Returns:
-        NaN below 4 arms or 3 seeds, which say too little: simulated studies of 4 or 5 arms err in up to 7%.
+        NaN below 4 arms or 3 seeds, which say too little: simulated studies of 4 or 5 arms err in up to 7%. NaN from 6
+        seeds on, which know each variance well enough.
     """
     arms, n = block.shape
-    if arms < LEAST_OTHERS or n < LEAST_SEEDS:
+    if arms < LEAST_OTHERS or not LEAST_SEEDS <= n < ENOUGH_SEEDS:
         return st.NAN
     i, j = np.triu_indices(arms, 1)
     variances = np.sort(pair_variances(block)[i, j])
@@ -167,7 +176,7 @@ def prior_from(
     the two, or from each other, by a constant or not at all are copies, and add nothing.
     """
     seeds = sorted(ours.keys() & theirs.keys())
-    if len(seeds) < LEAST_SEEDS:
+    if not LEAST_SEEDS <= len(seeds) < ENOUGH_SEEDS:
         return None
     rows = [[side[seed] for seed in seeds] for side in (ours, theirs)]
     rows += [[own[seed] for seed in seeds] for own in values.values() if seeds and own.keys() >= set(seeds)]
@@ -318,7 +327,9 @@ def variances_text(read: ReadStudy, key: str) -> str:
             "comparison has its own variance, shrunk toward the study's."
         )
     block = complete_block(values)
-    if read.study.variances == "own" or block.shape[0] < LEAST_OTHERS + 2 or block.shape[1] < LEAST_SEEDS:
+    if read.study.variances == "own" or block.shape[0] < LEAST_OTHERS + 2:
+        return ""
+    if not LEAST_SEEDS <= block.shape[1] < ENOUGH_SEEDS:
         return ""
     return (
         f"A comparison's variance is shrunk toward the {PRIOR_QUANTILE:.0%} quantile of those between the other arms, "
@@ -346,7 +357,7 @@ def judged_p(blocks: Array, pairs: Sequence[tuple[int, int]], variances: str = "
     first, second = np.array(pairs).T
     own, delta = variance[:, first, second], mean[:, first] - mean[:, second]
     prior = np.full(own.shape, st.NAN)
-    if variances != "own" and arms - 2 >= LEAST_OTHERS and n >= LEAST_SEEDS:
+    if variances != "own" and arms - 2 >= LEAST_OTHERS and LEAST_SEEDS <= n < ENOUGH_SEEDS:
         for k, pair in enumerate(pairs):
             others = np.delete(np.arange(arms), pair)
             i, j = np.triu_indices(len(others), 1)
