@@ -7,8 +7,8 @@ arms know more. `variances` in a study says how far they are believed:
 * shrunk (default): with three to five seeds, a variance below the prior is shrunk toward it, with 6 more degrees of
   freedom (Smyth 2004). The prior is the 90% quantile of the variances of differences between *other* arms over the same
   seeds. As it hides what quiet arms show, a third of the 5% stays with the own variance: p is the smaller of 3 p (own)
-  and 1.5 p (shrunk), and the interval the shorter of the two. A comparison above the prior has its own variance alone (Phipson et
-  al. 2016 have such arms borrow less, by degrees).
+  and 1.5 p (shrunk), and the interval the shorter of the two. A comparison above the prior has its own variance alone
+  (Phipson et al. 2016 have such arms borrow less, by degrees).
 * shared: one variance for all arms, from the residuals of arms and seeds, unless the arms' noise differs (`guard`).
 
 No prior is safe for one comparison: of a large difference with a small variance nobody can tell whether the arm is far
