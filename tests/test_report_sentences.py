@@ -51,6 +51,7 @@ def row(**changes: Any) -> dict[str, Any]:
         "steps_ratio": 1.0,
         "divergence": None,
         "most_seeds": None,
+        "hopeless": False,
     }
     assert changes.keys() <= found.keys()
     return found | changes
@@ -425,6 +426,8 @@ def test_frontiers_have_a_sentence() -> None:
 def test_a_study_that_adds_seeds_says_how_and_names_no_number_of_seeds() -> None:
     told = sentences.outlook(row(**OPEN, most_seeds=12), "results/lm")
     assert told == "Add seeds: gptlab study run results/lm --until-decided; looks are paid for."
+    told = sentences.outlook(row(**OPEN, most_seeds=12, hopeless=True), "results/lm")
+    assert told == "A verdict within 12 seeds is unlikely (below 10%), so it gets no more seeds."
     told = sentences.outlook(row(**{**OPEN, "n": 12}, most_seeds=12), "results/lm")
     assert told == "It is open after 12 seeds, as many as were planned."
 

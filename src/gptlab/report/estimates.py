@@ -118,6 +118,7 @@ def comparison_data(
         "steps_ratio": steps_ratio(read, a, b),
         "divergence": None,
         "most_seeds": c.looks.most if c.looks else None,
+        "hopeless": judged.hopeless,
         "text": text,
     }
     plain: Plain = clean(found)

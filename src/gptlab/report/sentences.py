@@ -13,6 +13,7 @@ from math import ceil, comb, floor, isfinite, log10
 from typing import Any
 
 from gptlab.report import statistics as st
+from gptlab.report.looks import HOPELESS
 from gptlab.report.words import SECOND_LOOK, counted
 
 Row = Mapping[str, Any]
@@ -195,7 +196,9 @@ def outlook(row: Row, folder: str) -> str:
             parts.append(f"Taken alone it would count, but not as one of {row['family']} comparisons.")
         if most := row["most_seeds"]:
             add = f"Add seeds: {shlex.join(['gptlab', 'study', 'run', folder, '--until-decided'])}; looks are paid for."
-            parts.append(add if row["n"] < most else f"It is open after {most} seeds, as many as were planned.")
+            given_up = f"A verdict within {most} seeds is unlikely (below {HOPELESS:.0%}), so it gets no more seeds."
+            ended = f"It is open after {most} seeds, as many as were planned."
+            parts.append(given_up if row["hopeless"] else add if row["n"] < most else ended)
         elif row["n"] < 2:
             parts.append("Two seeds or more that both have completed are needed.")
         elif more := row["more_seeds"]:

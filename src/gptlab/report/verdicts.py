@@ -25,7 +25,7 @@ from scipy import special
 
 from gptlab.report import detection
 from gptlab.report import statistics as st
-from gptlab.report.looks import Looks
+from gptlab.report.looks import HOPELESS, Looks
 from gptlab.report.noise import Prior
 
 NO_MARGIN = "no margin is stated, so nothing is called equivalent"
@@ -116,6 +116,8 @@ class Judgement:
     """Why the verdict is no clearer; may be empty."""
     family: int
     """Number of comparisons that Holm's correction is over."""
+    level: float
+    """5% over those of them that are not significant yet: what Holm's correction asks of this one now."""
 
     @cached_property
     def mde(self) -> float:
@@ -134,6 +136,14 @@ class Judgement:
             return st.NAN
         sd, rule = c.repeated
         return detection.minimum_detectable(c.difference.n, sd, family * c.tests, c.margin, rule)
+
+    @cached_property
+    def hopeless(self) -> bool:
+        """In a study that runs until it is decided: whether a verdict within the stated seeds is unlikely."""
+        c = self.contrast
+        if self.verdict != "not resolved" or c.looks is None or not 1 < len(c.looks.differences) < c.looks.most:
+            return False
+        return c.looks.chance_to_decide(c.margin, self.level / c.tests) < HOPELESS
 
     @cached_property
     def more_seeds(self) -> int | None:
@@ -210,10 +220,14 @@ def judge(family: Mapping[Name, Contrast]) -> dict[Name, Judgement]:
     of the arm diverged, the surviving runs decide nothing: they are not a fair sample. See `Contrast.any_diverged`.
     """
     adjusted = st.holm([contrast.p for contrast in family.values()])
-    return {name: _judge(c, float(p), len(family)) for (name, c), p in zip(family.items(), adjusted, strict=True)}
+    found = adjusted < st.ALPHA
+    return {
+        name: _judge(c, float(p), len(family), st.ALPHA / (len(family) - int(found.sum()) + int(own)))
+        for (name, c), p, own in zip(family.items(), adjusted, found, strict=True)
+    }
 
 
-def _judge(contrast: Contrast, p_holm: float, family: int) -> Judgement:
+def _judge(contrast: Contrast, p_holm: float, family: int, level: float) -> Judgement:
     d, margin = contrast.difference, contrast.margin
     tested = contrast.tested
     significant, beyond = tested and p_holm < st.ALPHA, abs(d.mean) > margin
@@ -240,7 +254,7 @@ def _judge(contrast: Contrast, p_holm: float, family: int) -> Judgement:
         why = NO_MARGIN
     elif significant and not beyond:
         why = "differs, perhaps by less than the margin"
-    return Judgement(verdict, contrast, p_holm, p_equivalent, st.rate(*contrast.diverged), why, family)
+    return Judgement(verdict, contrast, p_holm, p_equivalent, st.rate(*contrast.diverged), why, family, level)
 
 
 def flips(pairs: Mapping[Name, tuple[Contrast, Contrast]]) -> dict[Name, Flip]:

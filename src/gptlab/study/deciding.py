@@ -75,7 +75,7 @@ def compared(read: ReadStudy) -> list[Compared]:
     for question in asked:
         arm, reference = question.contrast
         name = f"{question.id} {arm} against {reference}"
-        state = _state(judged[question.id], judged, question, study, lost.get(question.id))
+        state = _state(judged[question.id], question, study, lost.get(question.id))
         found.append(Compared(name, (arm, reference), judged[question.id], state, question.id in lost))
     found += _targets(read)
     if study.default is not None:
@@ -111,14 +111,13 @@ def _targets(read: ReadStudy) -> list[Compared]:
 def _against(read: ReadStudy, reference: str, arms: Sequence[str], prefix: str) -> list[Compared]:
     judged = verdicts.judge({arm: contrast_of(read, arm, reference, read.study.metric) for arm in arms})
     return [
-        Compared(f"{prefix}{arm} against {reference}", (arm, reference), one, _state(one, judged, None, read.study))
+        Compared(f"{prefix}{arm} against {reference}", (arm, reference), one, _state(one, None, read.study))
         for arm, one in judged.items()
     ]
 
 
 def _state(
     judged: verdicts.Judgement,
-    family: dict[str, verdicts.Judgement],
     question: Question | None,
     study: Study,
     lost: Divergence | None = None,
@@ -131,11 +130,7 @@ def _state(
     c = judged.contrast
     if c.difference.n > 1 and c.difference.identical and not c.tested:  # a metric that is the same in every run
         return "hopeless"
-    if c.looks is not None and 1 < len(c.looks.differences) < c.looks.most:
-        found = sum(one.p_holm < ALPHA for one in family.values() if one is not judged)
-        if c.looks.chance_to_decide(c.margin, ALPHA / (len(family) - found) / c.tests) < HOPELESS:
-            return "hopeless"
-    return "open"
+    return "hopeless" if judged.hopeless else "open"
 
 
 class Decider:
