@@ -138,6 +138,23 @@ def test_a_study_that_was_killed_comes_to_the_same_decisions(
     assert results[0] == results[1]
 
 
+def test_a_question_with_a_number_gets_seeds_until_it_is_decided(
+    dataset: Path, tmp_path: Path, fakes: Fakes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = float(LOSSES["fast"].mean()) + 0.03
+    asked = f'[[questions]]\nid = "t"\nclaim = "c"\ncontrast = ["fast"]\ntarget = {target}\nlevel = 0.01\n'
+    study = load_study(study_file(tmp_path, dataset, METRIC + asked))
+    assert run_study(study, until_decided=True) == 0
+    looks = [Looks(LOSSES["fast"][:n] - target, 12) for n in range(2, 13)]
+    decided = next(n for n, one in enumerate(looks, 2) if one.p_below() < 0.01)
+    assert 2 < decided < 12
+    assert sorted(seeds_of(fakes, "fast")) == list(range(decided))
+    assert sorted(seeds_of(fakes, "plain")) == [0, 1]  # of no question
+    assert said(capsys)[-1] == f"t fast against {target:g}: confirmed after {decided} seeds"
+    (told,) = analyse([read_study_folder(FOLDER)])["studies"][0]["questions"]
+    assert told["answer"] == "confirmed" and f"p = {looks[decided - 2].p_below():.2g}" in told["text"]
+
+
 def test_a_hopeless_comparison_ends_before_the_last_seed(
     study: Study, fakes: Fakes, capsys: pytest.CaptureFixture[str]
 ) -> None:
