@@ -215,7 +215,7 @@ def evidence_text(judged: verdicts.Judgement, metric: str, family: int, referenc
     if judged.verdict == "equivalent" and judged.p_equivalent > 0:
         text += f"; smaller than the margin of {c.margin:g} (p = {judged.p_equivalent:.2g})"
     if judged.verdict == "not resolved" and c.looks is not None:
-        text += f"; {LOOKS_ARE_PAID}" if len(c.looks.differences) < c.looks.most else ""
+        text += f"; {LOOKS_ARE_PAID}" if len(c.looks.differences) < c.looks.most and not judged.hopeless else ""
     elif judged.verdict == "not resolved" and math.isfinite(judged.mde):
         text += f"; detectable with 80% power from {seeds}: {judged.mde:.2g}"
         text += f", or {judged.mde_family:.2g} after Holm over {family}" if family > 1 else ""
