@@ -191,6 +191,7 @@ def test_the_worlds_are_what_their_names_say() -> None:
         ("half of the arms three times as noisy", [1, 3, 1, 3, 1]),
         ("half of the arms ten times as noisy", [1, 10, 1, 10, 1]),
         ("the baseline ten times as noisy", [10, 1, 1, 1, 1]),
+        ("the baseline three times as noisy", [3, 1, 1, 1, 1]),
         ("the baseline a tenth as noisy", [0.1, 1, 1, 1, 1]),
     ):
         assert sds[name] == pytest.approx(wanted, rel=near)

@@ -91,6 +91,7 @@ WORLDS: Mapping[str, World] = {
     "half of the arms three times as noisy": noisy(HALF, 3),
     "half of the arms ten times as noisy": noisy(HALF, 10),
     "the baseline ten times as noisy": noisy(BASELINE, 10),
+    "the baseline three times as noisy": noisy(BASELINE, 3),
     "the baseline a tenth as noisy": noisy(BASELINE, 0.1),
     "heavy tails, t with 3 df": heavy,
     "one bad seed in twenty": bad_seeds,
