@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from gptlab.config import Recipe, settings
+from gptlab.files import printable
 from gptlab.report.known import DEFINITIONS, beside_the_known
 from gptlab.report.reading import duration, human, number, series, settings_of, short_names
 from gptlab.report.words import metric_name
@@ -146,7 +147,7 @@ def card(run: RunDir, compare: RunDir | None = None) -> str:
 
 def escape(text: str) -> str:
     """Text that Markdown shows as it is, on one line, also within a table."""
-    return re.sub(r"([\\`*_{}\[\]<>|#~$&!])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_{}\[\]<>|#~$&!])", r"\\\1", printable(" ".join(text.split())))
 
 
 def show(value: Any) -> str:
@@ -201,7 +202,7 @@ def _fenced(command: str) -> str:
     """A block of code with a fence that the command cannot close."""
     longest = max((len(run) for run in re.findall("`+", command)), default=0)
     fence = "`" * max(3, longest + 1)
-    return f"{fence}\n{command}\n{fence}"
+    return f"{fence}\n{printable(command)}\n{fence}"
 
 
 # -- the sections ---------------------------------------------------------------------------------------------------

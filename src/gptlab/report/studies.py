@@ -47,6 +47,8 @@ class ReadRun:
     """HellaSwag row to 1 if the ending with the lowest loss per token was right, else 0."""
     differs: list[str] = field(default_factory=list)
     """Settings of its recipe that differ from the study's."""
+    damaged_lines: int = 0
+    """Of metrics.jsonl; they are left out of the curves."""
 
     def value(self, key: str) -> float:
         """A number from the result of a completed run; NaN if there is none."""
@@ -124,6 +126,8 @@ def read_study_folder(folder: str | Path) -> ReadStudy:
     for run in found.values():
         if run.status == "completed" and not math.isfinite(run.value(study.metric.name)):
             warnings.append(f"{run.folder} completed without a {study.metric.name}")
+        if n := run.damaged_lines:
+            warnings.append(f"{run.folder}/metrics.jsonl: {n} damaged line{'s' * (n > 1)} left out of the curves")
     seeds = list(dict.fromkeys([*study.seeds, *sorted({seed for _, seed in found})]))
     order = [(arm, seed) for arm in study.arms for seed in seeds if (arm, seed) in found]
     warnings += _unlike_runs(study, [found[key] for key in order])
@@ -149,13 +153,14 @@ def _read_run(folder: Path, study: Study, arm: str, seed: int, foreign: dict[str
     status = result.get("status", "unfinished")
     if status not in (*STATUSES, "unfinished"):
         raise ValueError(f"status = {status}: unknown status")
-    lines = run.read_metrics()
+    lines, damaged = run.read_metrics(), run.damaged_lines
     if not result and not lines:
         return None
     curves = {key: series(lines, key) for key in CURVES}
     environment = _checked(run.read_json("environment.json"), "its environment")
     environment["data"] = _checked(environment.get("data") or {}, "its environment's data")
     read = ReadRun(arm, seed, run.path, status, result, curves, environment, _picks(run))
+    read.damaged_lines = damaged
     if run.exists():
         read.differs = _changed_settings(study.build(arm, seed), run.read_recipe())
     return read

@@ -18,6 +18,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from gptlab.files import printable
 from gptlab.report.effect_tables import factor_rows, print_factors, print_targets, target_rows
 from gptlab.report.reading import human
 from gptlab.report.words import (
@@ -33,7 +34,7 @@ from gptlab.report.words import (
 )
 from gptlab.status import STATUSES
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # a cell that begins with these may be run as a formula
+FORMULA = ("=", "+", "-", "@", "\t", "\n")  # a cell that begins with these may be run as a formula
 STYLES = {
     "better": "green",
     "worse": "red",
@@ -122,6 +123,7 @@ def _cell(value: Any) -> Any:
             value = json.dumps(value, ensure_ascii=False)
         case list():
             value = "; ".join(map(str, value))
+    value = printable(value)
     return f"'{value}" if value.startswith(FORMULA) else value
 
 

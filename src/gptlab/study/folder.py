@@ -146,13 +146,16 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
 
 
 def is_finished(study: Study, folder: Path, run: PlannedRun) -> bool:
-    """Whether a run has a result for the limits that are asked for."""
-    if not run.dir.exists():  # only the summary may have been kept
-        return read_summary(folder, study, run.arm, run.seed).get("status") in RESULTS
-    result = run.dir.read_json("result.json")
-    if result.get("status") != "completed":
-        return result.get("status") in RESULTS
-    then, now = run.dir.read_recipe().train, run.recipe.train
+    """Whether a run has a result for the limits that are asked for, or damaged files, which nothing overwrites."""
+    try:
+        if not run.dir.exists():  # only the summary may have been kept
+            return read_summary(folder, study, run.arm, run.seed).get("status") in RESULTS
+        result = run.dir.read_json("result.json")
+        if result.get("status") != "completed":
+            return result.get("status") in RESULTS
+        then, now = run.dir.read_recipe().train, run.recipe.train
+    except RunError:
+        return True
     return (then.max_steps, then.max_tokens, then.max_epochs) == (now.max_steps, now.max_tokens, now.max_epochs)
 
 

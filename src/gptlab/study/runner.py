@@ -29,6 +29,7 @@ from rich.live import Live
 from gptlab import locks, machine
 from gptlab.config import Study
 from gptlab.errors import ConfigError
+from gptlab.files import printable
 from gptlab.rundir import PLAN, read_plan
 from gptlab.status import EXIT_CODES
 from gptlab.study.folder import check_seeds, is_finished, keep_study, rule_of, study_in_use, write_summary
@@ -185,7 +186,7 @@ class StudyRunner:
 
     def say(self, text: str) -> None:
         if not self.quiet:
-            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def run(self) -> int:
         """Train all runs. Returns the exit status, see `run_study`."""
@@ -218,15 +219,19 @@ class StudyRunner:
         return EXIT_CODES["interrupted" if self.interrupted else "failed" if self.failed else "completed"]
 
     def unfinished(self, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
-        """Those of the runs that have no result; the others get a summary if they lack one."""
+        """Those of the runs that have no result; the others get a summary if they lack one.
+
+        A run of which a file is damaged is named and left as it is, and the study goes on without it.
+        """
         todo = []
         for run in runs:
-            if is_finished(self.study, self.folder, run):
-                if run.dir.exists():
-                    write_summary(self.study, self.folder, run, run.dir.read_json("result.json"))
-            else:
+            if (state := self.look_at(run)).status == "damaged":
+                self.failed = True
+                self.say(f"{run} is left out: {state.reason}")
+            elif not is_finished(self.study, self.folder, run):
                 todo.append(run)
-            self.look_at(run)
+            elif run.dir.exists():
+                write_summary(self.study, self.folder, run, run.dir.read_json("result.json"))
         return todo
 
     def train(self, runs: Sequence[PlannedRun], stop: StopSignal) -> None:
@@ -345,7 +350,8 @@ class StudyRunner:
                 self.failed = True
                 times = ("", "", ", twice", ", three times")[run.attempts]
                 hint = "; the system log may say that memory ran out" if code == -9 else ""
-                result = {"status": "failed", "reason": f"{reason}{times}{hint}"}
+                own = result if result.get("status") == "failed" else {}  # with the steps that it took
+                result = {**own, "status": "failed", "reason": f"{reason}{times}{hint}"}
                 if run.dir.read_json("result.json").get("status") != "completed":
                     run.dir.write_json("result.json", result)
         if result["status"] != "interrupted":

@@ -8,10 +8,11 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gptlab.config import Recipe, Study, shipped
 from gptlab.data.manifest import missing_dataset
-from gptlab.errors import ConfigError
+from gptlab.errors import ConfigError, RunError
 from gptlab.rundir import RunDir, open_study, run_name
 from gptlab.study.order import core_arms, run_order
 from gptlab.study.table import read_summary
@@ -102,8 +103,16 @@ def gate_seed(study: Study, folder: Path, arms: Collection[str], seeds: Sequence
     if not set(core) <= set(arms) or set(arms) <= set(core):
         return None
     first = study.seeds[0]
-    ended = all(read_summary(folder, study, arm, first).get("status") in RESULTS for arm in core)
+    ended = all(_summary(folder, study, arm, first).get("status") in RESULTS for arm in core)
     return first if ended and not sanity_gate(study, folder, first) else seeds[0]
+
+
+def _summary(folder: Path, study: Study, arm: str, seed: int) -> dict[str, Any]:
+    """The summary of a run; a damaged one is none, and is written anew from the run's result."""
+    try:
+        return read_summary(folder, study, arm, seed)
+    except RunError:
+        return {}
 
 
 def check_datasets(runs: Sequence[PlannedRun]) -> None:
@@ -129,7 +138,7 @@ def sanity_gate(study: Study, folder: Path, gate: int, others: Sequence[int] = (
     """
     problems = []
     for seed, arm in itertools.product(dict.fromkeys([gate, *others]), core_arms(study)):
-        summary = read_summary(folder, study, arm, seed)
+        summary = _summary(folder, study, arm, seed)
         loss = summary.get("final_val_loss")
         finite = loss is not None and math.isfinite(loss)
         status = summary.get("status", "unfinished")
