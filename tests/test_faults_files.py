@@ -503,7 +503,7 @@ def test_a_long_run_is_thinned_with_its_spikes_and_ends(tmp_path: Path) -> None:
     assert run.last_line("val_loss") == {"step": 500, "val_loss": 2.5}
     assert run.last_line("loss")["step"] == 1999  # type: ignore[index]
     assert run.last_line("nothing") is None
-    assert run.cut_metrics(1000) == 0
+    assert run.cut_metrics(1000) == (1002, 0)
     assert [line["step"] for line in run.read_metrics() if "loss" in line] == list(range(1001))
 
 

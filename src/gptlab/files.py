@@ -135,12 +135,16 @@ def parse_toml(text: str) -> dict[str, Any]:
     return table
 
 
-def read_json(path: Path, error: type[UserError]) -> dict[str, Any]:
-    """The object in a JSON file of which every value is checked by `check_values`. Raises as `read_text`."""
+def read_json(path: Path, error: type[UserError], finite: bool = True) -> dict[str, Any]:
+    """The object in a JSON file of which every value is checked by `check_values`. Raises as `read_text`.
+
+    Args:
+        finite: refuse NaN and infinity.
+    """
     text = read_text(path, error)
     try:
         value = parse_json(text)
-        check_values(value)
+        check_values(value, finite)
     except ValueError as fault:
         raise error(f"{path} is damaged: {because(fault)}") from None
     if not isinstance(value, dict):

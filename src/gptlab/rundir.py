@@ -32,6 +32,8 @@ RESULT: dict[str, Any] = {
 }
 ENVIRONMENT: dict[str, Any] = {"data": {"train_tokens": int, "fingerprint": str}, "threads": int, "parameters": int}
 
+FAILURE = "failure.txt"  # what a failed run leaves
+
 MOST_LINES = 50_000  # of training in memory: more than a plot has pixels, and some 60 MB
 MOST_LINE_BYTES = 2**20  # a longer line is none of ours
 STANDS_OUT = 1.5  # a loss this many times the last one kept is kept too
@@ -194,15 +196,16 @@ class RunDir:
                 return value
         return None
 
-    def cut_metrics(self, step: int) -> int:
+    def cut_metrics(self, step: int) -> tuple[int, int]:
         """Remove the lines after `step`, because a run that resumes at this step writes them again.
 
         Returns:
-            The number of damaged lines, which are removed too. The last line counts only if it is not cut off.
+            The number of lines that are left, and that of damaged lines, which are removed too. The last line counts
+            only if it is not cut off.
         """
         if not self.writes or not self.metrics_file.is_file():
-            return 0
-        damaged = 0
+            return 0, 0
+        left = damaged = 0
         temporary = self.metrics_file.with_name(f".{self.metrics_file.name}.tmp")
         with open(temporary, "wb") as kept:
             for line in _raw_lines(self.metrics_file):
@@ -212,16 +215,24 @@ class RunDir:
                     damaged += bool(line.strip()) and line.endswith(b"\n")
                 elif value["step"] <= step:
                     kept.write(line if line.endswith(b"\n") else line + b"\n")
+                    left += 1
             kept.flush()
             os.fsync(kept.fileno())
         os.replace(temporary, self.metrics_file)
-        return damaged
+        return left, damaged
 
     def open_metrics(self) -> IO[str]:
         if not self.writes:
             return open(os.devnull, "w", encoding="utf-8")
         self.path.mkdir(parents=True, exist_ok=True)
         return open(self.metrics_file, "a", encoding="utf-8", buffering=1)  # line-buffered: a kill loses no line
+
+    def has_open(self, file: IO[str]) -> bool:
+        """Whether an open file is still metrics.jsonl."""
+        try:
+            return os.path.samestat(os.fstat(file.fileno()), os.stat(self.metrics_file))
+        except FileNotFoundError:
+            return False
 
     # -- one writer at a time
 

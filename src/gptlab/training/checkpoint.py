@@ -33,6 +33,7 @@ from gptlab.config import Recipe
 from gptlab.distributed.shard import Weights, shard_spec
 from gptlab.distributed.world import SINGLE, World
 from gptlab.errors import RunError
+from gptlab.files import because, open_regular
 from gptlab.machine import free_memory
 from gptlab.rundir import RunDir, write_atomically
 from gptlab.sparsity.pruner import NoPruner, Pruner
@@ -146,10 +147,10 @@ def verify(path: Path, run_id: str = "") -> dict[str, Any]:
 
 def _check_digest(path: Path, name: str, digest: str) -> None:
     try:
-        with open(path / name, "rb") as file:
+        with open_regular(path / name) as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise RunError(f"checkpoint {path} is damaged: {name}: {error.strerror}") from None
+        raise RunError(f"checkpoint {path} is damaged: {name}: {because(error)}") from None
     if found != digest:
         raise RunError(f"checkpoint {path} is damaged: {name} is not what was written")
 

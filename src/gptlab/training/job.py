@@ -18,7 +18,7 @@ from gptlab.errors import RunError, UserError
 from gptlab.files import because
 from gptlab.rundir import RunDir
 from gptlab.streams import say
-from gptlab.tasks.base import TaskData, open_data
+from gptlab.tasks.base import Task, TaskData, open_data
 from gptlab.training.checkpoint import checkpoint_step, has_begun, list_checkpoints
 from gptlab.training.result import Result
 from gptlab.training.setup import pick_device, resolve
@@ -44,7 +44,8 @@ class Job:
     auto_micro_batch: bool
     """Whether batch.micro_batch was left open."""
     state: State | None = None
-    """How far the trainer is; None before it has one."""
+    """How far the trainer is, and what it trains on; None before it has them."""
+    task: Task | None = None
 
     def halve_micro_batch(self) -> bool:
         """After running out of memory in the first steps: half the micro-batch, with twice the accumulation.

@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gptlab.config import Recipe
-from gptlab.errors import UserError
+from gptlab.errors import RunError, UserError
 from gptlab.files import printable
 from gptlab.rundir import RunDir
 from gptlab.streams import patient
+from gptlab.training.state import State
 
 
 class Logs:
@@ -31,13 +32,15 @@ class Logs:
         unit: "tokens" or "samples", as the task counts.
         total_steps: where the bar ends.
         step: of the checkpoint from which it continues, or -1. What was logged after it is purged from TensorBoard.
+        state: its `metrics_lines` counts the lines of metrics.jsonl.
         quiet: print nothing.
     """
 
     def __init__(
-        self, run: RunDir, recipe: Recipe, unit: str, total_steps: int, step: int, quiet: bool = False
+        self, run: RunDir, recipe: Recipe, unit: str, total_steps: int, step: int, state: State, quiet: bool = False
     ) -> None:
-        self.run, self.file = run, run.open_metrics()
+        self.run, self.file, self.state = run, run.open_metrics(), state
+        self.last: dict[bool, str] = {}  # the last training line (True) and the last evaluation
         self.total_steps, self.quiet, self.unit = total_steps, quiet, unit
         self.console = Console(file=patient(sys.stderr))
         self.bar: Progress | None = None
@@ -114,7 +117,10 @@ class Logs:
 
     def _write(self, line: dict[str, Any]) -> None:
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
-        self.file.write(json.dumps(finite) + "\n")
+        self._look_for_file()
+        self.last["loss" in line] = text = json.dumps(finite) + "\n"
+        self.file.write(text)
+        self.state.metrics_lines += 1
         numbers = {k: v for k, v in finite.items() if k != "step" and v is not None}
         if self.tensorboard is not None:
             for key, value in numbers.items():
@@ -122,9 +128,28 @@ class Logs:
         if self.wandb is not None:
             self.wandb.log(numbers, step=line["step"])
 
+    def _look_for_file(self) -> None:
+        """Where metrics.jsonl was removed or replaced under way, say so, and go on in a new one.
+
+        The new file has the last two lines, of which the run's result is made.
+
+        Raises:
+            RunError: the whole folder is gone.
+        """
+        if not self.run.writes or self.run.has_open(self.file):
+            return
+        if not self.run.exists():
+            raise RunError(f"{self.run.path} was removed or moved while it was being trained")
+        self.file.close()
+        self.file = self.run.open_metrics()
+        self.file.writelines(self.last.values())
+        self.state.metrics_lines = len(self.last)
+        self.message(f"{self.run.metrics_file} was removed under way; it has only the lines from here on")
+
     def close(self) -> None:
         if self.bar is not None:
             self.bar.stop()
+        self._look_for_file()
         self.file.close()
         if self.tensorboard is not None:
             self.tensorboard.close()

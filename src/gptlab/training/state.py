@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+KINDS: dict[str, Any] = {"step": int, "metrics_lines": int, "evaluated": list, "val_loss": int | float | None}
+
 
 @dataclass
 class State:
@@ -21,6 +23,8 @@ class State:
     skipped_steps: int = 0
     """Updates that loss scaling skipped."""
     largest_logit: float = 0.0
+    metrics_lines: int = 0
+    """Lines of metrics.jsonl at the checkpoint; 0 if it does not say."""
 
     def next(self) -> None:
         """An update is done, and nothing is evaluated yet."""
@@ -39,7 +43,6 @@ class State:
         state = {"evaluated": state.get("measured", []), **state}
         known = {f.name: state[f.name] for f in fields(cls) if f.name in state}
         for name, value in known.items():
-            kind = {"step": int, "evaluated": list, "val_loss": int | float | None}.get(name, int | float)
-            if not isinstance(value, kind) or isinstance(value, bool):
+            if not isinstance(value, KINDS.get(name, int | float)) or isinstance(value, bool):
                 raise ValueError(f"{name} = {value!r}")
         return cls(**known)

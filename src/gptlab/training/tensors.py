@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from gptlab.distributed.shard import Weights, shard_spec
 from gptlab.errors import RunError
+from gptlab.files import read_json
 from gptlab.optim.optimizers import plain_tensors
 
 BLOCK = 256  # numbers that share a scale in 8-bit moments
@@ -79,12 +80,9 @@ class Extent:
 def read_object(file: Path) -> dict[str, Any]:
     """The object in a JSON file of a checkpoint. Raises RunError if the file cannot be read or holds anything else."""
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"checkpoint {file.parent} is damaged: {file.name}: {error}") from None
-    if not isinstance(value, dict):
-        raise RunError(f"checkpoint {file.parent} is damaged: {file.name} does not hold a JSON object")
-    return value
+        return read_json(file, RunError, finite=False)  # the largest |logit| of a run may be infinite
+    except FileNotFoundError:
+        raise RunError(f"checkpoint {file.parent} is damaged: it has no {file.name}") from None
 
 
 def is_file_name(name: Any) -> bool:

@@ -19,6 +19,7 @@ from gptlab.errors import RunError, Stopped, UserError
 from gptlab.optim.optimizers import make_optimizer
 from gptlab.planning.plan import plan_here
 from gptlab.precision.regimes import enter_regime
+from gptlab.rundir import FAILURE
 from gptlab.seeding import address
 from gptlab.sparsity.pruner import make_pruner
 from gptlab.tasks.base import Init, task_of
@@ -121,15 +122,18 @@ class Trainer:
                     f"{self.run.path}: training.json of checkpoint {restored['step']} is not of a run: {error}"
                 ) from None
             self.saved_step = self.state.step
-        self.job.state = self.state
+        self.job.state, self.job.task = self.state, self.task
         self.run.make_id()
         self.run.write_recipe(self.recipe)
         self.run.write_json("tokenizer.json", self.job.data.tokenizer.spec())
         if self.world.first:
             facts = environment(self.recipe, self.job.data, self.model, self.optimizer, self.device, self.world)
             self.run.write_json("environment.json", facts)
-        self.damaged_lines = self.run.cut_metrics(self.saved_step)
+        had = self.state.metrics_lines
+        self.state.metrics_lines, self.damaged_lines = self.run.cut_metrics(self.saved_step)
+        self.missing_lines = had - self.state.metrics_lines
         self.run.remove("result.json")  # without it the run is running, or was killed
+        self.run.remove(FAILURE)
         if self.recipe.compile.enabled:
             self.model.compile(dynamic=False)
         self.net = replicate(self.model) if self.world.size > 1 and not self.sharded else self.model
@@ -137,11 +141,16 @@ class Trainer:
 
     def _open_logs(self) -> None:
         recipe, quiet = self.recipe, self.job.quiet or not self.world.first
-        self.logs = Logs(self.run, recipe, self.task.unit, self.limit, self.saved_step, quiet)
+        self.logs = Logs(self.run, recipe, self.task.unit, self.limit, self.saved_step, self.state, quiet)
         self.logs.message(summary(recipe, self.task, self.model, self.device, self.limit, self.state.step, self.world))
         if self.damaged_lines:
             lines = f"{self.damaged_lines} damaged line{'s' * (self.damaged_lines > 1)}"
             self.logs.message(f"{self.run.metrics_file}: {lines} removed; what they held is not measured again")
+        if self.world.first and self.missing_lines > 0:
+            self.logs.message(
+                f"{self.run.metrics_file}: {self.missing_lines} of the {self.missing_lines + self.state.metrics_lines} "
+                f"lines up to step {self.saved_step} are missing, and are not measured again"
+            )
         if self.device.type == "mps":
             self.logs.message("train.device = mps is untested: compare a short run with --train.device cpu")
         if not recipe.train.eval_only and (idle := idle_steps(recipe, self.limit)):
