@@ -9,8 +9,11 @@ import contextlib
 import itertools
 import math
 import os
+import threading
+import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -21,6 +24,11 @@ from gptlab.errors import UserError
 
 T = TypeVar("T")
 
+# Seconds that a rank waits for the others: rank 0 may have a large checkpoint to read or write. What PyTorch waits for
+# by itself has a tenth more, because NCCL's watchdog ends the process, and then nobody says which rank is missing.
+LIMIT = 1200.0
+GRACE = 3.0  # seconds in which all ranks notice that one is lost
+
 
 @dataclass(frozen=True)
 class World:
@@ -30,6 +38,8 @@ class World:
     size: int = 1
     local_rank: int = 0
     """The rank within this machine, and the number of its GPU."""
+    store: Any = field(default=None, compare=False, repr=False)
+    """The key-value store through which the ranks found one another."""
 
     @property
     def first(self) -> bool:
@@ -76,7 +86,11 @@ class World:
     def all_reduce(self, tensor: Tensor, op: Literal["sum", "max"] = "sum") -> Tensor:
         """Reduce a tensor over ranks, in place."""
         if self.size > 1:
-            dist.all_reduce(tensor, dist.ReduceOp.SUM if op == "sum" else dist.ReduceOp.MAX)
+            work = dist.all_reduce(tensor, dist.ReduceOp.SUM if op == "sum" else dist.ReduceOp.MAX, async_op=True)
+            if tensor.device.type == "cpu":
+                work.wait(timedelta(seconds=LIMIT))
+            else:
+                work.wait()  # with a limit, NCCL would block this thread
         return tensor
 
     def sum(self, number: float) -> float:
@@ -104,13 +118,38 @@ class World:
         if self.size > 1:
             self.all_reduce(torch.zeros(()))
 
+    def missing(self) -> list[int]:
+        """After a collective has failed here: the ranks for which it has not. They have ended, or hang.
+
+        Each rank that calls this is not missing, and has some seconds to do so.
+        """
+        silent = {0} - {self.rank}  # if the store does not answer: without torchrun it is rank 0's
+
+        def ask() -> None:
+            nonlocal silent
+            deadline = time.monotonic() + GRACE
+            with contextlib.suppress(RuntimeError):
+                self.store.set(f"gptlab/failed/{self.rank}", "")
+                while True:
+                    silent = {rank for rank in range(self.size) if not self.store.check([f"gptlab/failed/{rank}"])}
+                    if not silent or time.monotonic() > deadline:
+                        return
+                    time.sleep(0.05)
+
+        if self.store is not None:
+            asking = threading.Thread(target=ask, daemon=True)  # a store whose process hangs never answers
+            asking.start()
+            asking.join(2 * GRACE)
+        return sorted(silent)
+
 
 SINGLE = World()  # one process
 
 
 def is_lost_rank(error: BaseException) -> bool:
-    """Whether an error says that the connection to another rank broke. gloo raises a plain RuntimeError."""
-    return isinstance(error, dist.DistError) or (type(error) is RuntimeError and "onnection" in str(error))
+    """Whether an error says that another rank broke the connection, or did not come. gloo raises a RuntimeError."""
+    says = ("onnection", "imed out")
+    return isinstance(error, dist.DistError) or (type(error) is RuntimeError and any(s in str(error) for s in says))
 
 
 def world_from_env() -> World:
@@ -146,7 +185,13 @@ def process_group(strategy: str, device: torch.device) -> Iterator[World]:
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        from torch.distributed.rendezvous import rendezvous
+
+        store, _, _ = next(rendezvous("env://"))
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        limit = timedelta(seconds=1.1 * LIMIT)
+        dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=limit)
+        world = replace(world, store=store)
     yield world
     # skipped after an error: other ranks may wait in a collective, and the launcher ends them
     if dist.is_initialized():
