@@ -392,7 +392,7 @@ def test_a_rank_that_is_killed_ends_the_job_and_the_run_goes_on(dataset: Path, t
         if began.poll() is None:
             os.killpg(began.pid, signal.SIGKILL)
     assert began.returncode != 0
-    assert "rank 0 of 2 lost its connection to another rank" in said
+    assert "rank 0 of 2 lost rank 1, which ended or hangs" in said
     cause = said[said.index("Root Cause") :]
     assert "rank      : 1" in cause and "Signal 9" in cause
     assert RunDir(out).read_json("result.json")["status"] == "failed"

@@ -58,6 +58,7 @@ def do_train(options: argparse.Namespace) -> int:
 
     spin_less(os.environ)  # before PyTorch is loaded
     from gptlab.distributed.world import world_from_env
+    from gptlab.rundir import FAILURE
     from gptlab.training.loop import train
 
     result = train(recipe, out, resume=options.resume)
@@ -74,6 +75,9 @@ def do_train(options: argparse.Namespace) -> int:
         at = f" at step {result.failed_at_step}" if result.failed_at_step and "at step" not in result.reason else ""
         says += f": {result.reason}{at}"
     print(printable(f"{says}\nrun: {out}"))
+    evidence = out / {"diverged": "divergence.json", "out_of_memory": FAILURE}.get(result.status, "")
+    if evidence.is_file():
+        print(printable(f"evidence: {evidence}"))
     if result.status == "interrupted":
         print("to resume, run the same command again")
     return status

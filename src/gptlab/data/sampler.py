@@ -123,6 +123,14 @@ class Windows:
         draws = _mix(sequences.astype(np.uint64) * GOLDEN + key)
         return (draws % np.uint64(len(self.source) - self.block_size)).astype(np.int64)
 
+    def places(self, sequences: Indices) -> tuple[Indices, Indices]:
+        """As of a `Mixture` with one source."""
+        return np.zeros_like(sequences), sequences
+
+    @property
+    def sources(self) -> list[Windows]:
+        return [self]
+
     def batch(self, first: int, count: int) -> Indices:
         """Sequences first ... first + count - 1 of the run, (count, block_size + 1)."""
         return self.source.gather(self.starts(np.arange(first, first + count)), self.block_size + 1)

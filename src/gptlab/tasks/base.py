@@ -105,6 +105,10 @@ class Task(Protocol):
         """This rank's micro-batches of update `step`, which depend on the seed and the step alone."""
         ...
 
+    def batch_of(self, step: int) -> dict[str, Any]:
+        """Where the batch of update `step`, over all ranks, is in the data, as JSON values by the dataset's folder."""
+        ...
+
     def due(self, step: int, last: bool) -> list[str]:
         """What to evaluate after `step` updates."""
         ...

@@ -159,19 +159,28 @@ class Classification:
 
     def micro_batches(self, step: int, micro_batch: int) -> Iterator[tuple[Any, ...]]:
         """This rank's micro-batches of update `step`: tokens (B, T), lengths (B,) and targets, (B, labels) or (B,)."""
+        # every size-th, so that all ranks have documents of about the same length
+        mine = self._by_length("train", self._documents(step)[1])[self.world.rank :: self.world.size]
+        for piece in self.world.pieces(len(mine), self.per_step, micro_batch):
+            rows = mine[piece]
+            tokens, lengths = self._batch("train", rows)
+            targets = torch.from_numpy(self.dataset.splits["train"].targets(rows, self.n_labels))
+            yield self._move(tokens), self._move(lengths), self._move(targets)
+
+    def _documents(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """The epoch of each document of update `step`, and its number in the training split."""
         n, size = self.per_step, len(self.dataset.splits["train"])
         epochs, places = np.divmod(np.arange(step * n, (step + 1) * n), size)
         documents = places.copy()
         for epoch in np.unique(epochs).tolist():
             here, key = epochs == epoch, f"{self.recipe.seed}/data/{epoch}"
             documents[here] = permute(places[here], size, key)
-        # every size-th, so that all ranks have documents of about the same length
-        mine = self._by_length("train", documents)[self.world.rank :: self.world.size]
-        for piece in self.world.pieces(len(mine), n, micro_batch):
-            rows = mine[piece]
-            tokens, lengths = self._batch("train", rows)
-            targets = torch.from_numpy(self.dataset.splits["train"].targets(rows, self.n_labels))
-            yield self._move(tokens), self._move(lengths), self._move(targets)
+        return epochs, documents
+
+    def batch_of(self, step: int) -> dict[str, Any]:
+        """The documents of update `step`, over all ranks, by their numbers in the training split."""
+        epochs, documents = self._documents(step)
+        return {str(self.dataset.path): {"epochs": np.unique(epochs).tolist(), "documents": documents.tolist()}}
 
     def _by_length(self, split: str, documents: np.ndarray) -> np.ndarray:
         return documents[np.argsort(self.dataset.splits[split].lengths[documents], kind="stable")]

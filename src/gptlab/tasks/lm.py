@@ -199,13 +199,29 @@ class LanguageModelling:
         for piece in self.world.pieces(end - first, n, micro_batch):
             rows = slice(first + piece.start, first + piece.stop)
             batch = torch.from_numpy(self.windows.batch(step * n + rows.start, rows.stop - rows.start))  # (B, T + 1)
-            if self.bad_every and (step + 1) % self.bad_every == 0:
+            if self._is_bad(step):
                 draw = torch.Generator().manual_seed(address(self.recipe.seed, "bad batch", step))
                 batch = torch.randint(self.recipe.model.vocab_size, (n, batch.shape[1]), generator=draw)[rows]
             if self.device.type == "cuda":
                 batch = batch.pin_memory().to(self.device, non_blocking=True)
             x, y = batch[:, :-1].to(self.device), batch[:, 1:].to(self.device)
             yield x, y, self.documents(x)
+
+    def batch_of(self, step: int) -> dict[str, Any]:
+        """The windows of update `step`, over all ranks: where in the training split each one begins."""
+        if self._is_bad(step):
+            return {"faults.batch_every": "random tokens"}
+        n = self.recipe.sequences_per_step
+        owners, numbers = self.windows.places(np.arange(step * n, (step + 1) * n))
+        found = {}
+        for i, (dataset, source) in enumerate(zip(self.datasets, self.windows.sources, strict=True)):
+            here = numbers[owners == i]
+            epochs = np.unique(here // source.windows_per_epoch).tolist()
+            found[str(dataset.path)] = {"epochs": epochs, "first_tokens": source.starts(here).tolist()}
+        return found
+
+    def _is_bad(self, step: int) -> bool:
+        return self.bad_every > 0 and (step + 1) % self.bad_every == 0
 
     def due(self, step: int, last: bool) -> list[str]:
         """What to evaluate after `step` updates: some of "loss", "hellaswag", "samples"."""

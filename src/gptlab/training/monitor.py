@@ -109,7 +109,7 @@ class Monitor:
             share = masking / (seconds * len(updates))
             logs.training(self._line(state, updates[-1], seconds) | self._masks(state.step, share))
         if diverged:
-            raise self.buffer.evidence(diverged, updates, self.run)
+            raise self.buffer.evidence(diverged, updates, self.run, self.task.batch_of)
 
     def evaluated(self, state: State, loss: float, last: bool) -> None:
         """Judge a held-out loss. All ranks call this.
@@ -118,9 +118,9 @@ class Monitor:
             Diverged: it is not finite, or has risen with the training loss.
         """
         if diverged := self.guard.evaluated(state.step, loss, last):
-            if diverged.kind == "non_finite" or not self.updates:  # no update is known that shows it
+            if not self.updates:  # nothing is known but the loss
                 raise Diverged(diverged)
-            raise self.buffer.evidence(diverged, self.updates, self.run)
+            raise self.buffer.evidence(diverged, self.updates, self.run, self.task.batch_of)
 
     def _line(self, state: State, update: Update, seconds: float) -> dict[str, Any]:
         unit, per_step = self.task.unit, self.task.per_step

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import statistics
+import traceback
 from dataclasses import fields
 from typing import Any
 
@@ -14,7 +15,9 @@ import torch
 
 from gptlab.distributed.world import World, is_lost_rank
 from gptlab.errors import DataError, LostRank, NotApplicable, OutOfMemory, UserError
-from gptlab.rundir import RunDir
+from gptlab.files import printable
+from gptlab.rundir import FAILURE, RunDir, write_atomically
+from gptlab.streams import say
 from gptlab.training.guard import Diverged
 from gptlab.training.job import Job
 from gptlab.training.result import NotStarted, Result
@@ -30,6 +33,8 @@ STATUS_OF: dict[type[Exception], str] = {
     Exception: "failed",
 }
 
+MOST_NAMED = 8  # of the ranks that are missing
+
 
 def typed(error: Exception, world: World) -> Exception:
     """The error as one of our types, where PyTorch raises a type that says less."""
@@ -39,7 +44,10 @@ def typed(error: Exception, world: World) -> Exception:
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error):
         return OutOfMemory(str(error))
     if world.size > 1 and is_lost_rank(error):
-        return LostRank(f"{rank} lost its connection to another rank: {type(error).__name__}: {first}")
+        missing = world.missing()
+        named = ", ".join(map(str, missing[:MOST_NAMED])) + (", ..." if len(missing) > MOST_NAMED else "")
+        who = f"rank {named}, which ended or hangs" if missing else "another rank"
+        return LostRank(f"{rank} lost {who}: {type(error).__name__}: {first}")
     return error
 
 
@@ -72,10 +80,12 @@ def outcome_of(error: Exception, job: Job) -> Result:
         rank = f"rank {job.world.rank} of {job.world.size}"
         if not isinstance(known, LostRank):
             result.reason = f"{rank}: {result.reason}"
-        _write_first(result, job)
+        if _write_first(result, job):
+            leave_evidence(error, result, job)
         if known is error:
             raise error
         raise type(known)(result.reason) from error
+    leave_evidence(error, result, job)
     if status == "failed":
         with contextlib.suppress(OSError):  # what ended the run is raised, whether it can be recorded or not
             job.write(result)
@@ -83,14 +93,34 @@ def outcome_of(error: Exception, job: Job) -> Result:
     return result
 
 
-def _write_first(result: Result, job: Job) -> None:
-    """Write result.json, unless another rank has, or the file is that of an earlier attempt."""
+def _write_first(result: Result, job: Job) -> bool:
+    """Write result.json, unless another rank has, or the file is that of an earlier attempt. Returns whether it did."""
     file = job.run.path / "result.json"
     with contextlib.suppress(OSError):
         if job.before and job.run.read_json("result.json") == job.before:
             file.unlink()
         with open(file, "x", encoding="utf-8") as opened:
             json.dump(result.to_json(), opened, indent=2)
+            return True
+    return False
+
+
+def leave_evidence(error: Exception, result: Result, job: Job) -> None:
+    """Write failure.txt: the last metrics, the batch by its place in the data, the stack, and memory that ran out."""
+    run, state = job.run, job.state
+    parts = [f"{result.status} after {result.steps} steps: {result.reason}"]
+    with contextlib.suppress(OSError, RuntimeError):  # a full disk, or a GPU that answers no more
+        lines = filter(None, map(run.last_line, ("loss", "val_loss")))
+        parts.append("\n".join(["last metrics", *map(json.dumps, lines)]))
+        if state is not None and job.task is not None:
+            batch = json.dumps(job.task.batch_of(state.step))
+            parts.append(f"batch of step {state.step + 1}, in the training split\n{batch}")
+        parts.append("stack\n" + "".join(traceback.format_exception(error)))
+        if result.status == "out_of_memory" and job.device.type == "cuda":
+            parts.append("memory\n" + torch.cuda.memory_summary(job.device))
+        write_atomically(run.path / FAILURE, printable("\n\n".join(parts)) + "\n")
+        if result.status == "failed" and state is not None and not job.quiet:
+            say(f"{run.path / FAILURE} has the stack, the last metrics and the batch")
 
 
 def result_of_run(t: Trainer, diverged: Diverged | None = None) -> Result:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,8 +103,13 @@ class StepBuffer:
         first = step - len(self.rows) + 1
         return [Update(first + i, row[0], row[2], row[1]) for i, row in enumerate(self.rows)]
 
-    def evidence(self, diverged: Divergence, updates: list[Update], run: RunDir) -> Diverged:
+    def evidence(
+        self, diverged: Divergence, updates: list[Update], run: RunDir, batch_of: Callable[[int], dict[str, Any]]
+    ) -> Diverged:
         """Find the first tensor that was not finite, and write divergence.json.
+
+        Args:
+            batch_of: what the batch of an update was; updates count from 0 there.
 
         Returns:
             The exception to raise. Where an update broke the weights, the divergence is dated back to that update.
@@ -121,7 +128,7 @@ class StepBuffer:
                 )
             elif not math.isfinite(row[0]):
                 tensor = "loss" if math.isfinite(row[1]) else "logits"
-            else:  # the backward pass reaches the last parameter first
+            elif not math.isfinite(row[2]):  # the backward pass reaches the last parameter first
                 named = [name for name, norm in zip(self.names, row[3:], strict=True) if not math.isfinite(norm)]
                 tensor = f"gradient of {named[-1]}" if named else "gradient norm"
         counts = all_reduce_shards(torch.stack([(~torch.isfinite(p)).sum() for p in self.parameters]), self.parameters)
@@ -132,6 +139,7 @@ class StepBuffer:
                 "step": diverged.step,
                 "first_tensor": tensor,
                 "reason": diverged.reason,
+                "batch": batch_of(diverged.step - 1) if diverged.step else None,
                 "updates": [{key: str(value) for key, value in asdict(update).items()} for update in updates],
                 "gradient_norms": {
                     name: str(norm)
