@@ -553,6 +553,7 @@ def test_an_arrays_task_trains_its_run_and_leaves_its_summary(
         "seed": 1,
         "status": "failed",
         "reason": "",
+        **{"steps": 24, "tokens": 6144, "wall_seconds": 10.0},
     }
     assert "the tokenizer melted" in summary(folder, "fast_seed1")["reason"]
     assert task("arms", 1) == 1  # the baseline of seed 1 diverged
