@@ -13,12 +13,13 @@ RUN := runs/stdlib-demo_seed1337
 KCONFIG := $(BIN)/python -m gptlab.kconfig
 
 .DEFAULT_GOAL := $(if $(wildcard .config),run,help)
-.PHONY: help install demo test test-all lint format clean menuconfig run test-matrix
+.PHONY: help install demo test test-all test-faults lint format clean menuconfig run test-matrix
 
 help:
 	@echo "make demo      install, then train a small GPT on Python's source code in a minute or two and show the result"
 	@echo "make test      install, run the tests (under 5 minutes)"
-	@echo "make test-all  run the long tests too: kills, compilation, whole runs"
+	@echo "make test-all  run the long tests too: kills, compilation, whole runs (under 35 minutes)"
+	@echo "make test-faults  every test of faults, in its longest form: hundreds of kills, thousands of damaged files"
 	@echo "make lint      run ruff, mypy and the check of the import rules"
 	@echo "make format    format the code with ruff"
 	@echo "make install   make .venv with all dependencies; TORCH_INDEX=https://download.pytorch.org/whl/cpu without a GPU,"
@@ -52,7 +53,10 @@ test: install
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-all: install
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "slow or not slow"
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not faults"
+
+test-faults: install
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "faults or not faults" tests/test_faults_*.py
 
 lint: install
 	$(BIN)/ruff check .

@@ -159,17 +159,29 @@ KINDS: dict[str, dict[str, Any]] = {
 ORDER = [*KINDS, "classify"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ORDER)
-def test_killed_before_every_change_of_the_disk(kind: str, dataset: Path, labelled: Path, tmp_path: Path) -> None:
-    """Before every third change of the disk, and then at random; each start goes on from what the last one left."""
+def of_kind(kind: str, dataset: Path, labelled: Path) -> Recipe:
     if kind == "adamw_8bit":
         pytest.importorskip("bitsandbytes")
     if kind == "classify":
         changes = {"train.max_steps": 10, "train.eval_every": 4, "checkpoint.every": 2, "checkpoint.keep_last": 1}
-        recipe = classifier(labelled, **changes, **{"train.max_epochs": 0, "train.device": "cpu"})
-    else:
-        recipe = tiny_recipe(dataset, **{**SMALL, **KINDS[kind]})
+        return classifier(labelled, **changes, **{"train.max_epochs": 0, "train.device": "cpu"})
+    return tiny_recipe(dataset, **{**SMALL, **KINDS[kind]})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ORDER)
+def test_killed_before_two_changes_of_the_disk(kind: str, dataset: Path, labelled: Path, tmp_path: Path) -> None:
+    recipe, draw = of_kind(kind, dataset, labelled), random.Random(kind)
+    assert start(recipe, tmp_path / "whole") == 0
+    assert killed(recipe, tmp_path / "pieces", [draw.randint(10, 40), draw.randint(1, 8)]) == 2
+    assert_same(tmp_path / "whole", tmp_path / "pieces")
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("kind", ORDER)
+def test_killed_before_every_change_of_the_disk(kind: str, dataset: Path, labelled: Path, tmp_path: Path) -> None:
+    """Before every third change of the disk, and then at random; each start goes on from what the last one left."""
+    recipe = of_kind(kind, dataset, labelled)
     assert start(recipe, tmp_path / "whole") == 0
     kills = killed(recipe, tmp_path / "pieces", range(1 + ORDER.index(kind) % 3, 45, 3))
     assert_same(tmp_path / "whole", tmp_path / "pieces")

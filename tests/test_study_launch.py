@@ -222,7 +222,7 @@ def test_print_shows_the_script_and_submits_nothing(
     assert command[0] == "srun"
     log = f"--output={Path('my runs/launch/%j_%t_log.out').resolve()}"
     assert {"--kill-on-bad-exit=1", "--cpus-per-task=6", "--open-mode=append", log} < set(command)
-    words = [sys.executable, "-u", "-m", "gptlab", "launch", "--job", str(Path("my runs").resolve()), "--part", "run"]
+    words = [sys.executable, "-uP", "-m", "gptlab", "launch", "--job", str(Path("my runs").resolve()), "--part", "run"]
     assert command[-len(words) :] == words
     assert sorted(path.name for path in Path().iterdir()) == ["p.toml", "tiny.toml"]
 

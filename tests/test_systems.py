@@ -159,8 +159,8 @@ def test_a_command_line_says_whether_a_process_trains() -> None:
         "/v/bin/python3.12 /v/bin/gptlab train x --out y",
         "python -u -m gptlab train x",
         r"C:\v\Scripts\python.exe C:\v\Scripts\gptlab.exe train x",
-        "python -m gptlab.study.worker f arm 0",
-        "python -u -m gptlab launch --job f --part run",
+        "python -P -m gptlab.study.worker f arm 0",
+        "python -uP -m gptlab launch --job f --part run",
     )
     others = (
         "",

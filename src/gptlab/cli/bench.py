@@ -40,6 +40,8 @@ def do_bench_inference(options: argparse.Namespace) -> None:
         progress,
     )
     progress("")
-    if options.json:
-        write_json(options.json, report)
-    wide_console(200).print(render(report))
+    try:
+        if options.json:
+            write_json(options.json, report)
+    finally:
+        wide_console(200).print(render(report))

@@ -42,13 +42,20 @@ def add_verb(
 
 def add_trained_run(parser: argparse.ArgumentParser) -> None:
     """The arguments RUN and --checkpoint, for verbs that load a trained model."""
-    parser.add_argument("folder", metavar="RUN", help="run directory")
+    parser.add_argument("folder", type=named, metavar="RUN", help="run directory")
     parser.add_argument("--checkpoint", default="last", metavar="last|best|STEP", help="default: last")
+
+
+def named(text: str) -> Path:
+    """The type of an argument that names a file or a folder: "$DIR" may be empty by mistake."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty")
+    return Path(text)
 
 
 def output_file(text: str) -> Path:
     """The type of a flag that names a file to write."""
-    if Path(text).is_dir():
+    if named(text).is_dir():
         raise argparse.ArgumentTypeError(f"{text} is a folder; give a file name")
     return Path(text)
 

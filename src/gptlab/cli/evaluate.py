@@ -37,9 +37,11 @@ def do_evaluate(options: argparse.Namespace) -> None:
 
     run = load_run(options.folder, options.checkpoint)
     scores = evaluate_run(run, options.on, options.overrides, options.tasks)
-    if options.out:
-        write_json(options.out, scores)
-    print(json.dumps(scores, indent=2))
+    try:
+        if options.out:
+            write_json(options.out, scores)
+    finally:  # what has been measured is shown, whether it can be written or not
+        print(json.dumps(scores, indent=2))
 
 
 def do_sample(options: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from gptlab.cli.common import add_verb, recipe_or_study, wide_console
+from gptlab.cli.common import add_verb, named, recipe_or_study, wide_console
 from gptlab.cli.study import add_seeds, requested_study
 from gptlab.cli.train import draw_run
 from gptlab.config import build_recipe
@@ -22,8 +22,8 @@ def add_to(verbs: Any) -> None:
     v.add_argument("--on", choices=["slurm", "local"], help="where to run")
     v.add_argument("--print", action="store_true", help="show the batch script and submit nothing")
     help = "show the jobs of a run or a study (default: of all in runs/ and results/)"
-    v.add_argument("--status", nargs="?", type=Path, const=Path(), metavar="DIR", help=help)
-    v.add_argument("--profile", type=Path, metavar="FILE", help="TOML file with the flags below as keys, and `extra`")
+    v.add_argument("--status", nargs="?", type=named, const=Path(), metavar="DIR", help=help)
+    v.add_argument("--profile", type=named, metavar="FILE", help="TOML file with the flags below as keys, and `extra`")
     v.add_argument("--partition", metavar="NAME", help="SLURM partition")
     v.add_argument("--time", metavar="LIMIT", help="time limit: minutes, H:M:S or D-H:M:S")
     v.add_argument("--gpus", type=int, metavar="N", help="GPUs per node")
@@ -34,15 +34,15 @@ def add_to(verbs: Any) -> None:
     v.add_argument("--account", metavar="NAME", help="SLURM account")
     v.add_argument("--qos", metavar="NAME", help="SLURM quality of service")
     v.add_argument("--signal-delay", type=int, metavar="S", help="save S seconds before the time limit (default: 120)")
-    v.add_argument("--out", type=Path, metavar="DIR", help="run directory, or the study's folder")
+    v.add_argument("--out", type=named, metavar="DIR", help="run directory, or the study's folder")
     add_seeds(v, "seed of the run; of a study, run only this seed")
     v.add_argument("--arm", nargs="+", action="extend", metavar="NAME", help="run only these arms of a study")
     v.add_argument("--jobs", type=int, metavar="N", help="runs of a study at the same time (default: all that fit)")
-    v.add_argument("--job", type=Path, help=argparse.SUPPRESS)  # the job itself passes this and --part
+    v.add_argument("--job", type=named, help=argparse.SUPPRESS)  # the job itself passes this and --part
     v.add_argument("--part", help=argparse.SUPPRESS)
 
     v = add_verb(verbs, "stop", do_stop, "Ask a run or a study to save a checkpoint and end.")
-    v.add_argument("folder", type=Path, metavar="RUN|STUDY", help="run directory, or a study's folder")
+    v.add_argument("folder", type=named, metavar="RUN|STUDY", help="run directory, or a study's folder")
     v.add_argument("--no-wait", action="store_true", help="return at once, before the run has ended")
 
 

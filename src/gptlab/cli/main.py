@@ -19,7 +19,7 @@ from gptlab.streams import discard, fill_descriptors, say
 from gptlab.version import VERSION
 
 LINGER = 5  # seconds
-MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
+MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
 """What the file system says that another command line would not mend."""
 
 
@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # in an ASCII locale ± is printed as ?
     try:
+        check_text(given)
         arguments, overrides = lift_settings(given)
         options = make_parser().parse_args(arguments)
         options.overrides, options.command = overrides, shlex.join(["gptlab", *given])
@@ -70,6 +71,15 @@ def _end(status: int, says: str = "") -> NoReturn:
     except (OSError, ValueError, AttributeError):
         discard(sys.stdout)
     sys.exit(status)
+
+
+def check_text(arguments: Sequence[str]) -> None:
+    """Raise UserError for an argument that is not UTF-8: no recipe, record or message could hold it."""
+    for word in arguments:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"an argument is not UTF-8 text: {ascii(word[:200])[1:-1]}") from None
 
 
 def lift_settings(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:

@@ -5,25 +5,27 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gptlab.cli.common import add_trained_run, add_verb
+from gptlab.cli.common import add_trained_run, add_verb, named
 from gptlab.errors import UserError
 
 
 def add_to(verbs: Any) -> None:
     v = add_verb(verbs, "plot", do_plot, "Draw the curves of a run, or of several runs in the same plots.")
-    v.add_argument("folders", nargs="+", metavar="RUN", help="run directories")
-    v.add_argument("--out", type=Path, metavar="DIR", help="default: RUN/plots, or plots for several runs")
-    v.add_argument("--compare", metavar="RUN", help="rewrite card.md with the differences from this earlier run")
+    v.add_argument("folders", type=named, nargs="+", metavar="RUN", help="run directories")
+    v.add_argument("--out", type=named, metavar="DIR", help="default: RUN/plots, or plots for several runs")
+    v.add_argument(
+        "--compare", type=named, metavar="RUN", help="rewrite card.md with the differences from this earlier run"
+    )
 
     add_trained_run(v := add_verb(verbs, "export", do_export, "Write a run's model in another library's format."))
     help = "hf: a Hugging Face folder in GPT-2's or Llama's format; sparse24: 2:4 matrices without their zeros"
     v.add_argument("--to", choices=["hf", "sparse24"], required=True, help=help)
-    v.add_argument("target", type=Path, metavar="DIR", help="folder to write")
+    v.add_argument("target", type=named, metavar="DIR", help="folder to write")
 
     v = add_verb(verbs, "import", do_import, "Make a run from a model that was trained elsewhere.", settings=True)
     v.add_argument("kind", choices=["hf", "nanogpt"], help="format of SRC")
     v.add_argument("source", metavar="SRC", help="hf: a Hugging Face folder or id; nanogpt: a ckpt.pt of nanoGPT")
-    v.add_argument("--out", type=Path, required=True, metavar="RUN", help="run directory to write")
+    v.add_argument("--out", type=named, required=True, metavar="RUN", help="run directory to write")
 
 
 def do_plot(options: argparse.Namespace) -> None:
@@ -31,16 +33,16 @@ def do_plot(options: argparse.Namespace) -> None:
     from gptlab.rundir import RunDir
 
     runs = [RunDir.open(folder) for folder in options.folders]
+    earlier = RunDir.open(options.compare) if options.compare else None
     out = options.out or (runs[0].plots if len(runs) == 1 else Path("plots"))
     for file in draw(runs, out):
         print(file)
     for run in runs:
         if run.damaged_lines:
             print(f"{run.metrics_file}: {run.damaged_lines} damaged lines are left out", file=sys.stderr)
-    if options.compare:
+    if earlier is not None:
         from gptlab.report.card import write_card
 
-        earlier = RunDir.open(options.compare)
         for run in runs:
             print(write_card(run, earlier))
 

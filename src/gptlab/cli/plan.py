@@ -34,8 +34,8 @@ def do_plan(options: argparse.Namespace) -> None:
 
     layer, is_study = recipe_or_study(options)
     cost: dict[str, Any] = {"mfu": options.mfu, "price": options.price, "processes": options.gpus}
-    if options.gpu or options.memory is not None:
-        device = Device.named(options.gpu or "", options.memory)
+    if options.gpu is not None or options.memory is not None:
+        device = Device.named(options.gpu, options.memory)
     else:
         here = pick_device("auto")
         device = local_device(here, max(1, options.gpus))

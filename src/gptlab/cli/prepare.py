@@ -1,10 +1,9 @@
 """gptlab prepare"""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from gptlab.cli.common import add_verb
+from gptlab.cli.common import add_verb, named
 from gptlab.streams import best_effort
 
 CORPORA = (
@@ -17,7 +16,7 @@ def add_to(verbs: Any) -> None:
     v = add_verb(verbs, "prepare", do_prepare, "Turn text or labelled documents into a dataset that `train` reads.")
     v.add_argument("corpus", metavar="CORPUS", help=CORPORA)
     v.add_argument("--from", dest="source", metavar="PATH", help="read this local text or Hugging Face dataset instead")
-    v.add_argument("--out", type=Path, metavar="DIR", help="folder to write (default: data/CORPUS-TOKENIZER)")
+    v.add_argument("--out", type=named, metavar="DIR", help="folder to write (default: data/CORPUS-TOKENIZER)")
     v.add_argument("--tokenizer", default="gpt2", help="gpt2, byte, char, bpe-N or a tokenizer.json (default: gpt2)")
     v.add_argument("--format", choices=["llmc", "nanogpt", "npy"], default="llmc", help="of shards (default: llmc)")
     v.add_argument("--shard-tokens", type=int, default=100_000_000, metavar="N", help="tokens per shard (default: 1e8)")

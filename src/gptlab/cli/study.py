@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gptlab.cli.common import Parser, add_verb, output_file, wide_console, write_json
+from gptlab.cli.common import Parser, add_verb, named, output_file, wide_console, write_json
 from gptlab.config import Study, load_study
 from gptlab.errors import UserError
 from gptlab.streams import best_effort
@@ -36,15 +36,15 @@ def add_to(verbs: Any) -> None:
     v.add_argument("--most-seeds", type=int, metavar="N", help="seeds of an arm until decided, at most (default: 12)")
     help = "until decided: start no seed that would bring the hours of training, summed over all runs, above this"
     v.add_argument("--budget", type=float, metavar="HOURS", help=help)
-    v.add_argument("--out", type=Path, metavar="DIR", help="the study's folder (default: results/<study>)")
+    v.add_argument("--out", type=named, metavar="DIR", help="the study's folder (default: results/<study>)")
 
     v = add_verb(parts, "status", do_study_status, "Show the runs of a study and their results so far.")
-    v.add_argument("folder", type=Path, metavar="DIR", help="the study's folder")
+    v.add_argument("folder", type=named, metavar="DIR", help="the study's folder")
 
     v = add_verb(parts, "report", do_study_report, "Answer the questions of studies: tables, figures and a web page.")
-    v.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="folders of studies, finished or not")
+    v.add_argument("folders", type=named, nargs="+", metavar="DIR", help="folders of studies, finished or not")
     v.add_argument("--compare", metavar="NAME", help="a comparison of two studies: precision, or a TOML file")
-    v.add_argument("--out", type=Path, metavar="DIR", help="default: the study's folder, or results/A-and-B")
+    v.add_argument("--out", type=named, metavar="DIR", help="default: the study's folder, or results/A-and-B")
     v.add_argument(
         "--json",
         type=output_file,
@@ -59,7 +59,9 @@ def add_to(verbs: Any) -> None:
         "--effect", type=float, required=True, metavar="X", help="difference to detect, in the metric's unit"
     )
     which = v.add_mutually_exclusive_group()
-    which.add_argument("--pilot", type=Path, metavar="DIR", help="estimate the noise from the runs in a study's folder")
+    which.add_argument(
+        "--pilot", type=named, metavar="DIR", help="estimate the noise from the runs in a study's folder"
+    )
     which.add_argument(
         "--noise",
         type=float,

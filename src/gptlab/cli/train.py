@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from gptlab.cli.common import add_verb, recipe_or_study
+from gptlab.cli.common import add_verb, named, recipe_or_study
 from gptlab.config import build_recipe, flag_sections
 from gptlab.errors import UserError
 from gptlab.files import printable
@@ -20,7 +20,7 @@ def add_to(verbs: Any) -> None:
     help = "Train a recipe, or resume a run that was stopped."
     v = add_verb(verbs, "train", do_train, help, settings=True, **layout)
     v.add_argument("name", metavar="RECIPE", help="a name that `gptlab recipes` lists, or a path to a TOML file")
-    v.add_argument("--out", metavar="DIR", help="run directory (default: runs/<recipe>_seed<k>)")
+    v.add_argument("--out", type=named, metavar="DIR", help="run directory (default: runs/<recipe>_seed<k>)")
     v.add_argument("--seed", type=int, metavar="N", help="seed of initialisation, dropout and data order")
     help = "whether to resume a run that is in DIR (default: auto)"
     v.add_argument("--resume", choices=["auto", "never"], default="auto", help=help)

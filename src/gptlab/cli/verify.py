@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gptlab.cli.common import add_verb
+from gptlab.cli.common import add_verb, named
 from gptlab.errors import DataError, UserError
 from gptlab.status import EXIT_CODES
 
@@ -13,7 +13,7 @@ from gptlab.status import EXIT_CODES
 def add_to(verbs: Any) -> None:
     help = "Read every file of a dataset, a run or a study, and compare it with what was recorded when it was written."
     v = add_verb(verbs, "verify", do_verify, help)
-    v.add_argument("folder", type=Path, metavar="DATASET|RUN|STUDY", help="the folder")
+    v.add_argument("folder", type=named, metavar="DATASET|RUN|STUDY", help="the folder")
 
 
 def do_verify(options: argparse.Namespace) -> int:

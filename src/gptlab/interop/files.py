@@ -62,6 +62,8 @@ def safe_torch_load(file: Path) -> Any:
     Raises:
         HubError: the file is damaged or holds other Python objects.
     """
+    if not file.is_file():
+        raise HubError(f"{file} cannot be read: it is not a file")
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError:

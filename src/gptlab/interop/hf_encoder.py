@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -149,7 +150,7 @@ def read_encoder(source: str | Path, seed: int) -> tuple[Model, int, EncoderInit
         HubError: there is no model, or one that cannot be imported. The returned function also raises it, for weights
             that do not belong to the model.
     """
-    folder = Path(source).expanduser()
+    folder = Path(os.path.expanduser(source))
     if not folder.exists():
         folder = files.download(str(source), _encoder_config)
     config, position_offset, prefix = _encoder_config(folder)

@@ -31,17 +31,17 @@ class Device:
     """Bytes of host memory that a process of a GPU run can use, PyTorch's own included; infinity if unknown."""
 
     @classmethod
-    def named(cls, name: str = "", memory_gb: float | None = None) -> Device:
+    def named(cls, name: str | None = None, memory_gb: float | None = None) -> Device:
         """A GPU, which need not be in this machine. At least one argument is given.
 
         Args:
-            name: a name of `hardware.GPUS`; empty for a GPU of unknown speed.
+            name: a name of `hardware.GPUS`; None for a GPU of unknown speed.
             memory_gb: memory in GB; replaces the memory in the table.
 
         Raises:
             UserError: the name is not in the table, or the memory is smaller than a CUDA context.
         """
-        gpu = hardware.named(name) if name else None
+        gpu = None if name is None else hardware.named(name)
         if memory_gb is None:
             assert gpu is not None, "a name, a memory or both are given"
             return cls(gpu.name, "cuda", gpu.memory - CONTEXT, gpu)

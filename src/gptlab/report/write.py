@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,7 @@ def write_report(
             that cannot be written.
         ConfigError: an invalid comparison.
     """
-    folders = list({folder.resolve(): folder for folder in folders}.values())
+    folders = list({os.path.realpath(folder): folder for folder in folders}.values())
     studies = [read_study_folder(folder) for folder in folders]
     names = [read.study.name for read in studies]
     for name in names:

@@ -156,7 +156,8 @@ def worker_environment(run: PlannedRun, slot: int, jobs: int, gpus: Sequence[str
 
 
 def command(folder: Path, run: PlannedRun) -> list[str]:
-    return [sys.executable, "-m", "gptlab.study.worker", str(folder), run.arm, str(run.seed)]
+    # -P: a file torch.py in the folder where a study is started is not imported
+    return [sys.executable, "-P", "-m", "gptlab.study.worker", str(folder), run.arm, str(run.seed)]
 
 
 class StudyRunner:

@@ -19,6 +19,7 @@ from gptlab.study.table import read_summary
 
 # A run with one of these statuses is not trained again. Failed and not applicable runs are tried at the next start.
 RESULTS = ("completed", "diverged", "out_of_memory")
+MOST_SEEDS = 1000  # of a study on the command line
 
 
 @dataclass
@@ -65,8 +66,8 @@ def find_study(name: str) -> tuple[str, Path | None]:
 
 def first_seeds(study: Study, n: int) -> list[int]:
     """The first n seeds of a study. If the study names fewer, they are counted on from its largest seed."""
-    if n < 1:
-        raise ConfigError(f"seeds = {n}: must be at least 1")
+    if not 1 <= n <= MOST_SEEDS:
+        raise ConfigError(f"seeds = {n}: must be at least 1 and at most {MOST_SEEDS}")
     more = range(max(study.seeds) + 1, max(study.seeds) + 1 + n - len(study.seeds))
     return [*study.seeds, *more][:n]
 

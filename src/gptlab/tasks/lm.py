@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,7 @@ def open_datasets(recipe: Recipe) -> list[Dataset]:
         DataError: one is missing (it says how to prepare it), named twice, or made with another tokenizer.
     """
     folders = list(recipe.data.mixture) or [recipe.data.folder]
-    if len({Path(folder).resolve() for folder in folders}) < len(folders):
+    if len({os.path.realpath(folder) for folder in folders}) < len(folders):
         raise DataError(f"data.mixture names one folder twice: {', '.join(folders)}")
     look = world_from_env().first  # at every shard; 1,000 ranks that do it would slow a file system down
     named = recipe.data.corpus, recipe.data.tokenizer

@@ -60,7 +60,7 @@ def run_job(folder: Path, name: str, draw: Callable[[Path], None]) -> int:
                 return status
             return _requeue(launch.on)
     if name == "study" and status != EXIT_CODES["interrupted"]:
-        subprocess.run([sys.executable, "-m", "gptlab", "study", "report", str(folder)], check=False)
+        subprocess.run([sys.executable, "-P", "-m", "gptlab", "study", "report", str(folder)], check=False)
     return status
 
 

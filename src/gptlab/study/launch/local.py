@@ -35,7 +35,7 @@ def check_system() -> None:
 
 
 def local_command(folder: Path, part: str) -> list[str]:
-    return [sys.executable, "-m", MODULE, str(folder.resolve()), part]
+    return [sys.executable, "-P", "-m", MODULE, str(folder.resolve()), part]
 
 
 def start_local_job(launch: Launch, part: LaunchPart) -> str:

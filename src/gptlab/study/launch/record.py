@@ -104,4 +104,4 @@ class Launch:
 
 def job_command(folder: Path, part: str) -> list[str]:
     """The command of a job. launch.json in the folder says what the job does."""
-    return [sys.executable, "-u", "-m", "gptlab", "launch", "--job", str(folder.resolve()), "--part", part]
+    return [sys.executable, "-uP", "-m", "gptlab", "launch", "--job", str(folder.resolve()), "--part", part]
