@@ -30,8 +30,9 @@ HUGE = "9" * 25
 
 # -- and a number
 
-WHOLE = f"x '' nan 1e400 0.5 -1 {HUGE}"
+WHOLE = f"x '' nan 1e400 1e300 0.5 -1 {HUGE}"
 ABOVE_0 = f"{WHOLE} 0"
+SEED = f"x '' nan 1e400 0.5 {HUGE}"
 REAL = "x '' nan 1e400 -1"
 
 RUN_OPTIONS = "train r.toml --out out"
@@ -46,11 +47,11 @@ LINES = {
     f"{RUN_OPTIONS} --data.path {{}}": READ,
     f"{RUN_OPTIONS} --train.init-from {{}}": f"{READ} ~nobody-has-this-name/x",
     f"{RUN_OPTIONS} --{{}}": f"sample.prompt={NOT_TEXT} description={NOT_TEXT} name={NOT_TEXT} name=../x name= fly",
-    f"{RUN_OPTIONS} --seed {{}}": WHOLE,
+    f"{RUN_OPTIONS} --seed {{}}": SEED,
     f"{RUN_OPTIONS} --train.max-steps {{}}": WHOLE,
     f"{RUN_OPTIONS} --batch.micro-batch {{}}": ABOVE_0,
     f"{RUN_OPTIONS} --optim.lr {{}}": REAL,
-    f"{RUN_OPTIONS} --optim.betas {{}}": f"x 0.9 [0.9] [0.9,2] [[]] {'[' * 5000}",
+    f"{RUN_OPTIONS} --optim.betas {{}}": f"x 0.9 [0.9] [0.9,2] {'[' * 5000}",
     f"{RUN_OPTIONS} --optim.name {{}}": f"x '' {NOT_TEXT} {LONG}",
     f"{RUN_OPTIONS} --resume {{}}": "x '' maybe",
     f"{RUN_OPTIONS} {{}}": f"--seed --optim.lr --fly --steps=9 r.toml {LONG}",
@@ -92,7 +93,7 @@ LINES = {
     "study {}": "fly '' run status report power",
     "study run {} --out out": READ,
     "study run study.toml --out {}": WRITTEN,
-    f"{STUDY_RUN} --seed {{}}": f"x nan -1 {HUGE}",
+    f"{STUDY_RUN} --seed {{}}": SEED,
     f"{STUDY_RUN} --seeds {{}}": ABOVE_0,
     f"{STUDY_RUN} --jobs {{}}": "x nan 0 -1 ''",
     f"{STUDY_RUN} --most-seeds {{}}": "x 0 5",
@@ -110,13 +111,13 @@ LINES = {
     "study power study.toml --effect 1 --noise {}": f"{REAL} 0",
     "study power study.toml --effect 1 --pilot {}": READ,
     "launch {} --on slurm --print --out out": READ,
-    "launch r.toml --on slurm --print --out {}": WRITTEN,
+    "launch r.toml --on local --out {}": f"file {UNDER} {EMPTY} {LONG} {NOT_TEXT} loop",
     "launch --status {}": READ,
     f"{LAUNCH} --profile {{}}": f"{MISSING} folder file binary loop pipe /dev/zero {UNDER} {LONG}",
     f"{LAUNCH} --gpus {{}}": f"x nan -1 {HUGE}",
     f"{LAUNCH} --nodes {{}}": "x nan -1 0",
-    f"{LAUNCH} --tasks {{}}": "x nan -1 0",
-    f"{LAUNCH} --cpus {{}}": "x nan -1 0",
+    f"{LAUNCH} --tasks {{}}": "x nan -1",
+    f"{LAUNCH} --cpus {{}}": "x nan -1",
     f"{LAUNCH} --time {{}}": f"x '' -1 1:2:3:4 {LONG}",
     f"{LAUNCH} --signal-delay {{}}": "x nan -1",
     f"{LAUNCH} {{}}": "--arm=a --jobs=1 --seeds=1 --on=x --job --optim.lrr=1",
@@ -142,8 +143,6 @@ LINES = {
     "eval {} ": "cut null no-tokenizer no-checkpoint",
     "export {} --to hf out ": "cut null no-checkpoint",
     "train more.toml --out {} ": "null list",
-    "launch more.toml --on slurm --print --out {} ": "null",
-    "plot {} ": "null",
 }
 # A failure, 1, is not a wrong call, 2.
 FAILS = {"verify cut", "verify null", "verify list", "verify no-tokenizer"}
@@ -194,10 +193,14 @@ def place(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+class Late(BaseException):
+    pass
+
+
 @contextlib.contextmanager
 def at_most(seconds: int) -> Iterator[None]:
     def late(*_: object) -> None:
-        raise TimeoutError(f"it takes more than {seconds} s")
+        raise Late(f"it takes more than {seconds} s")
 
     before = signal.signal(signal.SIGALRM, late)
     signal.alarm(seconds)
@@ -210,8 +213,18 @@ def at_most(seconds: int) -> Iterator[None]:
 
 def refused(words: list[str], place: Path) -> str:
     """What is wrong with how gptlab takes these words; "" if nothing is."""
-    heard, status = io.StringIO(), None
     before = files_below(place)
+    says = said_wrongly(words)
+    after = files_below(place)
+    left = [str(path) for path in after.keys() - before.keys()]
+    left += [str(path) for path in before if after.get(path) != before[path]]
+    for path in after.keys() - before.keys():
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+    return says or (f"leaves or changes {', '.join(sorted(left))}" if left else "")
+
+
+def said_wrongly(words: list[str]) -> str:
+    heard, status = io.StringIO(), None
     try:
         with contextlib.redirect_stderr(heard), contextlib.redirect_stdout(io.StringIO()), at_most(20):
             main(words)
@@ -222,18 +235,14 @@ def refused(words: list[str], place: Path) -> str:
     says, wanted = heard.getvalue(), 1 if " ".join(words) in FAILS else 2
     if status != wanted:
         return f"exit status {status}, not {wanted}: {says[-300:]}"
-    if wanted == 2 and not (says.startswith("gptlab: ") and says.count("\n") == 1 and len(says) < 1500):
+    lines = [line for line in says.splitlines() if not line.endswith("it is passed over")]  # damage is named first
+    if wanted == 2 and not (len(lines) == 1 and lines[0].startswith("gptlab: ") and len(says) < 1500):
         return f"says {says[:1500]!r}"
     try:
         says.encode()
     except UnicodeEncodeError:
         return f"says what is not text: {says!r}"
-    after = files_below(place)
-    left = [str(path) for path in after.keys() - before.keys()]
-    left += [str(path) for path in before if after.get(path) != before[path]]
-    for path in after.keys() - before.keys():
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
-    return f"leaves or changes {', '.join(sorted(left))}; says {says}" if left else ""
+    return ""
 
 
 def assert_refused(lines: list[list[str]], place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

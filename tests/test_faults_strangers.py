@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pickle
@@ -90,7 +91,7 @@ def test_no_file_of_a_run_is_loaded_as_a_pickle(dataset: Path, mark: Path, tmp_p
         for content in pickles(mark).values():
             file.write_bytes(content)
             status, says = command("sample", run.path, "--max-tokens", "1")
-            assert (status, says.count("\n")) in ((0, 0), (2, 1)), (file, says)
+            assert status in (0, 2) and "Traceback" not in says, (file, says)
             assert not mark.exists(), file
         file.write_bytes(good)
 
@@ -138,8 +139,6 @@ def test_no_text_of_a_recipe_is_run(
     for name in texts:
         words = ("r.toml", f"--{name}={code}")
         assert command("plan", *words, "--gpu", "h100")[0] in (0, 2)
-        import contextlib
-
         with contextlib.redirect_stdout(io.StringIO()) as out:
             status, _ = command("launch", *words, "--on", "slurm", "--print", "--out", tmp_path / code.replace("/", ""))
         assert status in (0, 2), name
@@ -173,7 +172,7 @@ def test_no_module_beside_a_stranger_s_files_is_imported(dataset: Path, mark: Pa
     for words in (
         ["study", "run", "study.toml"],
         ["study", "report", "results/two"],
-        ["sample", "results/two/a_seed0"],
+        ["sample", "results/two/a_seed0", "--prompt", "the"],
     ):
         line = [sys.executable, "-P", "-m", "gptlab", *words]
         ended = subprocess.run(line, cwd=place, capture_output=True, text=True)

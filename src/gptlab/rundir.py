@@ -77,7 +77,7 @@ class RunDir:
         return run
 
     def exists(self) -> bool:
-        return self.recipe_file.is_file()
+        return os.path.isfile(self.recipe_file)  # False, too, for a name that is too long
 
     # -- files that are written as a whole
 

@@ -1,7 +1,9 @@
 """What the verbs share: the parser class, flags that several verbs have, and how a table or a JSON file is written."""
 
 import argparse
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,15 +49,18 @@ def add_trained_run(parser: argparse.ArgumentParser) -> None:
 
 
 def named(text: str) -> Path:
-    """The type of an argument that names a file or a folder: "$DIR" may be empty by mistake."""
-    if not text:
-        raise argparse.ArgumentTypeError("the name is empty")
+    """The type of an argument that names a file or a folder, which need not exist; refused is what can name none."""
+    try:
+        os.stat(text)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
+            raise argparse.ArgumentTypeError(f"{text[:200]}: {because(error)}") from None
     return Path(text)
 
 
 def output_file(text: str) -> Path:
     """The type of a flag that names a file to write."""
-    if named(text).is_dir():
+    if Path(text).is_dir():
         raise argparse.ArgumentTypeError(f"{text} is a folder; give a file name")
     return Path(text)
 

@@ -74,8 +74,13 @@ def _end(status: int, says: str = "") -> NoReturn:
 
 
 def check_text(arguments: Sequence[str]) -> None:
-    """Raise UserError for an argument that is not UTF-8: no recipe, record or message could hold it."""
-    for word in arguments:
+    """Raise UserError for an argument that is empty, as "$DIR" may be by mistake, or not UTF-8.
+
+    No recipe, record or message could hold what is not UTF-8.
+    """
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        if not word and before != "--prompt":
+            raise UserError(f"an argument is empty, after {before or 'gptlab'}: a variable of the shell may be unset")
         try:
             word.encode()
         except UnicodeEncodeError:

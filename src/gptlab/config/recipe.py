@@ -233,7 +233,8 @@ def _requirement(item: Any) -> str:
 def _name_rules(recipe: Recipe) -> Iterator[str]:
     """The name of a run's folder: a recipe of someone else's must not lead out of runs/. A study's are study/arm."""
     parts = recipe.name.split("/")
-    if not recipe.name.isprintable() or {".", ".."} & {*parts} or recipe.name.startswith("/") or "\\" in recipe.name:
+    wrong = not recipe.name or not recipe.name.isprintable() or recipe.name.startswith("/")
+    if wrong or {".", ".."} & {*parts} or "\\" in recipe.name:
         yield f"name = {recipe.name!r}: must be a name for a folder in runs/, without .. and not absolute"
 
 

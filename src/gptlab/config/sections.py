@@ -69,7 +69,7 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value  # 1e10 tokens is a whole number
 
 
-Int = Annotated[int, BeforeValidator(_whole)]
+Int = Annotated[int, BeforeValidator(_whole), Field(lt=2**63)]  # TOML has no larger numbers
 Positive = Annotated[Int, Field(ge=1)]
 Count = Annotated[Int, Field(ge=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]

@@ -151,7 +151,7 @@ def read_encoder(source: str | Path, seed: int) -> tuple[Model, int, EncoderInit
             that do not belong to the model.
     """
     folder = Path(os.path.expanduser(source))
-    if not folder.exists():
+    if not os.path.exists(folder):
         folder = files.download(str(source), _encoder_config)
     config, position_offset, prefix = _encoder_config(folder)
     return config, position_offset, _encoder_init(folder, files.stored_weights(folder), prefix, seed)

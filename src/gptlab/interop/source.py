@@ -21,7 +21,7 @@ GPT2_IDS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 def _locate(source: str | Path) -> Path:
     """The path of a nanoGPT checkpoint file or a Hugging Face folder. A Hugging Face id is downloaded."""
     path = Path(os.path.expanduser(source))
-    if not path.exists() or (str(source) in GPT2_IDS and not (path / "config.json").is_file()):
+    if not os.path.exists(path) or (str(source) in GPT2_IDS and not (path / "config.json").is_file()):
         return download(str(source), hf_config)
     if path.is_dir() and not (path / "config.json").is_file():
         if (path / "ckpt.pt").is_file():  # nanoGPT's out_dir

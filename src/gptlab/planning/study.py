@@ -106,11 +106,10 @@ def plan_sweep(
     """
     rows = {}
     speed = _shared(measure, len(presets or [""]) * len(micro_batches or [0]))
-    for preset in presets or [""]:
-        for micro_batch in micro_batches or [0]:
-            other: dict[str, Any] = {"model.preset": preset} if preset else {}
-            if micro_batch:
-                other["batch.micro_batch"] = micro_batch
-            name = " x ".join(filter(None, (preset, str(micro_batch or ""))))
+    for preset in presets or [None]:
+        for micro_batch in micro_batches or [None]:
+            asked = {"model.preset": preset, "batch.micro_batch": micro_batch}
+            other = {key: value for key, value in asked.items() if value is not None}
+            name = " x ".join(map(str, other.values()))
             rows[name] = plan_recipe(build_recipe(*layers, other), device, measure=speed, **terms)
     return rows

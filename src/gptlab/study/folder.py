@@ -10,7 +10,7 @@ from typing import Any
 from gptlab.config import Recipe, Study, may_differ, plan_hash, settings, study_plan
 from gptlab.errors import ConfigError, Locked, RunError
 from gptlab.rundir import PLAN, RunDir, new_plan, open_study, run_name, write_atomically
-from gptlab.study.runs import RESULTS, PlannedRun
+from gptlab.study.runs import MOST_SEEDS, RESULTS, PlannedRun
 from gptlab.study.table import read_summary
 
 
@@ -80,9 +80,10 @@ def check_seeds(study: Study, folder: Path, seeds: Sequence[int]) -> None:
     """Raise ConfigError if a study that runs until it is decided would have more seeds than are paid for."""
     stored = open_study(folder).seeds if (folder / "study.toml").is_file() else []
     known = dict.fromkeys([*study.seeds, *stored, *seeds])
-    if study.until_decided and (study.most_seeds < 3 or len(known) > study.most_seeds):
+    if study.until_decided and not max(3, len(known)) <= study.most_seeds <= MOST_SEEDS:
         raise ConfigError(
-            f"most_seeds = {study.most_seeds}: must be at least {max(3, len(known))}, the number of seeds"
+            f"most_seeds = {study.most_seeds}: must be at least {max(3, len(known))}, the number of seeds, and at most "
+            f"{MOST_SEEDS}"
         )
 
 

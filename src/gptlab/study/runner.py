@@ -96,7 +96,7 @@ def run_study(
     study = rule_of(study, folder, until_decided, most_seeds)
     check_seeds(study, folder, seeds or ())
     goes_on = until_decided or (study.until_decided and arms is None and seeds is None)
-    if budget is not None and not (goes_on and budget > 0):
+    if budget is not None and not (goes_on and 0 < budget < math.inf):
         raise ConfigError(f"--budget {budget:g}: must be hours above 0, and needs --until-decided")
     if until_decided and arms is not None:
         raise ConfigError("--arm names the arms to train, and --until-decided chooses them: leave one of them out")
