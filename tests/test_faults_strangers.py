@@ -73,6 +73,7 @@ def test_the_plants_grow(tmp_path: Path) -> None:
     assert (tmp_path / "planted").exists()
 
 
+@pytest.mark.slow
 def test_no_reader_loads_a_pickle(mark: Path, tmp_path: Path) -> None:
     (tmp_path / "readers").mkdir()
     for reader in make_readers(tmp_path / "readers"):
@@ -81,6 +82,7 @@ def test_no_reader_loads_a_pickle(mark: Path, tmp_path: Path) -> None:
             assert not mark.exists(), reader.name
 
 
+@pytest.mark.slow
 def test_no_file_of_a_run_is_loaded_as_a_pickle(dataset: Path, mark: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(dataset, train__max_steps=1, train__eval_every=0, model__n_layer=1)
     train(recipe, tmp_path / "run", quiet=True)
@@ -126,7 +128,7 @@ def test_no_weights_and_no_vocabulary_of_others_is_loaded_as_a_pickle(form: str,
 CODE = ("$(mkdir planted)", "`mkdir planted`", "'; mkdir planted; '", "__import__('os').mkdir('planted')")
 
 
-@pytest.mark.parametrize("code", CODE)
+@pytest.mark.parametrize("code", [CODE[0], *(pytest.param(code, marks=pytest.mark.slow) for code in CODE[1:])])
 def test_no_text_of_a_recipe_is_run(
     code: str, dataset: Path, mark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,6 +185,7 @@ def test_no_module_beside_a_stranger_s_files_is_imported(dataset: Path, mark: Pa
 MARKUP = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
 
 
+@pytest.mark.slow
 def test_markup_in_a_study_is_text_in_all_that_a_report_writes(tmp_path: Path) -> None:
     text = STUDY.replace('"b is better"', f'"{MARKUP}"').replace("[[questions]]", "[[questions]]\n", 1)
     text = text.replace('name = "two"', f'name = "two"\ndescription = "{MARKUP}"')

@@ -62,23 +62,34 @@ def assert_same_study(whole: Path, pieces: Path) -> None:
 
 
 @forked
-@pytest.mark.parametrize("step", [pytest.param(5, id="some"), pytest.param(1, id="every", marks=pytest.mark.slow)])
-def test_a_runner_killed_before_changes_of_the_disk(
-    step: int, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_runner_killed_before_some_changes_of_the_disk(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Six runs by workers that train nothing. Each start goes on from what the last one left."""
     monkeypatch.chdir(tmp_path)
     fakes, study = Fakes(tmp_path), load_study(study_file(tmp_path, dataset))
     assert start(study, tmp_path / "whole", 0, fakes) == 0
-    kills = 0
-    for limit in range(step, 200, step):
-        if start(study, tmp_path / "pieces", limit, fakes) == 0:
-            break
-        kills += 1
+    for limit in (4, 9, 13):
+        assert start(study, tmp_path / "pieces", limit, fakes) != 0
     assert start(study, tmp_path / "pieces", 0, fakes) == 0
     assert_same_study(tmp_path / "whole", tmp_path / "pieces")
-    print(f"a runner: {kills} kills")
-    assert kills >= 10 // step
+
+
+@forked
+@pytest.mark.slow
+def test_a_runner_killed_before_each_change_of_the_disk(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fakes, study = Fakes(tmp_path), load_study(study_file(tmp_path, dataset))
+    assert start(study, tmp_path / "whole", 0, fakes) == 0
+    limit = 1
+    while start(study, pieces := tmp_path / str(limit), limit, fakes) != 0:
+        assert start(study, pieces, 0, fakes) == 0
+        assert_same_study(tmp_path / "whole", pieces)
+        limit += 1
+    print(f"a runner: {limit - 1} kills")
+    assert limit > 30
 
 
 @forked

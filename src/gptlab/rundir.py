@@ -9,6 +9,7 @@ Training passes nothing but run directories to the analysis.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -77,7 +78,12 @@ class RunDir:
         return run
 
     def exists(self) -> bool:
-        return os.path.isfile(self.recipe_file)  # False, too, for a name that is too long
+        try:
+            return self.recipe_file.is_file()
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:  # of no run
+                return False
+            raise
 
     # -- files that are written as a whole
 
