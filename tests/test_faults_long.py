@@ -52,6 +52,7 @@ def test_many_steps_need_no_more_memory_files_or_threads(steps: int, dataset: Pa
         batch__micro_batch=1,
         batch__tokens_per_step=8,
         eval__tokens=64,
+        eval__train=False,
         train__max_steps=steps,
         train__eval_every=every,
         checkpoint__every=every,
@@ -60,7 +61,7 @@ def test_many_steps_need_no_more_memory_files_or_threads(steps: int, dataset: Pa
     process = PROCESSES.Process(target=measured, args=(recipe, str(tmp_path / "run"), every, found))
     process.start()
     looks = []
-    while not isinstance(look := found.get(timeout=600), str):
+    while not isinstance(look := found.get(timeout=1200), str):
         looks.append(look)
     process.join()
     assert look == "completed" and len(looks) == LOOKS
@@ -71,6 +72,8 @@ def test_many_steps_need_no_more_memory_files_or_threads(steps: int, dataset: Pa
         f"{steps:,} steps: resident {resident.min() / 1e6:.1f} to {resident.max() / 1e6:.1f} MB, {slope:.2f} bytes a "
         f"step; {files.min()} to {files.max()} open files, {threads.min()} to {threads.max()} threads"
     )
-    assert files.min() == files.max() and threads.min() == threads.max()
+    half = len(threads) // 2
+    assert files.min() == files.max()
+    assert threads[half:].max() <= threads[:half].max()  # one that has just ended may still be counted
     assert grown < 8e6 and slope < max(100, 2e7 / steps)
     assert len(os.listdir(tmp_path / "run" / "checkpoints")) <= 4

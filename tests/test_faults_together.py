@@ -120,7 +120,7 @@ def rank(dataset: str, out: str, changes: dict[str, Any], limit: int, which: int
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-@pytest.mark.parametrize("kills", [pytest.param(2, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("kills", [pytest.param(1, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.faults)])
 def test_one_of_two_processes_killed_before_a_change_of_the_disk(
     strategy: str, kills: int, dataset: Path, tmp_path: Path
 ) -> None:
@@ -129,7 +129,7 @@ def test_one_of_two_processes_killed_before_a_change_of_the_disk(
     draw, done = random.Random(strategy), 0
     assert killed_together(2, rank, str(dataset), str(tmp_path / "whole"), changes, 0, 0) == [0, 0]
     for kill in range(kills):
-        which = kill % 2 if strategy == "fsdp" else 0  # of ddp the first process alone writes
+        which = (kill + 1) % 2 if strategy == "fsdp" else 0  # of ddp the first process alone writes
         limit = draw.randint(3, 12) if which else draw.randint(5, 40)
         codes = killed_together(2, rank, str(dataset), str(tmp_path / "run"), changes, limit, which, seconds=120)
         assert None not in codes, "a process hangs"
