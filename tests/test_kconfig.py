@@ -207,7 +207,7 @@ def test_the_published_lines_are_read_and_written() -> None:
 
 def test_the_two_cards_train_the_same() -> None:
     l4, w7900 = (load_recipe(f"gpt2-shakespeare-{card}") for card in ("l4", "w7900"))
-    own = {"name": "", "description": "", "batch.micro_batch": 1}
+    own = {"name": "x", "description": "", "batch.micro_batch": 1}
     assert l4.replace(own) == w7900.replace(own)
     assert (l4.batch.micro_batch, w7900.batch.micro_batch) == (16, 32)
 

@@ -23,7 +23,7 @@ def test_an_arm_is_the_recipe_with_its_settings_and_a_seed(tmp_path: Path) -> No
     plain, fast = study.build("plain", 1), study.build("fast", 5)
     assert (plain.name, plain.seed, plain.optim.lr, plain.model.n_layer) == ("mine/plain", 1, 1e-3, 4)
     assert (fast.name, fast.seed, fast.optim.lr, fast.model.n_layer) == ("mine/fast", 5, 3e-3, 3)
-    same = {"name": "", "seed": 0, "optim.lr": 1.0, "model.n_layer": 4, "model.n_head": 4, "model.n_embd": 128}
+    same = {"name": "x", "seed": 0, "optim.lr": 1.0, "model.n_layer": 4, "model.n_head": 4, "model.n_embd": 128}
     assert plain.replace(same) == fast.replace(same)
 
 
