@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -106,10 +107,10 @@ def plan_sweep(
     """
     rows = {}
     speed = _shared(measure, len(presets or [""]) * len(micro_batches or [0]))
-    for preset in presets or [None]:
-        for micro_batch in micro_batches or [None]:
-            asked = {"model.preset": preset, "batch.micro_batch": micro_batch}
-            other = {key: value for key, value in asked.items() if value is not None}
-            name = " x ".join(map(str, other.values()))
-            rows[name] = plan_recipe(build_recipe(*layers, other), device, measure=speed, **terms)
+    sizes: dict[str, Sequence[Any]] = {"model.preset": presets, "batch.micro_batch": micro_batches}
+    asked = {key: values for key, values in sizes.items() if values}
+    for values in itertools.product(*asked.values()):
+        name = " x ".join(map(str, values))
+        layer = dict(zip(asked, values, strict=True))
+        rows[name] = plan_recipe(build_recipe(*layers, layer), device, measure=speed, **terms)
     return rows
