@@ -42,12 +42,21 @@ STANDS_OUT = 1.5  # a loss this many times the last one kept is kept too
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file such that readers, also after a crash, see either the old or the new content as a whole."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary = _temporary(path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
 
 
 class RunDir:
@@ -123,9 +132,10 @@ class RunDir:
             write_atomically(self.path / name, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
     def remove(self, name: str) -> None:
-        """Remove a file of the run if it exists."""
+        """Remove a file of the run if it exists, and what a kill left of it."""
         if self.writes:
             (self.path / name).unlink(missing_ok=True)
+            _temporary(self.path / name).unlink(missing_ok=True)
 
     def read_json(self, name: str) -> dict[str, Any]:
         """The content of a JSON file of the run; {} if it is missing. Raises RunError if it is damaged."""
