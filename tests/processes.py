@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import secrets
 import socket
 import traceback
 from collections.abc import Callable, Iterator
@@ -33,9 +34,15 @@ def float64() -> Iterator[None]:
 
 
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """A port that nothing listens on, below those that systems give to outgoing connections.
+
+    One of those may be taken by a connection between this call and the listening, and the other rank then waits.
+    """
+    while True:
+        port = secrets.choice(range(15_000, 30_000))
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            return port
 
 
 def _child(rank: int, n: int, port: int, results: Any, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
