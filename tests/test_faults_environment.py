@@ -245,7 +245,7 @@ def test_few_open_files(more: int, file: Path, whole: Path, tmp_path: Path) -> N
     status, says = run("train", file, "--out", tmp_path / "run", limit=few)
     if status:
         assert_sentence(status, says)
-        assert status == 1
+        assert status == 1 or (status == 2 and "open files" in says)  # 2: the recipe itself could not be opened
     assert run("train", file, "--out", tmp_path / "run")[0] == 0
     assert_same(whole, tmp_path / "run")
 
