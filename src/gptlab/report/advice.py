@@ -12,7 +12,7 @@ from gptlab.report import divergence, frontiers, timing, verdicts, words
 from gptlab.report import statistics as st
 from gptlab.report.divergence import Divergence, kinds_of, of_arm
 from gptlab.report.effects import effect_name
-from gptlab.report.estimates import Plain, contrast_of, memory_of, steps_ratio
+from gptlab.report.estimates import Plain, contrast_of, memory_ratio, steps_ratio
 from gptlab.report.grids import BestOf
 from gptlab.report.runs import mean_seconds
 from gptlab.report.studies import ReadStudy
@@ -33,9 +33,8 @@ def _lost(read: ReadStudy, arms: Sequence[str]) -> dict[str, tuple[int, int]]:
 
 def _cost(read: ReadStudy, arm: str, reference: str) -> tuple[float, float, float]:
     """Ratios of speed, memory and steps; NaN if unknown."""
-    ours, theirs = memory_of(read, arm), memory_of(read, reference)
-    memory = ours["mean"] / theirs["mean"] if ours and theirs else st.NAN
-    return timing.speedup(read.speeds(arm), read.speeds(reference)).value, memory, steps_ratio(read, arm, reference)
+    speed = timing.speedup(read.speeds(arm), read.speeds(reference)).value
+    return speed, memory_ratio(read, arm, reference), steps_ratio(read, arm, reference)
 
 
 def recommend(

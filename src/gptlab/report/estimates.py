@@ -50,6 +50,12 @@ def memory_of(read: ReadStudy, arm: str) -> Plain | None:
     return mean_and_spread([value for value in values if value > 0])
 
 
+def memory_ratio(read: ReadStudy, arm: str, reference: str) -> float:
+    """Mean peak memory of an arm's completed runs over that of a reference's; NaN if unknown."""
+    ours, theirs = memory_of(read, arm), memory_of(read, reference)
+    return float(ours["mean"] / theirs["mean"]) if ours and theirs else math.nan
+
+
 def steps_ratio(read: ReadStudy, arm: str, reference: str) -> float:
     """Steps of an arm's completed runs over those of a reference's; NaN if unknown."""
     ours, theirs = ([steps for run in read.of(name) if (steps := run.value("steps")) > 0] for name in (arm, reference))
@@ -93,7 +99,6 @@ def comparison_data(
     a, b = c.chosen if isinstance(c, BestOf) and all(c.chosen) else (arm, reference)
     ours, theirs = (read.values(name, metric.name).values for name in (a, b))
     sign = 1 if metric.better == "lower" else -1
-    memory, other = memory_of(read, a), memory_of(read, b)
     refused = [run for name in (arm, reference) for run in read.of(name) if run.status == "not_applicable"]
     found = {
         "study": read.study.name,
@@ -114,7 +119,7 @@ def comparison_data(
         "reason": next((str(run.result["reason"]) for run in refused if run.result.get("reason")), None),
         "started": [len(read.values(name, metric.name).values) for name in (arm, reference)],
         "speed": as_plain(timing.speedup(read.speeds(a), read.speeds(b))),
-        "memory_ratio": memory["mean"] / other["mean"] if memory and other else None,
+        "memory_ratio": memory_ratio(read, a, b),
         "steps_ratio": steps_ratio(read, a, b),
         "divergence": None,
         "most_seeds": c.looks.most if c.looks else None,

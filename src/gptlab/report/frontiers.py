@@ -20,8 +20,8 @@ import numpy as np
 
 from gptlab.report import statistics as st
 from gptlab.report import timing, verdicts
-from gptlab.report.estimates import contrast_of, memory_of
-from gptlab.report.rankings import DRAWS, _block
+from gptlab.report.estimates import contrast_of, memory_ratio
+from gptlab.report.rankings import DRAWS, centred_block, drawn_means
 from gptlab.report.reading import Array
 from gptlab.report.studies import ReadStudy
 
@@ -102,13 +102,13 @@ def depth(speed: Array, memory: Array) -> Array:
 def _draws(axis: Axis, draws: int, generator: np.random.Generator) -> Array:
     """Simulated mean logarithms, (draws, arms)."""
     known = {arm: st.finite(values).items() for arm, values in axis.items()}
-    _, block = _block({arm: {seed: float(np.log(v)) for seed, v in values if v > 0} for arm, values in known.items()})
+    _, block = centred_block(
+        {arm: {seed: float(np.log(v)) for seed, v in values if v > 0} for arm, values in known.items()}
+    )
     m, n = block.shape
     if n < 2 or m < len(axis):  # fewer than two common seeds
         return np.full((draws, len(axis)), np.nan)
-    se = block.std(axis=1, ddof=1) * np.sqrt(m / max(1, m - 1) / n)  # centring took a part 1 / m of the variance
-    se[se <= st.ROUNDING] = 0  # memory, for example, is equal in every seed
-    return block.mean(axis=1) + se * generator.standard_t(n - 1, size=(draws, m))
+    return drawn_means(block, draws, generator, st.ROUNDING)
 
 
 def judged_of(read: ReadStudy) -> dict[str, verdicts.Judgement]:
@@ -155,6 +155,5 @@ def _unusable(read: ReadStudy, arms: Sequence[str]) -> dict[str, str]:
 
 def ratios(read: ReadStudy, arm: str) -> tuple[float, float]:
     """Speed and memory of an arm, as ratios to the baseline's; NaN if unknown."""
-    ours, base = memory_of(read, arm), memory_of(read, read.study.baseline)
-    memory = ours["mean"] / base["mean"] if ours and base else st.NAN
-    return timing.speedup(read.speeds(arm), read.speeds(read.study.baseline)).value, memory
+    baseline = read.study.baseline
+    return timing.speedup(read.speeds(arm), read.speeds(baseline)).value, memory_ratio(read, arm, baseline)

@@ -37,38 +37,51 @@ def answer_questions(questions: Sequence[Question], studies: Mapping[str, ReadSt
         questions: of one study, or of a comparison.
         studies: by name.
     """
-    family: dict[tuple[str, ...], verdicts.Contrast] = {}
-    asked: list[tuple[str, str]] = []
-    for question in questions:
-        for name, read in studies.items() if question.contrast and question.target is None else ():
-            if all(fnmatch.filter(read.study.arms, arm) for arm in question.contrast):
-                arm, reference = question.contrast
-                family[question.id, name] = contrast_of(read, arm, reference, question.metric or read.study.metric)
-                if any(clause.verdict == "diverges" for clause in question.asked):
-                    asked.append((question.id, name))
-        for name, than in {(clause.study, clause.than) for clause in question.asked if clause.than}:
-            sides = [family.get((question.id, side)) for side in (name, than)]
-            if sides[0] and sides[1]:
-                family[question.id, name, than] = verdicts.by_more(sides[0], sides[1])
-    judged = verdicts.judge(family)
-    arms = {question.id: question.contrast for question in questions}
-    lost = dict(zip(asked, of_questions([(studies[name], arms[id_][0]) for id_, name in asked]), strict=True))
+    found, family = evidence_on(questions, studies)
     result: list[tuple[Plain, Plain]] = []
     for question in questions:
         if question.target is not None:
             (read,) = studies.values()
             result.append((answer_targets(read)[question.id], {}))
         elif question.contrast:
-            mine = {key[1:]: one for key, one in judged.items() if key[0] == question.id}
-            found = Evidence(
-                {name: mine[(name,)] for name in studies if (name,) in mine},
-                {(key[0], key[1]): one for key, one in mine.items() if len(key) == 2},
-                {name: one for (id_, name), one in lost.items() if id_ == question.id},
-            )
-            result.append(_answer_contrast(question, studies, found, len(family)))
+            result.append(_answer_contrast(question, studies, found[question.id], family))
         else:
             result.append(_answer_frontier(question, studies))
     return result
+
+
+def evidence_on(questions: Sequence[Question], studies: Mapping[str, ReadStudy]) -> tuple[dict[str, Evidence], int]:
+    """What was found of each question that contrasts two arms, by its id, and the number of comparisons in the family.
+
+    Args:
+        questions, studies: as of `answer_questions`.
+    """
+    contrasted = {question.id: question for question in questions if question.contrast and question.target is None}
+    family: dict[tuple[str, ...], verdicts.Contrast] = {}
+    asked: list[tuple[str, str]] = []
+    for id_, question in contrasted.items():
+        for name, read in studies.items():
+            if all(fnmatch.filter(read.study.arms, arm) for arm in question.contrast):
+                arm, reference = question.contrast
+                family[id_, name] = contrast_of(read, arm, reference, question.metric or read.study.metric)
+                if any(clause.verdict == "diverges" for clause in question.asked):
+                    asked.append((id_, name))
+        for name, than in {(clause.study, clause.than) for clause in question.asked if clause.than}:
+            sides = [family.get((id_, side)) for side in (name, than)]
+            if sides[0] and sides[1]:
+                family[id_, name, than] = verdicts.by_more(sides[0], sides[1])
+    judged = verdicts.judge(family)
+    tests = of_questions([(studies[name], contrasted[id_].contrast[0]) for id_, name in asked])
+    lost = dict(zip(asked, tests, strict=True))
+    found = {}
+    for id_ in contrasted:
+        mine = {key[1:]: one for key, one in judged.items() if key[0] == id_}
+        found[id_] = Evidence(
+            {name: mine[(name,)] for name in studies if (name,) in mine},
+            {(key[0], key[1]): one for key, one in mine.items() if len(key) == 2},
+            {name: one for (of, name), one in lost.items() if of == id_},
+        )
+    return found, len(family)
 
 
 def _answer_contrast(

@@ -14,7 +14,7 @@ from gptlab.report.verdicts import Runs
 DRAWS = 4000  # of the frontier's simulation
 
 
-def _block(arms: Mapping[str, Mapping[int, float]]) -> tuple[list[str], Array]:
+def centred_block(arms: Mapping[str, Mapping[int, float]]) -> tuple[list[str], Array]:
     """Names and values (arms, seeds) over the seeds that all arms have, without the common effect of each seed.
 
     An arm with a single run is left out if others have more.
@@ -65,7 +65,7 @@ def _studentized_range(arms: int, df: int) -> float:
 def _mean_and_gap(study: Mapping[str, Runs], better: st.Better) -> tuple[dict[str, float], float]:
     """Arm to its mean (low is good, infinite if a run diverged), and the gap above which an order is known."""
     places = {name: np.inf for name, runs in study.items() if runs.diverged}
-    names, block = _block({name: runs.values for name, runs in study.items() if not runs.diverged})
+    names, block = centred_block({name: runs.values for name, runs in study.items() if not runs.diverged})
     if not block.size:
         return places, np.inf
     means, (m, n) = block.mean(axis=1), block.shape
@@ -83,6 +83,19 @@ def _signs(places: Array, least: float) -> Array:
     last, gap = np.isinf(places), np.nan_to_num(places[i]) - np.nan_to_num(places[j])
     known = (np.abs(gap) > least) | (last[i] != last[j])
     return np.where(last[i] & last[j], 0, np.where(known, np.sign(gap), np.nan))
+
+
+def drawn_means(block: Array, draws: int, generator: np.random.Generator, rounding: float) -> Array:
+    """Simulated means of arms, (draws, arms): each arm's mean plus t times its standard error.
+
+    Args:
+        block: values (arms, seeds), as `centred_block` gives them.
+        rounding: standard errors up to it count as none. Memory, for example, is equal in every seed: a tie stays one.
+    """
+    m, n = block.shape
+    se = block.std(axis=1, ddof=1) * np.sqrt(m / max(1, m - 1) / n)  # centring took a part 1 / m of the variance
+    se[se <= rounding] = 0
+    return np.asarray(block.mean(axis=1) + se * generator.standard_t(n - 1, size=(draws, m)))
 
 
 def frontier(
@@ -104,15 +117,10 @@ def frontier(
     generator = np.random.default_rng(seed)
     good = np.empty((len(axes), draws, len(names)))
     for k, (arms, better) in enumerate(axes):
-        _, block = _block({name: arms[name] for name in names})
-        m, n = block.shape
-        if n < 2:  # fewer than two common seeds
+        _, block = centred_block({name: arms[name] for name in names})
+        if block.shape[1] < 2:  # fewer than two common seeds
             return dict.fromkeys(names, st.NAN)
-        se = block.std(axis=1, ddof=1) * np.sqrt(m / max(1, m - 1) / n)  # centring took a part 1 / m of the variance
-        se[se <= st.ROUNDING * np.abs(block).max()] = (
-            0  # memory, for example: equal in every seed, so a tie stays a tie
-        )
-        drawn = block.mean(axis=1) + se * generator.standard_t(n - 1, size=(draws, m))
+        drawn = drawn_means(block, draws, generator, st.ROUNDING * float(np.abs(block).max()))
         good[k] = drawn if better == "higher" else -drawn
     dominated = [
         np.any((good >= own[..., None]).all(axis=0) & (good > own[..., None]).any(axis=0), axis=1)

@@ -20,12 +20,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gptlab.config import Question, Study
+from gptlab.config import Study
 from gptlab.report import verdicts
-from gptlab.report.divergence import Divergence, of_questions
 from gptlab.report.estimates import contrast_of
 from gptlab.report.looks import HOPELESS
-from gptlab.report.questions import Evidence, answer_to
+from gptlab.report.questions import answer_to, evidence_on
 from gptlab.report.statistics import ALPHA, difference
 from gptlab.report.studies import ReadStudy, read_study_folder
 from gptlab.report.targets import answer_targets, looks_at
@@ -64,19 +63,18 @@ class Compared:
 
 def compared(read: ReadStudy) -> list[Compared]:
     """The comparisons that decide which arms get more seeds."""
-    study, metric = read.study, read.study.metric
-    asked = [question for question in study.questions if question.contrast and question.target is None]
-    judged = verdicts.judge(
-        {one.id: contrast_of(read, one.contrast[0], one.contrast[1], one.metric or metric) for one in asked}
-    )
-    ask = [one for one in asked if any(clause.verdict == "diverges" for clause in one.asked)]
-    lost = dict(zip((one.id for one in ask), of_questions([(read, one.contrast[0]) for one in ask]), strict=True))
+    study = read.study
+    evidence, _ = evidence_on(study.questions, {study.name: read})
     found = []
-    for question in asked:
+    for question in [one for one in study.questions if one.id in evidence]:
         arm, reference = question.contrast
+        own = evidence[question.id]
+        judged, state = own.judged[study.name], _state(own.judged[study.name])
+        if own.divergence:
+            answer = answer_to(question, own)
+            state = "open" if answer in ("not resolved", "not run") else answer
         name = f"{question.id} {arm} against {reference}"
-        state = _state(judged[question.id], question, study, lost.get(question.id))
-        found.append(Compared(name, (arm, reference), judged[question.id], state, question.id in lost))
+        found.append(Compared(name, (arm, reference), judged, state, bool(own.divergence)))
     found += _targets(read)
     if study.default is not None:
         found += _against(read, study.default.incumbent, study.default.among, "default: ")
@@ -111,20 +109,12 @@ def _targets(read: ReadStudy) -> list[Compared]:
 def _against(read: ReadStudy, reference: str, arms: Sequence[str], prefix: str) -> list[Compared]:
     judged = verdicts.judge({arm: contrast_of(read, arm, reference, read.study.metric) for arm in arms})
     return [
-        Compared(f"{prefix}{arm} against {reference}", (arm, reference), one, _state(one, None, read.study))
+        Compared(f"{prefix}{arm} against {reference}", (arm, reference), one, _state(one))
         for arm, one in judged.items()
     ]
 
 
-def _state(
-    judged: verdicts.Judgement,
-    question: Question | None,
-    study: Study,
-    lost: Divergence | None = None,
-) -> str:
-    if question is not None and lost is not None:
-        answer = answer_to(question, Evidence({study.name: judged}, {}, {study.name: lost}))
-        return "open" if answer in ("not resolved", "not run") else answer
+def _state(judged: verdicts.Judgement) -> str:
     if judged.verdict in (*DECIDED, *DIVERGED):
         return judged.verdict
     c = judged.contrast
