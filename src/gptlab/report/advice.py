@@ -247,7 +247,8 @@ def by_task(studies: Mapping[str, ReadStudy], only: Mapping[str, list[str]]) -> 
 
     Speed and memory alone decide which arms these are, so Holm over them holds equivalence to 5%.
     """
-    rows = {(name, arm): frontiers.judged_of(studies[name]).get(arm) for name, arms in only.items() for arm in arms}
+    judged_in = {name: frontiers.judged_of(studies[name]) for name, arms in only.items() if arms}
+    rows = {(name, arm): judged_in[name].get(arm) for name, arms in only.items() for arm in arms}
     ps = dict(zip(rows, st.holm([one.p_equivalent if one else 0.0 for one in rows.values()]), strict=True))
     parts = []
     for (name, arm), judged in rows.items():

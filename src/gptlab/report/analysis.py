@@ -62,7 +62,7 @@ def analyse_study(read: ReadStudy) -> Plain:
     answers = answer_questions(study.questions, {study.name: read})
     runs = list(read.runs.values())
     added = read.runs if study.until_decided else {}
-    factors = effects_of(read)
+    factors, pairing = effects_of(read), noise.pairing(read, metric.name)
     effects = f"{factors['text'][0].upper()}{factors['text'][1:]}. " if factors else ""
     return clean(
         {
@@ -91,8 +91,8 @@ def analyse_study(read: ReadStudy) -> Plain:
             "runs": [logged.curves_of(run) for run in runs],
             "within": logged.within_seeds(read),
             "means": {name: mean for name in study.arms if (mean := logged.mean_curves(read.of(name)))},
-            "pairing": noise.pairing(read, metric.name),
-            "notes": _notes(read),
+            "pairing": pairing,
+            "notes": _notes(read, pairing),
             "equal": logged.at_equal(read),
             "factors": factors,
             "targets": targets_of(read),
@@ -162,11 +162,10 @@ def _columns(read: ReadStudy) -> list[tuple[str, str]]:
     return [(key, text) for key, text in words.METRIC_NAMES.items() if key in found and key != read.study.metric.name]
 
 
-def _notes(read: ReadStudy) -> list[str]:
+def _notes(read: ReadStudy, pairing: Plain | None) -> list[str]:
     """What a reader of the numbers has to know."""
     metric = read.study.metric.name
     notes = [] if read.study.metric.margin else [f"{verdicts.NO_MARGIN[0].upper()}{verdicts.NO_MARGIN[1:]}."]
-    pairing = noise.pairing(read, metric)
     notes += [text for text in (noise.variances_text(read, metric), pairing and str(pairing["text"])) if text]
     if read.study.until_decided:
         most = read.study.most_seeds

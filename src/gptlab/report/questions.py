@@ -38,11 +38,14 @@ def answer_questions(questions: Sequence[Question], studies: Mapping[str, ReadSt
         studies: by name.
     """
     found, family = evidence_on(questions, studies)
+    targets: dict[str, Plain] = {}
+    if any(question.target is not None for question in questions):
+        (read,) = studies.values()  # a target belongs in a study
+        targets = answer_targets(read)
     result: list[tuple[Plain, Plain]] = []
     for question in questions:
         if question.target is not None:
-            (read,) = studies.values()
-            result.append((answer_targets(read)[question.id], {}))
+            result.append((targets[question.id], {}))
         elif question.contrast:
             result.append(_answer_contrast(question, studies, found[question.id], family))
         else:
