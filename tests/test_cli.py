@@ -40,8 +40,8 @@ def test_train_leaves_a_whole_run_directory(
     )
     status, out, _ = call(capsys, "train", "my.toml", "--train.max-steps", "8", "--optim.lr=2e-3", "--seed", "3")
     assert status == 0
-    assert "runs/mine_seed3" in out
-    folder = tmp_path / "runs/mine_seed3"
+    assert "runs/mine+lr=2e-3_seed3" in out
+    folder = tmp_path / "runs/mine+lr=2e-3_seed3"
     assert {path.name for path in folder.iterdir()} >= {
         "recipe.toml",
         "environment.json",
@@ -78,7 +78,7 @@ def test_train_leaves_a_whole_run_directory(
     assert call(capsys, "train", folder / "recipe.toml")[0] == 0
     status, _, err = call(capsys, "train", folder / "recipe.toml", "--resume", "never")
     assert (status, "already has a run in it" in err) == (2, True)
-    status, _, err = call(capsys, "train", folder / "recipe.toml", "--optim.lr", "1e-3")
+    status, _, err = call(capsys, "train", folder / "recipe.toml", "--optim.lr", "1e-3", "--out", folder)
     assert (status, "optim.lr (0.002 then, 0.001 now)" in err) == (2, True)
 
 
@@ -151,13 +151,10 @@ def test_a_wrong_call_is_a_sentence_and_2(
     assert list(tmp_path.iterdir()) == []  # nothing is left behind
 
 
-@pytest.mark.parametrize("verb", [["train"], ["plan"], ["launch", "--on", "local"]])
-def test_a_run_directory_is_not_a_recipe(verb: list[str], run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, _, err = call(capsys, *verb, run)
-    assert (status, err) == (
-        2,
-        f"gptlab: {run} is a run directory; did you mean `gptlab {verb[0]} {run / 'recipe.toml'}`?\n",
-    )
+def test_a_run_directory_stands_for_its_recipe_and_itself(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = call(capsys, "train", run)
+    assert (status, f"run: {run}" in out) == (0, True)
+    assert call(capsys, "plan", run)[0] == call(capsys, "plan", run / "recipe.toml")[0]
 
 
 def test_the_task_is_a_setting_too() -> None:

@@ -304,7 +304,7 @@ def test_what_is_submitted_is_what_was_printed(
     status, out, _ = call(capsys, *words)
     assert status == 0
     assert "run: job 41" in out
-    folder = Path("runs/tiny_seed3")
+    folder = Path("runs/tiny+lr=2e-3_seed3")
     script = Path("slurm/1.sh").read_text(encoding="utf-8")
     files = folder.resolve() / "launch"
     assert slurm()[0] == f"sbatch --parsable --output={files}/%j_0_log.out {files}/run.sh"
@@ -343,7 +343,7 @@ def test_a_printed_script_needs_no_other_file(
     words = ["launch", recipe_file, "--on", "slurm", "--print", "--optim.lr", "2e-3"]
     Path("saved.sh").write_text(call(capsys, *words)[1], encoding="utf-8")
     subprocess.run(["bash", "saved.sh"], check=True)
-    folder = tmp_path / "runs/tiny_seed1337"
+    folder = tmp_path / "runs/tiny+lr=2e-3_seed1337"
     record = Launch.read(folder)
     assert record is not None
     assert record.command == shlex.join(["gptlab", *map(str, words)]).replace(" --print", "")

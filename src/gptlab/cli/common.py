@@ -74,9 +74,12 @@ def write_json(file: Path, facts: Any) -> None:
 
 
 def recipe_or_study(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
-    """The content of the recipe or study that options.name names, not yet validated, and whether it is a study."""
+    """The content of the recipe or study that options.name names, not yet validated, and whether it is a study.
+
+    A run directory stands for its recipe.
+    """
     if (recipe := Path(options.name) / "recipe.toml").is_file():
-        raise UserError(f"{options.name} is a run directory; did you mean `gptlab {options.verb} {recipe}`?")
+        return read_layer(recipe), False
     if (Path(options.name) / "study.toml").is_file():  # the folder of a study that was begun
         return {}, True
     layer = read_layer(options.name, "studies" if options.name in shipped("studies") else "recipes")

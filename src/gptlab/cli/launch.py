@@ -7,7 +7,7 @@ from typing import Any
 from gptlab.cli.common import add_verb, named, recipe_or_study, wide_console
 from gptlab.cli.study import add_seeds, requested_study
 from gptlab.cli.train import draw_run
-from gptlab.config import build_recipe
+from gptlab.config import build_recipe, run_folder
 from gptlab.errors import UserError
 from gptlab.streams import best_effort
 
@@ -76,7 +76,7 @@ def do_launch(options: argparse.Namespace) -> int | None:
         if options.arm or options.seeds is not None or options.jobs is not None:
             raise UserError("--arm, --seeds and --jobs are for a study, not for a recipe")
         recipe = build_recipe(layer, options.overrides, {} if options.seed is None else {"seed": options.seed})
-        out = Path(options.out or f"runs/{recipe.name}_seed{recipe.seed}")
+        out = options.out or run_folder(recipe, options.name, layer, options.overrides)
         started = launch_recipe(recipe, out, options.on, resources, options.command, options.print)
     if options.print:
         print(printed_script(started), end="")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gptlab.cli.common import add_verb, named, recipe_or_study
-from gptlab.config import build_recipe, flag_sections
+from gptlab.config import build_recipe, flag_sections, run_folder
 from gptlab.errors import UserError
 from gptlab.files import printable
 from gptlab.status import EXIT_CODES
@@ -19,8 +19,10 @@ def add_to(verbs: Any) -> None:
     layout: dict[str, Any] = {"epilog": settings_help(), "formatter_class": argparse.RawDescriptionHelpFormatter}
     help = "Train a recipe, or resume a run that was stopped."
     v = add_verb(verbs, "train", do_train, help, settings=True, **layout)
-    v.add_argument("name", metavar="RECIPE", help="a name that `gptlab recipes` lists, or a path to a TOML file")
-    v.add_argument("--out", type=named, metavar="DIR", help="run directory (default: runs/<recipe>_seed<k>)")
+    v.add_argument("name", metavar="RECIPE", help="a name that `gptlab recipes` lists, a TOML file, or a run directory")
+    v.add_argument(
+        "--out", type=named, metavar="DIR", help="run directory (default: runs/<recipe>[+setting=value...]_seed<k>)"
+    )
     v.add_argument("--seed", type=int, metavar="N", help="seed of initialisation, dropout and data order")
     help = "whether to resume a run that is in DIR (default: auto)"
     v.add_argument("--resume", choices=["auto", "never"], default="auto", help=help)
@@ -53,7 +55,7 @@ def do_train(options: argparse.Namespace) -> int:
         raise UserError(f"{options.name} is a study; did you mean `gptlab study run {options.name}`?")
     seed = {} if options.seed is None else {"seed": options.seed}
     recipe = build_recipe(layer, options.overrides, seed)
-    out = Path(options.out or f"runs/{recipe.name}_seed{recipe.seed}")
+    out = options.out or run_folder(recipe, options.name, layer, options.overrides)
     from gptlab.machine import spin_less
 
     spin_less(os.environ)  # before PyTorch is loaded
