@@ -321,7 +321,7 @@ def test_what_is_submitted_is_what_was_printed(
 
     slurm(queue="41|PENDING|Priority\n")
     status, out, _ = call(capsys, "launch", "--status")
-    assert re.search(r"41 +runs/tiny_seed3 +pending \(priority\) +waiting", out), out
+    assert re.search(r"41 +runs/tiny\+lr=2e-3_seed3 +pending \(priority\) +waiting", out), out
     status, _, err = call(capsys, *words)
     assert (status, "launched already, job 41 is pending" in err) == (2, True)
     assert call(capsys, "stop", folder)[0] == 0  # nothing is trained yet: its job is cancelled

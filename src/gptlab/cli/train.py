@@ -59,10 +59,12 @@ def do_train(options: argparse.Namespace) -> int:
     from gptlab.machine import spin_less
 
     spin_less(os.environ)  # before PyTorch is loaded
+    from gptlab.data.prepare.missing import prepare_missing
     from gptlab.distributed.world import world_from_env
     from gptlab.rundir import FAILURE
     from gptlab.training.loop import train
 
+    prepare_missing([recipe.data], world_from_env().first)
     result = train(recipe, out, resume=options.resume)
     # torchrun takes every status but 0 for a failure, and would restart a run that ended in an orderly way
     orderly = "TORCHELASTIC_RUN_ID" in os.environ and result.status != "failed"
