@@ -285,6 +285,19 @@ def test_help_is_quick_and_knows_every_setting() -> None:
         assert flag in help.stdout
 
 
+def test_help_of_one_section_and_of_all(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for words, has, lacks in (
+        (["--help"], "--optim.lr X", "--optim.muon-lr"),
+        (["--help", "optim"], "--optim.muon-lr X", "--model"),
+        (["--help-all"], "--optim.muon-lr X", "nothing"),
+    ):
+        status, out, _ = call(capsys, "train", *words)
+        assert status == 0 and has in out and lacks not in out
+        assert max(map(len, out.splitlines())) <= 80
+    assert call(capsys, "train", "--help", "optimizer")[2].startswith("gptlab: --help optimizer: no section")
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys\nfrom gptlab import cli\ntry:\n    cli.main(['train', '--help'])\nexcept SystemExit:\n    pass\n"

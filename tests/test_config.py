@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gptlab.cli import lift_settings
-from gptlab.cli.train import settings_help
+from gptlab.cli.train import common_flags, every_flag, settings_help
 from gptlab.config import (
     build_recipe,
     flag_sections,
@@ -191,9 +191,15 @@ def test_help_says_what_may_be_typed() -> None:
                 build_recipe({"train.max_steps": 1}, {row.name: value})
             except ConfigError as error:  # another setting may forbid it
                 assert "must be one of" not in str(error)
-    page = settings_help().splitlines()
-    assert max(map(len, page)) <= 100
-    assert "  --model.position learned|rope     Position embeddings" in "\n".join(page)
+    for width in (60, 80, 100, 120):
+        page = settings_help(every_flag(), width).splitlines()
+        assert max(map(len, page)) <= width
+        assert len(page) > len(rows)
+        assert ("  --model.position learned|rope     Position embeddings" in "\n".join(page)) == (width >= 100)
+
+
+def test_the_short_help_has_settings_that_exist() -> None:
+    assert set(common_flags()) <= set(every_flag()) and 25 <= len(common_flags()) <= 40
 
 
 def test_a_setting_without_a_section_is_not_a_flag() -> None:

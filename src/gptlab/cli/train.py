@@ -3,7 +3,11 @@
 import argparse
 import json
 import os
+import re
+import shutil
+import sys
 import textwrap
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,38 +18,101 @@ from gptlab.files import printable
 from gptlab.status import EXIT_CODES
 from gptlab.streams import best_effort
 
+COMMON = {
+    "model": "preset n_layer n_head n_embd block_size position norm mlp dropout",
+    "data": "path corpus tokenizer",
+    "batch": "micro_batch tokens_per_step",
+    "optim": "name lr betas weight_decay grad_clip",
+    "sparsity": "method target",
+    "schedule": "shape warmup_steps min_lr",
+    "train": "max_steps eval_every init_from device",
+    "checkpoint": "every",
+    "precision": "regime",
+    "compile": "enabled",
+    "distributed": "strategy",
+    "hellaswag": "every",
+    "sample": "prompt",
+    "log": "every",
+}
+"""The settings that `gptlab train --help` shows, by section."""
+
+NARROW, WIDE = 60, 120  # columns of the help, at least and at most
+
 
 def add_to(verbs: Any) -> None:
-    layout: dict[str, Any] = {"epilog": settings_help(), "formatter_class": argparse.RawDescriptionHelpFormatter}
     help = "Train a recipe, or resume a run that was stopped."
-    v = add_verb(verbs, "train", do_train, help, settings=True, **layout)
+    raw: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "add_help": False}
+    v = add_verb(verbs, "train", do_train, help, settings=True, **raw)
     v.add_argument("name", metavar="RECIPE", help="a name that `gptlab recipes` lists, a TOML file, or a run directory")
-    v.add_argument(
-        "--out", type=named, metavar="DIR", help="run directory (default: runs/<recipe>[+setting=value...]_seed<k>)"
-    )
+    help = "run directory (default: runs/<recipe>[+setting=value...]_seed<k>)"
+    v.add_argument("--out", type=named, metavar="DIR", help=help)
     v.add_argument("--seed", type=int, metavar="N", help="seed of initialisation, dropout and data order")
     help = "whether to resume a run that is in DIR (default: auto)"
     v.add_argument("--resume", choices=["auto", "never"], default="auto", help=help)
+    sections = ", ".join(name for name in flag_sections() if name)
+    help = f"show this help, or the settings of one section: {sections}"
+    v.add_argument("-h", "--help", action=Help, nargs="?", metavar="SECTION", help=help)
+    v.add_argument("--help-all", action=Help, nargs=0, help="show this help with every setting")
 
 
-def settings_help() -> str:
-    """Every setting of a recipe that is a flag, by section and at most 100 columns wide, for `gptlab train --help`."""
+class Help(argparse.Action):
+    """Print the help of `gptlab train` with the common settings, those of one section, or all."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        every = option_string == "--help-all"
+        if values and values not in flag_sections():
+            names = ", ".join(name for name in flag_sections() if name)
+            raise UserError(f"--help {values}: no section of that name; there are {names}")
+        width = min(max(shutil.get_terminal_size().columns, NARROW), WIDE)
+        if values:
+            print(settings_help([name for name in every_flag() if name.startswith(f"{values}.")], width))
+        else:
+            print(parser.format_help())
+            print(settings_help(every_flag() if every else common_flags(), width))
+            if not every:
+                print("\n--help SECTION shows the settings of one section, --help-all shows all of them.")
+        sys.exit(0)
+
+
+def common_flags() -> list[str]:
+    return [f"{section}.{leaf}" for section, leaves in COMMON.items() for leaf in leaves.split()]
+
+
+def every_flag() -> list[str]:
+    """Names of the settings that are flags."""
+    hidden = ("name", "description", "seed")
+    return [row.name for _, rows in flag_sections().values() for row in rows if row.name not in hidden]
+
+
+def settings_help(names: Collection[str], width: int) -> str:
+    """Settings by section, with what may be typed for each, in lines of at most `width` columns."""
     lines = ["settings (the values of a recipe replace the defaults):"]
+    column = 36 if width >= 100 else 8
     for title, rows in flag_sections().values():
-        lines += ["", title] if title else []
-        for row in rows:
-            if row.name in ("name", "description", "seed"):
-                continue
+        shown = [row for row in rows if row.name in names]
+        lines += ["", *textwrap.wrap(title, width)] if shown else []
+        for row in shown:
             default = row.default if row.default in row.choices else json.dumps(row.default)
+            default = str(default).lower() if isinstance(default, bool) else default
             text = row.description if row.default in ("", {}) else f"{row.description} (default: {default})"
             head, text = f"  {row.flag} {row.accepts}", " ".join(text.split())
-            wrapped = textwrap.wrap(text, 100, initial_indent=" " * 36, subsequent_indent=" " * 36)
-            if len(head) < 36:
-                wrapped[0] = f"{head:36}{wrapped[0].lstrip()}"
+            wrapped = textwrap.wrap(text, width, initial_indent=" " * column, subsequent_indent=" " * column)
+            if len(head) < column:
+                wrapped[0] = f"{head:{column}}{wrapped[0].lstrip()}"
             else:
-                lines.append(head)
+                lines += folded(head, width)
             lines += wrapped
     return "\n".join(lines)
+
+
+def folded(head: str, width: int) -> list[str]:
+    """A flag and its choices, broken after a |."""
+    lines = [""]
+    for piece in re.findall(r"[^|]*\|?", head):
+        if lines[-1].strip() and len(lines[-1] + piece) > width:
+            lines.append(" " * 6)
+        lines[-1] += piece
+    return lines
 
 
 @best_effort()
