@@ -159,8 +159,11 @@ ALWAYS = {
     "sample.top_p",
     "sample.seed",
     "log.every",
-    "log.tensorboard",
-    "log.wandb",
+    "log.to",
+    "log.project",
+    "log.entity",
+    "log.tags",
+    "log.group",
 }
 
 

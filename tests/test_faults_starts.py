@@ -91,8 +91,8 @@ def test_a_missing_package_is_a_sentence_and_leaves_nothing(
     package: str, module: str, small: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UserError, match=f"log.{package} = true: {package} cannot be imported .*pip install {package}"):
-        train(small.replace({f"log.{package}": True}), tmp_path / "run", quiet=True)
+    with pytest.raises(UserError, match=f"log.to = {package}: {package} cannot be imported .*pip install {package}"):
+        train(small.replace({"log.to": [package]}), tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
 
 
@@ -155,7 +155,7 @@ def test_a_resumed_run_is_one_run_in_wandb(small: Recipe, tmp_path: Path, monkey
         return SimpleNamespace(log=lambda *_, **__: None, finish=lambda: None)
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
-    small = small.replace({"log.wandb": True})
+    small = small.replace({"log.to": ["wandb"]})
     for steps in (2, 3):
         train(small.replace({"train.max_steps": steps}), tmp_path / "run", quiet=True)
     train(small, tmp_path / "other", quiet=True)
@@ -167,7 +167,7 @@ def test_a_resumed_run_is_one_run_in_wandb(small: Recipe, tmp_path: Path, monkey
         raise ConnectionError("api.wandb.ai does not answer\nand more")
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=fails))
-    with pytest.raises(UserError, match="log.wandb = true: api.wandb.ai does not answer; WANDB_MODE=offline"):
+    with pytest.raises(UserError, match="log.to = wandb: api.wandb.ai does not answer; WANDB_MODE=offline"):
         train(small, tmp_path / "third", quiet=True)
 
 
@@ -175,7 +175,7 @@ def test_tensorboard_forgets_what_came_after_the_checkpoint(small: Recipe, tmp_p
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    small = small.replace({"log.tensorboard": True, "train.eval_every": 1, "checkpoint.every": 2})
+    small = small.replace({"log.to": ["tensorboard"], "train.eval_every": 1, "checkpoint.every": 2})
     train(small.replace({"train.max_steps": 3}), tmp_path, quiet=True)
     newest = list_checkpoints(RunDir(tmp_path))[-1]
     assert newest.name == "step-00000003"
@@ -183,8 +183,8 @@ def test_tensorboard_forgets_what_came_after_the_checkpoint(small: Recipe, tmp_p
     (tmp_path / "result.json").unlink()
     train(small.replace({"train.max_steps": 5}), tmp_path, quiet=True)
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5]
-    assert [event.step for event in events.Scalars("val_loss")] == [0, 1, 2, 3, 4, 5]
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5]
+    assert [event.step for event in events.Scalars("val/loss")] == [0, 1, 2, 3, 4, 5]
 
 
 # -- the best checkpoint of a pruned run

@@ -311,15 +311,15 @@ def test_out_of_memory_later_ends_the_run(dataset: Path, tmp_path: Path, monkeyp
 def test_tensorboard_gets_the_curves_and_wandb_is_asked_for_by_name(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gptlab.train(tiny_recipe(dataset, log__tensorboard=True, train__max_steps=3), tmp_path / "run", quiet=True)
+    gptlab.train(tiny_recipe(dataset, log__to=["tensorboard"], train__max_steps=3), tmp_path / "run", quiet=True)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(tmp_path / "run/tensorboard")).Reload()
-    assert [event.value for event in events.Scalars("loss")] == pytest.approx(lines(tmp_path / "run", "loss"))
-    assert [event.step for event in events.Scalars("val_loss")] == [0, 3]
+    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(lines(tmp_path / "run", "loss"))
+    assert [event.step for event in events.Scalars("val/loss")] == [0, 3]
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match="wandb cannot be imported"):
-        gptlab.train(tiny_recipe(dataset, log__wandb=True), tmp_path / "other", quiet=True)
+        gptlab.train(tiny_recipe(dataset, log__to=["wandb"]), tmp_path / "other", quiet=True)
 
 
 def test_the_environment_is_written_down(dataset: Path, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ class Setting(schema.Setting):
             return "int"
         if self.choices == (True, False):
             return "bool"
-        return "choice" if self.choices and "number" not in self.types else "string"
+        return "choice" if self.choices and not {"number", "array"} & {*self.types} else "string"
 
     @property
     def symbol(self) -> str:

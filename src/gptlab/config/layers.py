@@ -51,6 +51,7 @@ def _setting(name: str, part: Mapping[str, Any]) -> Setting:
     types = tuple(dict.fromkeys(branch["type"] for branch in branches))
     choices = [True, False] if "boolean" in types else []
     for branch in branches:
+        branch = branch.get("items", branch)  # of a list, what may be in it
         choices += branch.get("enum", [branch["const"]] if "const" in branch else [])
     low = next((branch[key] for branch in branches for key in ("ge", "minimum") if key in branch), None)
     return Setting(name, types, tuple(choices), low, part.get("default", {}), part["description"])

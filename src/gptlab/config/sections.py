@@ -17,6 +17,7 @@ from pydantic import (
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
+    field_validator,
     model_validator,
 )
 from pydantic_core import CoreSchema, PydanticKnownError, core_schema
@@ -397,7 +398,35 @@ class Log(Section):
 
     every: Positive = 10
     """Steps between training lines in metrics.jsonl."""
-    tensorboard: bool = False
-    """Also write TensorBoard events to the run's tensorboard/ folder."""
-    wandb: bool = False
-    """Also log to Weights & Biases; needs wandb."""
+    to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
+    """Also log to these, each with its package: TensorBoard (the run's tensorboard/ folder), Weights & Biases, and
+    trackio, which is local. `--log.to tensorboard,trackio` names two."""
+    project: str = ""
+    """Project in W&B and trackio. Empty: WANDB_PROJECT or TRACKIO_PROJECT, else gptlab."""
+    entity: str = ""
+    """Account or team in W&B. Empty: WANDB_ENTITY, else your own."""
+    tags: list[str] = Field(default_factory=list)
+    """Tags in W&B."""
+    group: str = ""
+    """Group of runs in W&B and trackio. Empty: WANDB_RUN_GROUP, else the study's name."""
+
+    @field_validator("to", "tags", mode="before")
+    @classmethod
+    def _words(cls, value: Any) -> Any:
+        """`--log.to tensorboard,wandb` without brackets."""
+        return [word for word in value.split(",") if word] if isinstance(value, str) else value
+
+    @field_validator("to")
+    @classmethod
+    def _once(cls, value: list[str]) -> list[str]:
+        return list(dict.fromkeys(value))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _earlier(cls, content: Any) -> Any:
+        """Stored recipes of earlier versions have a switch for each: log.tensorboard, log.wandb."""
+        if isinstance(content, dict) and not content.keys().isdisjoint(("tensorboard", "wandb")):
+            content = dict(content)
+            asked = [name for name in ("tensorboard", "wandb") if content.pop(name, False) is True]
+            content["to"] = [*content.get("to", []), *asked]
+        return content

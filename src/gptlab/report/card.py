@@ -403,4 +403,6 @@ def _again(run: RunDir, environment: dict[str, Any]) -> str:
         command = shlex.join(str(part) for part in command)
     if command:
         text += f"\n\nThe command was\n\n{_fenced(str(command))}"
+    if places := [where for where in run.read_json("logs.json").values() if isinstance(where, str)]:
+        text += "\n\nThe curves are also in\n\n" + "\n\n".join(map(_fenced, places))
     return text

@@ -1,8 +1,7 @@
-"""What a run logs while it trains: metrics.jsonl, the terminal, TensorBoard and Weights & Biases."""
+"""What a run logs while it trains: metrics.jsonl, the terminal, and the loggers of `log.to`."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import sys
@@ -13,10 +12,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gptlab.config import Recipe
-from gptlab.errors import RunError, UserError
+from gptlab.errors import RunError
 from gptlab.files import printable
 from gptlab.rundir import RunDir
 from gptlab.streams import patient
+from gptlab.training.loggers import grouped, open_loggers
 from gptlab.training.state import State
 
 
@@ -45,27 +45,9 @@ class Logs:
         self.console = Console(file=patient(sys.stderr))
         self.bar: Progress | None = None
         self.last_print = -math.inf
-        self.tensorboard: Any = None
-        self.wandb: Any = None
-        if recipe.log.tensorboard and run.writes:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.tensorboard = SummaryWriter(str(run.path / "tensorboard"), purge_step=step + 1)
-        if recipe.log.wandb and run.writes:
-            import wandb
-
-            try:
-                self.wandb = wandb.init(
-                    project="gptlab",
-                    id=run.make_id(),  # a resumed run is the same run there
-                    name=run.path.name,
-                    dir=str(run.path),
-                    config=recipe.model_dump(),
-                    resume="allow",
-                )
-            except Exception as error:  # of the network, the account or the package: without a common base class
-                first, *_ = str(error).splitlines() or [type(error).__name__]
-                raise UserError(f"log.wandb = true: {first}; WANDB_MODE=offline logs without a network") from None
+        self.loggers = open_loggers(run, recipe, step)
+        if self.loggers:
+            run.write_json("logs.json", {logger.name: logger.address for logger in self.loggers})
         if not quiet and self.console.is_terminal:
             self.bar = Progress(
                 TextColumn("[bold]{task.completed:.0f}/{task.total:.0f}"),
@@ -122,11 +104,8 @@ class Logs:
         self.file.write(text)
         self.state.metrics_lines += 1
         numbers = {k: v for k, v in finite.items() if k != "step" and v is not None}
-        if self.tensorboard is not None:
-            for key, value in numbers.items():
-                self.tensorboard.add_scalar(key, value, line["step"])
-        if self.wandb is not None:
-            self.wandb.log(numbers, step=line["step"])
+        for logger in self.loggers:
+            logger.log({grouped(key): value for key, value in numbers.items()}, line["step"])
 
     def _look_for_file(self) -> None:
         """Where metrics.jsonl was removed or replaced under way, say so, and go on in a new one.
@@ -151,25 +130,9 @@ class Logs:
             self.bar.stop()
         self._look_for_file()
         self.file.close()
-        if self.tensorboard is not None:
-            self.tensorboard.close()
-        if self.wandb is not None:
-            self.wandb.finish()
-
-
-def require_packages(recipe: Recipe) -> None:
-    """Raise UserError if a package that the run is to log to is missing. All ranks call this, and all stop."""
-    for wanted, module, package in (
-        (recipe.log.tensorboard, "torch.utils.tensorboard", "tensorboard"),
-        (recipe.log.wandb, "wandb", "wandb"),
-    ):
-        if wanted:
-            try:
-                importlib.import_module(module)
-            except ImportError as error:
-                raise UserError(
-                    f"log.{package} = true: {package} cannot be imported ({error}); `pip install {package}` adds it"
-                ) from None
+        for logger in self.loggers:
+            logger.finish()
+            self.message(f"also logged: {logger.address}")
 
 
 def _number(value: float) -> str:

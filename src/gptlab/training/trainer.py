@@ -25,7 +25,8 @@ from gptlab.sparsity.pruner import make_pruner
 from gptlab.tasks.base import Init, task_of
 from gptlab.training.checkpoint import Checkpoints, final_sparsity_step, list_checkpoints
 from gptlab.training.job import Job
-from gptlab.training.logs import Logs, require_packages
+from gptlab.training.loggers import require_packages
+from gptlab.training.logs import Logs
 from gptlab.training.monitor import Monitor
 from gptlab.training.result import NotStarted, Result
 from gptlab.training.setup import environment, idle_steps, resolve, summary
