@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 import textwrap
@@ -151,7 +152,23 @@ def do_train(options: argparse.Namespace) -> int:
         print(printable(f"evidence: {evidence}"))
     if result.status == "interrupted":
         print("to resume, run the same command again")
+    elif result.status == "completed":
+        if sys.stdout.isatty():
+            print("\n".join(loss_curve(out)))
+        verb = "eval" if recipe.task == "classify" else "sample"
+        print(printable(f"next: gptlab {verb} {shlex.quote(str(out))}"))
     return status
+
+
+def loss_curve(out: Path) -> list[str]:
+    """The training loss of a run in a few rows of blocks, where the terminal can show them."""
+    from gptlab.rundir import RunDir
+    from gptlab.training.terminal import small_curve
+
+    if "utf" not in (sys.stdout.encoding or "").lower():
+        return []
+    losses = [line["loss"] for line in RunDir(out).read_metrics() if isinstance(line.get("loss"), int | float)]
+    return small_curve(losses, min(shutil.get_terminal_size().columns, 80) - 1)
 
 
 def draw_run(out: Path) -> None:

@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-import sys
-import time
 from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gptlab.config import Recipe
 from gptlab.errors import RunError
-from gptlab.files import printable
 from gptlab.rundir import RunDir
-from gptlab.streams import patient
 from gptlab.training.loggers import grouped, open_loggers
 from gptlab.training.state import State
+from gptlab.training.terminal import Terminal
 
 
 class Logs:
     """Writes each line of metrics to all its places.
 
-    On a terminal there is a progress bar. Elsewhere (a file, a batch system) there is a plain line for each evaluation
-    and at most ten training lines a minute.
+    Where these lines are shown is for `Terminal` to say.
 
     Args:
         run: its metrics.jsonl is appended to.
@@ -41,51 +34,47 @@ class Logs:
     ) -> None:
         self.run, self.file, self.state = run, run.open_metrics(), state
         self.last: dict[bool, str] = {}  # the last training line (True) and the last evaluation
-        self.total_steps, self.quiet, self.unit = total_steps, quiet, unit
-        self.console = Console(file=patient(sys.stderr))
-        self.bar: Progress | None = None
-        self.last_print = -math.inf
+        self.total_steps, self.unit = total_steps, unit
+        self.val_loss: float | None = None
+        self.batches = self.all_batches = 0  # of this evaluation, and of the last
         self.loggers = open_loggers(run, recipe, step)
         if self.loggers:
             run.write_json("logs.json", {logger.name: logger.address for logger in self.loggers})
-        if not quiet and self.console.is_terminal:
-            self.bar = Progress(
-                TextColumn("[bold]{task.completed:.0f}/{task.total:.0f}"),
-                BarColumn(),
-                TextColumn("{task.description}"),
-                TimeRemainingColumn(),
-                console=self.console,
-                transient=True,
-                refresh_per_second=2,
-            )
-            self.bar.start()
-            self.bar.add_task("", total=total_steps, completed=max(step, 0))
+        self.terminal = Terminal(total_steps, step, quiet)  # last: it holds the screen until `close`
 
     def message(self, text: str) -> None:
-        """A line on the terminal, above the progress bar."""
-        if not self.quiet:
-            self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+        """A line on the terminal, above the status."""
+        self.terminal.message(text)
 
     def training(self, line: dict[str, Any]) -> None:
         """A training line: step, tokens or samples, loss, lr, grad_norm, throughput and more."""
         self._write(line)
-        mfu = f"MFU {100 * line['mfu']:.1f}%  " if "mfu" in line else ""
-        text = (
-            f"loss {_number(line['loss'])}  lr {line['lr']:.2e}  {line[f'{self.unit}_per_second']:,.0f} {self.unit}/s  "
-            f"{mfu}{line['memory_gb']:.2f} GB"
-        )
-        if self.bar is not None:
-            self.bar.update(self.bar.task_ids[0], completed=line["step"], description=text)
-        elif time.monotonic() - self.last_print > 6:  # seconds
-            self.last_print = time.monotonic()
-            self.message(f"step {line['step']}/{self.total_steps}  {text}")
+        fields = [
+            f"loss {_number(line['loss'])}",
+            *([f"val {_number(self.val_loss)}"] if self.val_loss is not None else []),
+            f"{line[f'{self.unit}_per_second']:,.0f} {self.unit}/s",
+            f"lr {line['lr']:.2e}",
+            *([f"MFU {100 * line['mfu']:.1f}%"] if "mfu" in line else []),
+            f"{line['memory_gb']:.2f} GB",
+            *([f"grad norm {_number(line['grad_norm'])}"] if line.get("grad_norm") is not None else []),
+        ]
+        self.terminal.status(line["step"], fields)
 
     def evaluation(self, line: dict[str, Any]) -> None:
         self._write(line)
-        scores = "  ".join(
-            f"{key} {_number(value)}" for key, value in line.items() if key not in ("step", "tokens", "samples")
-        )
-        self.message(f"step {line['step']}/{self.total_steps}  {scores}")
+        scores = {k: v for k, v in line.items() if k not in ("step", "tokens", "samples")}
+        self.val_loss = line.get("val_loss", self.val_loss)
+        self.terminal.evaluation(line["step"], [f"{key} {_number(value)}" for key, value in scores.items()])
+
+    def evaluating(self) -> None:
+        """Called for each batch of an evaluation; the number of batches is known from the evaluation before."""
+        self.batches += 1
+        of = f" {min(self.batches / self.all_batches, 1):.0%}" if self.all_batches else f", batch {self.batches}"
+        self.terminal.busy(f"evaluating{of}")
+
+    def evaluated(self) -> None:
+        self.all_batches, self.batches = self.batches, 0
+        self.terminal.busy("")
 
     def samples(self, step: int, texts: list[str]) -> None:
         """Write generated texts to samples/step-00000500.txt. A resumed run writes the same file again."""
@@ -126,8 +115,7 @@ class Logs:
         self.message(f"{self.run.metrics_file} was removed under way; it has only the lines from here on")
 
     def close(self) -> None:
-        if self.bar is not None:
-            self.bar.stop()
+        self.terminal.close()
         self._look_for_file()
         self.file.close()
         for logger in self.loggers:

@@ -185,6 +185,11 @@ class Trainer:
         if self.stop_requested():
             raise Stopped
 
+    def between_batches(self) -> None:
+        """What an evaluation calls before each batch."""
+        self.logs.evaluating()
+        self.check_stop()
+
     def evaluate(self, last: bool) -> None:
         """Evaluate what is due at this step and not done yet.
 
@@ -199,7 +204,8 @@ class Trainer:
         if self.monitor.pending:  # the guard compares the held-out loss with the training losses up to it
             self.monitor.report(state, None)
         whole = self.task.build(self.regime, self.weights.gather_into) if self.sharded else self.model
-        scores = self.task.evaluate(what, whole, self.regime, self.micro_batch, self.check_stop)
+        scores = self.task.evaluate(what, whole, self.regime, self.micro_batch, self.between_batches)
+        self.logs.evaluated()
         self.logs.samples(state.step, scores.pop("samples", []))
         if scores:
             self.logs.evaluation({"step": state.step, self.task.unit: state.step * self.task.per_step, **scores})
