@@ -34,6 +34,12 @@ class Patient:
         with self._dropping():
             self._stream.flush()
 
+    def isatty(self) -> bool:
+        try:
+            return bool(self._stream.isatty())
+        except (OSError, ValueError, AttributeError):  # it is closed, or there is none
+            return False
+
     @contextlib.contextmanager
     def _dropping(self) -> Iterator[None]:
         try:
