@@ -179,7 +179,7 @@ def test_random_draws_every_offset_equally_often(tmp_path: Path) -> None:
 def test_a_split_of_one_window_will_do_and_a_shorter_one_not(tmp_path: Path) -> None:
     for sampling in ("shuffled", "random", "sequential"):
         assert np.array_equal(Windows(stream(tmp_path, 17), 16, sampling, 0).batch(3, 1)[0], np.arange(17))
-        with pytest.raises(DataError, match="16 tokens, less than one window of block_size"):
+        with pytest.raises(DataError, match="the split has 16 tokens, less than one window of block_size"):
             Windows(stream(tmp_path, 16), 16, sampling, 0)
 
 

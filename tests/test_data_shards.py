@@ -11,6 +11,7 @@ import pytest
 
 from gptlab.data import shards
 from gptlab.data.prepare import prepare
+from gptlab.data.sampler import Windows
 from gptlab.data.shards import Dataset, Tokens, read_shard, write_shard
 from gptlab.errors import DataError
 
@@ -279,6 +280,119 @@ def test_build_nanogpt_and_llmc_folders(tmp_path: Path) -> None:
     np.save(tmp_path / "npy" / "edufineweb_train_000003.npy", np.zeros(4, np.float32))
     with pytest.raises(DataError, match="holds float32 of shape"):
         Dataset(tmp_path / "npy")
+
+
+def words(count: int, largest: int, seed: int = 0) -> np.ndarray:
+    """Ids as frequent as words are."""
+    return (np.random.default_rng(seed).random(count) ** 4 * largest).astype(np.int64)
+
+
+@pytest.mark.parametrize("dtype", ["<u2", "<u4", "<i4"])
+@pytest.mark.parametrize("largest", [50257, 151_936])
+@pytest.mark.parametrize("count", [1000, 300_001])
+def test_the_width_of_ids_is_told_from_the_content(tmp_path: Path, dtype: str, largest: int, count: int) -> None:
+    if dtype == "<u2":
+        largest = min(largest, 2**16)
+    train, val = words(count, largest), words(5, largest, 1)  # too few to tell: as wide as the others
+    train.astype(dtype).tofile(tmp_path / "train.bin")
+    val.astype(dtype).tofile(tmp_path / "val.bin")
+    dataset = Dataset(tmp_path)
+    assert np.array_equal(dataset.train.gather(np.array([0]), count)[0], train)
+    assert np.array_equal(dataset.val.gather(np.array([0]), 5)[0], val)
+    assert dataset.manifest["dtype"] == ("uint16" if dtype == "<u2" else "uint32")
+    assert dataset.max_token()[0] == max(train.max(), val.max())
+
+
+def test_a_small_vocabulary_of_16_bits_is_no_pair_of_halves(tmp_path: Path) -> None:
+    for ids in (words(4000, 65), words(4000, 4), np.zeros(4000), np.full(4000, 3), np.arange(4000), words(64, 16)):
+        ids.astype("<u2").tofile(tmp_path / "x.bin")
+        assert read_shard(tmp_path / "x.bin").dtype == np.dtype("<u2")
+
+
+def test_what_the_content_does_not_tell_is_asked(tmp_path: Path) -> None:
+    ids = words(4000, 65)
+    ids[1::2] = 0  # 16-bit ids with a zero after each, or 32-bit ids
+    for split in ("train", "val"):
+        ids.astype("<u2").tofile(tmp_path / f"{split}.bin")
+    with pytest.raises(DataError, match=r"say it in the name, train\.uint16\.bin or train\.uint32\.bin"):
+        Dataset(tmp_path)
+    for word, expected in (("uint16", ids), ("uint32", ids[::2]), ("int32", ids[::2])):
+        for file in tmp_path.glob("*.bin"):
+            file.rename(tmp_path / f"{file.name.split('.')[0]}.{word}.bin")
+        dataset = Dataset(tmp_path)
+        assert np.array_equal(dataset.train.gather(np.array([0]), len(expected))[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (words(900, 50257).astype("<i8").tobytes(), "holds 64-bit numbers: .*uint16 without a header"),
+        (b"It was the best of times,\n" * 99, "holds text or 8-bit numbers.*gptlab prepare"),
+        (b"LITPKDS" + bytes(17) + words(900, 32000).astype("<u2").tobytes(), "LitGPT's or TinyLlama's packed shards"),
+        (b"MMIDIDX\0\0" + bytes(99), "Megatron-LM's or fairseq's indexed shards"),
+        (struct.pack("<256i", 20240522, 1, 3, *[0] * 253) + bytes(999), r"header of llm.c \(20240522\).*move it out"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer.*`git lfs pull`"),
+        (words(901, 50257).astype("<u2").tobytes() + b"x", "is truncated"),
+    ],
+)
+def test_a_file_that_holds_no_ids_is_refused_by_name(tmp_path: Path, content: bytes, sentence: str) -> None:
+    words(900, 50257).astype("<u2").tofile(tmp_path / "fineweb_train_000001.bin")
+    (tmp_path / "hellaswag_val.bin").write_bytes(content)
+    with pytest.raises(DataError, match=f"hellaswag_val.bin.* {sentence}"):
+        Dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "whose"),
+    [
+        ({"train_text_document.bin": "", "train_text_document.idx": "MMIDIDX"}, "Megatron-LM's or fairseq's"),
+        ({"my_text_document.bin": "", "my_text_document.idx": "MMIDIDX"}, "Megatron-LM's or fairseq's"),
+        ({"train/index.json": '{"version": 2, "shards": []}', "train/shard.00000.mds": ""}, "MosaicML's streaming"),
+        ({"val/shard.00000.mds": ""}, "MosaicML's streaming"),
+        ({"index.json": '{"chunks": [], "config": {}}', "chunk-0-0.bin": ""}, "LitData's"),
+        ({"train/slim_0000000000.bin": "LITPKDS"}, "LitGPT's or TinyLlama's"),
+        ({"00000_unshuffled.ds": "", "00000_unshuffled.ds.index": ""}, "datatrove's"),
+        ({"train-000000.tar": "", "train-000001.tar": ""}, "WebDataset's"),
+        ({"data-00000-of-00001.arrow": "", "state.json": "{}"}, "Hugging Face datasets"),
+        ({"input.txt": "words"}, "text"),
+    ],
+)
+def test_folders_of_other_packers_are_refused_by_name(tmp_path: Path, files: dict[str, str], whose: str) -> None:
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=f"{whose}.*which gptlab does not read.*`gptlab prepare PATH`"):
+        Dataset(tmp_path)
+
+
+def test_a_file_belongs_to_one_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("training_0", "train1", "valid", "x_dev_0", "test", "testing_1", "other"):
+        write_shard(tmp_path / f"{name}.bin", np.arange(5), "nanogpt")
+    dataset = Dataset(tmp_path)
+    assert [shard.path.stem for shard in dataset.train.shards] == ["train1", "training_0"]
+    assert [shard.path.stem for shard in dataset.val.shards] == ["valid", "x_dev_0"]
+    assert capsys.readouterr().err == f"{tmp_path}: left out, for no word for train or val in the name: other.bin\n"
+    for name in ("train_val", "train-test", "validation.eval.train"):
+        write_shard(tmp_path / f"{name}.bin", np.arange(5), "nanogpt")
+        with pytest.raises(DataError, match=rf"{name}.bin says both train and (val|test) in its name"):
+            Dataset(tmp_path)
+        (tmp_path / f"{name}.bin").unlink()
+
+
+def test_a_split_that_is_too_short_is_named(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write_shard(tmp_path / f"{split}.bin", np.arange(30), "nanogpt")
+    dataset = Dataset(tmp_path)
+    for split, tokens in (("train", dataset.train), ("val", dataset.val)):
+        with pytest.raises(DataError, match=f"^{tmp_path}: the {split} split has 30 tokens, less than one window"):
+            Windows(tokens, 64, "sequential", 0)
+
+
+def test_files_of_two_widths_are_not_mixed(tmp_path: Path) -> None:
+    words(900, 50257).astype("<u2").tofile(tmp_path / "train.bin")
+    words(700, 50257).astype("<u4").tofile(tmp_path / "val.bin")
+    with pytest.raises(DataError, match=r"train.bin holds uint16 ids and .*val.bin uint32"):
+        Dataset(tmp_path)
 
 
 def test_without_a_look_the_manifest_is_taken_at_its_word(tmp_path: Path) -> None:

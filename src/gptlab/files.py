@@ -24,6 +24,7 @@ from gptlab.errors import UserError
 
 MOST_BYTES = 2**30  # of a file that is read as a whole, unpacked
 MOST_UNPACKED, LEAST_UNPACKED = 100, 2**26  # times its packed size may a .gz grow, and bytes that any may have
+GIT_LFS = b"version https://git-lfs.github.com/spec/"  # how a pointer begins
 MOST_LEVELS = 100  # of nested objects and lists; Python's own limit depends on who asks
 
 
@@ -100,6 +101,12 @@ def gzip_lines(file: IO[bytes]) -> Iterator[bytes]:
         raise OSError(because(error)) from None
 
 
+def refuse_pointer(path: Path, begins: bytes, error: type[UserError]) -> None:
+    """Raise `error` for a file that Git LFS left in the place of a large one, which it begins to tell."""
+    if begins.startswith(GIT_LFS):
+        raise error(f"{path} is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`")
+
+
 def read_text(path: Path, error: type[UserError]) -> str:
     """A whole file of UTF-8.
 
@@ -108,8 +115,10 @@ def read_text(path: Path, error: type[UserError]) -> str:
         error: the file cannot be read.
     """
     try:
-        return read_bytes(path).decode("utf-8")
-    except FileNotFoundError:
+        content = read_bytes(path)
+        refuse_pointer(path, content, error)
+        return content.decode("utf-8")
+    except (FileNotFoundError, UserError):
         raise
     except UnicodeDecodeError as fault:
         raise error(f"{path} is damaged: byte {fault.start} is not UTF-8 text") from None

@@ -97,7 +97,7 @@ class Windows:
     def __init__(self, source: Tokens, block_size: int, sampling: Sampling, seed: int | str) -> None:
         if len(source) < block_size + 1:
             raise DataError(
-                f"the split has {len(source)} tokens, less than one window of block_size + 1 = {block_size + 1}: "
+                f"{source.name} has {len(source)} tokens, less than one window of block_size + 1 = {block_size + 1}: "
                 "prepare more text or choose a smaller model.block_size"
             )
         self.source, self.block_size, self.sampling, self.seed = source, block_size, sampling, seed

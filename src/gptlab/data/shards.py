@@ -5,12 +5,16 @@ There are three containers for a stream of little-endian token ids:
     llmc      llm.c's: 256 int32 (magic, version, tokens, zeros), then uint16, or uint32 for large vocabularies
     nanogpt   nanoGPT's train.bin and val.bin: uint16 and nothing else
     npy       build-nanogpt's: a numpy file of uint16
+
+Other people's headerless files may hold uint32 or int32; their content tells.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import itertools
 import mmap
 import os
 import pickletools
@@ -30,7 +34,7 @@ from gptlab.data.manifest import prepared_folder, read_manifest, refuse_unfinish
 from gptlab.data.tokenizers import Tokenizer, characters_tokenizer, load_tokenizer, make_tokenizer
 from gptlab.data.verified import verify_files
 from gptlab.errors import DataError
-from gptlab.files import because, open_regular
+from gptlab.files import because, open_regular, read_json, refuse_pointer
 
 LLMC_HEADER_INTS = 256
 LLMC_MAGIC = {2: (20240520, 1), 4: (20240801, 7)}  # bytes an id -> magic, version (llm.c, dev/data/data_common.py)
@@ -42,6 +46,49 @@ RELEASE_EVERY = 1024  # windows; each maps at most some 64 KiB of pages, so abou
 # for a window of 2 KiB, pays only for a split that fits into the page cache.
 LARGE_SPLIT_BYTES = 2**30
 SCAN_TOKENS = 2**24  # tokens read at a time when ids are checked: 32 MiB
+
+# Shards of other packers, by the bytes they begin with.
+PACKERS = {
+    b"LITPKDS": "LitGPT's or TinyLlama's packed shards (LITPKDS)",
+    b"MMIDIDX": "Megatron-LM's or fairseq's indexed shards (MMIDIDX)",
+    b"TNTIDX": "fairseq's indexed shards (TNTIDX)",
+    b"PK\x03\x04": "torch.save or zip",
+}
+# Datasets of other packers, by the ending of a file in them.
+ENDINGS = {
+    ".idx": "Megatron-LM's or fairseq's indexed shards (.bin with .idx)",
+    ".ds": "datatrove's shards for nanoset (.ds)",
+    ".mds": "MosaicML's streaming shards (.mds)",
+    ".tar": "WebDataset's shards (.tar)",
+    ".tfrecord": "TFRecord shards (.tfrecord)",
+    ".arrow": "a folder of Hugging Face datasets (.arrow)",
+    ".parquet": "rows of text (.parquet)",
+    ".jsonl": "rows of text (.jsonl)",
+    ".txt": "text (.txt)",
+}
+INDEX_KEYS = {  # of an index.json
+    "chunks": "LitData's chunks (index.json)",
+    "shards": "MosaicML's streaming shards (index.json)",
+}
+INSTEAD = (
+    "prepare its text with `gptlab prepare PATH`, or write its ids as nanoGPT does, uint16 without a header, to "
+    "train.bin and val.bin"
+)
+SPLIT_WORDS = {
+    split: re.compile(rf"(^|[_\-.])({words})\d*([_\-.]|$)")
+    for split, words in (
+        ("train", "train|training"),
+        ("val", "val|valid|validation|dev|eval"),
+        ("test", "test|testing"),
+    )
+}
+
+# A file without a header is told to hold ids of 16 or 32 bits from rows of four 16-bit words at some places of it.
+PLACES, ROWS = 16, 2048
+FEWEST_ROWS = 16  # of a file whose rows tell anything
+HIGH_WORD = 16  # the higher word of a 32-bit id is below this for vocabularies up to 2^20
+TEXT = np.array([9, 10, 13, *range(32, 127)], np.uint8)
+MANY_IDS = 256  # different lower words: too many for a file of 16-bit ids of two kinds in turn
 
 # What numpy raises for a damaged header, which it reads with Python's own parser.
 NPY_FAULTS = (
@@ -128,7 +175,7 @@ def write_shard(path: str | Path, tokens: NDArray[Any], format: str = "llmc", dt
 
 
 def read_shard(path: str | Path, format: str | None = None) -> Shard:
-    """A shard from its header and size; no token is read. Without `format` the file's first bytes decide.
+    """A shard from its header and size. Without `format` the file's first bytes decide, or else its name and content.
 
     Raises:
         DataError: the file is missing, truncated, or not a token shard (of that format).
@@ -142,9 +189,11 @@ def read_shard(path: str | Path, format: str | None = None) -> Shard:
         raise DataError(f"{path} is missing: prepare the dataset again, or restore the file") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {because(error)}") from None
+    refuse_pointer(path, head, DataError)
     magic = int.from_bytes(head[:4], "little")
     width = next((width for width, (known, _) in LLMC_MAGIC.items() if known == magic), 0)
-    if format is None:
+    if other := format is None:
+        _refuse_other(path, head, magic)
         format = "npy" if head[:6] == b"\x93NUMPY" else "llmc" if width else "nanogpt"
     if format == "llmc":
         return _read_llmc(path, head, size, width)
@@ -152,9 +201,7 @@ def read_shard(path: str | Path, format: str | None = None) -> Shard:
         return _read_npy(path, head, size)
     if width or head[:6] == b"\x93NUMPY":
         raise DataError(f"{path} is not a nanogpt shard: it has the header of another format")
-    if size % 2:
-        raise DataError(f"{path} is truncated: {size} bytes are no whole number of 16-bit ids")
-    return Shard(path, "nanogpt", np.dtype("<u2"), 0, size // 2)
+    return _read_ids(path, size, 0 if other else 2)
 
 
 def _read_llmc(path: Path, head: bytes, size: int, width: int) -> Shard:
@@ -168,6 +215,65 @@ def _read_llmc(path: Path, head: bytes, size: int, width: int) -> Shard:
         raise DataError(f"{path} has version {version} of llm.c's format; version {LLMC_MAGIC[width][1]} is understood")
     _check_size(path, size, len(head), tokens, width)
     return Shard(path, "llmc", np.dtype(f"<u{width}"), len(head), tokens)
+
+
+def _packer(head: bytes) -> str:
+    return next((whose for begins, whose in PACKERS.items() if head.startswith(begins)), "")
+
+
+def _refuse_other(path: Path, head: bytes, magic: int) -> None:
+    """Refuse a file that begins as no shard does which is read here."""
+    if whose := _packer(head):
+        raise DataError(f"{path} is of {whose}, which gptlab does not read: {INSTEAD}")
+    if magic // 10**4 in range(2024, 2030) and magic not in (known for known, _ in LLMC_MAGIC.values()):
+        raise DataError(
+            f"{path} has a header of llm.c ({magic}) that is none of token shards, but of a model, a tokenizer or "
+            "HellaSwag: move it out of the folder"
+        )
+
+
+def _read_ids(path: Path, size: int, width: int = 0) -> Shard:
+    """A shard without a header. Without the width of an id in bytes, the name or the content tells it."""
+    width = width or _width(path, size)
+    if size % width:
+        raise DataError(f"{path} is truncated: {size} bytes are no whole number of {8 * width}-bit ids")
+    return Shard(path, "nanogpt", np.dtype(f"<u{width}"), 0, size // width)
+
+
+def _width(path: Path, size: int) -> int:
+    """Bytes of an id in a file without a header: 2, or 4 for uint32 and int32.
+
+    The higher word of each 32-bit id is small, and 0 for vocabularies up to 65,536.
+
+    Raises:
+        DataError: it holds no ids of these sizes, or could hold either.
+    """
+    for width, word in ((2, "uint16"), (4, "u?int32")):
+        if re.search(rf"[_\-.]{word}([_\-.]|$)", path.stem):
+            return width
+    if size < 8 * FEWEST_ROWS:
+        return 2
+    places = sorted({place // 8 * 8 for place in np.linspace(0, max(size - 8 * ROWS, 0), PLACES).astype(int).tolist()})
+    try:
+        with open_regular(path) as file:
+            read = b"".join(file.read(8 * ROWS) for place in places if file.seek(place) == place)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {because(error)}") from None
+    words = np.frombuffer(read[: len(read) // 8 * 8], "<u2").reshape(-1, 4)
+    if np.isin(words.view(np.uint8), TEXT).mean() > 0.9:
+        raise DataError(f"{path} holds text or 8-bit numbers, no 16-bit ids: `gptlab prepare {path}` tokenizes text")
+    if words[:, 0].any() and words[:, 1].max() < HIGH_WORD and not words[:, 2:].any():
+        raise DataError(f"{path} holds 64-bit numbers: {INSTEAD}")
+    low, high = words[:, ::2], words[:, 1::2]
+    many = len(np.unique(low)) >= MANY_IDS
+    if size % 4 or not low.any() or high.max() >= HIGH_WORD or (high.any() and not many):
+        return 2
+    if not many:
+        raise DataError(
+            f"{path} holds 16-bit or 32-bit ids, and its content does not tell which: say it in the name, "
+            f"{path.stem}.uint16{path.suffix} or {path.stem}.uint32{path.suffix}"
+        )
+    return 4
 
 
 def _read_npy(path: Path, head: bytes, size: int) -> Shard:
@@ -198,14 +304,15 @@ class Tokens:
     """The shards of a split as one stream of token ids.
 
     Attributes:
+        name: which split of which folder, for messages.
         vocab_size: ids that `gather` returns are below this.
 
     A shard is memory-mapped when it is first read. Pages are released now and then, so resident memory does not
     depend on the size of the dataset.
     """
 
-    def __init__(self, shards: Sequence[Shard]) -> None:
-        self.shards = list(shards)
+    def __init__(self, shards: Sequence[Shard], name: str = "the split") -> None:
+        self.shards, self.name = list(shards), name
         self.vocab_size = 2**32  # until `Dataset.check` says
         self._ends = np.cumsum([0] + [shard.tokens for shard in self.shards], dtype=np.int64)[1:]  # exclusive
         self._begins = [int(end) - shard.tokens for end, shard in zip(self._ends, self.shards, strict=True)]
@@ -312,9 +419,9 @@ class Dataset:
             self.manifest = read_manifest(self.path)
             splits = {split: list(self._listed_shards(split, look)) for split in ("train", "val")}
         else:
-            splits = self._foreign_shards()
+            splits = _foreign_shards(self.path, look)
             self.manifest = _foreign_manifest(splits)
-        self.train, self.val = Tokens(splits["train"]), Tokens(splits["val"])
+        self.train, self.val = (Tokens(splits[split], f"{self.path}: the {split} split") for split in ("train", "val"))
         self.vocab_size = int(self.manifest["tokenizer"]["vocab_size"])
         self._max_token: tuple[int, Path] | None = None
 
@@ -335,20 +442,6 @@ class Dataset:
             if shard.dtype != dtype:
                 raise DataError(f"{file} is another file: it holds {shard.dtype}, not {dtype}")
             yield replace(shard, max_token=entry["max_token"], sha256=entry["sha256"])
-
-    def _foreign_shards(self) -> dict[str, list[Shard]]:
-        """nanoGPT's train.bin and val.bin, or all files with train or val as a word of their name."""
-        files = sorted(file for file in self.path.iterdir() if file.suffix in (".bin", ".npy"))
-        splits: dict[str, list[Shard]] = {}
-        for split in ("train", "val"):
-            word = re.compile(rf"(^|[_\-.]){split}([_\-.]|$)")
-            splits[split] = [read_shard(file) for file in files if word.search(file.stem) and file.name[0] != "."]
-        refuse_unfinished(self.path)
-        missing = [split for split, shards in splits.items() if not shards]
-        if missing:
-            what = " and no ".join(f"{split} shard ({split}.bin, *_{split}_*.npy or .bin)" for split in missing)
-            raise DataError(f"{self.path} is not a prepared dataset: it has no manifest.json and no {what}")
-        return splits
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -418,6 +511,73 @@ class Dataset:
                     digest.update(ids[:65536].tobytes())
                     digest.update(ids[-65536:].tobytes())
         return digest.hexdigest()[:16]
+
+
+def _foreign_shards(folder: Path, say: bool) -> dict[str, list[Shard]]:
+    """nanoGPT's train.bin and val.bin, or all files with a word for train or val in their name. Test files are left.
+
+    Args:
+        say: name files that are left out, because their name has none of these words.
+
+    Raises:
+        DataError: a split has no shards, a name says two splits, a shard is none, or the widths of ids differ.
+    """
+    refuse_unfinished(folder)
+    files: dict[str, list[Path]] = {"train": [], "val": [], "test": [], "": []}
+    for file in sorted(folder.iterdir()):
+        if file.suffix not in (".bin", ".npy") or file.name.startswith("."):
+            continue
+        said = [split for split, words in SPLIT_WORDS.items() if words.search(file.stem)]
+        if len(said) > 1:
+            raise DataError(
+                f"{file} says both {' and '.join(said)} in its name, and a file belongs to one split: rename it, or "
+                "move it out of the folder"
+            )
+        if file.suffix == ".bin" and file.with_suffix(".idx").is_file():
+            raise DataError(f"{file} is one of {ENDINGS['.idx']}, which gptlab does not read: {INSTEAD}")
+        files[said[0] if said else ""].append(file)
+    missing = [split for split in ("train", "val") if not files[split]]
+    if missing:
+        if len(missing) == 2 and (whose := _other_packer(folder)):
+            raise DataError(f"{folder} holds {whose}, which gptlab does not read as token ids: {INSTEAD}")
+        what = " and no ".join(f"{split} shard ({split}.bin, *_{split}_*.npy or .bin)" for split in missing)
+        raise DataError(f"{folder} is not a prepared dataset: it has no manifest.json and no {what}")
+    if say and files[""]:
+        names = ", ".join(file.name for file in files[""][:3]) + (", ..." if len(files[""]) > 3 else "")
+        print(f"{folder}: left out, for no word for train or val in the name: {names}", file=sys.stderr)
+    splits = {split: [read_shard(file) for file in files[split]] for split in ("train", "val")}
+    plain = [shard for shards in splits.values() for shard in shards if shard.format == "nanogpt"]
+    largest = max(plain, key=lambda shard: shard.tokens * shard.dtype.itemsize, default=None)
+    if largest is not None:
+        splits = {split: [_as_wide_as(largest, shard) for shard in shards] for split, shards in splits.items()}
+    return splits
+
+
+def _as_wide_as(largest: Shard, shard: Shard) -> Shard:
+    """A shard without a header with ids as wide as those of the largest, if it is too small to tell itself."""
+    size = shard.tokens * shard.dtype.itemsize
+    if shard.format != largest.format or shard.dtype == largest.dtype:
+        return shard
+    if size >= 8 * FEWEST_ROWS:
+        raise DataError(f"{shard.path} holds {shard.dtype} ids and {largest.path} {largest.dtype}: write both alike")
+    return _read_ids(shard.path, size, largest.dtype.itemsize)
+
+
+def _other_packer(folder: Path) -> str:
+    """Whose dataset a folder holds, by the files in it or directly below it; "" if nothing tells."""
+    found = list(itertools.islice(itertools.chain(folder.iterdir(), folder.glob("*/*")), 10**4))
+    for index in (path for path in found if path.name == "index.json"):
+        with contextlib.suppress(DataError, OSError):
+            keys = read_json(index, DataError)
+            for key, whose in INDEX_KEYS.items():
+                if key in keys:
+                    return whose
+    for path in [path for path in found if path.suffix == ".bin"][:3]:
+        with contextlib.suppress(OSError), open_regular(path) as file:
+            if whose := _packer(file.read(8)):
+                return whose
+    endings = {path.suffix.lower() for path in found}
+    return next((whose for ending, whose in ENDINGS.items() if ending in endings), "")
 
 
 def _foreign_manifest(splits: dict[str, list[Shard]]) -> dict[str, Any]:
