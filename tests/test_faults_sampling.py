@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ import torch
 from gptlab.config import Model, build_recipe
 from gptlab.data.tokenizers import ByteTokenizer, CharTokenizer, HuggingFaceTokenizer, Tokenizer
 from gptlab.errors import UserError
-from gptlab.model.generate import pick_token
+from gptlab.evals.likelihood import encode_pairs, lay_out, likelihoods
+from gptlab.model.generate import NotFinite, pick_token
 from gptlab.model.gpt import build_model
 from gptlab.tasks.lm import continued, sample_texts, streamed
 from gptlab.training.load import Run
@@ -94,3 +97,26 @@ def test_a_temperature_near_0_is_greedy(temperature: float) -> None:
     logits = torch.randn(50, 40, generator=torch.Generator().manual_seed(0)) * 100
     generators = [torch.Generator().manual_seed(i) for i in range(50)]
     assert torch.equal(pick_token(logits, temperature, 0, 1.0, generators), logits.argmax(1))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_no_numbers_draw_nothing(temperature: float, value: float) -> None:
+    run = run_of(ByteTokenizer(), prompt="a", temperature=temperature)
+    with torch.no_grad():
+        run.model.ln_f.weight[2] = value
+    with pytest.raises(NotFinite, match="logits are NaN or infinite"):
+        run.sample()
+
+
+def test_an_id_that_the_model_lacks_is_named() -> None:
+    tokenizer = CharTokenizer("abc", True)
+    run = run_of(tokenizer, prompt="ab")
+    run.tokenizer = CharTokenizer("abcd", True)  # as of a folder whose embedding was not resized
+    with pytest.raises(UserError, match="token id 4, and the model's vocabulary ends at 3"):
+        run.sample(prompt="")
+    assert run.sample(prompt="abc")[0].startswith("abc")
+    texts = [("ab", "cd"), ("ab", "c")]
+    pairs = encode_pairs(CharTokenizer("abcde", True), [*texts, ("ab", "e")])
+    with pytest.raises(UserError, match="a text has token id 4, and the model's vocabulary ends at 3"):
+        likelihoods(run.model, lay_out(pairs, 8), torch.device("cpu"), contextlib.nullcontext, 2)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import re
 import sys
+import types
+import zipfile
 from pathlib import Path
 
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -143,7 +148,7 @@ def test_a_layout_of_gpt2s_first_upload(tmp_path):
     same_logits(back, ours)
 
 
-@pytest.mark.parametrize("kind", ["shards", "bin"])
+@pytest.mark.parametrize("kind", ["shards", "bin", "shards of bin"])
 def test_other_files_of_weights(kind, tmp_path):
     ours = make(MODERN)
     folder = tmp_path / "out"
@@ -152,19 +157,92 @@ def test_other_files_of_weights(kind, tmp_path):
     (folder / "model.safetensors").unlink()
     if kind == "bin":
         torch.save(tensors, folder / "pytorch_model.bin")
-    else:
-        names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
-        weight_map = {tensor: names[i % 2] for i, tensor in enumerate(tensors)}
-        for name in names:
-            save_file({tensor: tensors[tensor] for tensor in tensors if weight_map[tensor] == name}, folder / name)
-        (folder / "model.safetensors.index.json").write_text(
-            json.dumps({"metadata": {}, "weight_map": weight_map}), encoding="utf-8"
-        )
+        same_logits(imported(folder), ours)
+        return
+    whole, save = ("model.safetensors", save_file) if kind == "shards" else ("pytorch_model.bin", torch.save)
+    names = [whole.replace(".", f"-0000{i}-of-00002.") for i in (1, 2)]
+    weight_map = {tensor: names[i % 2] for i, tensor in enumerate(tensors)}
+    for name in names:
+        save({tensor: tensors[tensor] for tensor in tensors if weight_map[tensor] == name}, folder / name)
+    index = json.dumps({"metadata": {}, "weight_map": weight_map})
+    (folder / f"{whole}.index.json").write_text(index, encoding="utf-8")
     same_logits(imported(folder), ours)
-    if kind == "shards":
-        (folder / names[1]).unlink()
-        with pytest.raises(HubError, match=r"model-00002-of-00002\.safetensors is missing"):
+    if kind != "shards":
+        save({tensor: tensors[tensor] for tensor in list(tensors)[:2]}, folder / names[0])
+        with pytest.raises(HubError, match=r"model-00002-of-00002\.bin: .* is also stored in another file"):
             read_source(folder)
+    (folder / names[1]).unlink()
+    with pytest.raises(HubError, match=r"model-00002-of-00002\.\w+ is missing"):
+        read_source(folder)
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 548105171\n"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "config.json", "tokenizer.json", "ckpt.pt"])
+@pytest.mark.parametrize(
+    ("content", "sentence"), [(POINTER, "is a Git LFS pointer.*`git lfs pull`"), (b"", "is (damaged: it is )?empty")]
+)
+def test_pointers_and_empty_files_are_named(name, content, sentence, tmp_path):
+    export_hf(make(CLASSIC), CharTokenizer("\n !abc", True), tmp_path / "out")
+    file = tmp_path / "out" / name
+    if name == "pytorch_model.bin":
+        (tmp_path / "out" / "model.safetensors").unlink()
+    if name == "ckpt.pt":
+        (tmp_path / "out" / "config.json").unlink()
+    file.write_bytes(content)
+    with pytest.raises(HubError, match=f"^{file} ({sentence})"):
+        read_source(tmp_path / "out")
+        tokenizer_spec(tmp_path / "out")
+
+
+@pytest.mark.parametrize("config", [CLASSIC, MODERN], ids=["classic", "modern"])
+@pytest.mark.parametrize("head", [True, False])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda name: f"module.{name}",
+        lambda name: f"module._orig_mod.{name}",
+        lambda name: f"_orig_mod.module.{name}",
+        lambda name: name.replace(".0.", ".0._orig_mod."),
+        lambda name: f"model.{name}",
+        lambda name: f"_forward_module.net.gpt._orig_mod.{name}",
+    ],
+)
+def test_names_within_wrappers(config, head, wrap, tmp_path):
+    ours = make(config)
+    export_hf(ours, None, tmp_path / "out")
+    file = tmp_path / "out" / "model.safetensors"
+    tensors = load_file(file)
+    if head:
+        tensors["lm_head.weight"] = next(tensor for name, tensor in tensors.items() if "wte" in name or "embed" in name)
+    file.unlink()
+    state = {wrap(name): tensor for name, tensor in tensors.items()}
+    torch.save({"state_dict": state, "epoch": 1}, tmp_path / "out" / "pytorch_model.bin")
+    same_logits(imported(tmp_path / "out"), ours)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_no_numbers_are_refused(value, tmp_path):
+    ours = make(CLASSIC)
+    with torch.no_grad():
+        ours.h[1].mlp.c_fc.weight[3, 5] = value
+    export_hf(ours, None, tmp_path / "out")
+    with pytest.raises(HubError, match=r"transformer\.h\.1\.mlp\.c_fc\.weight holds NaN or infinity"):
+        imported(tmp_path / "out")
+
+
+def test_other_names_of_gpt2s_settings(tmp_path):
+    export_hf(make(CLASSIC), None, tmp_path / "out")
+    edit_config(tmp_path / "out", n_positions="absent", n_ctx=24)
+    assert hf_config(tmp_path / "out").block_size == 24
+    edit_config(tmp_path / "out", n_positions=24, n_ctx=12)
+    assert hf_config(tmp_path / "out").block_size == 24
+    others = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 24}
+    edit_config(tmp_path / "out", **dict.fromkeys(("n_positions", "n_ctx", "n_embd", "n_layer", "n_head"), "absent"))
+    edit_config(tmp_path / "out", **others)
+    config = hf_config(tmp_path / "out")
+    assert (config.n_embd, config.n_layer, config.n_head, config.block_size) == (32, 2, 2, 24)
 
 
 def test_weights_travel_without_transformers(tmp_path, monkeypatch):
@@ -393,8 +471,8 @@ def nanogpt_checkpoint(bias: bool, vocab_size: int = V) -> dict[str, object]:
     }
 
 
-def nanogpt_logits(state: dict[str, Tensor], tokens: Tensor) -> Tensor:
-    """nanoGPT's forward pass: pre-norm, exact GELU, learned positions, a tied head."""
+def nanogpt_logits(state: dict[str, Tensor], tokens: Tensor, gelu: str = "none") -> Tensor:
+    """nanoGPT's forward pass: pre-norm, GELU in its exact or its tanh form, learned positions, a head."""
     weights = {name.removeprefix("_orig_mod."): tensor for name, tensor in state.items()}
 
     def linear(x: Tensor, name: str) -> Tensor:
@@ -416,7 +494,8 @@ def nanogpt_logits(state: dict[str, Tensor], tokens: Tensor) -> Tensor:
             heads.append(scores.softmax(-1) @ v[..., part])
         x = x + linear(torch.cat(heads, -1), f"{h}.attn.c_proj")
         hidden = linear(norm(x, f"{h}.ln_2"), f"{h}.mlp.c_fc")
-        hidden = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
+        inner = math.sqrt(2 / math.pi) * (hidden + 0.044715 * hidden**3)
+        hidden = hidden * 0.5 * (1 + (torch.tanh(inner) if gelu == "tanh" else torch.erf(hidden / math.sqrt(2))))
         x = x + linear(hidden, f"{h}.mlp.c_proj")
     return norm(x, "transformer.ln_f") @ weights["lm_head.weight"].t()
 
@@ -437,6 +516,79 @@ def test_nanogpt_tokenizer(tmp_path):
     assert tokenizer_spec(tmp_path / "ckpt.pt") == {"kind": "gpt2"}
 
 
+def test_nanogpt_of_2022(tmp_path):
+    checkpoint = nanogpt_checkpoint(True)
+    del checkpoint["model_args"]["bias"]
+    head = checkpoint["model"]["_orig_mod.lm_head.weight"]
+    checkpoint["model"]["_orig_mod.lm_head.weight"] = head.flip(0)  # it was not tied at first
+    torch.save(checkpoint, tmp_path / "ckpt.pt")
+    ours = imported(tmp_path / "ckpt.pt")
+    assert (ours.config.bias, ours.config.mlp, ours.config.tied) == (True, "gelu", False)
+    torch.testing.assert_close(logits(ours), nanogpt_logits(checkpoint["model"], TOKENS, "tanh"), atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("module", ["numpy._core.multiarray", "numpy.core.multiarray"])
+def test_nanogpt_with_numpys_numbers(module, tmp_path):
+    checkpoint = nanogpt_checkpoint(True)
+    checkpoint["best_val_loss"] = np.float64(1.5)
+    checkpoint["model_args"] |= {key: np.int64(checkpoint["model_args"][key]) for key in ("n_layer", "vocab_size")}
+    torch.save(checkpoint, tmp_path / "new.pt")
+    content = io.BytesIO()
+    with zipfile.ZipFile(tmp_path / "new.pt") as old, zipfile.ZipFile(content, "w") as new:
+        for name in old.namelist():
+            data = old.read(name)
+            if name.endswith("data.pkl"):
+                assert b"cnumpy._core.multiarray\nscalar\n" in data or b"cnumpy.core.multiarray\nscalar\n" in data
+                data = re.sub(rb"cnumpy\._?core\.multiarray\n", f"c{module}\n".encode(), data)
+            new.writestr(name, data)
+    (tmp_path / "ckpt.pt").write_bytes(content.getvalue())
+    ours = imported(tmp_path / "ckpt.pt")
+    assert ours.config == CLASSIC.model_copy(update={"mlp": "gelu_erf"})
+    torch.testing.assert_close(logits(ours), nanogpt_logits(checkpoint["model"], TOKENS), atol=2e-5, rtol=1e-5)
+
+
+@pytest.fixture
+def foreign_class(monkeypatch):
+    """The class of build-nanogpt's settings, in its script: to import the script or to make an object prints."""
+    made: list[str] = []
+
+    class GPTConfig:
+        def __setstate__(self, state: object) -> None:
+            made.append("this code ran")
+
+    GPTConfig.__module__, GPTConfig.__qualname__ = "train_gpt2", "GPTConfig"
+    module = types.ModuleType("train_gpt2")
+    module.GPTConfig = GPTConfig
+    monkeypatch.setitem(sys.modules, "train_gpt2", module)
+    yield GPTConfig
+    assert not made
+
+
+@pytest.mark.parametrize("form", ["build-nanogpt", "Lightning", "Lightning with an object"])
+def test_checkpoints_with_the_shape_elsewhere(form, foreign_class, tmp_path):
+    checkpoint = nanogpt_checkpoint(True)
+    state = {name.removeprefix("_orig_mod."): tensor for name, tensor in checkpoint["model"].items()}
+    shape = {key: checkpoint["model_args"][key] for key in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")}
+    config = foreign_class()
+    config.__dict__.update(shape)
+    trained = {"epoch": 1, "pytorch-lightning_version": "2.1.0", "loops": {}, "callbacks": {"at": Path("x.ckpt")}}
+    lightning = {**trained, "state_dict": {f"model.{name}": tensor for name, tensor in state.items()}}
+    content, form_of_gelu = {
+        "build-nanogpt": ({"model": state, "config": config, "step": 5000, "val_loss": 3.1}, "tanh"),
+        "Lightning": (lightning | {"hyper_parameters": {**shape, "bias": True, "lr": 1e-3}}, "none"),
+        "Lightning with an object": (lightning | {"hyper_parameters": {"config": config, "lr": 1e-3}}, "tanh"),
+    }[form]
+    torch.save(content, tmp_path / "model_05000.pt")
+    ours = imported(tmp_path / "model_05000.pt")
+    torch.testing.assert_close(logits(ours), nanogpt_logits(state, TOKENS, form_of_gelu), atol=2e-5, rtol=1e-5)
+    with pytest.raises(HubError, match=r"is a folder of checkpoints: name one of them, such as .*model_05000\.pt"):
+        read_source(tmp_path)
+    content = {key: value for key, value in content.items() if key not in ("config", "hyper_parameters")}
+    torch.save(content, tmp_path / "model_05000.pt")
+    with pytest.raises(HubError, match=r"does not say the shape of its model \(n_layer.*beside a config.json"):
+        read_source(tmp_path / "model_05000.pt")
+
+
 class Danger:
     def __reduce__(self):
         return (print, ("this code ran",))
@@ -445,11 +597,11 @@ class Danger:
 def test_nanogpt_refusals(tmp_path, capsys):
     file = tmp_path / "ckpt.pt"
     good = nanogpt_checkpoint(True)
-    arguments = {key: value for key, value in good["model_args"].items() if key != "bias"}
+    arguments = {key: value for key, value in good["model_args"].items() if key != "n_head"}
     for content, named in [
         (good | {"config": {"made by": Danger()}}, "pickle of Python objects"),
         ({"weights": {}}, "not a nanoGPT checkpoint"),
-        (good | {"model_args": arguments}, "lack bias"),
+        (good | {"model_args": arguments}, "lack n_head"),
         (good | {"model": {"a": 1}}, "does not hold a dictionary of tensors"),
     ]:
         torch.save(content, file)

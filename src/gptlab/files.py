@@ -152,6 +152,8 @@ def read_json(path: Path, error: type[UserError], finite: bool = True) -> dict[s
     """
     text = read_text(path, error)
     try:
+        if not text:
+            raise ValueError("it is empty")
         value = parse_json(text)
         check_values(value, finite)
     except ValueError as fault:

@@ -163,7 +163,16 @@ def likelihoods(
         micro_batch: rows of block_size tokens in one forward pass; batches of shorter rows have about as many tokens.
         check_stop: called between batches by all ranks; raises Stopped to end the evaluation.
         world: its ranks share the batches.
+
+    Raises:
+        UserError: the model has no row for an id.
     """
+    largest = max(int(ids.max(initial=-1)) for ids in (pairs.tokens, pairs.targets))
+    if largest >= model.config.vocab_size:
+        raise UserError(
+            f"a text has token id {largest}, and the model's vocabulary ends at {model.config.vocab_size - 1}: its "
+            "tokenizer has ids that the model was not trained with"
+        )
     was_training = model.training
     model.eval()
     order, losses, greedy = [], [], []

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
@@ -23,12 +24,13 @@ from torch import Tensor
 
 from gptlab.config import Model
 from gptlab.errors import HubError
-from gptlab.files import because, read_json
+from gptlab.files import because, open_regular, printable, read_json, refuse_pointer
 
 Stored = dict[str, Callable[[], Tensor]]  # name of a stored tensor -> function that reads the tensor
 
 TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"]
 WEIGHT_FILES = ["model.safetensors", "model.safetensors.index.json", "model-*.safetensors"]
+OLD_WEIGHT_FILES = ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin"]
 
 
 # -- reading --------------------------------------------------------------------------------------------------------
@@ -56,16 +58,60 @@ def imported_shape(file: Path, mlp_width: int, **settings: Any) -> Model:
     return default if default.mlp_hidden == config.mlp_hidden else config
 
 
+class Plain(dict[str, Any]):
+    """Stands for an object of a foreign class, which is not imported: it has the object's fields and no behaviour."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            self.update(state)
+
+
+def _dtype(name: Any, *_: Any) -> Plain:
+    dtype = Plain()
+    dtype["name"] = name
+    return dtype
+
+
+def _scalar(dtype: Any, content: Any) -> Any:
+    """A number that numpy pickled, without numpy's own unpickling."""
+    if not re.fullmatch(r"[biuf][1248]", dtype["name"]):
+        raise pickle.UnpicklingError
+    return np.frombuffer(content, "<" + dtype["name"])[0].item()
+
+
+# Classes whose objects lie in checkpoints beside the weights: settings, paths, and numpy's numbers.
+_PLAIN = re.compile(r"[\w.]+\.(\w*(Config|Args|Arguments|Namespace|Path))")
+_NUMPY = {
+    **dict.fromkeys(("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"), _scalar),
+    "numpy.dtype": _dtype,
+}
+
+
+def _stand_ins(file: Path) -> list[Any]:
+    """What stands for foreign classes while a file is loaded: (stand-in, name), and the class of which all are."""
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+    stand_ins = [(_NUMPY.get(name, Plain), name) for name in names if name in _NUMPY or _PLAIN.fullmatch(name)]
+    return [*stand_ins, Plain]
+
+
 def safe_torch_load(file: Path) -> Any:
     """Load a file written by `torch.save`. Only tensors and plain values are unpickled, so no code can run.
 
+    Objects of settings and paths become `Plain`, and numpy's numbers numbers.
+
     Raises:
-        HubError: the file is damaged or holds other Python objects.
+        HubError: the file is empty, a pointer or damaged, or holds other Python objects.
     """
     if not file.is_file():
         raise HubError(f"{file} cannot be read: it is not a file")
+    refuse_stub(file)
+    zipped = zipfile.is_zipfile(file)
     try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        with torch.serialization.safe_globals(_stand_ins(file) if zipped else []):
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError:
         raise HubError(
             f"{file} is not loaded: it is damaged, or a pickle of Python objects other than tensors and plain values, "
@@ -79,13 +125,26 @@ def safe_torch_load(file: Path) -> Any:
         ) from None
 
 
+def refuse_stub(file: Path) -> None:
+    """Raise HubError for a file that is missing, empty, or a Git LFS pointer."""
+    try:
+        with open_regular(file) as opened:
+            begins = opened.read(100)
+    except FileNotFoundError:
+        raise HubError(f"{file} is missing, but the index names it") from None
+    except (OSError, ValueError) as error:
+        raise HubError(f"{file} cannot be read: {because(error)}") from None
+    if not begins:
+        raise HubError(f"{file} is empty: copy or download it again")
+    refuse_pointer(file, begins, HubError)
+
+
 def _stored_safetensors(files: Iterable[Path]) -> Stored:
     stored: Stored = {}
     for file in files:
+        refuse_stub(file)
         try:
             handle = safe_open(file, framework="pt")
-        except FileNotFoundError:
-            raise HubError(f"{file} is missing, but the index names it") from None
         except (SafetensorError, OSError, ValueError) as error:
             raise HubError(f"{file} cannot be read: {because(error)}") from None
         for name in handle.keys():  # noqa: SIM118  (the handle is not a dictionary)
@@ -104,25 +163,62 @@ def _read_tensor(file: Path, handle: Any, name: str) -> Tensor:
 
 
 def stored_weights(folder: Path) -> Stored:
-    """The weights of a folder: model.safetensors, its shards, or else pytorch_model.bin. Raises HubError if absent."""
-    if (folder / "model.safetensors").is_file():
-        return _stored_safetensors([folder / "model.safetensors"])
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        named = read_hub_json(index).get("weight_map")
-        if not isinstance(named, dict) or not all(isinstance(shard, str) for shard in named.values()):
-            raise HubError(f"{index} is damaged: weight_map names no files")
-        shards = sorted(set(named.values()))
-        if any(Path(shard).name != shard or "\0" in shard for shard in shards):
-            raise HubError(f"{index} names files outside its folder")
-        return _stored_safetensors(folder / shard for shard in shards)
-    if (folder / "pytorch_model.bin").is_file():
-        return stored_state_dict(folder / "pytorch_model.bin", safe_torch_load(folder / "pytorch_model.bin"))
-    raise HubError(f"{folder} has no weights: neither model.safetensors, nor an index of shards, nor pytorch_model.bin")
+    """The weights of a folder: model.safetensors or pytorch_model.bin, or their shards. Raises HubError if absent."""
+    for name, read in (("model.safetensors", _stored_safetensors), ("pytorch_model.bin", _stored_pickles)):
+        if (folder / name).is_file():
+            return read([folder / name])
+        if (index := folder / f"{name}.index.json").is_file():
+            named = read_hub_json(index).get("weight_map")
+            if not isinstance(named, dict) or not all(isinstance(shard, str) for shard in named.values()):
+                raise HubError(f"{index} is damaged: weight_map names no files")
+            shards = sorted(set(named.values()))
+            if any(Path(shard).name != shard or "\0" in shard for shard in shards):
+                raise HubError(f"{index} names files outside its folder")
+            return read(folder / shard for shard in shards)
+    raise HubError(f"{folder} has no weights: neither model.safetensors, nor pytorch_model.bin, nor an index of shards")
+
+
+def _stored_pickles(files: Iterable[Path]) -> Stored:
+    stored: Stored = {}
+    for file in files:
+        refuse_stub(file)
+        part = stored_state_dict(file, safe_torch_load(file))
+        if twice := stored.keys() & part.keys():
+            raise HubError(f"{file}: {min(twice)} is also stored in another file")
+        stored |= part
+    return stored
+
+
+# What wraps a model in training, and gives its tensors' names a part: torch.compile, DDP, FSDP, DeepSpeed.
+_WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
+
+
+def unwrapped(source: Path, stored: Stored) -> Stored:
+    """Tensors by the names that the model itself gives them: without wrappers, and without what all names begin with.
+
+    All begin alike where the model is an attribute of another, as in Lightning's checkpoints.
+    """
+    parts = {name: [part for part in name.split(".") if part not in _WRAPPERS] for name in stored}
+    while len(parts) > 1 and len({part[0] for part in parts.values()}) == 1 and min(map(len, parts.values())) > 1:
+        parts = {name: part[1:] for name, part in parts.items()}
+    tensors: Stored = {}
+    for name, read in stored.items():
+        own = ".".join(parts[name])
+        if own in tensors:
+            raise HubError(f"{source}: {own} is stored twice")
+        tensors[own] = read
+    return tensors
 
 
 def stored_state_dict(file: Path, state: Any) -> Stored:
-    """A loaded state_dict as `Stored`. Raises HubError if it is anything else than a dictionary of tensors."""
+    """A loaded state_dict as `Stored`, also one within a checkpoint of Lightning, DeepSpeed or another trainer.
+
+    Raises:
+        HubError: it is anything else than a dictionary of tensors.
+    """
+    if isinstance(state, dict):
+        within = (state.get(key) for key in ("state_dict", "model_state_dict", "model", "module"))
+        state = next((inner for inner in within if isinstance(inner, dict)), state)
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
         for name, value in state.items()
@@ -140,11 +236,13 @@ def check_tensor_names(source: Path, missing: Set[str], foreign: Set[str], model
 
 
 def copy_stored(source: Path, name: str, tensor: Tensor, part: Tensor) -> None:
-    """Copy a stored tensor into a parameter or a slice of a parameter. Raises HubError if dtype or shape differ."""
+    """Copy a stored tensor into a parameter or a slice of one. Raises HubError for another dtype or shape, and NaN."""
     if tensor.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         raise HubError(f"{source}: {name} is stored as {tensor.dtype}: quantised weights cannot be imported")
     if tensor.shape != part.shape:
         raise HubError(f"{source}: {name} has shape {list(tensor.shape)}, not {list(part.shape)}")
+    if not torch.isfinite(tensor).all():
+        raise HubError(f"{source}: {name} holds NaN or infinity: its training diverged, or the file is damaged")
     part.copy_(tensor)
 
 
@@ -167,7 +265,7 @@ def download(name: str, check: Callable[[Path], object]) -> Path:
         try:
             return Path(snapshot_download(name, allow_patterns=list(patterns)))
         except Exception as error:  # errors of the hub, the network and the disk have no common base class
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            reason = printable(next(iter(str(error).strip().splitlines()), type(error).__name__))
             raise HubError(
                 f"{name} is not a local folder and could not be downloaded from the Hugging Face hub. Check the id, "
                 f"the network and, for a gated model, your token (hf auth login). The hub says: {reason}"
@@ -177,7 +275,7 @@ def download(name: str, check: Callable[[Path], object]) -> Path:
     folder = fetch("config.json", *TOKENIZER_FILES, *WEIGHT_FILES)
     if any(folder.glob("*.safetensors")):
         return folder
-    return fetch("config.json", *TOKENIZER_FILES, "pytorch_model.bin")
+    return fetch("config.json", *TOKENIZER_FILES, *OLD_WEIGHT_FILES)
 
 
 # -- writing --------------------------------------------------------------------------------------------------------

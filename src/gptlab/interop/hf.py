@@ -230,6 +230,15 @@ _REQUIRED: dict[str, dict[str, Any]] = {
     },
 }
 
+# Names that configurations of GPT-2 also use: the first is of 2019, the others are those of other types.
+_GPT2_ALIASES = {
+    "n_ctx": "n_positions",
+    "max_position_embeddings": "n_positions",
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+}
+
 # gelu_pytorch_tanh is the same formula as gelu_new. Other tanh approximations round its constants and are refused.
 _ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_erf", "relu2": "relu2"}
 
@@ -264,6 +273,8 @@ def _shape_and_type(file: Path, given: dict[str, Any]) -> tuple[Model, str]:
 
     for key, needed in _REQUIRED[model_type].items():
         refuse(key, needed if given.get(key) is None else given[key], needed)
+    if model_type == "gpt2":
+        given = {_GPT2_ALIASES[key]: given[key] for key in _GPT2_ALIASES if given.get(key) is not None} | given
     hf = _DEFAULTS[model_type] | given
     if model_type == "gpt2":
         if hf["activation_function"] not in _ACTIVATIONS:
@@ -305,6 +316,20 @@ def _shape_and_type(file: Path, given: dict[str, Any]) -> tuple[Model, str]:
     ), model_type
 
 
+def gpt_names(source: Path, stored: files.Stored, model_type: str) -> files.Stored:
+    """Stored tensors by their full names in a GPT-2 or Llama with a head, without buffers."""
+    prefix = GPT_PREFIX[model_type]
+    tensors: files.Stored = {}
+    for name, read in files.unwrapped(source, stored).items():
+        # Files of a model without its head, such as GPT-2's first upload, have no prefix.
+        name = name if name.startswith((prefix, "lm_head.")) else prefix + name
+        if name in tensors:
+            raise HubError(f"{source}: {name} is stored twice")
+        if not _BUFFER.search(name):
+            tensors[name] = read
+    return tensors
+
+
 def make_init(source: Path, stored: files.Stored, model_type: str, conv1d: bool) -> Init:
     """A function that copies stored tensors into a model and refuses missing, unknown and duplicate tensors.
 
@@ -314,16 +339,7 @@ def make_init(source: Path, stored: files.Stored, model_type: str, conv1d: bool)
         model_type: gpt2 or llama, whose names the tensors have.
         conv1d: whether GPT-2's linear weights are stored as (inputs, outputs).
     """
-    prefix = GPT_PREFIX[model_type]
-    tensors: files.Stored = {}
-    for name, read in stored.items():
-        name = name.removeprefix("_orig_mod.")  # added by torch.compile
-        # Files of a model without its head, such as GPT-2's first upload, have no prefix.
-        name = name if name.startswith((prefix, "lm_head.")) else prefix + name
-        if name in tensors:
-            raise HubError(f"{source}: {name} is stored twice")
-        if not _BUFFER.search(name):
-            tensors[name] = read
+    tensors = gpt_names(source, stored, model_type)
 
     @torch.no_grad()
     def init(model: GPT) -> None:

@@ -104,7 +104,7 @@ def _shape_offset_prefix(file: Path, given: dict[str, Any]) -> tuple[Model, int,
 def _encoder_init(source: Path, stored: files.Stored, prefix: str, seed: int) -> EncoderInit:
     """A function that copies stored tensors into an encoder's body and initialises its head from a seed."""
     tensors: files.Stored = {}
-    for name, read in stored.items():
+    for name, read in files.unwrapped(source, stored).items():
         name = name.removeprefix(prefix)  # absent in files of an encoder without a head
         # names in the files of 2018
         name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")

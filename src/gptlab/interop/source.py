@@ -26,6 +26,8 @@ def _locate(source: str | Path) -> Path:
     if path.is_dir() and not (path / "config.json").is_file():
         if (path / "ckpt.pt").is_file():  # nanoGPT's out_dir
             return path / "ckpt.pt"
+        for file in sorted([*path.glob("model_*.pt"), *path.glob("*.ckpt")])[-1:]:
+            raise HubError(f"{path} is a folder of checkpoints: name one of them, such as {file}")
         raise HubError(f"{path} is neither a Hugging Face model (config.json) nor nanoGPT's output (ckpt.pt)")
     return path
 

@@ -8,10 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gptlab.errors import RunError, UserError
 from gptlab.model.gpt import GPT, KVCache
 from gptlab.seeding import address
 
 COLDEST = 1e-30  # logits divided by less may exceed float32, and the most likely id has a probability of 1 long before
+
+
+class NotFinite(RunError):
+    """The logits of a model are NaN or infinite."""
 
 
 def pick_token(
@@ -63,7 +68,16 @@ def generate(
         temperature, top_k, top_p: see `pick_token`.
         n_ids: size of the tokenizer's vocabulary; padding ids of the model beyond it are never drawn.
         use_cache: False computes the whole context anew for each token, for comparison.
+
+    Raises:
+        UserError: the model has no row for an id of the prompt.
+        NotFinite: no next id can be drawn.
     """
+    if (largest := int(prompt.max())) >= model.config.vocab_size:
+        raise UserError(
+            f"the prompt has token id {largest}, and the model's vocabulary ends at {model.config.vocab_size - 1}: its "
+            "tokenizer has ids that the model was not trained with; leave their text out"
+        )
     was_training, block = model.training, model.config.block_size
     model.eval()
     dtype = model.stream_dtype or model.wte.weight.dtype
@@ -80,6 +94,8 @@ def generate(
                 cache = KVCache(model, B, min(block, context.shape[1] + max_tokens), dtype)
             last = model.hidden(new if use_cache else context, cache=cache)[:, -1]  # (B, C)
             logits = model.logits(last)[:, :n_ids].float().cpu()  # (B, V)
+            if not logits.isfinite().all():
+                raise NotFinite("the model's logits are NaN or infinite, as after a diverged training")
             ids = pick_token(logits, temperature, top_k, top_p, generators)
             yield ids
             new = ids[:, None].to(model.device)  # (B, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from gptlab.errors import DataError, UserError
 from gptlab.evals.heldout import heldout_loss, scores, whole_split
 from gptlab.evals.hellaswag import Encoded, evaluate_hellaswag, open_hellaswag, write_results
 from gptlab.interop.source import read_source
-from gptlab.model.generate import generate
+from gptlab.model.generate import NotFinite, generate
 from gptlab.model.gpt import GPT, build_model
 from gptlab.precision.regimes import Regime, apply_regime
 from gptlab.seeding import address
@@ -245,7 +246,8 @@ class LanguageModelling:
         """
         result: dict[str, Any] = {}
         if "samples" in what and self.world.first:
-            result["samples"] = sample_texts(model, self.tokenizer, self.recipe.sample)
+            with contextlib.suppress(NotFinite):  # the loss says so too
+                result["samples"] = sample_texts(model, self.tokenizer, self.recipe.sample)
         if "hellaswag" in what and self.hellaswag is not None:
             answers = evaluate_hellaswag(
                 model,

@@ -13,6 +13,7 @@ from gptlab.interop.nanogpt import import_nanogpt
 from gptlab.interop.source import read_source, tokenizer_spec
 from gptlab.model.gpt import build_model
 from gptlab.rundir import RunDir
+from gptlab.streams import say
 from gptlab.training.checkpoint import Checkpoints
 
 
@@ -39,11 +40,17 @@ def import_run(kind: str, source: str, out: Path, overrides: dict[str, Any]) -> 
             f"{source} does not say what its {shape.vocab_size} token ids stand for: "
             "--data.path names a prepared dataset whose tokenizer it was trained with"
         )
+    tokenizer = load_tokenizer(spec)
+    if tokenizer.vocab_size > shape.vocab_size:
+        say(
+            f"{source}: the tokenizer has ids up to {tokenizer.vocab_size - 1} and the model's vocabulary ends at "
+            f"{shape.vocab_size - 1}: text that needs the others is refused"
+        )
     described = {
         "name": Path(out).name,
         "description": f"imported from {source}",
         "model": shape.model_dump(),
-        "data": {"tokenizer": load_tokenizer(spec).name},
+        "data": {"tokenizer": tokenizer.name},
         "batch": {"tokens_per_step": shape.block_size},
         "train": {"eval_only": True},
     }
