@@ -76,6 +76,14 @@ def read(monkeypatch: pytest.MonkeyPatch) -> dict[int, np.ndarray]:
     return rows  # type: ignore[return-value]
 
 
+def test_a_run_that_draws_samples_diverges_as_one_without(dataset: Path, tmp_path: Path) -> None:
+    drawn = {"sample__every": 1, "sample__prompt": "the", "sample__max_tokens": 2}
+    recipe = tiny_recipe(dataset, **drawn, train__eval_every=1, optim__lr=1e30, schedule__warmup_steps=0)
+    result = train(recipe, tmp_path / "run", quiet=True)
+    assert (result.status, result.failure) == ("diverged", "non_finite")
+    assert (tmp_path / "run" / "samples").is_dir()  # those before the first update
+
+
 def test_a_failed_run_leaves_its_stack_its_metrics_and_its_batch(
     small: Recipe, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Any, capsys: Any
 ) -> None:

@@ -21,12 +21,14 @@ from torch import Tensor
 
 from gptlab.config import Model
 from gptlab.data.tokenizers import CharTokenizer, Tokenizer, load_tokenizer
-from gptlab.errors import HubError
+from gptlab.errors import HubError, UserError
 from gptlab.interop import hf, source
 from gptlab.interop.hf import export_hf, hf_config
 from gptlab.interop.nanogpt import import_nanogpt
 from gptlab.interop.source import read_source, tokenizer_spec
 from gptlab.model.gpt import GPT, build_model
+from gptlab.training.importing import import_run
+from gptlab.training.load import load_run
 
 V = 80
 CLASSIC = Model(n_layer=2, n_head=2, n_embd=32, block_size=24, vocab_size=V)
@@ -425,6 +427,23 @@ def test_gpt2s_tokenizer_is_told_by_its_vocabulary_and_its_way_of_cutting_words(
     vocabulary = described["model"]["vocab"]
     swapped = vocabulary | {"hello": vocabulary["Ġworld"], "Ġworld": vocabulary["hello"]}
     assert not source._is_gpt2(described | {"model": described["model"] | {"vocab": swapped}})
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_is_said(tmp_path, capsys):
+    tokenizer = CharTokenizer("abcde", True)
+    export_hf(make(CLASSIC, vocab_size=4), tokenizer, tmp_path / "out")
+    import_run("hf", str(tmp_path / "out"), tmp_path / "run", {})
+    said = "the tokenizer has ids up to 5 and the model's vocabulary ends at 3"
+    assert capsys.readouterr().err == f"{tmp_path / 'out'}: {said}: text that needs the others is refused\n"
+    run = load_run(tmp_path / "run")
+    with pytest.raises(UserError, match="the prompt has token id 4, and the model's vocabulary ends at 3"):
+        run.sample("abe", max_tokens=1)
+    with pytest.raises(UserError, match="the prompt has token id 5"):
+        run.sample("", max_tokens=1)  # end-of-text
+    assert run.sample("abc", max_tokens=1)[0].startswith("abc")
+    export_hf(make(CLASSIC, vocab_size=8), tokenizer, tmp_path / "padded")
+    import_run("hf", str(tmp_path / "padded"), tmp_path / "again", {})
+    assert not capsys.readouterr().err
 
 
 def test_a_folder_without_tokenizer_files(tmp_path):

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptlab.data.manifest import prepared_folder, read_manifest, refuse_unfinished
-from gptlab.data.tokenizers import Tokenizer, characters_tokenizer, load_tokenizer, make_tokenizer
+from gptlab.data.tokenizers import END_OF_TEXT, CharTokenizer, Tokenizer, load_tokenizer, make_tokenizer
 from gptlab.data.verified import verify_files
 from gptlab.errors import DataError
 from gptlab.files import because, open_regular, read_json, refuse_pointer
@@ -449,7 +449,7 @@ class Dataset:
         if (self.path / "tokenizer.json").is_file():
             return load_tokenizer(self.path / "tokenizer.json")
         if (self.path / "meta.pkl").is_file():
-            return characters_tokenizer(_nanogpt_characters(self.path / "meta.pkl"))
+            return _nanogpt_characters(self.path / "meta.pkl")
         largest, shard = self.max_token()
         if largest < 50257:
             return make_tokenizer("gpt2", lambda: iter(()))
@@ -583,7 +583,7 @@ def _other_packer(folder: Path) -> str:
 def _foreign_manifest(splits: dict[str, list[Shard]]) -> dict[str, Any]:
     shards = [shard for split in splits.values() for shard in split]
     meta = shards[0].path.with_name("meta.pkl")
-    vocab_size = len(_nanogpt_characters(meta)) if meta.is_file() else 0
+    vocab_size = _nanogpt_characters(meta).vocab_size if meta.is_file() else 0
     return {
         "format": shards[0].format,
         "version": 0,
@@ -600,20 +600,23 @@ def _foreign_manifest(splits: dict[str, list[Shard]]) -> dict[str, Any]:
     }
 
 
-def _nanogpt_characters(path: Path) -> str:
+def _nanogpt_characters(path: Path) -> CharTokenizer:
     """The vocabulary in nanoGPT's meta.pkl, read from the pickle's opcodes; nothing is unpickled.
 
     The content is {"vocab_size": n, "itos": {id: character}, "stoi": ...}: pairs of ids and characters follow the word
-    itos. Anything else is refused.
+    itos. After them may stand end-of-text, as `prepare` writes it. Anything else is refused.
     """
     try:
+        refuse_pointer(path, path.read_bytes()[:100], DataError)
         atoms = [argument for _, argument, _ in pickletools.genops(path.read_bytes()) if argument is not None]
         memo = [atom for atom in atoms[atoms.index("itos") + 1 :] if isinstance(atom, str)]
-        characters = "".join(memo[: memo.index("stoi")])
-        if len(characters) != len(memo[: memo.index("stoi")]) or len(set(characters)) != len(characters):
+        tokens = memo[: memo.index("stoi")]
+        if end_of_text := tokens[-1:] == [END_OF_TEXT]:
+            tokens.pop()
+        if tokens != sorted(set("".join(tokens))):
             raise ValueError
-        if list(characters) != sorted(characters):
-            raise ValueError
+    except DataError:
+        raise
     except (OSError, ValueError, IndexError):
         raise DataError(f"{path} is not the character vocabulary that nanoGPT writes: prepare the text again") from None
-    return characters
+    return CharTokenizer("".join(tokens), end_of_text)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from gptlab.data.corpora.base import SPLITS, Reading
 from gptlab.data.shards import shard_header, token_dtype
 from gptlab.data.tokenizer_files import special_ids
-from gptlab.data.tokenizers import Tokenizer
+from gptlab.data.tokenizers import CharTokenizer, Tokenizer
 from gptlab.data.verified import file_sha256
 from gptlab.errors import DataError
 
@@ -175,7 +176,7 @@ class ShardOutput:
     NEW = {"tokens": 0, "documents": 0, "bytes": 0, "shards": (), "open_tokens": 0, "open_max": -1}  # noqa: RUF012
 
     def __init__(self, folder: Path, draft: dict[str, Any], tokenizer: Tokenizer, states: States) -> None:
-        self.folder, self.draft = folder, draft
+        self.folder, self.draft, self.tokenizer = folder, draft, tokenizer
         self.dtype = token_dtype(draft["format"], tokenizer.vocab_size)
         self.writers = {split: ShardWriter(folder, split, self.dtype, draft, state) for split, state in states.items()}
         end = [np.array([tokenizer.eot])] if tokenizer.eot is not None else []
@@ -192,7 +193,14 @@ class ShardOutput:
             writer.close()
 
     def finish(self, reading: Reading) -> dict[str, Any]:
-        """The fields of the manifest that depend on the documents."""
+        """The fields of the manifest that depend on the documents. nanoGPT gets its form of a vocabulary, too."""
+        if self.draft["format"] == "nanogpt" and isinstance(self.tokenizer, CharTokenizer):
+            characters = [self.tokenizer.decode([index]) for index in range(self.tokenizer.vocab_size)]
+            vocabulary: dict[str, Any] = {"vocab_size": len(characters), "itos": dict(enumerate(characters))}
+            vocabulary["stoi"] = {character: index for index, character in enumerate(characters)}
+            meta = self.folder / "meta.pkl"
+            hidden(meta).write_bytes(pickle.dumps(vocabulary, protocol=4))
+            os.replace(hidden(meta), meta)
         keys = ("tokens", "documents", "bytes", "shards")
         splits = {split: {key: writer.state[key] for key in keys} for split, writer in self.writers.items()}
         return {"dtype": self.dtype.name, "splits": splits}
