@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import pickle
 import random
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -177,6 +179,12 @@ def make_readers(root: Path) -> list[Reader]:
         write_shard(text / f"s.{format}", ids, format)
         shard = text / f"s.{format}"
         add("shard", shard, partial(lambda file: read_shard(file).map()[0].sum(), shard))
+    foreign = folder("foreign")
+    for split in ("train", "val"):
+        (np.arange(900) ** 2 % 50257).astype("<u4").tofile(foreign / f"{split}.bin")
+    (foreign / "meta.pkl").write_bytes(pickle.dumps({"itos": {0: "a", 1: "b"}, "stoi": {"a": 0, "b": 1}}, 4))
+    for file in ("train.bin", "val.bin", "meta.pkl"):
+        add("foreign dataset", foreign / file, lambda: Dataset(foreign).max_token())
     (text / "d.txt").write_text("the cat sat on a mat\n" * 40, encoding="utf-8")
     data = prepare(str(text / "d.txt"), out=root / "data", tokenizer="byte", val_fraction=0.2)
 
@@ -252,6 +260,11 @@ def make_readers(root: Path) -> list[Reader]:
     add("encoder", encoder / "config.json", lambda: read_encoder(encoder, 0))
     torch.save({"model": {}, "model_args": {**shape, "bias": False}, "iter_num": 1}, text / "ckpt.pt")
     add("nanoGPT", text / "ckpt.pt", lambda: import_nanogpt(text / "ckpt.pt"))
+    recorded = {**shape, "best": np.float64(1.5), "at": Path("x"), "settings": Namespace(lr=1e-3)}
+    torch.save(
+        {"state_dict": {"model.wte.weight": torch.ones(2)}, "hyper_parameters": recorded}, text / "lightning.ckpt"
+    )
+    add("Lightning", text / "lightning.ckpt", lambda: import_nanogpt(text / "lightning.ckpt"))
     sparse = folder("sparse")
     write(sparse / "config.json", {"format": "gptlab-sparse24", "version": 1, "dtype": "float32", "model": shape})
     add("2:4 model", sparse / "config.json", lambda: load_sparse24(sparse))

@@ -24,7 +24,9 @@ def add_to(verbs: Any) -> None:
 
     v = add_verb(verbs, "import", do_import, "Make a run from a model that was trained elsewhere.", settings=True)
     v.add_argument("kind", choices=["hf", "nanogpt"], help="format of SRC")
-    v.add_argument("source", metavar="SRC", help="hf: a Hugging Face folder or id; nanogpt: a ckpt.pt of nanoGPT")
+    v.add_argument(
+        "source", metavar="SRC", help="hf: a Hugging Face folder or id; nanogpt: a ckpt.pt; build-nanogpt's model_*.pt"
+    )
     v.add_argument("--out", type=named, required=True, metavar="RUN", help="run directory to write")
 
 

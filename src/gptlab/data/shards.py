@@ -285,7 +285,10 @@ def _read_npy(path: Path, head: bytes, size: int) -> Shard:
     except NPY_FAULTS as error:
         raise DataError(f"{path} is not a numpy file: {because(error)}") from None
     if len(shape) != 1 or dtype not in (np.dtype("<u2"), np.dtype("<u4")):
-        raise DataError(f"{path} holds {dtype} of shape {shape}: token shards are one row of uint16 or uint32")
+        raise DataError(
+            f"{path} holds {dtype} of shape {shape}: token shards are one row of uint16 or uint32, as "
+            "np.save(FILE, ids.astype(np.uint16)) writes it"
+        )
     _check_size(path, size, file.tell(), shape[0], dtype.itemsize)
     return Shard(path, "npy", dtype, file.tell(), shape[0])
 

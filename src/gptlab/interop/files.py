@@ -108,8 +108,8 @@ def safe_torch_load(file: Path) -> Any:
     if not file.is_file():
         raise HubError(f"{file} cannot be read: it is not a file")
     refuse_stub(file)
-    zipped = zipfile.is_zipfile(file)
     try:
+        zipped = zipfile.is_zipfile(file)
         with torch.serialization.safe_globals(_stand_ins(file) if zipped else []):
             return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError:
