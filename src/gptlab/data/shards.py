@@ -174,8 +174,11 @@ def write_shard(path: str | Path, tokens: NDArray[Any], format: str = "llmc", dt
     os.replace(temporary, path)
 
 
-def read_shard(path: str | Path, format: str | None = None) -> Shard:
+def read_shard(path: str | Path, format: str | None = None, width: int = 0) -> Shard:
     """A shard from its header and size. Without `format` the file's first bytes decide, or else its name and content.
+
+    Args:
+        width: bytes of an id in a file without a header that does not tell.
 
     Raises:
         DataError: the file is missing, truncated, or not a token shard (of that format).
@@ -191,17 +194,20 @@ def read_shard(path: str | Path, format: str | None = None) -> Shard:
         raise DataError(f"{path} cannot be read: {because(error)}") from None
     refuse_pointer(path, head, DataError)
     magic = int.from_bytes(head[:4], "little")
-    width = next((width for width, (known, _) in LLMC_MAGIC.items() if known == magic), 0)
+    of_llmc = next((width for width, (known, _) in LLMC_MAGIC.items() if known == magic), 0)  # bytes an id
     if other := format is None:
         _refuse_other(path, head, magic)
-        format = "npy" if head[:6] == b"\x93NUMPY" else "llmc" if width else "nanogpt"
+        format = "npy" if head[:6] == b"\x93NUMPY" else "llmc" if of_llmc else "nanogpt"
     if format == "llmc":
-        return _read_llmc(path, head, size, width)
+        return _read_llmc(path, head, size, of_llmc)
     if format == "npy":
         return _read_npy(path, head, size)
-    if width or head[:6] == b"\x93NUMPY":
+    if of_llmc or head[:6] == b"\x93NUMPY":
         raise DataError(f"{path} is not a nanogpt shard: it has the header of another format")
-    return _read_ids(path, size, 0 if other else 2)
+    width = _width(path, size, width) if other else 2
+    if size % width:
+        raise DataError(f"{path} is truncated: {size} bytes are no whole number of {8 * width}-bit ids")
+    return Shard(path, "nanogpt", np.dtype(f"<u{width}"), 0, size // width)
 
 
 def _read_llmc(path: Path, head: bytes, size: int, width: int) -> Shard:
@@ -232,18 +238,13 @@ def _refuse_other(path: Path, head: bytes, magic: int) -> None:
         )
 
 
-def _read_ids(path: Path, size: int, width: int = 0) -> Shard:
-    """A shard without a header. Without the width of an id in bytes, the name or the content tells it."""
-    width = width or _width(path, size)
-    if size % width:
-        raise DataError(f"{path} is truncated: {size} bytes are no whole number of {8 * width}-bit ids")
-    return Shard(path, "nanogpt", np.dtype(f"<u{width}"), 0, size // width)
-
-
-def _width(path: Path, size: int) -> int:
+def _width(path: Path, size: int, otherwise: int) -> int:
     """Bytes of an id in a file without a header: 2, or 4 for uint32 and int32.
 
     The higher word of each 32-bit id is small, and 0 for vocabularies up to 65,536.
+
+    Args:
+        otherwise: the answer for a file that is too small to tell, or could hold either.
 
     Raises:
         DataError: it holds no ids of these sizes, or could hold either.
@@ -252,7 +253,7 @@ def _width(path: Path, size: int) -> int:
         if re.search(rf"[_\-.]{word}([_\-.]|$)", path.stem):
             return width
     if size < 8 * FEWEST_ROWS:
-        return 2
+        return otherwise or 2
     places = sorted({place // 8 * 8 for place in np.linspace(0, max(size - 8 * ROWS, 0), PLACES).astype(int).tolist()})
     try:
         with open_regular(path) as file:
@@ -266,14 +267,16 @@ def _width(path: Path, size: int) -> int:
         raise DataError(f"{path} holds 64-bit numbers: {INSTEAD}")
     low, high = words[:, ::2], words[:, 1::2]
     many = len(np.unique(low)) >= MANY_IDS
-    if size % 4 or not low.any() or high.max() >= HIGH_WORD or (high.any() and not many):
+    if size % 4 or not low.any() or high.max() >= HIGH_WORD:
         return 2
-    if not many:
+    if high.any() and not many:
+        return otherwise or 2
+    if not many and not otherwise:
         raise DataError(
             f"{path} holds 16-bit or 32-bit ids, and its content does not tell which: say it in the name, "
             f"{path.stem}.uint16{path.suffix} or {path.stem}.uint32{path.suffix}"
         )
-    return 4
+    return 4 if many else otherwise
 
 
 def _read_npy(path: Path, head: bytes, size: int) -> Shard:
@@ -548,22 +551,16 @@ def _foreign_shards(folder: Path, say: bool) -> dict[str, list[Shard]]:
     if say and files[""]:
         names = ", ".join(file.name for file in files[""][:3]) + (", ..." if len(files[""]) > 3 else "")
         print(f"{folder}: left out, for no word for train or val in the name: {names}", file=sys.stderr)
-    splits = {split: [read_shard(file) for file in files[split]] for split in ("train", "val")}
-    plain = [shard for shards in splits.values() for shard in shards if shard.format == "nanogpt"]
-    largest = max(plain, key=lambda shard: shard.tokens * shard.dtype.itemsize, default=None)
-    if largest is not None:
-        splits = {split: [_as_wide_as(largest, shard) for shard in shards] for split, shards in splits.items()}
+    both = files["train"] + files["val"]
+    largest = read_shard(max(both, key=lambda file: file.stat().st_size if file.is_file() else 0))
+    width = largest.dtype.itemsize if largest.format == "nanogpt" else 0
+    splits = {split: [read_shard(file, width=width) for file in files[split]] for split in ("train", "val")}
+    for shard in splits["train"] + splits["val"]:
+        if shard.format == largest.format == "nanogpt" and shard.dtype != largest.dtype:
+            raise DataError(
+                f"{shard.path} holds {shard.dtype} ids, and {largest.path} {largest.dtype}: write both alike"
+            )
     return splits
-
-
-def _as_wide_as(largest: Shard, shard: Shard) -> Shard:
-    """A shard without a header with ids as wide as those of the largest, if it is too small to tell itself."""
-    size = shard.tokens * shard.dtype.itemsize
-    if shard.format != largest.format or shard.dtype == largest.dtype:
-        return shard
-    if size >= 8 * FEWEST_ROWS:
-        raise DataError(f"{shard.path} holds {shard.dtype} ids and {largest.path} {largest.dtype}: write both alike")
-    return _read_ids(shard.path, size, largest.dtype.itemsize)
 
 
 def _other_packer(folder: Path) -> str:
