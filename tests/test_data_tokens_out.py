@@ -32,7 +32,8 @@ def source(folder: Path) -> Path:
     return file
 
 
-def large_vocabulary(folder: Path) -> tuple[Path, int]:
+@pytest.fixture(scope="module")
+def large_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
     """A byte-level tokenizer.json whose end-of-text is beyond 16 bits, and that id."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -42,8 +43,9 @@ def large_vocabulary(folder: Path) -> tuple[Path, int]:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<|endoftext|>"])
-    tokenizer.save(str(folder / "large.json"))
-    return folder / "large.json", len(ids)
+    file = tmp_path_factory.mktemp("vocabulary") / "large.json"
+    tokenizer.save(str(file))
+    return file, len(ids)
 
 
 # -- the readers
@@ -187,8 +189,8 @@ def test_nanogpt_reads_characters_by_its_meta(documents: int, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("wide", [False, True])
-def test_llmc_reads_what_is_written(wide: bool, tmp_path: Path) -> None:
-    tokenizer, eot = large_vocabulary(tmp_path) if wide else ("byte", 256)
+def test_llmc_reads_what_is_written(wide: bool, large_vocabulary: tuple[Path, int], tmp_path: Path) -> None:
+    tokenizer, eot = large_vocabulary if wide else ("byte", 256)
     folder = prepare(
         str(source(tmp_path)), out=tmp_path / "o", tokenizer=str(tokenizer), shard_tokens=700, val_fraction=0.2,
         progress=False,
@@ -231,8 +233,10 @@ def test_build_nanogpt_reads_what_is_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("format", ["nanogpt", "npy"])
-def test_a_large_vocabulary_has_no_form_of_16_bits(format: str, tmp_path: Path) -> None:
-    tokenizer, _ = large_vocabulary(tmp_path)
+def test_a_large_vocabulary_has_no_form_of_16_bits(
+    format: str, large_vocabulary: tuple[Path, int], tmp_path: Path
+) -> None:
+    tokenizer, _ = large_vocabulary
     with pytest.raises(DataError, match="holds 16-bit ids and the vocabulary has 66257: use --format llmc"):
         prepare(str(source(tmp_path)), out=tmp_path / "o", tokenizer=str(tokenizer), format=format, progress=False)
 

@@ -526,7 +526,7 @@ def test_nanogpt_checkpoint(bias, tmp_path):
     ours = imported(tmp_path / "ckpt.pt")
     assert ours.config == CLASSIC.model_copy(update={"bias": bias, "mlp": "gelu_erf"})
     torch.testing.assert_close(logits(ours), nanogpt_logits(checkpoint["model"], TOKENS), atol=2e-5, rtol=1e-5)
-    assert read_source(tmp_path)[0] == ours.config  # the output folder works too
+    assert read_source(tmp_path)[0] == import_nanogpt(tmp_path)[0] == ours.config  # the output folder works too
     assert tokenizer_spec(tmp_path) is None  # the checkpoint does not say which 80 characters
 
 

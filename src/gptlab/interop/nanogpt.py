@@ -26,7 +26,7 @@ def import_nanogpt(file: str | Path) -> tuple[Model, Init]:
     Raises:
         HubError: another file, or one that holds Python objects which only a full unpickling would load.
     """
-    file = Path(file)
+    file = Path(file, "ckpt.pt") if Path(file).is_dir() else Path(file)  # nanoGPT's out_dir
     checkpoint = files.safe_torch_load(file)
     shape = _shape(file, checkpoint)
     stored = gpt_names(file, files.stored_state_dict(file, checkpoint), "gpt2")
