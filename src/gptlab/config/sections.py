@@ -6,6 +6,7 @@ A setting's docstring is its help text in `gptlab train --help` and in `make men
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -74,6 +75,11 @@ Int = Annotated[int, BeforeValidator(_whole), Field(lt=2**63)]  # TOML has no la
 Positive = Annotated[Int, Field(ge=1)]
 Count = Annotated[Int, Field(ge=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+def last_name(text: str) -> str:
+    """The last part of a path, also of `.` and of one that ends in a slash; a plain name is its own."""
+    return Path(os.path.abspath(text)).name
 
 
 class Section(BaseModel):
@@ -146,11 +152,11 @@ class Data(Section):
     """Training data."""
 
     corpus: str = "stdlib"
-    """Corpus of the dataset, as in `gptlab prepare CORPUS`."""
+    """Corpus of the dataset, as in `gptlab prepare CORPUS`. A run records what its dataset was prepared from."""
     tokenizer: str = "gpt2"
     """gpt2, byte, char, bpe-N (trained on the corpus) or a Hugging Face tokenizer.json."""
     path: Annotated[str, ON_RESUME, IN_STUDY] = ""
-    """Folder of the prepared dataset. Empty: data/<corpus>-<tokenizer>."""
+    """Folder of the prepared dataset. Empty: data/<corpus>-<tokenizer>, of paths their last parts."""
     mixture: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     """Several prepared datasets: {folder = weight}. The weights are shares of the sequences."""
     sampling: Literal["shuffled", "random", "sequential"] = "shuffled"
@@ -165,7 +171,7 @@ class Data(Section):
     @property
     def folder(self) -> str:
         """Folder of the prepared dataset, with the default filled in."""
-        return self.path or f"data/{self.corpus}-{Path(self.tokenizer).stem}"
+        return self.path or f"data/{last_name(self.corpus)}-{last_name(self.tokenizer).removesuffix('.json')}"
 
 
 class Batch(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,16 @@ VERSION = 1
 FORMATS = ("llmc", "nanogpt", "npy")
 
 
-def missing_dataset(folder: str | Path, corpus: str = "CORPUS", tokenizer: str = "") -> DataError:
+def missing_dataset(folder: str | Path, corpus: str = "", tokenizer: str = "") -> DataError:
     """The error for a folder without a prepared dataset; it names the command that prepares one."""
-    chosen = f" --tokenizer {tokenizer}" if tokenizer else ""
+    chosen = ["--tokenizer", tokenizer] if tokenizer else []
+    command = shlex.join(["gptlab", "prepare", corpus or "CORPUS", *chosen, "--out", str(folder)])
     return DataError(
-        f"no prepared dataset at {folder}: make one with `gptlab prepare {corpus}{chosen} --out {folder}`, "
-        "or name another folder with --data.path"
+        f"no prepared dataset at {folder}: make one with `{command}`, or name another folder with --data.path"
     )
 
 
-def prepared_folder(folder: str | Path, corpus: str = "CORPUS", tokenizer: str = "") -> Path:
+def prepared_folder(folder: str | Path, corpus: str = "", tokenizer: str = "") -> Path:
     """The folder of a dataset that should have been prepared from `corpus` with `tokenizer`.
 
     Raises:
@@ -30,6 +31,13 @@ def prepared_folder(folder: str | Path, corpus: str = "CORPUS", tokenizer: str =
     if not Path(folder).is_dir():
         raise missing_dataset(folder, corpus, tokenizer)
     return Path(folder)
+
+
+def corpus_of(manifest: dict[str, Any]) -> str:
+    """What a dataset was prepared from, as `gptlab prepare` takes it: a name, or the path of text; "" if not known."""
+    corpus, source = str(manifest.get("corpus") or ""), manifest.get("source")
+    path = source.get("path") if isinstance(source, dict) else None
+    return path if corpus == "text" and isinstance(path, str) else corpus
 
 
 def refuse_unfinished(folder: Path) -> None:

@@ -67,7 +67,8 @@ def resolve_recipe(
         model = model.model_copy(update={"vocab_size": _vocab_size(recipe, data)})
     labels = data.n_labels if data is not None else _n_labels(recipe)
     folders = {str(Path(folder).resolve()): weight for folder, weight in recipe.data.mixture.items()}
-    where = {"path": "", "mixture": folders} if folders else {"path": str(Path(recipe.data.folder).resolve())}
+    where: dict[str, Any] = {"path": "" if folders else str(Path(recipe.data.folder).resolve()), "mixture": folders}
+    where |= {} if data is None else _made_of(data)
     recipe = recipe.replace({"model": model.model_dump(), "data": {**recipe.data.model_dump(), **where}})
     epoch = None if data is None else data.epoch_tokens(recipe.model.block_size)
     found = Resolved(recipe, Shape(recipe.model, recipe.precision, labels), epoch, notes)
@@ -98,6 +99,14 @@ def _shape_of_source(recipe: Recipe, notes: list[str]) -> Model:
     found = RunDir.open(source).read_recipe().model
     block_size = min(model.block_size, found.block_size)
     return found.model_copy(update={"block_size": block_size, "dropout": model.dropout})
+
+
+def _made_of(data: TaskData) -> dict[str, str]:
+    """Corpus ("" if not known) and tokenizer of the data, whatever the recipe says: data.path may name other data."""
+    try:
+        return {"corpus": data.corpus, "tokenizer": data.tokenizer.name}
+    except DataError:  # shards of another tool may not say what their ids stand for
+        return {"corpus": data.corpus}
 
 
 def _vocab_size(recipe: Recipe, data: TaskData | None) -> int:

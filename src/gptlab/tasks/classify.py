@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from gptlab.config import Model, Recipe
 from gptlab.data.labeled import LabeledDataset, constant_loss
-from gptlab.data.manifest import prepared_folder
+from gptlab.data.manifest import corpus_of, prepared_folder
 from gptlab.data.sampler import permute
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.distributed.shard import init_shards
@@ -54,7 +54,7 @@ class LabeledData:
 
     @property
     def corpus(self) -> str:
-        return str(self.dataset.manifest["corpus"] or "")
+        return corpus_of(self.dataset.manifest)
 
     @property
     def n_labels(self) -> int:

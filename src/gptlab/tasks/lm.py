@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gptlab.config import Model, Recipe, Sample
-from gptlab.data.manifest import prepared_folder
+from gptlab.data.manifest import corpus_of, prepared_folder
 from gptlab.data.sampler import Mixture, Windows, evaluation_windows
 from gptlab.data.shards import Dataset, Tokens
 from gptlab.data.tokenizers import Tokenizer
@@ -53,7 +53,7 @@ class TextData:
 
     @property
     def corpus(self) -> str:
-        return ", ".join(dict.fromkeys(d.manifest["corpus"] for d in self.datasets if d.manifest["corpus"]))
+        return ", ".join(dict.fromkeys(filter(None, (corpus_of(d.manifest) for d in self.datasets))))
 
     @property
     def n_labels(self) -> int:

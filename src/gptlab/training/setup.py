@@ -69,7 +69,8 @@ def resolve(
         here = auto_micro_batch(found, device, world.size)
         recipe = recipe.replace({"batch.micro_batch": int(world.min(here))})
     if stored is not None:
-        refuse_differences(stored, recipe, run)
+        made_of = {f"data.{key}": getattr(recipe.data, key) for key in ("corpus", "tokenizer")}
+        refuse_differences(stored.replace(made_of), recipe, run)  # these only name the data; the fingerprint is of it
         trained_on = run.read_json("environment.json").get("data", {}).get("fingerprint")
         if trained_on and trained_on != data.fingerprint():
             raise RunError(f"{run.path} was trained on other data than {', '.join(map(str, data.paths))} holds")
@@ -204,7 +205,7 @@ def environment(
         "optimizer": describe(optimizer),
         "data": {
             "path": [str(path.resolve()) for path in data.paths],
-            "corpus": data.corpus or recipe.data.corpus,
+            "corpus": data.corpus,
             "tokenizer": data.tokenizer.name,
             "train_tokens": data.epoch_tokens(recipe.model.block_size),
             **data.facts(),

@@ -16,6 +16,7 @@ from gptlab.files import read_json
 from gptlab.rundir import write_atomically
 
 RECORD = "progress.json"
+DIGESTS = {"source.sha256", "source.listing_sha256"}
 
 
 @contextlib.contextmanager
@@ -65,18 +66,18 @@ def differences(folder: Path, found: dict[str, Any], asked: dict[str, Any], othe
         tokenizer = {key: manifest["tokenizer"].get(key) for key in ("name", "source_sha256")}
         parts = {"source": manifest["source"], "tokenizer": tokenizer, "": manifest["settings"]}
         values = {f"{part}.{key}".strip("."): value for part, items in parts.items() for key, value in items.items()}
-        if "sha256" in manifest["source"] or "listing_sha256" in manifest["source"]:
-            for where in ("source.path", "source.url", "source.bytes"):
-                values.pop(where, None)
+        if not DIGESTS.isdisjoint(values):
+            values.pop("source.bytes", None)
         return {"corpus": manifest["corpus"], "format": manifest["format"]} | values
 
     try:
         old, new = flat(found), flat(asked)
     except (LookupError, AttributeError, TypeError):
         raise DataError(f"{folder} holds a dataset that was not made by `gptlab prepare`: name another --out") from None
-    return ", ".join(
-        f"{key} = {old.get(key)} ({other} {new.get(key)})" for key in old | new if old.get(key) != new.get(key)
-    )
+    changed = [key for key in old | new if old.get(key) != new.get(key)]
+    if not DIGESTS.isdisjoint(old) and DIGESTS.isdisjoint(changed):
+        changed = [key for key in changed if key not in ("source.path", "source.url")]
+    return ", ".join(f"{key} = {old.get(key)} ({other} {new.get(key)})" for key in changed)
 
 
 def refuse_another(folder: Path, found: dict[str, Any], asked: dict[str, Any]) -> None:
