@@ -26,7 +26,7 @@ import numpy as np
 from gptlab.config import Data
 from gptlab.data.corpora import LABELED, TEXT, open_corpus
 from gptlab.data.corpora.base import AnyCorpus, Corpus, Document, LabeledCorpus
-from gptlab.data.manifest import FORMATS, VERSION, read_manifest
+from gptlab.data.manifest import FORMATS, VERSION, corpus_of, read_manifest
 from gptlab.data.prepare import folder as state
 from gptlab.data.prepare import parts
 from gptlab.data.prepare.progress import Show, check_room, progress_line
@@ -131,7 +131,8 @@ def prepare(
         state.refuse_another(folder, manifest, draft)
         with contextlib.suppress(OSError):  # the folder may be read-only
             state.sweep(folder)  # a kill between the manifest and this leaves the record
-        say(f"{folder}: already prepared, {_summary(manifest)}")
+        made_of = corpus_of(manifest)  # files of equal names and sizes count as the same, wherever they are
+        say(f"{folder}: already prepared" + f" from {made_of}" * bool(made_of) + f", {_summary(manifest)}")
         return folder
     with state.lock(folder):
         record = state.read_record(folder, draft)
