@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 from test_evals_hellaswag import original_rows
 
 from gptlab.config import Model, build_recipe
-from gptlab.data.tokenizers import characters_tokenizer, load_tokenizer, make_tokenizer
-from gptlab.errors import UserError
+from gptlab.data.tokenizers import CharTokenizer, characters_tokenizer, load_tokenizer, make_tokenizer
+from gptlab.errors import DataError, UserError
 from gptlab.evals.hellaswag import evaluate_hellaswag, open_hellaswag
 from gptlab.evals.likelihood import encode_pairs, lay_out, likelihoods, rolling_pairs
 from gptlab.evals.perplexity import (
+    Passage,
     detokenize,
     lambada_perplexity,
     load_lambada,
@@ -66,6 +67,21 @@ WORDS = [
     "Dr.",
     "2",
 ]
+
+
+def latin_json() -> str:
+    """Letters within words, and none for what is not listed: without an unknown token it is left out."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    fast = Tokenizer(models.BPE({letter: i for i, letter in enumerate("=abenotw")}, []))
+    fast.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast.add_special_tokens(["<|endoftext|>"])
+    return fast.to_str()
+
+
+class EndedCharacters(CharTokenizer):
+    def __init__(self) -> None:
+        super().__init__(" =ab\n", end_of_text=True)
 
 
 def make(vocab_size: int, **changes: Any) -> GPT:
@@ -114,9 +130,9 @@ def test_rows_that_share_a_context_are_as_likely_as_alone(forks, micro_batch, pa
 
 def test_rolling_windows_predict_each_token_once():
     tokens = list(range(10))
-    tokenizer = type("Tens", (), {"eot": 99, "encode": lambda self, text: tokens})()
+    tokenizer = type("Tens", (), {"eot": 99, "encode_batch": lambda self, texts: [np.array(tokens)]})()
     windows = [([99], [0, 1, 2, 3]), ([0, 1, 2, 3], [4, 5, 6, 7]), ([4, 5, 6, 7], [8, 9])]
-    assert rolling_pairs(tokenizer, "", 4) == windows
+    assert rolling_pairs(tokenizer, "", 4, "") == windows
     laid = lay_out(windows, 4)  # the last window is extended to the left: 5 + 6 + 7, and 8 to predict 9
     assert laid.tokens.tolist() == [99, 0, 1, 2, 3, 4, 5, 6, 5, 6, 7, 8]
     assert laid.lengths.tolist() == [4, 4, 2]
@@ -124,15 +140,15 @@ def test_rolling_windows_predict_each_token_once():
 
 
 def test_pairs_are_cut_where_the_context_ends():
-    assert encode_pairs(BYTES, [("ab  ", "c"), ("", "x"), ("é", " y")]) == [
+    assert encode_pairs(BYTES, [("ab  ", "c"), ("", "x"), ("é", " y")], str) == [
         (list(b"ab"), list(b"  c")),
         ([256], list(b"x")),
         (list("é".encode()), list(b" y")),
     ]
-    ((context, new),) = encode_pairs(GPT2, [("The man", " sits")])
+    ((context, new),) = encode_pairs(GPT2, [("The man", " sits")], str)
     assert (context, new) == (GPT2.encode("The man"), GPT2.encode(" sits"))
     with pytest.raises(UserError, match="the tokenizer char has no end-of-text"):
-        encode_pairs(characters_tokenizer("abc"), [("", "a")])
+        encode_pairs(characters_tokenizer("abc"), [("", "a")], str)
 
 
 # -- perplexity -----------------------------------------------------------------------------------------------------
@@ -158,21 +174,22 @@ def test_wikitext_against_a_loop(tmp_path):
     file = tmp_path / "wiki.test.raw.gz"
     file.write_bytes(gzip.compress(ARTICLES.encode()))
     pages = load_wikitext(str(file))
-    assert [page.strip().split(" \n")[0] for page in pages] == ["= Robert <unk> =", "= A second = title ="]
-    assert "\n".join(pages).strip() == ARTICLES.strip()
+    assert [page.text.strip().split(" \n")[0] for page in pages] == ["= Robert <unk> =", "= A second = title ="]
+    assert [page.where for page in pages] == [f"{file}, the article at line {n}" for n in (2, 8)]
+    assert "\n".join(page.text for page in pages).strip() == ARTICLES.strip()
     model = make(257)
     scores = wikitext_perplexity(model, BYTES, pages, *HOW)
     loss = 0.0
     for page in pages:
-        tokens = [256, *detokenize(page).encode()]
+        tokens = [256, *detokenize(page.text).encode()]
         for i in range(1, len(tokens)):  # window k predicts BLOCK tokens from 1 + k BLOCK; the last has more context
             first = (i - 1) // BLOCK * BLOCK
             begin = min(first, max(0, len(tokens) - 1 - BLOCK)) if len(tokens) - 1 - first < BLOCK else first
             begin = max(begin, 1) if first else begin  # only the first window has the end-of-text
             with torch.no_grad():
                 loss -= model(torch.tensor([tokens[begin:i]]))[0, -1].log_softmax(dim=0)[tokens[i]].item()
-    n_words = sum(len(re.split(r"\s+", page)) for page in pages)
-    n_bytes = sum(len(page.encode()) for page in pages)
+    n_words = sum(len(re.split(r"\s+", page.text)) for page in pages)
+    n_bytes = sum(len(page.text.encode()) for page in pages)
     assert scores == pytest.approx(
         {
             "wikitext_word_perplexity": math.exp(loss / n_words),
@@ -186,7 +203,7 @@ def test_wikitext_against_a_loop(tmp_path):
 
 def test_detokenized_text(tmp_path):
     (tmp_path / "wiki.test.tokens").write_text(ARTICLES, encoding="utf-8")
-    first, second = load_wikitext(str(tmp_path / "wiki.test.tokens"))
+    first, second = (page.text for page in load_wikitext(str(tmp_path / "wiki.test.tokens")))
     assert detokenize(first).split("\n") == [
         " = Robert <unk> =",
         "",
@@ -202,9 +219,10 @@ def test_lambada_against_a_loop(tmp_path):
     texts = [f"{text(12, seed)} word{seed}" for seed in range(9)] + [text(30, 3) + " café"]
     file = tmp_path / "lambada.jsonl"
     file.write_text("\n".join(json.dumps({"text": t}) for t in texts) + "\n\n", encoding="utf-8")
-    assert load_lambada(str(file)) == texts
+    passages = load_lambada(str(file))
+    assert passages == [(t, f"{file}, line {n}") for n, t in enumerate(texts, 1)]
     model, losses, right = make(257), [], []
-    scores = lambada_perplexity(model, BYTES, texts, *HOW)
+    scores = lambada_perplexity(model, BYTES, passages, *HOW)
     for t in texts:
         whole, n = list(t.encode())[-(BLOCK + 1) :], len(t.encode()) - t.encode().rindex(b" ")
         with torch.no_grad():
@@ -230,11 +248,11 @@ def test_lambada_counts_a_word_that_is_greedy_throughout():
         model.ln_f.bias.copy_(torch.eye(32)[0])
         model.wte.weight.zero_()
         model.wte.weight[ord("a"), 0] = 5.0
-    scores = lambada_perplexity(model, BYTES, ["b aa", "a b", "c ab"], *HOW)
+    scores = lambada_perplexity(model, BYTES, [Passage(t, "") for t in ("b aa", "a b", "c ab")], *HOW)
     assert scores["lambada_acc"] == 0.0  # the model misses the space before the word
     with torch.no_grad():
         model.wte.weight[ord(" "), 0] = 6.0
-    assert lambada_perplexity(model, BYTES, ["b  "], *HOW)["lambada_acc"] == 1.0
+    assert lambada_perplexity(model, BYTES, [Passage("b  ", "")], *HOW)["lambada_acc"] == 1.0
 
 
 @pytest.mark.parametrize(
@@ -268,6 +286,64 @@ def test_files_that_are_not_wikitext(tmp_path):
             load_wikitext(str(tmp_path / name))
     with pytest.raises(UserError, match="cannot be read"):
         load_wikitext(str(tmp_path / "missing"))
+
+
+# -- odd inputs -----------------------------------------------------------------------------------------------------
+
+# byte-pair encoding without an unknown token: of a character that it does not know, it leaves nothing
+LATIN = load_tokenizer({"kind": "hf", "name": "latin", "json": json.loads(latin_json())})
+
+
+def scored(kind: str, file: Path, tokenizer: Any, folder: Path) -> dict[str, float]:
+    return evaluate_run(a_run(make(257), tokenizer, folder / "run"), [kind], {f"eval.{kind}": str(file)})
+
+
+@pytest.mark.parametrize(
+    ("line", "tokenizer", "says"),
+    [
+        ("one two " + "four" * 20, BYTES, "the last word has 81 tokens, more than model.block_size = 64"),
+        ("one two 日本", LATIN, "the tokenizer latin has no token for ' 日本'"),
+        ("one two 日本", characters_tokenizer("one tw"), "the character '日' .* not in the vocabulary of 6 characters"),
+        ("日本 one", characters_tokenizer("one tw"), "the character '日' .* not in the vocabulary"),
+    ],
+)
+def test_a_passage_that_cannot_be_scored_is_named(tmp_path, line, tokenizer, says):
+    file = tmp_path / "l.jsonl"
+    good = json.dumps({"text": "one two one"})
+    file.write_text(f"{good}\n\n{json.dumps({'text': line})}\n{good}\n", encoding="utf-8")
+    with pytest.raises(DataError, match=f"^{re.escape(str(file))}, line 3: {says}"):
+        scored("lambada", file, tokenizer, tmp_path)
+
+
+def test_passages_that_are_odd_and_can_be_scored(tmp_path):
+    """A word of exactly block_size tokens, half a surrogate pair, empty lines, CRLF and a byte order mark."""
+    words = ["w" * (BLOCK - 1), "\ud83d", "日本", "\u2028b", "c\u00a0d"]
+    lines = [json.dumps({"text": f"one two {word}"}) for word in words]
+    file = tmp_path / "l.jsonl"
+    file.write_bytes(b"\xef\xbb\xbf" + "\r\n\r\n".join(lines).encode() + b"\r\n \r\n")
+    scores = scored("lambada", file, BYTES, tmp_path)
+    assert scores["lambada_passages"] == 5
+    model, losses = make(257), []
+    for word in words:
+        whole = list(f"one two {word}".encode(errors="replace"))
+        if word == "\ud83d":
+            whole = list("one two \ufffd".encode())
+        n, whole = len(whole) - 7, whole[-(BLOCK + 1) :]
+        with torch.no_grad():
+            picked = model(torch.tensor([whole[:-1]])).log_softmax(dim=-1)[0, -n:]
+        losses.append(-picked.gather(1, torch.tensor(whole[-n:])[:, None]).sum().item())
+    assert scores["lambada_perplexity"] == pytest.approx(math.exp(np.mean(losses)), rel=1e-5)
+
+
+def test_articles_of_which_nothing_is_left(tmp_path):
+    file = tmp_path / "wiki.test.raw"
+    file.write_text("日本\n", encoding="utf-8")
+    with pytest.raises(DataError, match=f"^{file}, the article at line 1: the tokenizer latin has no token for this"):
+        scored("wikitext", file, LATIN, tmp_path)
+    file.write_text(" = a b = \n a b a \n = 日本 = \n 日本 \n", encoding="utf-8")  # lm-eval scores what is left too
+    assert scored("wikitext", file, LATIN, tmp_path)["wikitext_pages"] == 2
+    with pytest.raises(DataError, match=f"^{file}, the article at line 3: the character '日'"):
+        scored("wikitext", file, EndedCharacters(), tmp_path)
 
 
 # -- lm-eval --------------------------------------------------------------------------------------------------------
@@ -323,6 +399,10 @@ def test_log_likelihoods_are_those_of_the_hf_model(pair):
         ("A café\n", "\n2 Dr."),
         *((text(n, n), " " + text(m, m)) for n in (3, 20, 90) for m in (1, 5, 30)),  # 90 words do not fit
         *((text(9, 1), f" {word}") for word in WORDS),  # one context, many answers
+        *((text(90, 2), words[: end or len(words)]) for words in [text(90, 5)] for end in (1, 120, 150)),
+        ("The man\u2028\xa0", "sits\t on"),
+        ("\ufeffThe man\r\n", "\x00 on"),
+        ("The man", " "),
     ]
     pairs = [pair for pair in pairs if pair[0] != " "]  # lm-eval's model refuses a context of spaces only
     expected = theirs.loglikelihood(requests("loglikelihood", pairs), disable_tqdm=True)
@@ -334,6 +414,7 @@ def test_log_likelihoods_are_those_of_the_hf_model(pair):
 def test_rolling_log_likelihoods_are_those_of_the_hf_model(pair):
     run, theirs = pair
     texts = [(text(n, n),) for n in (1, 10, 50, 63, 64, 65, 200)]
+    texts += [(odd,) for odd in (" ", "\n\n", "\ufeffa\x00b\u2028", "café " * 100, "ab" * 500)]
     expected = theirs.loglikelihood_rolling(requests("loglikelihood_rolling", texts), disable_tqdm=True)
     measured = ours(run).loglikelihood_rolling(requests("loglikelihood_rolling", texts))
     np.testing.assert_allclose(measured, expected, atol=1e-4, rtol=1e-6)
@@ -401,7 +482,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     data("hellaswag", [row for row in rows if len(row["ctx"]) < 1000])
     data("lambada", [{"text": f"{text(12, seed)} {WORDS[seed]}"} for seed in range(12)])
     (folder / "wiki.test.raw").write_text(ARTICLES, encoding="utf-8")
-    data("wikitext", [{"page": page} for page in load_wikitext(str(folder / "wiki.test.raw"))])
+    data("wikitext", [{"page": page.text} for page in load_wikitext(str(folder / "wiki.test.raw"))])
     data("writing", [{"question": text(n, n), "answer": "the"} for n in range(3, 9)])
     local = "dataset_path: json\ndataset_name: null\ntraining_split: null\n"
     source = f"dataset_kwargs: {{{{cache_dir: {folder}/cache, data_files: {{{{{{split}}: {{file}}}}}}}}}}\n"

@@ -359,7 +359,7 @@ def test_an_ending_without_room_loses_its_end():
 
 
 def test_texts_a_tokenizer_has_no_ids_for():
-    with pytest.raises(DataError, match="not in the vocabulary"):
+    with pytest.raises(DataError, match="HellaSwag row 1000: the character .* is not in the vocabulary"):
         encode_rows(make_rows(1), characters_tokenizer("xyz"), BLOCK)
     with pytest.raises(UserError, match=r"block_size = 1: "):
         encode_rows(make_rows(1), TOKENIZER, 1)
@@ -471,7 +471,8 @@ def test_llmc_files_that_are_none(tmp_path, original):
     with pytest.raises(UserError, match=r"has no text, which hellaswag\.definition = harness needs"):
         open_hellaswag(str(file), tokenizer, 64, "harness")
     whole = file.read_bytes()
-    for content in (whole[:-2], whole[:1024] + b"\0\0" + whole[1026:], whole[:1030] + b"\4\0" + whole[1032:]):
+    no_label, no_id = whole[:1030] + b"\4\0" + whole[1032:], whole[:1036] + b"\xf0\xff" + whole[1038:]
+    for content in (whole[:-2], whole[:1024] + b"\0\0" + whole[1026:], no_label, no_id):
         file.write_bytes(content)
         with pytest.raises(UserError, match=r"is damaged: its row \d of 3 is no row"):
             open_hellaswag(str(file), tokenizer, 64)
@@ -531,7 +532,7 @@ def test_rows_from_files(tmp_path):
     lines = [json.dumps(GOOD), "", json.dumps(GOOD | {"ind": 25, "label": "0", "ctx": "naïve"}), ""]
     plain, packed = tmp_path / "val.jsonl", tmp_path / "val.jsonl.gz"
     plain.write_text("\n".join(lines), encoding="utf-8")
-    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    packed.write_bytes(gzip.compress(b"\xef\xbb\xbf" + plain.read_bytes()))  # a byte order mark
     endings = ("a", "b", "c", "d")
     assert load_rows(plain) == [Row(24, "A man. he", endings, 3, "Roof"), Row(25, "naïve", endings, 0, "Roof")]
     assert load_rows(str(packed)) == load_rows(plain)
@@ -554,6 +555,7 @@ def test_rows_from_files(tmp_path):
         (GOOD | {"ctx": ""}, "ctx must be a text"),
         (GOOD | {"ctx": None}, "ctx must be a text"),
         (GOOD | {"ind": "1"}, "ind must be a whole number"),
+        (GOOD | {"ind": 10**30}, "ind must be a whole number"),
         (GOOD | {"ctx_a": 1}, "activity_label, ctx_a and ctx_b must be texts"),
         (b"\xff\xfe\xfa", "can't decode"),
     ],

@@ -52,9 +52,10 @@ class HarnessLM(LM):  # type: ignore[misc]  # lm-eval has no types
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """Log-likelihood of each request's continuation given its context, and whether greedy decoding gives it."""
-        pairs = encode_pairs(self.tokenizer, [request.args for request in requests])
+        texts = [request.args for request in requests]
+        pairs = encode_pairs(self.tokenizer, texts, lambda i: f"task {requests[i].task_name}")
         for (_, ids), request in zip(pairs, requests, strict=True):
-            if not 0 < len(ids) <= self.block_size:
+            if len(ids) > self.block_size:
                 raise DataError(
                     f"task {request.task_name}: cannot score an answer of {len(ids)} tokens with "
                     f"model.block_size = {self.block_size}"
@@ -64,7 +65,10 @@ class HarnessLM(LM):  # type: ignore[misc]  # lm-eval has no types
 
     def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
         """Log-likelihood of the text of each request."""
-        texts = [rolling_pairs(self.tokenizer, request.args[0], self.block_size) for request in requests]
+        texts = [
+            rolling_pairs(self.tokenizer, request.args[0], self.block_size, f"task {request.task_name}")
+            for request in requests
+        ]
         if not any(texts):
             return [0.0] * len(texts)
         losses = iter(self._likelihoods([pair for pairs in texts for pair in pairs]).losses.tolist())

@@ -19,7 +19,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,10 +28,10 @@ import torch
 from numpy.typing import NDArray
 
 from gptlab.data.download import fetch
-from gptlab.data.tokenizers import Tokenizer, valid_text
+from gptlab.data.tokenizers import Gpt2Tokenizer, Tokenizer
 from gptlab.distributed.world import SINGLE, World
 from gptlab.errors import DataError
-from gptlab.evals.likelihood import Ids, Pairs, encode_pairs, lay_out, likelihoods
+from gptlab.evals.likelihood import Ids, Pairs, encode_named, encode_pairs, lay_out, likelihoods
 from gptlab.files import because, gzip_lines, open_regular, parse_json, read_bytes
 from gptlab.model.gpt import GPT
 from gptlab.rundir import write_atomically
@@ -60,6 +60,11 @@ class Row:
     """This and the two parts of ctx are what the harness's definition is made of; some copies of the file lack them."""
     ctx_a: str | None = None
     ctx_b: str | None = None
+    where: str = field(default="", compare=False)
+    """File and line, for messages."""
+
+    def __str__(self) -> str:
+        return self.where or f"HellaSwag row {self.ind}"
 
 
 def load_rows(path: str | Path) -> list[Row]:
@@ -75,7 +80,7 @@ def load_rows(path: str | Path) -> list[Row]:
             for number, line in enumerate(lines, start=1):
                 try:
                     if line.strip():
-                        rows.append(_row(parse_json(line.decode())))
+                        rows.append(_row(parse_json(line.decode("utf-8-sig")), f"{path}, line {number}"))
                 except ValueError as error:  # UTF-8, JSON (without a line number of its own), and what _row says
                     says = getattr(error, "msg", error)
                     raise DataError(f"{path}, line {number} is not a HellaSwag row: {says}") from None
@@ -90,13 +95,13 @@ def load_rows(path: str | Path) -> list[Row]:
     return rows
 
 
-def _row(value: Any) -> Row:
+def _row(value: Any, where: str) -> Row:
     if not isinstance(value, dict):
         raise ValueError("an object was expected")
     if missing := [key for key in ("ind", "ctx", "endings", "label") if key not in value]:
         raise ValueError(f"it has no {' and no '.join(missing)}")
     ind, ctx, endings, label = (value[key] for key in ("ind", "ctx", "endings", "label"))
-    if type(ind) is not int:
+    if type(ind) is not int or not 0 <= ind < 2**63:
         raise ValueError("ind must be a whole number")
     if not isinstance(ctx, str) or not ctx:
         raise ValueError("ctx must be a text")
@@ -107,7 +112,9 @@ def _row(value: Any) -> Row:
     parts = [value.get(key) for key in ("activity_label", "ctx_a", "ctx_b")]
     if not all(part is None or isinstance(part, str) for part in parts):
         raise ValueError("activity_label, ctx_a and ctx_b must be texts")
-    return Row(ind, ctx, (endings[0], endings[1], endings[2], endings[3]), int(label), *parts)
+    first, second, third, fourth = endings
+    activity, ctx_a, ctx_b = parts
+    return Row(ind, ctx, (first, second, third, fourth), int(label), activity, ctx_a, ctx_b, where)
 
 
 def load_llmc(path: str | Path) -> list[tuple[int, int, list[NDArray[Any]]]]:
@@ -134,6 +141,8 @@ def load_llmc(path: str | Path) -> list[tuple[int, int, list[NDArray[Any]]]]:
                 pieces.append(body[at + 1 : at + 1 + n])
                 at += 1 + n
             if begins != LLMC_ROW or n_endings != 4 or label > 3 or at > len(body) or not all(map(len, pieces)):
+                raise ValueError
+            if max(int(ids.max()) for ids in pieces) >= Gpt2Tokenizer.vocab_size:
                 raise ValueError
         except (IndexError, ValueError):
             raise DataError(f"{path} is damaged: its row {number} of {header[2]} is no row") from None
@@ -181,7 +190,8 @@ def open_hellaswag(path: str, tokenizer: Tokenizer, block_size: int, definition:
     if tokenizer.spec() != {"kind": "gpt2"}:
         raise DataError(f"{path} holds GPT-2's ids, and this model's tokenizer is {tokenizer.name}")
     rows = load_llmc(path)
-    return _encoded([(ind, label) for ind, label, _ in rows], [pieces for *_, pieces in rows], block_size)
+    which = [(ind, label) for ind, label, _ in rows]
+    return _encoded(which, [pieces for *_, pieces in rows], block_size, [f"{path}, row {ind}" for ind, _ in which])
 
 
 def encode_rows(
@@ -205,19 +215,24 @@ def encode_rows(
     which = [(row.ind, row.label) for row in rows]
     if definition == "harness":
         return _encode_harness(rows, tokenizer, block_size)
-    texts = [valid_text(text) for row in rows for text in (row.ctx, *(" " + ending for ending in row.endings))]
-    ids = tokenizer.encode_batch(texts)
-    return _encoded(which, [ids[5 * i : 5 * i + 5] for i in range(len(rows))], block_size)
+    texts = [text for row in rows for text in (row.ctx, *(" " + ending for ending in row.endings))]
+    ids = encode_named(tokenizer, texts, lambda i: str(rows[i // 5]))
+    return _encoded(which, [ids[5 * i : 5 * i + 5] for i in range(len(rows))], block_size, [str(row) for row in rows])
 
 
-def _encoded(which: Sequence[tuple[int, int]], pieces: Sequence[Sequence[NDArray[Any]]], block_size: int) -> Encoded:
-    """From index and label of each row, and the ids of its context and of its four endings."""
+def _encoded(
+    which: Sequence[tuple[int, int]],
+    pieces: Sequence[Sequence[NDArray[Any]]],
+    block_size: int,
+    where: Sequence[str],
+) -> Encoded:
+    """From index and label of each row, the ids of its context and of its four endings, and its place for messages."""
     _check_block(block_size)
     pairs: list[tuple[Ids, Ids]] = []
     n_cut = 0
-    for (ind, _), (context, *endings) in zip(which, pieces, strict=True):
+    for place, (context, *endings) in zip(where, pieces, strict=True):
         if not all(len(piece) for piece in (context, *endings)):
-            raise DataError(f"HellaSwag row {ind}: its context or an ending has no tokens")
+            raise DataError(f"{place}: its context or an ending has no tokens")
         longest = max(len(ending) for ending in endings)
         n_cut += len(context) + longest > block_size
         context = context[-max(1, block_size - longest) :]
@@ -233,15 +248,12 @@ def _encode_harness(rows: Sequence[Row], tokenizer: Tokenizer, block_size: int) 
     for row in rows:
         if row.activity_label is None or row.ctx_a is None or row.ctx_b is None:
             raise DataError(
-                f"HellaSwag row {row.ind} lacks activity_label, ctx_a or ctx_b, which hellaswag.definition = harness "
+                f"{row} lacks activity_label, ctx_a or ctx_b, which hellaswag.definition = harness "
                 "puts together: use the original hellaswag_val.jsonl"
             )
         query = _without_brackets(f"{row.activity_label}: {row.ctx_a} {row.ctx_b.capitalize()}")
         texts += [(query, " " + _without_brackets(ending)) for ending in row.endings]
-    pairs = encode_pairs(tokenizer, texts)
-    for i, (_, ending) in enumerate(pairs):
-        if not ending:
-            raise DataError(f"HellaSwag row {rows[i // 4].ind}: an ending has no tokens")
+    pairs = encode_pairs(tokenizer, texts, lambda i: str(rows[i // 4]))
     too_long = [len(context) + len(ending) > block_size + 1 for context, ending in pairs]
     return Encoded(
         ind=np.array([row.ind for row in rows]),

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gptlab.data.tokenizers import Tokenizer, valid_text
 from gptlab.distributed.world import SINGLE, World
-from gptlab.errors import UserError
+from gptlab.errors import DataError, UserError
 from gptlab.model.gpt import GPT
 from gptlab.model.loss import chunk_length
 
@@ -97,34 +97,68 @@ def lay_out(pairs: Iterable[tuple[Ids, Ids]], block_size: int) -> Pairs:
     )
 
 
-def encode_pairs(tokenizer: Tokenizer, texts: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+def encode_named(tokenizer: Tokenizer, texts: Sequence[str], where: Callable[[int], str]) -> list[NDArray[Any]]:
+    """Ids of each text.
+
+    Args:
+        where: file and line of a text by its index, for messages.
+
+    Raises:
+        DataError: a text that the tokenizer has no ids for; it is named.
+    """
+    texts = [valid_text(text) for text in texts]
+    try:
+        return tokenizer.encode_batch(texts)
+    except DataError:
+        for i, text in enumerate(texts):
+            try:
+                tokenizer.encode_batch([text])
+            except DataError as error:
+                raise DataError(f"{where(i)}: {error}") from None
+        raise
+
+
+def encode_pairs(
+    tokenizer: Tokenizer, texts: Sequence[tuple[str, str]], where: Callable[[int], str]
+) -> list[tuple[list[int], list[int]]]:
     """Ids of (context, continuation) texts, tokenised together and cut after the context's own ids (as lm-eval does).
 
     Spaces at the end of a context go to the continuation. Where there is no context, end-of-text stands for it.
 
+    Args:
+        where: file and line of a pair by its index, for messages.
+
     Raises:
         UserError: a text without context, and a tokenizer without end-of-text.
+        DataError: a text that the tokenizer has no ids for, or a continuation of which it leaves nothing.
     """
     moved = [(context.rstrip(), context[len(context.rstrip()) :] + continuation) for context, continuation in texts]
-    wholes = tokenizer.encode_batch([valid_text(context + continuation) for context, continuation in moved])
-    contexts = tokenizer.encode_batch([valid_text(context) for context, _ in moved])
+    wholes = encode_named(tokenizer, [context + continuation for context, continuation in moved], where)
+    contexts = encode_named(tokenizer, [context for context, _ in moved], where)
     pairs = []
     for whole, context in zip(wholes, contexts, strict=True):
         start = context.tolist() or [end_of_text(tokenizer)]
         pairs.append((start, whole.tolist()[len(context) :]))
+    for i, (_, continuation) in enumerate(pairs):
+        if not continuation:
+            raise DataError(f"{where(i)}: the tokenizer {tokenizer.name} has no token for {texts[i][1]!r}")
     return pairs
 
 
-def rolling_pairs(tokenizer: Tokenizer, text: str, block_size: int) -> list[tuple[Ids, Ids]]:
+def rolling_pairs(tokenizer: Tokenizer, text: str, block_size: int, where: str) -> list[tuple[Ids, Ids]]:
     """A whole text cut into pairs that predict each of its tokens once, as lm-eval does.
 
     The first window begins with end-of-text, each further one with the last token of the one before; the last window
-    reaches as far back as it can.
+    reaches as far back as it can. There are none where the tokenizer leaves nothing of a text.
+
+    Args:
+        where: file and line of the text, for messages.
 
     Raises:
         UserError: a tokenizer without end-of-text.
+        DataError: a text that the tokenizer has no ids for.
     """
-    ids = tokenizer.encode(text)
+    ids = encode_named(tokenizer, [text], lambda _: where)[0].tolist()
     cuts = range(0, len(ids), block_size)
     return [(ids[max(0, i - block_size) : i] or [end_of_text(tokenizer)], ids[i : i + block_size]) for i in cuts]
 

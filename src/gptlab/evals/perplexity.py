@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -20,8 +21,16 @@ from gptlab.model.gpt import GPT
 Context = Callable[[], AbstractContextManager[object]]
 
 
+class Passage(NamedTuple):
+    """A text of a file."""
+
+    text: str
+    where: str
+    """File and line, for messages."""
+
+
 def wikitext_perplexity(
-    model: GPT, tokenizer: Tokenizer, pages: Sequence[str], device: torch.device, context: Context, micro_batch: int
+    model: GPT, tokenizer: Tokenizer, pages: Sequence[Passage], device: torch.device, context: Context, micro_batch: int
 ) -> dict[str, float]:
     """Perplexity on WikiText-2 (Merity et al. 2016, arXiv 1609.07843), article by article, after `detokenize`.
 
@@ -30,12 +39,18 @@ def wikitext_perplexity(
 
     Returns:
         wikitext_word_perplexity, wikitext_byte_perplexity, wikitext_bits_per_byte, and the number of articles.
+
+    Raises:
+        DataError: text that the tokenizer has no ids for, or of which it leaves nothing at all.
     """
-    pairs = [pair for page in pages for pair in rolling_pairs(tokenizer, detokenize(page), model.config.block_size)]
-    measured = likelihoods(model, lay_out(pairs, model.config.block_size), device, context, micro_batch)
+    block_size = model.config.block_size
+    pairs = [pair for text, where in pages for pair in rolling_pairs(tokenizer, detokenize(text), block_size, where)]
+    if not pairs:
+        raise DataError(f"{pages[0].where}: the tokenizer {tokenizer.name} has no token for this text nor what follows")
+    measured = likelihoods(model, lay_out(pairs, block_size), device, context, micro_batch)
     loss = float(measured.losses.sum())
-    n_words = sum(len(re.split(r"\s+", page)) for page in pages)
-    n_bytes = sum(len(page.encode()) for page in pages)
+    n_words = sum(len(re.split(r"\s+", page.text)) for page in pages)
+    n_bytes = sum(len(page.text.encode()) for page in pages)
     return {
         "wikitext_word_perplexity": _exp(loss / n_words),
         "wikitext_byte_perplexity": _exp(loss / n_bytes),
@@ -45,24 +60,40 @@ def wikitext_perplexity(
 
 
 def lambada_perplexity(
-    model: GPT, tokenizer: Tokenizer, texts: Sequence[str], device: torch.device, context: Context, micro_batch: int
+    model: GPT,
+    tokenizer: Tokenizer,
+    passages: Sequence[Passage],
+    device: torch.device,
+    context: Context,
+    micro_batch: int,
 ) -> dict[str, float]:
     """LAMBADA (Paperno et al. 2016, arXiv 1606.06031): the last word of each passage, given the words before it.
+
+    A passage longer than the model's context loses its beginning.
 
     Returns:
         lambada_perplexity (per last word), lambada_byte_perplexity (per byte of the word and its leading space),
         lambada_acc (share of the words that greedy decoding gives), and the number of passages.
+
+    Raises:
+        DataError: a passage that the tokenizer has no ids for, or whose last word has none, or more than block_size.
     """
-    words = [tuple(text.rpartition(" ")[::2]) for text in texts]
+    block_size = model.config.block_size
+    words = [passage.text.rpartition(" ")[::2] for passage in passages]
     cut = [(before, " " + word) for before, word in words]
-    pairs = lay_out(encode_pairs(tokenizer, cut), model.config.block_size)
-    measured = likelihoods(model, pairs, device, context, micro_batch)
+    pairs = encode_pairs(tokenizer, cut, lambda i: passages[i].where)
+    for passage, (_, word) in zip(passages, pairs, strict=True):
+        if len(word) > block_size:
+            raise DataError(
+                f"{passage.where}: the last word has {len(word)} tokens, more than model.block_size = {block_size}"
+            )
+    measured = likelihoods(model, lay_out(pairs, block_size), device, context, micro_batch)
     loss, n_bytes = float(measured.losses.sum()), sum(len(word.encode()) for _, word in cut)
     return {
-        "lambada_perplexity": _exp(loss / len(texts)),
+        "lambada_perplexity": _exp(loss / len(passages)),
         "lambada_byte_perplexity": _exp(loss / n_bytes),
         "lambada_acc": float(measured.greedy.mean()),
-        "lambada_passages": len(texts),
+        "lambada_passages": len(passages),
     }
 
 
@@ -73,23 +104,23 @@ def _exp(loss: float) -> float:
 # -- files ----------------------------------------------------------------------------------------------------------
 
 
-def load_wikitext(path: str) -> list[str]:
+def load_wikitext(path: str) -> list[Passage]:
     """The articles in wiki.test.raw or wiki.test.tokens, also gzipped (.gz). A line " = Title = " starts an article."""
-    pages: list[list[str]] = [[]]
-    for line in _read(path).split("\n"):
+    pages: list[tuple[int, list[str]]] = [(1, [])]
+    for number, line in enumerate(_read(path).split("\n"), 1):
         text = line.strip()
         if re.match(r"= (?!= )", text) and re.search(r"(?<!=) =$", text):
-            pages.append([])
-        pages[-1].append(line)
-    joined = ["\n".join(page) for page in pages]
-    if not (found := [page for page in joined if page.strip()]):
+            pages.append((number, []))
+        pages[-1][1].append(line)
+    joined = [Passage("\n".join(lines), f"{path}, the article at line {number}") for number, lines in pages]
+    if not (found := [page for page in joined if page.text.strip()]):
         raise DataError(f"{path} has no text")
     return found
 
 
-def load_lambada(path: str) -> list[str]:
+def load_lambada(path: str) -> list[Passage]:
     """The passages in OpenAI's lambada_test.jsonl, also gzipped (.gz): one {"text": ...} per line."""
-    texts = []
+    passages = []
     for number, line in enumerate(_read(path).split("\n"), 1):
         if not line.strip():
             continue
@@ -100,10 +131,10 @@ def load_lambada(path: str) -> list[str]:
             raise DataError(f'{path}, line {number}: expected a passage {{"text": ...}}') from None
         if not context.strip() or not word:
             raise DataError(f"{path}, line {number}: a passage needs at least two words")
-        texts.append(text)
-    if not texts:
+        passages.append(Passage(text, f"{path}, line {number}"))
+    if not passages:
         raise DataError(f"{path} has no passages")
-    return texts
+    return passages
 
 
 def _read(path: str) -> str:

@@ -132,7 +132,7 @@ def prepare(
         with contextlib.suppress(OSError):  # the folder may be read-only
             state.sweep(folder)  # a kill between the manifest and this leaves the record
         made_of = corpus_of(manifest)  # files of equal names and sizes count as the same, wherever they are
-        say(f"{folder}: already prepared" + f" from {made_of}" * bool(made_of) + f", {_summary(manifest)}")
+        say(f"{folder}: already prepared, {_summary(manifest)}" + f", from {made_of}" * bool(made_of))
         return folder
     with state.lock(folder):
         record = state.read_record(folder, draft)
