@@ -479,8 +479,11 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
     rows = original_rows(200)
+    rows[5]["endings"][1] = ""
     data("hellaswag", [row for row in rows if len(row["ctx"]) < 1000])
-    data("lambada", [{"text": f"{text(12, seed)} {WORDS[seed]}"} for seed in range(12)])
+    passages = [f"{text(12, seed)} {WORDS[seed]}" for seed in range(12)]
+    passages += [f"{text(90, 1)} café", "A\tman  puts", "the roof\u2028 \xa0water", f"the {'man' * 40}"]
+    data("lambada", [{"text": passage} for passage in passages])  # the last fill the context, and more
     (folder / "wiki.test.raw").write_text(ARTICLES, encoding="utf-8")
     data("wikitext", [{"page": page.text} for page in load_wikitext(str(folder / "wiki.test.raw"))])
     data("writing", [{"question": text(n, n), "answer": "the"} for n in range(3, 9)])
