@@ -95,6 +95,22 @@ def test_the_command_that_makes_a_missing_dataset_can_be_pasted() -> None:
     assert "`gptlab prepare CORPUS --out data/x`" in str(missing_dataset("data/x"))
 
 
+def test_file_names_that_are_not_utf8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        (tmp_path / "folder/x\udcff").mkdir(parents=True)
+    except OSError:
+        pytest.skip("this file system refuses such names")
+    for number in range(40):
+        (tmp_path / f"folder/x\udcff/{number}\udcfe.txt").write_text(f"Document {number}", encoding="utf-8")
+    part = prepare(str(tmp_path / "folder"), tokenizer="byte", part="1/1", out=tmp_path / "parts", progress=False)
+    whole = prepare(str(tmp_path / "folder"), tokenizer="byte", out=tmp_path / "whole", progress=False)
+    for folder in (part, whole):
+        splits = read_manifest(folder)["splits"]
+        assert splits["train"]["documents"] + splits["val"]["documents"] == 40
+    monkeypatch.chdir(tmp_path / "folder/x\udcff")
+    assert prepare(".", tokenizer="byte", out="../../inside", progress=False) == Path("../../inside")
+
+
 # -- what a run was trained on --------------------------------------------------------------------------------------
 
 

@@ -170,6 +170,15 @@ def test_overlays_name_each_run_by_its_folder(tmp_path):
     assert "x/same_seed1" in figure.axes[0].get_title(loc="left")
 
 
+@pytest.mark.filterwarnings("error")
+def test_characters_that_the_font_does_not_have_are_escapes(tmp_path):
+    lines = training([1, 2], [5.0, 4.0])
+    runs = [make_run(tmp_path / name, lines) for name in ("日本", "çé±€")]
+    drawn = plots.run_figures(runs)
+    assert legend_of(drawn["training_loss"]) == [r"\u65e5\u672c", "çé±€"]
+    assert len(plots.draw(runs, tmp_path / "plots")) == 3
+
+
 def test_short_names_are_as_short_as_they_can_be():
     paths = [Path("/r/s/a_seed0"), Path("/r/t/a_seed0"), Path("/r/s/b")]
     assert short_names(paths) == ["s/a_seed0", "t/a_seed0", "b"]

@@ -48,8 +48,14 @@ class Track:
 
 
 def plot_name(name: str) -> str:
-    """A folder's name for matplotlib: $ starts no formula, and a leading underscore does not hide the label."""
-    name = name.replace("$", r"\$")
+    """A folder's name for matplotlib: $ starts no formula, and a leading underscore does not hide the label.
+
+    A character that matplotlib's font does not have, such as of Chinese, is its escape: boxes would all look alike.
+    """
+    from matplotlib import font_manager
+
+    font = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
+    name = "".join(c if font.get_char_index(ord(c)) else ascii(c)[1:-1] for c in name).replace("$", r"\$")
     return f" {name}" if name.startswith("_") else name
 
 
