@@ -11,7 +11,7 @@ from gptlab.config import Data
 from gptlab.data.manifest import missing_dataset, read_manifest
 from gptlab.data.prepare import prepare
 from gptlab.data.tokenizers import make_tokenizer
-from gptlab.errors import DataError, RunError
+from gptlab.errors import ConfigError, DataError, RunError
 from gptlab.planning.resolve import resolve_recipe
 from gptlab.report.card import card
 from gptlab.rundir import RunDir
@@ -109,6 +109,10 @@ def test_file_names_that_are_not_utf8(tmp_path: Path, monkeypatch: pytest.Monkey
         assert splits["train"]["documents"] + splits["val"]["documents"] == 40
     monkeypatch.chdir(tmp_path / "folder/x\udcff")
     assert prepare(".", tokenizer="byte", out="../../inside", progress=False) == Path("../../inside")
+    shutil.copytree("../../inside", "inside")
+    with pytest.raises(ConfigError, match="is not UTF-8 text, which no recipe.toml can hold: rename it"):
+        train(tiny_recipe(Path("inside"), train__max_steps=1), "../../run", quiet=True)
+    assert not RunDir("../../run").exists()
 
 
 # -- what a run was trained on --------------------------------------------------------------------------------------

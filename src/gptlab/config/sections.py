@@ -79,7 +79,7 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 
 def last_name(text: str) -> str:
     """The last part of a path, also of `.` and of one that ends in a slash; a plain name is its own."""
-    return Path(os.path.abspath(text)).name
+    return Path(os.path.abspath(text)).name if text else ""
 
 
 class Section(BaseModel):

@@ -54,7 +54,8 @@ def resolve_recipe(
         stored: the resolved recipe of a run that is resumed; where `recipe` leaves a setting open, this one's is kept.
 
     Raises:
-        ConfigError: only the dataset tells the vocabulary or the number of labels, and it is not prepared.
+        ConfigError: only the dataset tells the vocabulary or the number of labels, and it is not prepared. Or its
+            folder has a name that is not UTF-8.
     """
     notes: list[str] = []
     if data is None:
@@ -66,8 +67,8 @@ def resolve_recipe(
     if not model.vocab_size:
         model = model.model_copy(update={"vocab_size": _vocab_size(recipe, data)})
     labels = data.n_labels if data is not None else _n_labels(recipe)
-    folders = {str(Path(folder).resolve()): weight for folder, weight in recipe.data.mixture.items()}
-    where: dict[str, Any] = {"path": "" if folders else str(Path(recipe.data.folder).resolve()), "mixture": folders}
+    folders = {_absolute(folder): weight for folder, weight in recipe.data.mixture.items()}
+    where: dict[str, Any] = {"path": "" if folders else _absolute(recipe.data.folder), "mixture": folders}
     where |= {} if data is None else _made_of(data)
     recipe = recipe.replace({"model": model.model_dump(), "data": {**recipe.data.model_dump(), **where}})
     epoch = None if data is None else data.epoch_tokens(recipe.model.block_size)
@@ -99,6 +100,15 @@ def _shape_of_source(recipe: Recipe, notes: list[str]) -> Model:
     found = RunDir.open(source).read_recipe().model
     block_size = min(model.block_size, found.block_size)
     return found.model_copy(update={"block_size": block_size, "dropout": model.dropout})
+
+
+def _absolute(folder: str) -> str:
+    path = str(Path(folder).resolve())
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"{path}: a name in it is not UTF-8 text, which no recipe.toml can hold: rename it") from None
+    return path
 
 
 def _made_of(data: TaskData) -> dict[str, str]:

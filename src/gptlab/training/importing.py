@@ -50,7 +50,7 @@ def import_run(kind: str, source: str, out: Path, overrides: dict[str, Any]) -> 
         "name": Path(out).name,
         "description": f"imported from {source}",
         "model": shape.model_dump(),
-        "data": {"tokenizer": tokenizer.name},
+        "data": {"tokenizer": tokenizer.name, "corpus": ""},  # what it was trained on is not known
         "batch": {"tokens_per_step": shape.block_size},
         "train": {"eval_only": True},
     }
