@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 import torch
 from conftest import tiny_recipe
+from interrupted import killed_before
 from safetensors.torch import load_file
 
 from gptlab.config import Recipe
 from gptlab.errors import RunError
 from gptlab.rundir import RunDir
+from gptlab.training import loop
 from gptlab.training.checkpoint import Checkpoints, best_first, find_checkpoint, list_checkpoints, verify
 from gptlab.training.job import open_job
 from gptlab.training.loop import fit, train
@@ -114,6 +116,9 @@ def test_a_stop_during_evaluation_evaluates_there_again(
         result = train(recipe, tmp_path / "pieces", quiet=True)
     assert result.status == "interrupted"
     assert result.steps == 6
+    with killed_before(1, (loop, "update")):  # a process that evaluates, and is gone before the next checkpoint
+        train(recipe, tmp_path / "pieces", quiet=True)
+    assert [line["step"] for line in RunDir(tmp_path / "pieces").read_metrics() if "val_loss" in line] == [0, 6]
     assert train(recipe, tmp_path / "pieces", quiet=True).status == "completed"
     assert_same_run(tmp_path / "whole", tmp_path / "pieces")
 

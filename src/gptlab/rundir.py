@@ -212,8 +212,12 @@ class RunDir:
                 return value
         return None
 
-    def cut_metrics(self, step: int) -> tuple[int, int]:
+    def cut_metrics(self, step: int, most: int = 0) -> tuple[int, int]:
         """Remove the lines after `step`, because a run that resumes at this step writes them again.
+
+        Args:
+            most: the lines that the checkpoint of this step knows of; 0 if it does not say. Behind them may be an
+                evaluation at this step, by a process that was killed before its next checkpoint.
 
         Returns:
             The number of lines that are left, and that of damaged lines, which are removed too. The last line counts
@@ -229,7 +233,7 @@ class RunDir:
                 value = {"step": int(ours[1])} if ours else parse_metrics(line)
                 if value is None:
                     damaged += bool(line.strip()) and line.endswith(b"\n")
-                elif value["step"] <= step:
+                elif value["step"] <= step and (left < most or not most):
                     kept.write(line if line.endswith(b"\n") else line + b"\n")
                     left += 1
             kept.flush()

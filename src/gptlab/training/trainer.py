@@ -131,7 +131,7 @@ class Trainer:
             facts = environment(self.recipe, self.job.data, self.model, self.optimizer, self.device, self.world)
             self.run.write_json("environment.json", facts)
         had = self.state.metrics_lines
-        self.state.metrics_lines, self.damaged_lines = self.run.cut_metrics(self.saved_step)
+        self.state.metrics_lines, self.damaged_lines = self.run.cut_metrics(self.saved_step, had)
         self.missing_lines = had - self.state.metrics_lines
         self.run.remove("result.json")  # without it the run is running, or was killed
         self.run.remove(FAILURE)
