@@ -195,16 +195,20 @@ def test_verify_reads_a_dataset_a_run_and_a_study(
     (study / "study.toml").write_text(STUDY, encoding="utf-8")
     run = RunDir(study / "a_seed0")
     train(byte_recipe(prepared), run.path, quiet=True)
-    assert command("verify", run.path)[0] == command("verify", study)[0] == 0
+    assert command("verify", run.path)[0] == 0
     assert "step-00000004: as written" in capsys.readouterr().out
+    (study / "a_seed0.json").write_text("{}", encoding="utf-8")
+    assert command("verify", study)[0] == 0
+    wanted = [f"{study / 'study.toml'}: as written", f"{study / 'a_seed0'}, 7 files and checkpoints: as written"]
+    assert capsys.readouterr().out.splitlines() == wanted
     put(run.checkpoints / "step-00000004" / "model.safetensors", 900, b"\1\2\3")
     with open(run.metrics_file, "a", encoding="utf-8") as file:
         file.write("{half a l\n")
     (study / "b_seed0.json").write_text("[]", encoding="utf-8")
     assert command("verify", study)[0] == 1
-    says = capsys.readouterr().out
-    for damage in ("step-00000004 is damaged", "1 lines are damaged", "b_seed0.json is damaged"):
-        assert damage in says
+    says = capsys.readouterr().out.splitlines()
+    damages = ("1 lines are damaged", "step-00000004 is damaged", "b_seed0.json is damaged")
+    assert len(says) == 4 and all(damage in line for damage, line in zip(damages, says[1:], strict=True))
     assert command("verify", tmp_path / "nowhere")[0] == command("verify", tmp_path)[0] == 2
 
 

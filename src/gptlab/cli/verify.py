@@ -17,7 +17,7 @@ def add_to(verbs: Any) -> None:
 
 
 def do_verify(options: argparse.Namespace) -> int:
-    """Print what was read and what is damaged; a damaged file is a failure."""
+    """Print what was read, of a study a line for each run, and what is damaged; a damaged file is a failure."""
     folder, damage = options.folder, 0
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder: name a prepared dataset, a run directory or a study's folder")
@@ -73,10 +73,15 @@ def _study(folder: Path) -> Iterator[tuple[str, str]]:
 
     study = open_study(folder)
     yield str(folder / "study.toml"), _fault(lambda: read_plan(folder, study))
-    for file in sorted(folder.glob("*_seed*.json")):
-        yield str(file), _fault(lambda file=file: RunDir(folder).read_json(file.name))
-    for recipe in sorted(folder.glob("*_seed*/recipe.toml")):
-        yield from _run(recipe.parent)
+    summaries = {file.stem: file for file in folder.glob("*_seed*.json")}
+    runs = {recipe.parent.name: recipe.parent for recipe in folder.glob("*_seed*/recipe.toml")}
+    for name in sorted(summaries | runs):
+        found = list(_run(runs[name])) if name in runs else []
+        if name in summaries:
+            file = summaries[name]
+            found.append((str(file), _fault(lambda file=file: RunDir(folder).read_json(file.name))))
+        whole = f"{folder / name}, {len(found)} files and checkpoints"
+        yield from [(what, fault) for what, fault in found if fault] or [(whole, "")]
 
 
 def _fault(read: Any) -> str:
