@@ -19,6 +19,7 @@ from gptlab.distributed.world import World
 from gptlab.errors import LostRank
 from gptlab.rundir import RunDir
 from gptlab.training.outcome import typed
+from gptlab.training.signals import StopSignal, stack_on_sigterm
 
 
 @pytest.fixture
@@ -74,6 +75,7 @@ def lose(dataset: str, out: str, how: str) -> None:
         if step == 3 and str(rank) == lost[-1]:
             if lost.startswith("killed"):
                 os.kill(os.getpid(), signal.SIGKILL)
+            Path(out, "hangs").write_text(str(os.getpid()), encoding="ascii")
             while not said.exists():
                 time.sleep(0.1)
             os._exit(7)
@@ -87,6 +89,9 @@ def lose(dataset: str, out: str, how: str) -> None:
     try:
         train(tiny_recipe(Path(dataset), **changes), Path(out, "run"), quiet=True)
     except LostRank as error:
+        if (hangs := Path(out, "hangs")).exists():  # what torchrun does then
+            os.kill(int(hangs.read_text(encoding="ascii")), signal.SIGTERM)
+            time.sleep(0.5)
         said.with_suffix(".part").write_text(str(error), encoding="utf-8")
         said.with_suffix(".part").rename(said)
 
@@ -115,3 +120,19 @@ def test_a_lost_rank_is_named(how: str, dataset: Path, tmp_path: Path) -> None:
     assert (result["status"], result["reason"]) == ("failed", says)
     assert "stack\nTraceback" in (tmp_path / "run" / "failure.txt").read_text(encoding="utf-8")
     assert time.monotonic() - began < 90
+    stacks = {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "run").glob("stack-rank-*.txt")}
+    assert list(stacks) == [f"stack-rank-{lost}.txt"]
+    assert "hangs" not in how or " in step\n" in stacks[f"stack-rank-{lost}.txt"]
+
+
+def test_a_stack_is_left_by_what_is_ended_and_not_by_what_ends(tmp_path: Path) -> None:
+    file = tmp_path / "run" / "stack-rank-1.txt"
+    with StopSignal() as asked, stack_on_sigterm(file):
+        assert file.read_text(encoding="utf-8") == ""
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert "in test_a_stack_is_left_by_what_is_ended" in file.read_text(encoding="utf-8")
+        assert asked() and asked.reason == "SIGTERM"
+    assert not file.exists()
+    with StopSignal() as asked:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert asked() and not file.exists()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import faulthandler
 import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -88,6 +90,23 @@ class StopSignal:
             signal.signal(number, handler)
         if self._file is not None:
             self._file.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def stack_on_sigterm(file: Path) -> Iterator[None]:
+    """On SIGTERM, write where the threads of this process are into `file`, which goes when the context is left.
+
+    What ends the ranks of a run after one of them has failed sends SIGTERM first. A rank that hangs, also within C, so
+    leaves the place. Enter this inside of a `StopSignal`, which hears the signal as well.
+    """
+    with contextlib.ExitStack() as opened:
+        with contextlib.suppress(AttributeError, OSError):  # on Windows; on a full disk
+            file.parent.mkdir(parents=True, exist_ok=True)
+            opened.callback(file.unlink, missing_ok=True)
+            stream = opened.enter_context(open(file, "w", encoding="utf-8"))
+            faulthandler.register(signal.SIGTERM, stream, all_threads=True, chain=True)
+            opened.callback(faulthandler.unregister, signal.SIGTERM)
+        yield
 
 
 def _leave_terminal() -> None:
