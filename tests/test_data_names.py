@@ -1,12 +1,15 @@
 """Where a dataset goes, and what a run says it was made of."""
 
+import io
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 from conftest import text_of, tiny_recipe
 
+from gptlab import cli
 from gptlab.config import Data
 from gptlab.data.manifest import missing_dataset, read_manifest
 from gptlab.data.prepare import prepare
@@ -113,6 +116,18 @@ def test_file_names_that_are_not_utf8(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(ConfigError, match="is not UTF-8 text, which no recipe.toml can hold: rename it"):
         train(tiny_recipe(Path("inside"), train__max_steps=1), "../../run", quiet=True)
     assert not RunDir("../../run").exists()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_names_that_the_terminal_cannot_show(encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "日本.txt").write_text(text_of(200, 0), encoding="utf-8")
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["prepare", "日本.txt", "--tokenizer", "byte"])
+    assert ended.value.code == 0 and Path("data/日本.txt-byte/manifest.json").is_file()
+    assert b"dataset: data/??.txt-byte" in written.getvalue()
 
 
 # -- what a run was trained on --------------------------------------------------------------------------------------
