@@ -221,9 +221,8 @@ def hold_out(items: Iterator[tuple[str, T]], fraction: float | None) -> Iterator
 
 
 def fraction_of(name: str) -> float:
-    """A hash of a name as a number in [0, 1). The name may be a file's, whose bytes need not be UTF-8."""
-    named = name.encode(errors="surrogateescape")
-    return int.from_bytes(hashlib.blake2b(named, digest_size=8).digest(), "big") / 2**64
+    """A hash of a name as a number in [0, 1)."""
+    return int.from_bytes(hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest(), "big") / 2**64
 
 
 def share_out(items: list[Any], part: Part | None, what: str) -> list[Any]:
