@@ -1,5 +1,6 @@
 """A run that was stopped, however it was, repeats the uninterrupted one bit for bit."""
 
+import contextlib
 import json
 import os
 import random
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from interrupted import killed_before
 from safetensors.torch import load_file
 
 from gptlab.config import Recipe
+from gptlab.data.shards import Tokens
 from gptlab.errors import RunError
 from gptlab.rundir import RunDir
 from gptlab.training import loop
@@ -95,24 +98,27 @@ def test_what_a_kill_while_saving_leaves_is_no_checkpoint(dataset: Path, tmp_pat
     assert sorted(checkpoints.iterdir()) == list_checkpoints(RunDir(tmp_path / "run"))
 
 
-def test_a_stop_during_evaluation_evaluates_there_again(
-    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe = tiny_recipe(dataset)
-    train(recipe, tmp_path / "whole", quiet=True)
-    from gptlab.data.shards import Tokens
-
+@contextlib.contextmanager
+def stop_in_second_evaluation() -> Iterator[None]:
+    """SIGTERM in the middle of it."""
     original, calls = Tokens.gather, []
 
     def gather(self: Any, starts: Any, length: int) -> Any:
         if sys._getframe(1).f_code.co_name == "_padded":  # asked for by an evaluation
             calls.append(1)
-            if len(calls) == 20:  # in the middle of the second evaluation
+            if len(calls) == 20:
                 os.kill(os.getpid(), signal.SIGTERM)
         return original(self, starts, length)
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Tokens, "gather", gather)
+        yield
+
+
+def test_a_stop_during_evaluation_evaluates_there_again(dataset: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(dataset)
+    train(recipe, tmp_path / "whole", quiet=True)
+    with stop_in_second_evaluation():
         result = train(recipe, tmp_path / "pieces", quiet=True)
     assert result.status == "interrupted"
     assert result.steps == 6
@@ -121,6 +127,20 @@ def test_a_stop_during_evaluation_evaluates_there_again(
     assert [line["step"] for line in RunDir(tmp_path / "pieces").read_metrics() if "val_loss" in line] == [0, 6]
     assert train(recipe, tmp_path / "pieces", quiet=True).status == "completed"
     assert_same_run(tmp_path / "whole", tmp_path / "pieces")
+
+
+@pytest.mark.parametrize(("every", "evaluated"), [(8, [0, 8, 13]), (5, [0, 8, 10, 13])])
+def test_a_stop_during_the_last_evaluation_and_a_longer_limit(
+    every: int, evaluated: list[int], dataset: Path, tmp_path: Path
+) -> None:
+    """The last evaluation of the shorter run is there once, whether the longer one is to evaluate there or not."""
+    recipe = tiny_recipe(dataset, train__max_steps=8, train__eval_every=8, schedule__decay_steps=24)
+    with stop_in_second_evaluation():
+        result = train(recipe, tmp_path / "run", quiet=True)
+    assert (result.status, result.steps) == ("interrupted", 8)
+    assert train(recipe, tmp_path / "run", quiet=True).status == "completed"
+    train(recipe.replace({"train.max_steps": 13, "train.eval_every": every}), tmp_path / "run", quiet=True)
+    assert [line["step"] for line in RunDir(tmp_path / "run").read_metrics() if "val_loss" in line] == evaluated
 
 
 def test_evaluating_every_step_and_never_train_alike(dataset: Path, tmp_path: Path) -> None:

@@ -216,8 +216,8 @@ class RunDir:
         """Remove the lines after `step`, because a run that resumes at this step writes them again.
 
         Args:
-            most: the lines that the checkpoint of this step knows of; 0 if it does not say. Behind them may be an
-                evaluation at this step, by a process that was killed before its next checkpoint.
+            most: lines to keep; 0 for all. Behind those that the checkpoint of this step knows of may be an evaluation
+                at this step, by a process that was killed before its next checkpoint.
 
         Returns:
             The number of lines that are left, and that of damaged lines, which are removed too. The last line counts

@@ -130,8 +130,10 @@ class Trainer:
         if self.world.first:
             facts = environment(self.recipe, self.job.data, self.model, self.optimizer, self.device, self.world)
             self.run.write_json("environment.json", facts)
-        had = self.state.metrics_lines
-        self.state.metrics_lines, self.damaged_lines = self.run.cut_metrics(self.saved_step, had)
+        had, step = self.state.metrics_lines, self.state.step
+        again = set(self.task.due(step, step >= self.limit)) - set(self.state.evaluated)
+        kept = self.run.cut_metrics(self.saved_step, had if again else 0)
+        self.state.metrics_lines, self.damaged_lines = kept
         self.missing_lines = had - self.state.metrics_lines
         self.run.remove("result.json")  # without it the run is running, or was killed
         self.run.remove(FAILURE)
