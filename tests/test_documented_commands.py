@@ -27,7 +27,9 @@ ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```sh\n(.*?)^```", re.M | re.S)
 PAGES = ["README.md", "docs/studies.md", "docs/reports.md", "docs/sparsity.md", "docs/planning.md"]  # in this order
 # What a block needs that a test has not: an installation of its own, or a cluster.
-NOT_HERE = re.compile(r"^(make |source |sbatch|python experiments/)|results/precision-cls|results/pilot|until-decided")
+NOT_HERE = re.compile(
+    r"^(make |source |sbatch|python experiments/)|results/precision-cls|results/pilot|until-decided|runs/mine_"
+)
 
 SHORT: dict[str, Any] = {
     "model": {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 16},
