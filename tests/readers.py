@@ -24,7 +24,7 @@ from gptlab.data.labeled import LabeledDataset
 from gptlab.data.prepare import prepare
 from gptlab.data.prepare.folder import read_record
 from gptlab.data.shards import Dataset, read_shard, write_shard
-from gptlab.data.tokenizer_files import make_classifier_tokenizer
+from gptlab.data.tokenizer_files import open_tokenizer
 from gptlab.data.tokenizers import load_tokenizer, make_tokenizer
 from gptlab.errors import UserError
 from gptlab.evals.hellaswag import load_llmc, load_rows
@@ -32,7 +32,7 @@ from gptlab.evals.perplexity import load_lambada, load_wikitext
 from gptlab.interop.hf import export_hf, import_hf
 from gptlab.interop.hf_encoder import read_encoder
 from gptlab.interop.nanogpt import import_nanogpt
-from gptlab.interop.source import tokenizer_spec
+from gptlab.interop.source import source_tokenizer
 from gptlab.interop.sparse24 import load_sparse24
 from gptlab.model.gpt import build_model
 from gptlab.rundir import RunDir, new_plan, open_study, read_plan
@@ -211,7 +211,7 @@ def make_readers(root: Path) -> list[Reader]:
     record = folder("record")
     write(record / "progress.json", {"corpus": "x", "settings": {}, "source": {}, "tokenizer": {}, "format": "llmc"})
     asked = {"corpus": "x", "settings": {}, "source": {}, "tokenizer": {}, "format": "llmc"}
-    add("record of a preparation", record / "progress.json", lambda: read_record(record, asked))
+    add("record of a preparation", record / "progress.json", lambda: read_record(record, asked, "byte"))
 
     # tokenizers
     bpe = make_tokenizer("bpe-260", lambda: iter(["the cat sat on the mat"] * 3))
@@ -231,8 +231,19 @@ def make_readers(root: Path) -> list[Reader]:
     write(vocabulary / "vocab.json", model_of["vocab"])
     merges = "\n".join(" ".join(pair) if isinstance(pair, list) else pair for pair in model_of["merges"])
     write(vocabulary / "merges.txt", f"#version: 0.2\n{merges}\n")
+    write(
+        vocabulary / "special_tokens_map.json", {"eos_token": {"content": "</s>", "lstrip": True}, "pad_token": "[P]"}
+    )
+    write(vocabulary / "added_tokens.json", {"</s>": 260, "[P]": 261, "more": 262})
+    for file in ("vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json"):
+        add("vocabulary", vocabulary / file, lambda: open_tokenizer(str(vocabulary)).encode("a"))
+    newer = folder("newer")
     for file in ("vocab.json", "merges.txt"):
-        add("vocabulary", vocabulary / file, lambda: make_classifier_tokenizer(str(vocabulary), lambda: iter(())))
+        (newer / file).write_bytes((vocabulary / file).read_bytes())
+    listed = {"260": {"content": "</s>", "special": True}, "261": {"content": "more", "normalized": False}}
+    settings = {"tokenizer_class": "GPT2Tokenizer", "eos_token": "</s>", "added_tokens_decoder": listed}
+    write(newer / "tokenizer_config.json", settings)
+    add("vocabulary", newer / "tokenizer_config.json", lambda: open_tokenizer(str(newer)).encode("a"))
 
     # other people's models
     shape: dict[str, Any] = {"n_layer": 1, "n_head": 2, "n_embd": 8, "block_size": 16, "vocab_size": 260}
@@ -243,7 +254,7 @@ def make_readers(root: Path) -> list[Reader]:
         config, init = import_hf(hf)
         if config.n_embd > 999 or config.vocab_size > 9999 or config.n_layer > 99 or config.block_size > 9999:
             return None  # a whole shape, and too large to build in a test
-        return build_model(config, "cpu", init=init), tokenizer_spec(hf)
+        return build_model(config, "cpu", init=init), source_tokenizer(hf)
 
     for file in ("config.json", "model.safetensors", "tokenizer.json"):
         add("Hugging Face model", hf / file, model)

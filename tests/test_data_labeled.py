@@ -520,8 +520,8 @@ def test_specials_of_hugging_face_tokenizers(
     if form == "vocabulary":
         (folder / "tokenizer.json").unlink()
     if form == "hub":
-        found = str(folder / "tokenizer.json")
-        monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repo, file: {"Somebody/some-base": found}[repo])
+        hub = {"Somebody/some-base": str(folder)}
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo, allow_patterns: hub[repo])
     write_jsonl(source / "test.jsonl", [{"text": "a document of <s>more</s> than four [SEP] tokens", "tags": ["a"]}])
     monkeypatch.chdir(tmp_path)
     dataset = LabeledDataset(prepare("text", source=source, tokenizer=name, label_field="tags"))
@@ -553,10 +553,10 @@ def test_large_vocabularies_take_32_bits(source: Path, tmp_path: Path, monkeypat
 
 
 def test_no_tokenizer_and_no_network(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(repo: str, file: str) -> str:
+    def offline(repo: str, allow_patterns: list[str]) -> str:
         raise OSError("no route")
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(DataError, match=r"no tokenizer 'nobody/base' here, .*\(OSError\).* which needs the network"):
         quietly(str(source), tmp_path / "set", label_field="tags", tokenizer="nobody/base")
     with pytest.raises(DataError, match=r"no tokenizer 'made/tokenizer.json': use gpt2, byte"):

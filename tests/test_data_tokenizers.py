@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Fast
 
+from gptlab.data.prepare import prepare
+from gptlab.data.tokenizer_files import open_tokenizer
 from gptlab.data.tokenizers import END_OF_TEXT, Tokenizer, load_tokenizer, make_tokenizer
 from gptlab.errors import DataError
 
@@ -163,7 +165,7 @@ def test_a_hugging_face_file(tmp_path: Path) -> None:
             "pad_token": "!",
         }
 
-    tokenizer = make_tokenizer(str(written(tmp_path, truncating)), texts)
+    tokenizer = open_tokenizer(str(written(tmp_path, truncating)))
     assert tokenizer.name == "custom"
     assert tokenizer.encode(TEXTS[0]) == make_tokenizer("bpe-300", texts).encode(TEXTS[0])
     assert load_tokenizer(tokenizer.spec()).encode(TEXTS[0]) == tokenizer.encode(TEXTS[0])
@@ -182,8 +184,9 @@ def test_end_of_text_is_looked_for_by_its_usual_names(tmp_path: Path) -> None:
     assert load_tokenizer(written(tmp_path, renamed("</s>"))).eot == 299
     without = written(tmp_path, renamed("<stop>"))
     assert load_tokenizer(without).eot is None  # a model that was trained so can be used; documents need it
+    (tmp_path / "a.txt").write_text("some text", encoding="utf-8")
     with pytest.raises(DataError, match=r"no end-of-text token: none of <\|endoftext\|>, .*</s>.* is in it"):
-        make_tokenizer(str(without), lambda: iter(()))
+        prepare(str(tmp_path / "a.txt"), out=tmp_path / "set", tokenizer=str(without), progress=False)
 
 
 def test_sentencepiece_style_bytes(tmp_path: Path) -> None:
@@ -258,7 +261,7 @@ def test_files_that_are_no_tokenizer(tmp_path: Path, content: str, sentence: str
 
 
 def test_a_name_that_is_no_tokenizer(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no tokenizer 'gpt9': use gpt2, byte, char, bpe-N or the path"):
+    with pytest.raises(DataError, match="no tokenizer 'gpt9': use gpt2, byte, char or bpe-N"):
         make_tokenizer("gpt9", texts)
     with pytest.raises(DataError, match="is missing"):
         load_tokenizer(tmp_path / "none.json")

@@ -22,10 +22,10 @@ from torch import Tensor
 from gptlab.config import Model
 from gptlab.data.tokenizers import CharTokenizer, Tokenizer, load_tokenizer
 from gptlab.errors import HubError, UserError
-from gptlab.interop import hf, source
+from gptlab.interop import hf
 from gptlab.interop.hf import export_hf, hf_config
 from gptlab.interop.nanogpt import import_nanogpt
-from gptlab.interop.source import read_source, tokenizer_spec
+from gptlab.interop.source import read_source, source_tokenizer
 from gptlab.model.gpt import GPT, build_model
 from gptlab.training.importing import import_run
 from gptlab.training.load import load_run
@@ -403,7 +403,7 @@ def test_tokenizer_goes_with_the_model(exported):
     transformers = pytest.importorskip("transformers")
     ours, folder = exported
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
-    back = load_tokenizer(tokenizer_spec(folder))
+    back = source_tokenizer(folder)
     for text in TEXTS:
         ids = ours.encode(text)
         if "<|" not in text:  # transformers encodes the name of the special token as that token, gptlab as text
@@ -415,18 +415,8 @@ def test_tokenizer_goes_with_the_model(exported):
     for file in ("config.json", "generation_config.json"):
         settings = json.loads((folder / file).read_text(encoding="utf-8"))
         assert (settings["bos_token_id"], settings["eos_token_id"]) == (ours.eot, ours.eot)
-    assert tokenizer_spec(folder)["kind"] == ("gpt2" if ours.name == "gpt2" else "hf")
-
-
-@pytest.mark.parametrize("exported", ["gpt2"], indirect=True)
-def test_gpt2s_tokenizer_is_told_by_its_vocabulary_and_its_way_of_cutting_words(exported):
-    described = json.loads((exported[1] / "tokenizer.json").read_text(encoding="utf-8"))
-    assert source._is_gpt2(described)
-    assert not source._is_gpt2(described | {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}})
-    assert not source._is_gpt2(described | {"normalizer": {"type": "Lowercase"}})
-    vocabulary = described["model"]["vocab"]
-    swapped = vocabulary | {"hello": vocabulary["Ġworld"], "Ġworld": vocabulary["hello"]}
-    assert not source._is_gpt2(described | {"model": described["model"] | {"vocab": swapped}})
+    assert back.spec()["kind"] == ("gpt2" if ours.name == "gpt2" else "hf")
+    assert back.identity() == ours.identity()
 
 
 def test_a_tokenizer_with_more_ids_than_the_model_is_said(tmp_path, capsys):
@@ -448,9 +438,11 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_said(tmp_path, capsys):
 
 def test_a_folder_without_tokenizer_files(tmp_path):
     export_hf(make(CLASSIC), None, tmp_path / "out")
-    assert tokenizer_spec(tmp_path / "out") is None
+    assert source_tokenizer(tmp_path / "out") is None
     edit_config(tmp_path / "out", vocab_size=50257)
-    assert tokenizer_spec(tmp_path / "out") == {"kind": "gpt2"}
+    assert source_tokenizer(tmp_path / "out").spec() == {"kind": "gpt2"}
+    (tmp_path / "out" / "spiece.model").touch()  # its ids are not GPT-2's
+    assert source_tokenizer(tmp_path / "out") is None
 
 
 # -- nanoGPT --------------------------------------------------------------------------------------------------------
@@ -527,12 +519,12 @@ def test_nanogpt_checkpoint(bias, tmp_path):
     assert ours.config == CLASSIC.model_copy(update={"bias": bias, "mlp": "gelu_erf"})
     torch.testing.assert_close(logits(ours), nanogpt_logits(checkpoint["model"], TOKENS), atol=2e-5, rtol=1e-5)
     assert read_source(tmp_path)[0] == import_nanogpt(tmp_path)[0] == ours.config  # the output folder works too
-    assert tokenizer_spec(tmp_path) is None  # the checkpoint does not say which 80 characters
+    assert source_tokenizer(tmp_path) is None  # the checkpoint does not say which 80 characters
 
 
 def test_nanogpt_tokenizer(tmp_path):
     torch.save(nanogpt_checkpoint(True, vocab_size=50304), tmp_path / "ckpt.pt")
-    assert tokenizer_spec(tmp_path / "ckpt.pt") == {"kind": "gpt2"}
+    assert source_tokenizer(tmp_path / "ckpt.pt").spec() == {"kind": "gpt2"}
 
 
 def test_nanogpt_of_2022(tmp_path):

@@ -11,13 +11,18 @@ CORPORA = (
     "agnews, imdb, constructs, or a file or folder with --label-field"
 )
 
+TOKENIZERS = (
+    "gpt2, byte, char, bpe-N, a tokenizer.json, or a folder or hub id of a model with a tokenizer.json or with "
+    "vocab.json and merges.txt (default: gpt2)"
+)
+
 
 def add_to(verbs: Any) -> None:
     v = add_verb(verbs, "prepare", do_prepare, "Turn text or labelled documents into a dataset that `train` reads.")
     v.add_argument("corpus", metavar="CORPUS", help=CORPORA)
     v.add_argument("--from", dest="source", metavar="PATH", help="read this local text or Hugging Face dataset instead")
     v.add_argument("--out", type=named, metavar="DIR", help="folder to write (default: data/CORPUS-TOKENIZER)")
-    v.add_argument("--tokenizer", default="gpt2", help="gpt2, byte, char, bpe-N or a tokenizer.json (default: gpt2)")
+    v.add_argument("--tokenizer", default="gpt2", help=TOKENIZERS)
     v.add_argument("--format", choices=["llmc", "nanogpt", "npy"], default="llmc", help="of shards (default: llmc)")
     v.add_argument("--shard-tokens", type=int, default=100_000_000, metavar="N", help="tokens per shard (default: 1e8)")
     v.add_argument("--workers", type=int, metavar="N", help="number of tokenizer threads (default: all cores)")

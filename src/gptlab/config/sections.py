@@ -154,7 +154,7 @@ class Data(Section):
     corpus: str = "stdlib"
     """Corpus of the dataset, as in `gptlab prepare CORPUS`. A run records what its dataset was prepared from."""
     tokenizer: str = "gpt2"
-    """gpt2, byte, char, bpe-N (trained on the corpus) or a Hugging Face tokenizer.json."""
+    """gpt2, byte, char, bpe-N (trained on the corpus), or a Hugging Face tokenizer.json, folder or id."""
     path: Annotated[str, ON_RESUME, IN_STUDY] = ""
     """Folder of the prepared dataset. Empty: data/<corpus>-<tokenizer>, of paths their last parts."""
     mixture: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)

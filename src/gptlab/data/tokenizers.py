@@ -4,19 +4,22 @@
     byte        the 256 bytes of UTF-8, and end-of-text
     char        the characters of a corpus, in code point order (nanoGPT's shakespeare_char)
     bpe-N       byte-level BPE of N ids, trained on the corpus
-    FILE        a Hugging Face tokenizer.json
+    the content of a Hugging Face tokenizer.json
 
-A tokenizer is saved as its `spec`, a JSON object; `load_tokenizer` makes the tokenizer from it.
+A tokenizer is saved as its `spec`, a JSON object; `load_tokenizer` makes the tokenizer from it. Two tokenizers are the
+same if they have the same `identity`, whatever their files are called. Those that others made are found and read by
+`tokenizer_files`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,6 +93,10 @@ class Tokenizer:
     def hf_json(self) -> dict[str, Any]:
         """The same tokenizer as the content of a Hugging Face tokenizer.json."""
         raise NotImplementedError
+
+    def identity(self) -> str:
+        """64 hexadecimal digits: the same for tokenizers that give the same ids for every text, and end it alike."""
+        return _identity(self.hf_json())
 
 
 # -- the kinds ------------------------------------------------------------------------------------------------------
@@ -189,6 +196,9 @@ class Gpt2Tokenizer(Tokenizer):
     def hf_json(self) -> dict[str, Any]:
         return _byte_level_json(_gpt2_ranks(), self.eot, split_words=True)
 
+    def identity(self) -> str:
+        return _GPT2_IDENTITY  # known without the vocabulary
+
 
 class HuggingFaceTokenizer(Tokenizer):
     """A tokenizer.json, of bpe-N or of other people. Raises DataError if it cannot be read."""
@@ -244,34 +254,33 @@ class HuggingFaceTokenizer(Tokenizer):
 # -- making and loading ---------------------------------------------------------------------------------------------
 
 
-def make_tokenizer(name_or_file: str, texts: Callable[[], Iterator[str]]) -> Tokenizer:
+def is_learnt(name: str) -> bool:
+    """Whether the vocabulary of a tokenizer is learnt from the documents: char and bpe-N."""
+    return re.fullmatch(r"char|bpe-\d+", name) is not None
+
+
+def make_tokenizer(name: str, texts: Callable[[], Iterator[str]]) -> Tokenizer:
     """A tokenizer by name.
 
     Args:
-        name_or_file: gpt2, byte, char, bpe-N, or the path of a tokenizer.json.
+        name: gpt2, byte, char or bpe-N.
         texts: makes an iterator over the documents from which char and bpe-N learn their vocabulary.
 
     Raises:
-        DataError: the name is unknown, the file is unreadable or has no end-of-text, or the documents are too few.
+        DataError: the name is unknown, or the documents are too few.
     """
-    if name_or_file in ("gpt2", "byte"):
-        return load_tokenizer({"kind": name_or_file})
-    if name_or_file == "char":
+    if name in ("gpt2", "byte"):
+        return load_tokenizer({"kind": name})
+    if name == "char":
         characters: set[str] = set()
         documents = 0
         for text in texts():
             characters.update(text)
             documents += 1
         return CharTokenizer("".join(sorted(characters)), end_of_text=documents > 1)
-    if match := re.fullmatch(r"bpe-(\d+)", name_or_file):
-        return _train_bpe(int(match[1]), texts())
-    if Path(name_or_file).is_file():
-        tokenizer = load_tokenizer(Path(name_or_file))
-        if tokenizer.eot is None:  # it separates the documents of a stream
-            names = ", ".join(END_OF_TEXT_NAMES)
-            raise DataError(f"{tokenizer.name} has no end-of-text token: none of {names} is in it")
-        return tokenizer
-    raise DataError(f"no tokenizer '{name_or_file}': use gpt2, byte, char, bpe-N or the path of a tokenizer.json")
+    if is_learnt(name):
+        return _train_bpe(int(name.removeprefix("bpe-")), texts())
+    raise DataError(f"no tokenizer '{name}': use gpt2, byte, char or bpe-N")
 
 
 def characters_tokenizer(characters: str) -> Tokenizer:
@@ -281,6 +290,8 @@ def characters_tokenizer(characters: str) -> Tokenizer:
 
 def load_tokenizer(spec: dict[str, Any] | Path) -> Tokenizer:
     """A tokenizer from its spec, from a file with its spec, or from a Hugging Face tokenizer.json.
+
+    What gives GPT-2's ids is GPT-2's tokenizer, under any name and in any spelling.
 
     Raises:
         DataError: the file is missing, damaged, or no tokenizer.
@@ -304,14 +315,26 @@ def load_tokenizer(spec: dict[str, Any] | Path) -> Tokenizer:
             case "char":
                 return CharTokenizer(spec["characters"], spec["end_of_text"])
             case "hf":
-                return HuggingFaceTokenizer(spec["name"], spec["json"])
+                return hugging_face(spec["name"], spec["json"])
     except DataError:
         raise
     except (LookupError, TypeError, ValueError) as error:
         raise DataError(f"{name} is damaged: {type(error).__name__} {because(error)}") from None
     if "model" not in spec:
         raise DataError(f"{name} is not a tokenizer: it has neither a known kind nor a Hugging Face model")
-    return HuggingFaceTokenizer(name, spec)
+    return hugging_face(name, spec)
+
+
+def hugging_face(name: str, content: dict[str, Any]) -> Tokenizer:
+    """The tokenizer of a tokenizer.json: GPT-2's, where that is what it is, through tiktoken.
+
+    Without GPT-2's vocabulary on this machine it stays as it came: slower, with the same ids and the same identity.
+    """
+    if _is_gpt2(content):
+        with contextlib.suppress(DataError):
+            _gpt2_ranks()
+            return Gpt2Tokenizer()
+    return HuggingFaceTokenizer(name, content)
 
 
 def _train_bpe(vocab_size: int, texts: Iterator[str]) -> Tokenizer:
@@ -336,6 +359,84 @@ def _train_bpe(vocab_size: int, texts: Iterator[str]) -> Tokenizer:
     if (found := fast.get_vocab_size()) < vocab_size:
         raise DataError(f"tokenizer {name}: the documents give at most {found} ids: use bpe-{found}")
     return HuggingFaceTokenizer(name, _to_json(fast))
+
+
+# -- identity -------------------------------------------------------------------------------------------------------
+
+
+# of OpenAI's encoder.json and vocab.bpe
+_GPT2_IDENTITY = "5b9d713cc8951e6fe67ec1139c2a3279fb01e0e53baa5f38c874fffcbf4c5fbc"
+
+
+def _ids(content: Mapping[str, Any]) -> dict[str, int]:
+    """All tokens of a tokenizer.json and their ids."""
+    vocabulary = content["model"].get("vocab") or {}
+    if isinstance(vocabulary, list):  # of Unigram: pieces and their scores
+        vocabulary = {piece: index for index, (piece, _) in enumerate(vocabulary)}
+    return dict(vocabulary) | {token["content"]: token["id"] for token in content.get("added_tokens") or ()}
+
+
+def _identity(content: Mapping[str, Any]) -> str:
+    """sha256 of what in a tokenizer.json decides the ids of a text, and of the id of end-of-text.
+
+    The rest is left out: names, truncation, padding, post-processor, decoder, the tokens that no text becomes, and the
+    ways in which one thing can be written.
+    """
+    ids = _ids(content)
+    added = content.get("added_tokens") or []
+    matched = [token for token in added if not token.get("special") and token["content"] not in END_OF_TEXT_NAMES]
+    cutting = _cutting(content.get("pre_tokenizer"))
+    model = {key: value for key, value in content["model"].items() if value is not None and value is not False}
+    special = {token["content"] for token in added if token not in matched} - {model.get("unk_token")}
+    if isinstance(model.get("vocab"), dict):
+        model["vocab"] = {token: index for token, index in model["vocab"].items() if token not in special}
+    if "merges" in model:
+        model = _merging(model, "ByteLevel" in json.dumps(cutting))
+    told = {
+        "model": model,
+        "normalizer": content.get("normalizer"),
+        "pre_tokenizer": cutting,
+        "added_tokens": sorted(matched, key=lambda token: token["id"]),
+        "eot": next((ids[name] for name in END_OF_TEXT_NAMES if name in ids), None),
+    }
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _cutting(described: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A pre_tokenizer without what changes no id."""
+    if described and described["type"] == "Sequence":
+        return {**described, "pretokenizers": [_cutting(step) for step in described["pretokenizers"]]}
+    if described and described["type"] == "ByteLevel":
+        defaults = {"add_prefix_space": True, "use_regex": True}
+        return {key: value for key, value in (defaults | described).items() if key != "trim_offsets"}
+    return described
+
+
+def _merging(model: dict[str, Any], byte_level: bool) -> dict[str, Any]:
+    """The model of a BPE with its merges as pairs, and with the tokens that merges, or the lack of one, lead to."""
+    merges = [pair.split(" ", 1) if isinstance(pair, str) else pair for pair in model["merges"]]
+    model = {key: value for key, value in model.items() if value != ""} | {"type": "BPE", "merges": merges}
+    if byte_level and model["vocab"].keys() >= {*_byte_characters()}:
+        model.pop("unk_token", None)  # nothing is unknown
+    if "unk_token" not in model:
+        model.pop("fuse_unk", None)
+    if model.keys().isdisjoint(("ignore_merges", "continuing_subword_prefix", "end_of_word_suffix")):
+        reached = {left + right for left, right in merges} | {model.get("unk_token")}
+        model["vocab"] = {
+            token: index
+            for token, index in model["vocab"].items()
+            if len(token) == 1 or token in reached or (model.get("byte_fallback") and re.fullmatch("<0x..>", token))
+        }
+    return model
+
+
+def _is_gpt2(content: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer.json has GPT-2's ids for every text, and no other ids."""
+    try:
+        ids = _ids(content)
+        return sorted(ids.values()) == list(range(Gpt2Tokenizer.vocab_size)) and _identity(content) == _GPT2_IDENTITY
+    except (LookupError, TypeError, AttributeError, ValueError):
+        return False  # it is refused, in a sentence, when it is made
 
 
 # -- byte-level BPE -------------------------------------------------------------------------------------------------

@@ -187,7 +187,7 @@ def open_hellaswag(path: str, tokenizer: Tokenizer, block_size: int, definition:
         return encode_rows(load_rows(download() if path == "download" else path), tokenizer, block_size, definition)
     if definition == "harness":
         raise DataError(f"{path} has no text, which hellaswag.definition = harness needs: use hellaswag_val.jsonl")
-    if tokenizer.spec() != {"kind": "gpt2"}:
+    if tokenizer.identity() != Gpt2Tokenizer().identity():
         raise DataError(f"{path} holds GPT-2's ids, and this model's tokenizer is {tokenizer.name}")
     rows = load_llmc(path)
     which = [(ind, label) for ind, label, _ in rows]

@@ -23,12 +23,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gptlab.config import Model
+from gptlab.data.tokenizer_files import FILES
 from gptlab.errors import HubError
 from gptlab.files import because, open_regular, printable, read_json, refuse_pointer
 
 Stored = dict[str, Callable[[], Tensor]]  # name of a stored tensor -> function that reads the tensor
 
-TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"]
+TOKENIZER_FILES = [*FILES, "vocab.txt", "*.model"]  # the last two are not read: there, the ids are not GPT-2's
 WEIGHT_FILES = ["model.safetensors", "model.safetensors.index.json", "model-*.safetensors"]
 OLD_WEIGHT_FILES = ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin"]
 

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 
 from gptlab.config import Model
+from gptlab.data.tokenizer_files import read_folder
+from gptlab.data.tokenizers import Tokenizer
 from gptlab.errors import HubError
 from gptlab.files import damaged
 from gptlab.interop import files
@@ -133,6 +135,17 @@ def _encoder_init(source: Path, stored: files.Stored, prefix: str, seed: int) ->
     return init
 
 
+def _locate(source: str | Path) -> Path:
+    """The folder of a Hugging Face folder or id, which is downloaded."""
+    folder = Path(os.path.expanduser(source))
+    return folder if os.path.exists(folder) else files.download(str(source), _encoder_config)
+
+
+def encoder_tokenizer(source: str | Path) -> Tokenizer | None:
+    """The tokenizer of a Hugging Face folder or id; None if it has no tokenizer.json, nor vocab.json and merges.txt."""
+    return read_folder(_locate(source), Path(os.path.abspath(source)).name)
+
+
 def read_encoder(source: str | Path, seed: int) -> tuple[Model, int, EncoderInit]:
     """The encoder of a Hugging Face folder or id: RoBERTa, XLM-RoBERTa, CamemBERT or BERT.
 
@@ -150,8 +163,6 @@ def read_encoder(source: str | Path, seed: int) -> tuple[Model, int, EncoderInit
         HubError: there is no model, or one that cannot be imported. The returned function also raises it, for weights
             that do not belong to the model.
     """
-    folder = Path(os.path.expanduser(source))
-    if not os.path.exists(folder):
-        folder = files.download(str(source), _encoder_config)
+    folder = _locate(source)
     config, position_offset, prefix = _encoder_config(folder)
     return config, position_offset, _encoder_init(folder, files.stored_weights(folder), prefix, seed)

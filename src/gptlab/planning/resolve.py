@@ -9,7 +9,7 @@ from typing import Any
 
 from gptlab.config import Model, Recipe
 from gptlab.data.corpora.labeled import CLASSES
-from gptlab.data.tokenizers import load_tokenizer
+from gptlab.data.tokenizer_files import local_files, open_tokenizer
 from gptlab.errors import ConfigError, DataError
 from gptlab.planning.shape import Shape
 from gptlab.rundir import RunDir
@@ -127,8 +127,8 @@ def _vocab_size(recipe: Recipe, data: TaskData | None) -> int:
         return VOCABULARIES[name]
     if trained := re.fullmatch(r"bpe-(\d+)", name):
         return int(trained[1])
-    if Path(name).is_file():
-        return load_tokenizer(Path(name)).vocab_size
+    if local_files(name):
+        return open_tokenizer(name).vocab_size
     raise ConfigError(
         f"data.tokenizer = {name}: the number of its ids is not known until {recipe.data.folder} is prepared; "
         f"prepare it, or give --model.vocab-size N"

@@ -82,6 +82,11 @@ class Task(Protocol):
         ...
 
     @staticmethod
+    def source_tokenizer(name: str) -> Tokenizer | None:
+        """The tokenizer of that model; None if it comes without one."""
+        ...
+
+    @staticmethod
     def stored_model(
         recipe: Recipe, shape: Callable[[str], tuple[int, ...]], device: torch.device, regime: Regime, init: Init
     ) -> Any:

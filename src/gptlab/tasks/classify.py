@@ -21,7 +21,7 @@ from gptlab.distributed.world import SINGLE, World, world_from_env
 from gptlab.distributed.wrap import shard
 from gptlab.errors import DataError, UserError
 from gptlab.evals.classification import multi_label_scores, single_label_scores
-from gptlab.interop.hf_encoder import read_encoder
+from gptlab.interop.hf_encoder import encoder_tokenizer, read_encoder
 from gptlab.model.encoder import Encoder, build_encoder
 from gptlab.precision.regimes import Regime, apply_regime
 
@@ -121,6 +121,10 @@ class Classification:
         if position_offset != 2:
             raise UserError(f"train.init_from = {name}: is not a RoBERTa model")
         return config, init
+
+    @staticmethod
+    def source_tokenizer(name: str) -> Tokenizer | None:
+        return encoder_tokenizer(name)
 
     @staticmethod
     def stored_model(

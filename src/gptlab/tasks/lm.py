@@ -24,7 +24,7 @@ from gptlab.distributed.wrap import shard
 from gptlab.errors import DataError, UserError
 from gptlab.evals.heldout import heldout_loss, scores, whole_split
 from gptlab.evals.hellaswag import Encoded, evaluate_hellaswag, open_hellaswag, write_results
-from gptlab.interop.source import read_source
+from gptlab.interop.source import read_source, source_tokenizer
 from gptlab.model.generate import NotFinite, generate
 from gptlab.model.gpt import GPT, build_model
 from gptlab.precision.regimes import Regime, apply_regime
@@ -84,7 +84,7 @@ def open_datasets(recipe: Recipe) -> list[Dataset]:
     for dataset in datasets if look else ():
         dataset.verify_new()
     for dataset in datasets[1:]:
-        if dataset.tokenizer.spec() != datasets[0].tokenizer.spec():
+        if dataset.tokenizer.identity() != datasets[0].tokenizer.identity():
             raise DataError(
                 f"data.mixture: {dataset.path} was made with another tokenizer ({dataset.tokenizer.name}) than "
                 f"{datasets[0].path} ({datasets[0].tokenizer.name})"
@@ -155,6 +155,10 @@ class LanguageModelling:
     @staticmethod
     def read_source(name: str, seed: int) -> tuple[Model, Callable[[GPT], None]]:
         return read_source(name)
+
+    @staticmethod
+    def source_tokenizer(name: str) -> Tokenizer | None:
+        return source_tokenizer(name)
 
     @staticmethod
     def stored_model(

@@ -7,10 +7,9 @@ from typing import Any
 
 from gptlab.config import build_recipe
 from gptlab.data.shards import Dataset
-from gptlab.data.tokenizers import load_tokenizer
 from gptlab.errors import RunError
 from gptlab.interop.nanogpt import import_nanogpt
-from gptlab.interop.source import read_source, tokenizer_spec
+from gptlab.interop.source import read_source, source_tokenizer
 from gptlab.model.gpt import build_model
 from gptlab.rundir import RunDir
 from gptlab.streams import say
@@ -34,13 +33,13 @@ def import_run(kind: str, source: str, out: Path, overrides: dict[str, Any]) -> 
     if run.exists():
         raise RunError(f"{out} already has a run in it: --out names another folder")
     shape, fill = import_nanogpt(source) if kind == "nanogpt" else read_source(source)
-    spec = tokenizer_spec(source) if "data.path" not in overrides else Dataset(overrides["data.path"]).tokenizer.spec()
-    if spec is None:
+    given = overrides.get("data.path")
+    tokenizer = source_tokenizer(source) if given is None else Dataset(given).tokenizer
+    if tokenizer is None:
         raise RunError(
-            f"{source} does not say what its {shape.vocab_size} token ids stand for: "
-            "--data.path names a prepared dataset whose tokenizer it was trained with"
+            f"{source} does not say what its {shape.vocab_size} token ids stand for, in a tokenizer.json or in "
+            "vocab.json and merges.txt: --data.path names a prepared dataset whose tokenizer it was trained with"
         )
-    tokenizer = load_tokenizer(spec)
     if tokenizer.vocab_size > shape.vocab_size:
         say(
             f"{source}: the tokenizer has ids up to {tokenizer.vocab_size - 1} and the model's vocabulary ends at "
@@ -60,7 +59,7 @@ def import_run(kind: str, source: str, out: Path, overrides: dict[str, Any]) -> 
         checkpoints = Checkpoints(run, keep_last=1, keep_best=False)
         checkpoints.save(model, None, {"step": 0})
         checkpoints.wait()
-        run.write_json("tokenizer.json", spec)
+        run.write_json("tokenizer.json", tokenizer.spec())
         run.write_recipe(recipe)
         run.write_json("result.json", {"status": "completed", "steps": 0, "tokens": 0})
     return out

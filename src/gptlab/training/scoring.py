@@ -51,7 +51,7 @@ def heldout_scores(e: Evaluation) -> dict[str, float]:
     trained_on = RunDir(e.run.path).read_json("environment.json").get("data", {}).get("fingerprint")
     if data.n_labels and trained_on != data.fingerprint():  # outputs stand for that dataset's labels
         raise RunError(f"{data.paths[0]} is not the dataset that {e.run.path} was trained on: labels may differ")
-    if data.tokenizer.spec() != e.run.tokenizer.spec():
+    if data.tokenizer.identity() != e.run.tokenizer.identity():
         raise RunError(
             f"{data.paths[0]} was made with another tokenizer ({data.tokenizer.name}) than {e.run.path} was trained "
             f"with ({e.run.tokenizer.name})"

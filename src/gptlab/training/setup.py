@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from gptlab.config import Model, Recipe, may_change, settings
-from gptlab.data.tokenizers import load_tokenizer
+from gptlab.data.tokenizer_files import OURS
+from gptlab.data.tokenizers import Tokenizer, load_tokenizer
 from gptlab.distributed.world import SINGLE, World
 from gptlab.distributed.world import world_from_env as started
 from gptlab.errors import RunError, UserError
@@ -92,15 +93,25 @@ def first_weights(recipe: Recipe, stored: Recipe | None, run: RunDir, data: Task
     if earlier.exists():
         if (other := earlier.read_recipe().task) != recipe.task:
             raise RunError(f"train.init_from = {name}: is a run of task = {other}, and this run's is {recipe.task}")
-        spoken = earlier.tokenizer_file
-        if spoken.is_file() and load_tokenizer(spoken).spec() != data.tokenizer.spec():
-            raise RunError(f"train.init_from = {name}: has another tokenizer than {data.paths[0]}")
+        file = earlier.tokenizer_file
+        refuse_tokenizer(name, load_tokenizer(file) if file.is_file() else None, data, str(file))
         source, init = start_from(name)
     else:
         source, init = task.read_source(name, recipe.seed)
+        refuse_tokenizer(name, task.source_tokenizer(name), data, name)
     if task.shortens and recipe.model.block_size < source.block_size:
         source, init = cropped(source, recipe.model.block_size, init)
     return source.model_copy(update={"dropout": recipe.model.dropout}), init
+
+
+def refuse_tokenizer(name: str, tokenizer: Tokenizer | None, data: TaskData, file: str) -> None:
+    """Refuse to train weights on ids that stand for other text than the weights have learnt; None: nobody knows."""
+    if tokenizer is not None and tokenizer.identity() != data.tokenizer.identity():
+        where = tokenizer.name if tokenizer.spec()["kind"] in OURS else file
+        raise RunError(
+            f"train.init_from = {name}: has another tokenizer ({tokenizer.name}) than {data.paths[0]} "
+            f"({data.tokenizer.name}): `gptlab prepare ... --tokenizer {where}` makes data for it"
+        )
 
 
 def refuse_differences(stored: Recipe, recipe: Recipe, run: RunDir) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from gptlab import locks
+from gptlab.data.tokenizer_files import open_tokenizer
+from gptlab.data.tokenizers import is_learnt, load_tokenizer
 from gptlab.errors import DataError
 from gptlab.files import read_json
 from gptlab.rundir import write_atomically
@@ -56,15 +58,21 @@ def refuse_other_files(folder: Path, but: str = ".") -> None:
         raise DataError(f"{folder} holds other files ({', '.join(others[:3])}): name another --out")
 
 
-def differences(folder: Path, found: dict[str, Any], asked: dict[str, Any], other: str = "now") -> str:
+def differences(
+    folder: Path, found: dict[str, Any], asked: dict[str, Any], tokenizer: Path | str, other: str = "now"
+) -> str:
     """Settings in which the manifest of a folder differs from what is asked for, as text; "" if there are none.
 
-    A source of the same content may have another path. `other` says in the text what the values asked for are.
+    A source or a tokenizer of the same content may have another path.
+
+    Args:
+        tokenizer: what is asked for: a name, or the file of another dataset.
+        other: says in the text what the values asked for are.
     """
 
     def flat(manifest: dict[str, Any]) -> dict[str, Any]:
-        tokenizer = {key: manifest["tokenizer"].get(key) for key in ("name", "source_sha256")}
-        parts = {"source": manifest["source"], "tokenizer": tokenizer, "": manifest["settings"]}
+        named = {key: manifest["tokenizer"].get(key) for key in ("name", "source_sha256")}
+        parts = {"source": manifest["source"], "tokenizer": named, "": manifest["settings"]}
         values = {f"{part}.{key}".strip("."): value for part, items in parts.items() for key, value in items.items()}
         if not DIGESTS.isdisjoint(values):
             values.pop("source.bytes", None)
@@ -74,19 +82,31 @@ def differences(folder: Path, found: dict[str, Any], asked: dict[str, Any], othe
         old, new = flat(found), flat(asked)
     except (LookupError, AttributeError, TypeError):
         raise DataError(f"{folder} holds a dataset that was not made by `gptlab prepare`: name another --out") from None
-    changed = [key for key in old | new if old.get(key) != new.get(key)]
-    if not DIGESTS.isdisjoint(old) and DIGESTS.isdisjoint(changed):
-        changed = [key for key in changed if key not in ("source.path", "source.url")]
-    return ", ".join(f"{key} = {old.get(key)} ({other} {new.get(key)})" for key in changed)
+    differ = [key for key in old | new if old.get(key) != new.get(key)]
+    named = [key for key in differ if key.startswith("tokenizer.")]
+    if named and has_tokenizer(folder, tokenizer):
+        differ = [key for key in differ if key not in named]
+    if not DIGESTS.isdisjoint(old) and DIGESTS.isdisjoint(differ):
+        differ = [key for key in differ if key not in ("source.path", "source.url")]
+    return ", ".join(f"{key} = {old.get(key)} ({other} {new.get(key)})" for key in differ)
 
 
-def refuse_another(folder: Path, found: dict[str, Any], asked: dict[str, Any]) -> None:
+def has_tokenizer(folder: Path, tokenizer: Path | str) -> bool:
+    """Whether a folder was made with a tokenizer, whatever its name was. A learnt one is not learnt again to see it."""
+    file = folder / "tokenizer.json"
+    if not file.is_file() or (isinstance(tokenizer, str) and is_learnt(tokenizer)):
+        return False
+    asked = load_tokenizer(tokenizer) if isinstance(tokenizer, Path) else open_tokenizer(tokenizer)
+    return load_tokenizer(file).identity() == asked.identity()
+
+
+def refuse_another(folder: Path, found: dict[str, Any], asked: dict[str, Any], tokenizer: str) -> None:
     """Refuse a folder that was made with other settings. Raises DataError, which names them."""
-    if text := differences(folder, found, asked):
+    if text := differences(folder, found, asked, tokenizer):
         raise DataError(f"{folder} was made with {text}: name another --out, or delete the folder to prepare it again")
 
 
-def read_record(folder: Path, draft: dict[str, Any]) -> dict[str, Any]:
+def read_record(folder: Path, draft: dict[str, Any], tokenizer: str) -> dict[str, Any]:
     """The record of an unfinished preparation: `draft`, the number of documents, the states of the splits; or {}.
 
     Raises:
@@ -100,7 +120,7 @@ def read_record(folder: Path, draft: dict[str, Any]) -> dict[str, Any]:
         record = read_json(file, DataError)
     except DataError as error:
         raise DataError(f"{error}: delete the folder to prepare it again") from None
-    refuse_another(folder, record, draft)
+    refuse_another(folder, record, draft, tokenizer)
     return record
 
 

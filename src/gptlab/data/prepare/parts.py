@@ -11,7 +11,7 @@ from typing import Any
 from gptlab.data.corpora.base import Part, Reading
 from gptlab.data.labeled import LabeledDataset
 from gptlab.data.manifest import read_manifest
-from gptlab.data.prepare.folder import differences, lock, write_manifest
+from gptlab.data.prepare.folder import differences, has_tokenizer, lock, write_manifest
 from gptlab.data.prepare.writer import LabeledOutput, Piece, new_states, shard_name
 from gptlab.data.shards import read_shard
 from gptlab.data.tokenizers import load_tokenizer
@@ -53,7 +53,7 @@ def merge(folder: Path) -> dict[str, Any]:
         raise DataError(f"{folder} has no parts: `gptlab prepare ... --part I/N` makes them, in one --out")
     with lock(folder):
         manifest = _manifest(folder) if merged else _merge(folder, parts)
-        if any(_has_more(part, manifest) for part in parts):
+        if any(_has_more(part, folder, manifest) for part in parts):
             raise DataError(f"{folder} holds a finished dataset beside the parts: prepare them into another --out")
         for part in parts:
             shutil.rmtree(part)
@@ -69,12 +69,12 @@ def _manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _has_more(part: Path, merged: dict[str, Any]) -> bool:
+def _has_more(part: Path, folder: Path, merged: dict[str, Any]) -> bool:
     """Whether a part holds files that are not in the merged dataset: shards, or labelled documents of another one."""
     if not any(path.suffix in (".bin", ".npy") for path in part.iterdir()):
         return False
     labeled = "kind" in merged and (part / "manifest.json").is_file()
-    return not labeled or bool(differences(part, _manifest(part), merged))
+    return not labeled or bool(differences(part, _manifest(part), merged, folder / "tokenizer.json"))
 
 
 def _merge(folder: Path, parts: list[Path]) -> dict[str, Any]:
@@ -90,8 +90,9 @@ def _merge(folder: Path, parts: list[Path]) -> dict[str, Any]:
         )
     manifests = [_manifest(part) for part in parts]
     for part, manifest in zip(parts, manifests, strict=True):
-        found = differences(part, manifest, manifests[0], other=f"in {parts[0].name}")
-        if not found and manifest["tokenizer"] != manifests[0]["tokenizer"]:
+        first = parts[0] / "tokenizer.json"
+        found = differences(part, manifest, manifests[0], first, other=f"in {parts[0].name}")
+        if not found and manifest["tokenizer"] != manifests[0]["tokenizer"] and not has_tokenizer(part, first):
             found = f"another tokenizer.json than {parts[0].name}"
         if found:
             raise DataError(f"{part} was made with {found}: delete the wrong one and prepare it again")

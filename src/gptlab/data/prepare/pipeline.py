@@ -32,8 +32,8 @@ from gptlab.data.prepare import parts
 from gptlab.data.prepare.progress import Show, check_room, progress_line
 from gptlab.data.prepare.writer import LabeledOutput, LabeledWriter, Output, Piece, ShardOutput, ShardWriter, new_states
 from gptlab.data.shards import MAX_SHARD_TOKENS
-from gptlab.data.tokenizer_files import identify_tokenizer, make_classifier_tokenizer
-from gptlab.data.tokenizers import Tokenizer, load_tokenizer, make_tokenizer
+from gptlab.data.tokenizer_files import identify_tokenizer, open_tokenizer
+from gptlab.data.tokenizers import END_OF_TEXT_NAMES, Tokenizer, is_learnt, load_tokenizer, make_tokenizer
 from gptlab.data.verified import file_sha256
 from gptlab.errors import DataError
 from gptlab.rundir import write_atomically
@@ -69,8 +69,8 @@ def prepare(
         corpus: a name in `corpora.TEXT` or `corpora.LABELED`, or the path of a file or folder.
         source: local file or folder (with labels: or hub id) to read instead of the usual source.
         out: the folder; by default where a recipe with this corpus and tokenizer looks for it.
-        tokenizer: gpt2, byte, char, bpe-N, or a tokenizer.json. With labels also a folder with one or with vocab.json
-            and merges.txt, or a hub id such as FacebookAI/roberta-base.
+        tokenizer: gpt2, byte, char, bpe-N, a tokenizer.json, a folder with one or with vocab.json and merges.txt, or a
+            hub id such as FacebookAI/roberta-base.
         format: llmc, npy, or nanogpt (one file a split, end-of-text after each document); text only.
         shard_tokens: tokens in a shard of llmc and npy; text only.
         workers: threads that tokenize; by default one per CPU. The files do not depend on it.
@@ -119,7 +119,7 @@ def prepare(
         settings |= {"text_field": text_field, "max_documents": max_documents}
     draft: dict[str, Any] = {"kind": "labeled"} if labeled else {}
     draft |= {"format": format, "version": VERSION, "corpus": corpus, "source": opened.source}
-    draft |= {"tokenizer": identify_tokenizer(tokenizer, labeled), "settings": settings}
+    draft |= {"tokenizer": identify_tokenizer(tokenizer), "settings": settings}
     if numbers and (folder / "manifest.json").is_file():  # this job waited in a queue until after the merge
         settings |= {} if labeled else {"parts": numbers[1]}
     elif numbers:
@@ -128,14 +128,14 @@ def prepare(
         folder = parts.part_folder(folder, numbers)
     if (folder / "manifest.json").is_file():
         manifest = read_manifest(folder, labeled)
-        state.refuse_another(folder, manifest, draft)
+        state.refuse_another(folder, manifest, draft, tokenizer)
         with contextlib.suppress(OSError):  # the folder may be read-only
             state.sweep(folder)  # a kill between the manifest and this leaves the record
         made_of = corpus_of(manifest)  # files of equal names and sizes count as the same, wherever they are
         say(f"{folder}: already prepared, {_summary(manifest)}" + f", from {made_of}" * bool(made_of))
         return folder
     with state.lock(folder):
-        record = state.read_record(folder, draft)
+        record = state.read_record(folder, draft, tokenizer)
         try:
             manifest = _prepare(folder, opened, draft, record, tokenizer, workers or os.cpu_count() or 1, progress)
         except (DataError, OSError):
@@ -172,9 +172,12 @@ def _prepare(
     if (folder / "tokenizer.json").is_file():
         tokenizer = load_tokenizer(folder / "tokenizer.json")
     else:
-        make = make_classifier_tokenizer if kind is LabeledOutput else make_tokenizer
         texts = _vocabulary_texts(tokenizer_name, corpus, draft["settings"]["max_documents"])
-        tokenizer = make(tokenizer_name, texts)
+        learnt = is_learnt(tokenizer_name)
+        tokenizer = make_tokenizer(tokenizer_name, texts) if learnt else open_tokenizer(tokenizer_name)
+        if tokenizer.eot is None and not learnt and kind is ShardOutput:  # it separates the documents of a stream
+            names = ", ".join(END_OF_TEXT_NAMES)
+            raise DataError(f"{tokenizer.name} has no end-of-text token: none of {names} is in it")
     consumed = record.get("documents", 0)
     output = kind(folder, draft, tokenizer, record["splits"] if record else new_states(kind))
     if consumed and progress:
