@@ -234,13 +234,13 @@ def make_readers(root: Path) -> list[Reader]:
     write(
         vocabulary / "special_tokens_map.json", {"eos_token": {"content": "</s>", "lstrip": True}, "pad_token": "[P]"}
     )
-    write(vocabulary / "added_tokens.json", {"</s>": 260, "[P]": 261, "more": 262})
+    write(vocabulary / "added_tokens.json", {"</s>": 259, "[P]": 260, "more": 261})
     for file in ("vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json"):
         add("vocabulary", vocabulary / file, lambda: open_tokenizer(str(vocabulary)).encode("a"))
     newer = folder("newer")
     for file in ("vocab.json", "merges.txt"):
         (newer / file).write_bytes((vocabulary / file).read_bytes())
-    listed = {"260": {"content": "</s>", "special": True}, "261": {"content": "more", "normalized": False}}
+    listed = {"259": {"content": "</s>", "special": True}, "260": {"content": "more", "normalized": False}}
     settings = {"tokenizer_class": "GPT2Tokenizer", "eos_token": "</s>", "added_tokens_decoder": listed}
     write(newer / "tokenizer_config.json", settings)
     add("vocabulary", newer / "tokenizer_config.json", lambda: open_tokenizer(str(newer)).encode("a"))

@@ -109,8 +109,8 @@ def refuse_tokenizer(name: str, tokenizer: Tokenizer | None, data: TaskData, fil
     if tokenizer is not None and tokenizer.identity() != data.tokenizer.identity():
         where = tokenizer.name if tokenizer.spec()["kind"] in OURS else file
         raise RunError(
-            f"train.init_from = {name}: has another tokenizer ({tokenizer.name}) than {data.paths[0]} "
-            f"({data.tokenizer.name}): `gptlab prepare ... --tokenizer {where}` makes data for it"
+            f"train.init_from = {name}: has another tokenizer than {data.paths[0]} ({data.tokenizer.name}): "
+            f"`gptlab prepare ... --tokenizer {where}` makes data for it"
         )
 
 
