@@ -82,8 +82,9 @@ def open_tokenizer(name: str) -> Tokenizer:
     if name in OURS:
         return load_tokenizer({"kind": name})
     files = local_files(name)
-    folder = files[0].parent if files else _download(name)
-    tokenizer = load_tokenizer(files[0]) if len(files) == 1 else read_folder(folder, Path(name).stem)
+    if files and Path(os.path.expanduser(name)).is_file():
+        return load_tokenizer(files[0])
+    tokenizer = read_folder(files[0].parent if files else _download(name), Path(name).stem)
     if tokenizer is None:
         raise DataError(f"{name} has no tokenizer on the Hugging Face hub: {_NO_FILES}")
     return tokenizer
@@ -188,19 +189,22 @@ def _added_tokens(folder: Path, settings: dict[str, Any]) -> list[tuple[AddedTok
         named = settings if listed else settings | _object(folder / "special_tokens_map.json")
         extra = named.get("extra_special_tokens") or named.get("additional_special_tokens") or []
         names = [named.get(key) for key in SPECIAL_KEYS] + [*(extra.values() if isinstance(extra, dict) else extra)]
-        special = {token.content: token for token in (_added_token(name, special=True) for name in names if name)}
+        special = {token.content: token for token in (_added_token(name) for name in names if name)}
         given = listed or {index: token for token, index in _object(folder / "added_tokens.json").items()}
-        tokens = [(_added_token(given[index], special=False), int(index)) for index in sorted(given, key=int)]
+        tokens = [(_added_token(given[index]), int(index)) for index in sorted(given, key=int)]
         for token, _ in tokens:
-            token.special = special.pop(token.content, None) is not None or token.special
+            named = special.pop(token.content, None) is not None
+            token.special = named or token.special or token.content in KNOWN_SPECIALS
+        for token in special.values():
+            token.special = True
         return [*tokens, *((token, None) for token in special.values())]
 
 
-def _added_token(described: str | dict[str, Any], special: bool) -> AddedToken:
+def _added_token(described: str | dict[str, Any]) -> AddedToken:
     """A token as these files write it: its text, or an object."""
     from tokenizers import AddedToken
 
     if isinstance(described, str):
-        return AddedToken(described, special=special)
-    flags = {key: described[key] for key in ("single_word", "lstrip", "rstrip", "normalized") if key in described}
-    return AddedToken(described["content"], special=described.get("special", special), **flags)
+        return AddedToken(described)
+    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+    return AddedToken(described["content"], **{flag: described[flag] for flag in flags if flag in described})
