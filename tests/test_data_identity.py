@@ -263,7 +263,13 @@ LISTED = {
     "files",
     [
         {},
-        {"tokenizer_config": {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": True, "model_max_length": 1024}},
+        {
+            "tokenizer_config": {
+                "tokenizer_class": "GPT2Tokenizer",
+                "add_prefix_space": True,
+                "model_max_length": 10**30,
+            }
+        },
         {"special_tokens_map": {"bos_token": "<s>", "eos_token": "</s>", "additional_special_tokens": ["<a>", "<b>"]}},
         {
             "special_tokens_map": {"eos_token": {**STOP, "lstrip": True}, "pad_token": "<pad>"},

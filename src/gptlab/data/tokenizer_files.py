@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from gptlab.data.tokenizers import (
 )
 from gptlab.data.verified import file_sha256
 from gptlab.errors import DataError
-from gptlab.files import because, damaged, read_json
+from gptlab.files import because, check_values, damaged, parse_json, read_json, read_text
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken
@@ -113,6 +114,8 @@ BYTE_LEVEL = ("GPT2", "Roberta", "Bart", "Longformer", "LED", "CodeGen")
 # Special tokens that a vocabulary need not name, and keys that name special tokens, in the order of their ids.
 KNOWN_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>", "<|endoftext|>")
 SPECIAL_KEYS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+EXTRA_KEYS = ("extra_special_tokens", "additional_special_tokens")
+NOTED = (*SPECIAL_KEYS, *EXTRA_KEYS, "added_tokens_decoder", "tokenizer_class", "add_prefix_space")
 
 
 def _files_in(folder: Path) -> list[Path]:
@@ -145,8 +148,8 @@ def _read_vocabulary(folder: Path) -> Tokenizer:
 
     vocabulary, merges = (folder / file for file in VOCABULARY)
     not_ours = f"{vocabulary} and {merges.name} are not a vocabulary of byte-level BPE"
-    settings = _object(folder / "tokenizer_config.json")
-    kind = settings.get("tokenizer_class") or _object(folder / "config.json").get("tokenizer_class")
+    settings = _noted(folder / "tokenizer_config.json", NOTED)
+    kind = settings.get("tokenizer_class") or _noted(folder / "config.json", NOTED).get("tokenizer_class")
     if kind and str(kind).removesuffix("Fast").removesuffix("Tokenizer") not in BYTE_LEVEL:
         raise DataError(
             f"{folder}: vocab.json and merges.txt of a {kind} are not read: in transformers, "
@@ -174,8 +177,19 @@ def _read_vocabulary(folder: Path) -> Tokenizer:
     return hugging_face(folder.name, json.loads(fast.to_str()))
 
 
-def _object(file: Path) -> dict[str, Any]:
-    return read_json(file, DataError) if file.is_file() else {}
+def _noted(file: Path, keys: Collection[str] = ()) -> dict[str, Any]:
+    """The object in a file beside the vocabulary, {} without the file.
+
+    Args:
+        keys: what is read of it. model_max_length, which is not, is a number of 100 bits in many.
+    """
+    if not file.is_file():
+        return {}
+    with damaged(file, DataError):
+        content = parse_json(read_text(file, DataError))
+        content = {key: value for key, value in content.items() if key in (keys or content)}
+        check_values(content)
+        return content
 
 
 def _added_tokens(folder: Path, settings: dict[str, Any]) -> list[tuple[AddedToken, int | None]]:
@@ -186,15 +200,15 @@ def _added_tokens(folder: Path, settings: dict[str, Any]) -> list[tuple[AddedTok
     """
     with damaged(folder / "tokenizer_config.json", DataError):
         listed = settings.get("added_tokens_decoder")
-        named = settings if listed else settings | _object(folder / "special_tokens_map.json")
-        extra = named.get("extra_special_tokens") or named.get("additional_special_tokens") or []
+        named = settings if listed else settings | _noted(folder / "special_tokens_map.json", NOTED)
+        extra = next((named[key] for key in EXTRA_KEYS if named.get(key)), [])
         names = [named.get(key) for key in SPECIAL_KEYS] + [*(extra.values() if isinstance(extra, dict) else extra)]
         special = {token.content: token for token in (_added_token(name) for name in names if name)}
-        given = listed or {index: token for token, index in _object(folder / "added_tokens.json").items()}
+        given = listed or {index: token for token, index in _noted(folder / "added_tokens.json").items()}
         tokens = [(_added_token(given[index]), int(index)) for index in sorted(given, key=int)]
         for token, _ in tokens:
-            named = special.pop(token.content, None) is not None
-            token.special = named or token.special or token.content in KNOWN_SPECIALS
+            known = special.pop(token.content, None) is not None or token.content in KNOWN_SPECIALS
+            token.special = known or token.special
         for token in special.values():
             token.special = True
         return [*tokens, *((token, None) for token in special.values())]
