@@ -15,8 +15,9 @@ import gptlab
 from gptlab.config import Model, build_recipe
 from gptlab.data import tokenizers as made
 from gptlab.data.prepare import prepare
+from gptlab.data.prepare.folder import read_record
 from gptlab.data.shards import Dataset
-from gptlab.data.tokenizer_files import open_tokenizer
+from gptlab.data.tokenizer_files import identify_tokenizer, open_tokenizer
 from gptlab.data.tokenizers import Gpt2Tokenizer, HuggingFaceTokenizer, Tokenizer, load_tokenizer, make_tokenizer
 from gptlab.errors import DataError, RunError, UserError
 from gptlab.interop.hf import export_hf
@@ -245,6 +246,7 @@ def test_a_local_gpt2_goes_all_the_way(
         ids = Gpt2Tokenizer().encode(text)
         assert published(text)["input_ids"] == exported(text)["input_ids"] == ids
         assert gptlab.load_run(run, device="cpu").tokenizer.encode(text) == ids
+    assert dataset(lines, data, clone) == data  # already prepared
     again = dataset(lines, tmp_path / "again", clone)
     assert [shard.sha256 for shard in Dataset(again).shards] == [shard.sha256 for shard in Dataset(data).shards]
 
@@ -457,6 +459,32 @@ def test_a_preparation_goes_on_under_another_name(
         splits = [json.loads((path / "manifest.json").read_text())["splits"] for path in (parts, whole)]
         one, other = (sum(split["tokens"] for split in of.values()) for of in splits)
         assert one == other
+
+
+def test_an_unfinished_preparation_goes_on_under_another_name(
+    model: Path, small: dict[str, Any], tmp_path: Path
+) -> None:
+    def draft(name: Path) -> dict[str, Any]:
+        return {
+            "corpus": "text",
+            "format": "llmc",
+            "source": {},
+            "settings": {},
+            "tokenizer": identify_tokenizer(str(name)),
+        }
+
+    folder, copy = tmp_path / "set", Path(shutil.copy(model / "tokenizer.json", tmp_path / "copy.json"))
+    write(folder / "tokenizer.json", open_tokenizer(str(model)).spec())
+    before = draft(model)
+    before["tokenizer"]["source_sha256"] = "as another version of gptlab makes it"
+    write(folder / "progress.json", {**before, "documents": 7, "splits": {}})
+    for name in (model, copy):
+        assert read_record(folder, draft(name), str(name))["documents"] == 7
+    changed = json.loads(json.dumps(small))
+    swapped(changed)
+    other = write(tmp_path / "M.json", changed)
+    with pytest.raises(DataError, match=r"was made with tokenizer\.source_sha256"):
+        read_record(folder, draft(other), str(other))
 
 
 def test_a_learnt_tokenizer_is_no_file_of_its_name(small: dict[str, Any], lines: Path, tmp_path: Path) -> None:

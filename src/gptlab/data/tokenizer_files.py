@@ -201,7 +201,7 @@ def _added_tokens(folder: Path, settings: dict[str, Any]) -> list[tuple[AddedTok
     with damaged(folder / "tokenizer_config.json", DataError):
         listed = settings.get("added_tokens_decoder")
         named = settings if listed else settings | _noted(folder / "special_tokens_map.json", NOTED)
-        extra = next((named[key] for key in EXTRA_KEYS if named.get(key)), [])
+        extra: Any = next((named[key] for key in EXTRA_KEYS if named.get(key)), [])
         names = [named.get(key) for key in SPECIAL_KEYS] + [*(extra.values() if isinstance(extra, dict) else extra)]
         special = {token.content: token for token in (_added_token(name) for name in names if name)}
         given = listed or {index: token for token, index in _noted(folder / "added_tokens.json").items()}

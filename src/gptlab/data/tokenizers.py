@@ -433,8 +433,8 @@ def _merging(model: dict[str, Any], byte_level: bool) -> dict[str, Any]:
 def _is_gpt2(content: Mapping[str, Any]) -> bool:
     """Whether a tokenizer.json has GPT-2's ids for every text, and no other ids."""
     try:
-        ids = _ids(content)
-        return sorted(ids.values()) == list(range(Gpt2Tokenizer.vocab_size)) and _identity(content) == _GPT2_IDENTITY
+        ids, size = _ids(content), Gpt2Tokenizer.vocab_size
+        return len(ids) == size and {*ids.values()} == {*range(size)} and _identity(content) == _GPT2_IDENTITY
     except (LookupError, TypeError, AttributeError, ValueError):
         return False  # it is refused, in a sentence, when it is made
 
