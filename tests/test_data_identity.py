@@ -18,6 +18,7 @@ from gptlab.data.prepare import prepare
 from gptlab.data.prepare.folder import read_record
 from gptlab.data.shards import Dataset
 from gptlab.data.tokenizer_files import identify_tokenizer, open_tokenizer
+from gptlab.data.tokenizer_identity import identity
 from gptlab.data.tokenizers import Gpt2Tokenizer, HuggingFaceTokenizer, Tokenizer, load_tokenizer, make_tokenizer
 from gptlab.errors import DataError, RunError, UserError
 from gptlab.interop.hf import export_hf
@@ -105,7 +106,7 @@ def test_another_spelling_is_the_same_tokenizer(
     assert changed != small
     one, other = HuggingFaceTokenizer("one", small), HuggingFaceTokenizer("other", changed)
     assert [one.encode(text) for text in TEXTS] == [other.encode(text) for text in TEXTS]
-    assert one.identity() == other.identity() == made._identity(changed)
+    assert one.identity() == other.identity() == identity(changed, made.END_OF_TEXT_NAMES, made._byte_characters())
 
 
 def swapped(content: dict[str, Any]) -> None:
@@ -185,17 +186,19 @@ def test_gpt2_is_recognised_in_every_form(form: str, tmp_path: Path, gpt2_json: 
     assert tokenizer.spec() == {"kind": "gpt2"}
 
 
-def test_gpt2_is_recognised_in_a_stored_spec_and_as_it_does(gpt2_json: dict[str, Any]) -> None:
+def test_gpt2_is_recognised_in_a_stored_spec_and_by_what_it_does(gpt2_json: dict[str, Any]) -> None:
     assert isinstance(load_tokenizer({"kind": "hf", "name": "clone", "json": gpt2_json}), Gpt2Tokenizer)
-    assert made._identity(gpt2_json) == Gpt2Tokenizer().identity()
-    more = {
-        **gpt2_json,
-        "added_tokens": [*gpt2_json["added_tokens"], {"id": 50257, "content": "[PAD]", "special": True}],
-    }
-    assert not made._is_gpt2(more)  # the same ids for every text, but an id that GPT-2 has not
-    assert made._identity(more) == Gpt2Tokenizer().identity()
-    without = {**gpt2_json, "model": {**gpt2_json["model"], "merges": gpt2_json["model"]["merges"][:-1]}}
-    assert not made._is_gpt2(without)
+    old = json.loads(json.dumps(gpt2_json))
+    for change in (spaced, older):
+        change(old)
+    old["model"]["unk_token"] = "<|endoftext|>"
+    assert isinstance(load_tokenizer(old), Gpt2Tokenizer)
+    old["added_tokens"].append({"id": 50257, "content": "[PAD]", "special": True})
+    assert not made._is_gpt2(old)  # the same ids for every text, but one id more
+    assert identity(old, made.END_OF_TEXT_NAMES, made._byte_characters()) == Gpt2Tokenizer().identity()
+    old["added_tokens"].pop()
+    old["model"]["merges"].pop()
+    assert not made._is_gpt2(old)
 
 
 def test_without_its_vocabulary_gpt2_stays_as_it_came(

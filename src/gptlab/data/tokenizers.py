@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gptlab.data.tokenizer_identity import identity, token_ids
 from gptlab.errors import DataError
 from gptlab.files import because, check_fields, read_json
 
@@ -42,7 +43,8 @@ END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>",
 # the same words without backtracking.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 GPT2_ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"  # encoder.json as published
-
+# What `identity` makes of OpenAI's encoder.json and vocab.bpe.
+GPT2_IDENTITY = "5b9d713cc8951e6fe67ec1139c2a3279fb01e0e53baa5f38c874fffcbf4c5fbc"
 
 MOST_IDS = 2**24  # of a vocabulary; the largest in use have 2**18
 
@@ -96,7 +98,7 @@ class Tokenizer:
 
     def identity(self) -> str:
         """64 hexadecimal digits: the same for tokenizers that give the same ids for every text, and end it alike."""
-        return _identity(self.hf_json())
+        return identity(self.hf_json(), END_OF_TEXT_NAMES, _byte_characters())
 
 
 # -- the kinds ------------------------------------------------------------------------------------------------------
@@ -197,7 +199,7 @@ class Gpt2Tokenizer(Tokenizer):
         return _byte_level_json(_gpt2_ranks(), self.eot, split_words=True)
 
     def identity(self) -> str:
-        return _GPT2_IDENTITY  # known without the vocabulary
+        return GPT2_IDENTITY  # known without the vocabulary
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -337,6 +339,17 @@ def hugging_face(name: str, content: dict[str, Any]) -> Tokenizer:
     return HuggingFaceTokenizer(name, content)
 
 
+def _is_gpt2(content: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer.json has GPT-2's ids for every text, and no other ids."""
+    try:
+        size = Gpt2Tokenizer.vocab_size
+        if sorted(token_ids(content).values()) != list(range(size)):
+            return False
+        return identity(content, END_OF_TEXT_NAMES, _byte_characters()) == GPT2_IDENTITY
+    except (LookupError, TypeError, AttributeError, ValueError):
+        return False  # it is refused, in a sentence, when it is made
+
+
 def _train_bpe(vocab_size: int, texts: Iterator[str]) -> Tokenizer:
     """Byte-level BPE with GPT-2's word splitting; ids as in GPT-2: bytes, merges by rank, end-of-text last.
 
@@ -359,84 +372,6 @@ def _train_bpe(vocab_size: int, texts: Iterator[str]) -> Tokenizer:
     if (found := fast.get_vocab_size()) < vocab_size:
         raise DataError(f"tokenizer {name}: the documents give at most {found} ids: use bpe-{found}")
     return HuggingFaceTokenizer(name, _to_json(fast))
-
-
-# -- identity -------------------------------------------------------------------------------------------------------
-
-
-# of OpenAI's encoder.json and vocab.bpe
-_GPT2_IDENTITY = "5b9d713cc8951e6fe67ec1139c2a3279fb01e0e53baa5f38c874fffcbf4c5fbc"
-
-
-def _ids(content: Mapping[str, Any]) -> dict[str, int]:
-    """All tokens of a tokenizer.json and their ids."""
-    vocabulary = content["model"].get("vocab") or {}
-    if isinstance(vocabulary, list):  # of Unigram: pieces and their scores
-        vocabulary = {piece: index for index, (piece, _) in enumerate(vocabulary)}
-    return dict(vocabulary) | {token["content"]: token["id"] for token in content.get("added_tokens") or ()}
-
-
-def _identity(content: Mapping[str, Any]) -> str:
-    """sha256 of what in a tokenizer.json decides the ids of a text, and of the id of end-of-text.
-
-    The rest is left out: names, truncation, padding, post-processor, decoder, the tokens that no text becomes, and the
-    ways in which one thing can be written.
-    """
-    ids = _ids(content)
-    added = content.get("added_tokens") or []
-    matched = [token for token in added if not token.get("special") and token["content"] not in END_OF_TEXT_NAMES]
-    cutting = _cutting(content.get("pre_tokenizer"))
-    model = {key: value for key, value in content["model"].items() if value is not None and value is not False}
-    special = {token["content"] for token in added if token not in matched} - {model.get("unk_token")}
-    if isinstance(model.get("vocab"), dict):
-        model["vocab"] = {token: index for token, index in model["vocab"].items() if token not in special}
-    if "merges" in model:
-        model = _merging(model, "ByteLevel" in json.dumps(cutting))
-    told = {
-        "model": model,
-        "normalizer": content.get("normalizer"),
-        "pre_tokenizer": cutting,
-        "added_tokens": sorted(matched, key=lambda token: token["id"]),
-        "eot": next((ids[name] for name in END_OF_TEXT_NAMES if name in ids), None),
-    }
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-
-
-def _cutting(described: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A pre_tokenizer without what changes no id."""
-    if described and described["type"] == "Sequence":
-        return {**described, "pretokenizers": [_cutting(step) for step in described["pretokenizers"]]}
-    if described and described["type"] == "ByteLevel":
-        defaults = {"add_prefix_space": True, "use_regex": True}
-        return {key: value for key, value in (defaults | described).items() if key != "trim_offsets"}
-    return described
-
-
-def _merging(model: dict[str, Any], byte_level: bool) -> dict[str, Any]:
-    """The model of a BPE with its merges as pairs, and with the tokens that merges, or the lack of one, lead to."""
-    merges = [pair.split(" ", 1) if isinstance(pair, str) else pair for pair in model["merges"]]
-    model = {key: value for key, value in model.items() if value != ""} | {"type": "BPE", "merges": merges}
-    if byte_level and model["vocab"].keys() >= {*_byte_characters()}:
-        model.pop("unk_token", None)  # nothing is unknown
-    if "unk_token" not in model:
-        model.pop("fuse_unk", None)
-    if model.keys().isdisjoint(("ignore_merges", "continuing_subword_prefix", "end_of_word_suffix")):
-        reached = {left + right for left, right in merges} | {model.get("unk_token")}
-        model["vocab"] = {
-            token: index
-            for token, index in model["vocab"].items()
-            if len(token) == 1 or token in reached or (model.get("byte_fallback") and re.fullmatch("<0x..>", token))
-        }
-    return model
-
-
-def _is_gpt2(content: Mapping[str, Any]) -> bool:
-    """Whether a tokenizer.json has GPT-2's ids for every text, and no other ids."""
-    try:
-        ids, size = _ids(content), Gpt2Tokenizer.vocab_size
-        return len(ids) == size and {*ids.values()} == {*range(size)} and _identity(content) == _GPT2_IDENTITY
-    except (LookupError, TypeError, AttributeError, ValueError):
-        return False  # it is refused, in a sentence, when it is made
 
 
 # -- byte-level BPE -------------------------------------------------------------------------------------------------
