@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptlab.data.tokenizers import (
+    END_OF_TEXT_NAMES,
     MOST_IDS,
     HuggingFaceTokenizer,
     Tokenizer,
@@ -88,6 +89,15 @@ def open_tokenizer(name: str) -> Tokenizer:
     tokenizer = read_folder(files[0].parent if files else _download(name), Path(name).stem)
     if tokenizer is None:
         raise DataError(f"{name} has no tokenizer on the Hugging Face hub: {_NO_FILES}")
+    return tokenizer
+
+
+def open_text_tokenizer(name: str) -> Tokenizer:
+    """As `open_tokenizer`, for a stream of documents. Raises DataError if nothing can stand between them."""
+    tokenizer = open_tokenizer(name)
+    if tokenizer.eot is None:
+        names = ", ".join(END_OF_TEXT_NAMES)
+        raise DataError(f"{tokenizer.name} has no end-of-text token: none of {names} is in it")
     return tokenizer
 
 

@@ -32,8 +32,8 @@ from gptlab.data.prepare import parts
 from gptlab.data.prepare.progress import Show, check_room, progress_line
 from gptlab.data.prepare.writer import LabeledOutput, LabeledWriter, Output, Piece, ShardOutput, ShardWriter, new_states
 from gptlab.data.shards import MAX_SHARD_TOKENS
-from gptlab.data.tokenizer_files import identify_tokenizer, open_tokenizer
-from gptlab.data.tokenizers import END_OF_TEXT_NAMES, Tokenizer, is_learnt, load_tokenizer, make_tokenizer
+from gptlab.data.tokenizer_files import identify_tokenizer, open_text_tokenizer, open_tokenizer
+from gptlab.data.tokenizers import Tokenizer, is_learnt, load_tokenizer, make_tokenizer
 from gptlab.data.verified import file_sha256
 from gptlab.errors import DataError
 from gptlab.rundir import write_atomically
@@ -173,11 +173,8 @@ def _prepare(
         tokenizer = load_tokenizer(folder / "tokenizer.json")
     else:
         texts = _vocabulary_texts(tokenizer_name, corpus, draft["settings"]["max_documents"])
-        learnt = is_learnt(tokenizer_name)
-        tokenizer = make_tokenizer(tokenizer_name, texts) if learnt else open_tokenizer(tokenizer_name)
-        if tokenizer.eot is None and not learnt and kind is ShardOutput:  # it separates the documents of a stream
-            names = ", ".join(END_OF_TEXT_NAMES)
-            raise DataError(f"{tokenizer.name} has no end-of-text token: none of {names} is in it")
+        given = open_tokenizer if kind is LabeledOutput else open_text_tokenizer
+        tokenizer = make_tokenizer(tokenizer_name, texts) if is_learnt(tokenizer_name) else given(tokenizer_name)
     consumed = record.get("documents", 0)
     output = kind(folder, draft, tokenizer, record["splits"] if record else new_states(kind))
     if consumed and progress:
