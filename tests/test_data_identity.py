@@ -131,7 +131,6 @@ def a_word(content: dict[str, Any]) -> None:
         a_word,
         lambda content: content["model"]["merges"].reverse(),
         lambda content: content["model"]["merges"].pop(),
-        lambda content: content["model"].update(dropout=0.1),
         lambda content: content["pre_tokenizer"].update(add_prefix_space=True),
         lambda content: content["pre_tokenizer"].update(use_regex=False),
         lambda content: content.update(normalizer={"type": "Lowercase"}),
