@@ -195,7 +195,7 @@ def test_pointers_and_empty_files_are_named(name, content, sentence, tmp_path):
     file.write_bytes(content)
     with pytest.raises(HubError, match=f"^{file} ({sentence})"):
         read_source(tmp_path / "out")
-        tokenizer_spec(tmp_path / "out")
+        source_tokenizer(tmp_path / "out")
 
 
 @pytest.mark.parametrize("config", [CLASSIC, MODERN], ids=["classic", "modern"])
