@@ -193,7 +193,7 @@ def test_pointers_and_empty_files_are_named(name, content, sentence, tmp_path):
     if name == "ckpt.pt":
         (tmp_path / "out" / "config.json").unlink()
     file.write_bytes(content)
-    with pytest.raises(HubError, match=f"^{file} ({sentence})"):
+    with pytest.raises(UserError, match=f"^{file} ({sentence})"):
         read_source(tmp_path / "out")
         source_tokenizer(tmp_path / "out")
 
