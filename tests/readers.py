@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
+import contextlib
 import gzip
 import json
+import lzma
 import pickle
 import random
 from argparse import Namespace
@@ -18,11 +21,12 @@ import torch
 
 from gptlab import kconfig
 from gptlab.config import Model, load_comparison, load_recipe, load_study
+from gptlab.data.corpora import open_corpus
 from gptlab.data.corpora.base import Reading
 from gptlab.data.corpora.files import read_rows, text_of
 from gptlab.data.labeled import LabeledDataset
 from gptlab.data.prepare import prepare
-from gptlab.data.prepare.folder import read_record
+from gptlab.data.prepare.folder import READER, read_record
 from gptlab.data.shards import Dataset, read_shard, write_shard
 from gptlab.data.tokenizer_files import open_tokenizer
 from gptlab.data.tokenizers import load_tokenizer, make_tokenizer
@@ -157,8 +161,33 @@ def make_readers(root: Path) -> list[Reader]:
     write(text / "a.jsonl", lines)
     for name, content in (("b.txt.gz", "words\n" * 99), ("b.json.gz", json.dumps(texts)), ("b.jsonl.gz", lines)):
         (text / name).write_bytes(gzip.compress(content.encode()))
-    for file in ("a.txt", "a.json", "a.jsonl", "b.txt.gz", "b.json.gz", "b.jsonl.gz"):
+    for name, pack in (("c.jsonl.bz2", bz2.compress), ("c.jsonl.xz", lzma.compress)):
+        (text / name).write_bytes(pack(lines.encode()))
+    write(text / "a.csv", 'n,text\n1,"words, and\nmore"\n2,x\n')
+    write(text / "a.tsv", "n\ttext\n1\twords\n")
+    write(text / "unknown", lines)
+    kinds = ["a.txt", "a.json", "a.jsonl", "b.txt.gz", "b.json.gz", "b.jsonl.gz"]
+    kinds += ["c.jsonl.bz2", "c.jsonl.xz", "a.csv", "a.tsv", "unknown"]
+    with contextlib.suppress(ImportError):
+        import zstandard
+
+        (text / "d.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress(lines.encode()))
+        kinds.append("d.jsonl.zst")
+    with contextlib.suppress(ImportError):
+        import pyarrow
+        import pyarrow.parquet
+
+        table = pyarrow.Table.from_pylist(texts)
+        pyarrow.parquet.write_table(table, text / "e.parquet")
+        with pyarrow.OSFile(str(text / "e.arrow"), "wb") as sink, pyarrow.ipc.new_stream(sink, table.schema) as stream:
+            stream.write_table(table)
+        kinds += ["e.parquet", "e.arrow"]
+    for file in kinds:
         add("corpus", text / file, partial(rows, text / file))
+    saved = folder("saved")
+    write(saved / "state.json", {"_data_files": [{"filename": "a.txt"}]})
+    write(saved / "a.txt", "words")
+    add("state of save_to_disk", saved / "state.json", lambda: open_corpus("text", saved))
     row = {"ind": 1, "ctx": "He", "endings": ["a", "b", "c", "d"], "label": 2, "activity_label": "x"}
     hellaswag = write(text / "hellaswag.jsonl", json.dumps(row) + "\n" + json.dumps(row) + "\n")
     (text / "hellaswag.jsonl.gz").write_bytes(gzip.compress(hellaswag.read_bytes()))
@@ -209,8 +238,8 @@ def make_readers(root: Path) -> list[Reader]:
         if not file.startswith((".", "test")):
             add("labelled dataset", labeled / file, documents)
     record = folder("record")
-    write(record / "progress.json", {"corpus": "x", "settings": {}, "source": {}, "tokenizer": {}, "format": "llmc"})
     asked = {"corpus": "x", "settings": {}, "source": {}, "tokenizer": {}, "format": "llmc"}
+    write(record / "progress.json", {**asked, "reader": READER})
     add("record of a preparation", record / "progress.json", lambda: read_record(record, asked, "byte"))
 
     # tokenizers

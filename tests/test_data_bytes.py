@@ -1,4 +1,7 @@
-"""Prepared datasets are, byte for byte, those of version 0.1.0: token ids, containers, splits, labels, manifests."""
+"""Prepared datasets are, byte for byte, those of version 0.1.0: token ids, containers, splits, labels, manifests.
+
+The names of the files that were read, which later versions record, are left out.
+"""
 
 import hashlib
 import json
@@ -30,7 +33,7 @@ def write_sources(root: Path) -> None:
 
 
 def digest(folder: Path) -> str:
-    """Of the names and contents of the files, without the version in the manifest."""
+    """Of the names and contents of the files, without what the manifest records since."""
     whole = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.name[0] != ".":
@@ -38,7 +41,8 @@ def digest(folder: Path) -> str:
             if path.name == "manifest.json":
                 manifest = json.loads(content)
                 assert list(manifest)[-1] == "gptlab"
-                del manifest["gptlab"]
+                for later in ("gptlab", "read", "reading"):
+                    manifest.pop(later, None)
                 content = json.dumps(manifest).encode()
             whole.update(f"{path.name} {len(content)}\n".encode() + content)
     return whole.hexdigest()

@@ -16,7 +16,7 @@ import gptlab
 from gptlab.config import Model, build_recipe
 from gptlab.data import tokenizers as made
 from gptlab.data.prepare import prepare
-from gptlab.data.prepare.folder import read_record
+from gptlab.data.prepare.folder import READER, read_record
 from gptlab.data.shards import Dataset
 from gptlab.data.tokenizer_files import identify_tokenizer, open_tokenizer
 from gptlab.data.tokenizer_identity import identity
@@ -483,7 +483,7 @@ def test_an_unfinished_preparation_goes_on_under_another_name(
     write(folder / "tokenizer.json", open_tokenizer(str(model)).spec())
     before = draft(model)
     before["tokenizer"]["source_sha256"] = "as another version of gptlab makes it"
-    write(folder / "progress.json", {**before, "documents": 7, "splits": {}})
+    write(folder / "progress.json", {**before, "reader": READER, "documents": 7, "splits": {}})
     for name in (model, copy):
         assert read_record(folder, draft(name), str(name))["documents"] == 7
     changed = json.loads(json.dumps(small))

@@ -22,49 +22,15 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 from interrupted import Killed, killed_before
+from labelled import Rows, contents, quietly, visible, write_jsonl, write_parquet
 
 from gptlab import cli, locks
 from gptlab.data.corpora import LABELED, TEXT, constructs
 from gptlab.data.corpora.base import Corpus, LabeledCorpus, Row, Wanted
-from gptlab.data.corpora.labeled import split_of
 from gptlab.data.labeled import LabeledDataset, LabeledSplit, bucket_length, constant_loss
 from gptlab.data.prepare import pipeline, prepare
 from gptlab.data.shards import Dataset
 from gptlab.errors import DataError
-
-Rows = list[dict[str, Any]]
-
-
-def write_jsonl(path: Path, rows: Rows) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
-    return path
-
-
-def write_parquet(path: Path, rows: Rows) -> Path:
-    import pyarrow
-    import pyarrow.parquet
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    return path
-
-
-def quietly(corpus: str, out: Path, **settings: Any) -> LabeledDataset:
-    return LabeledDataset(prepare(corpus, out=out, **{"tokenizer": "byte", **settings}))
-
-
-def contents(dataset: LabeledDataset, split: str) -> list[tuple[str, list[str]]]:
-    """Text and label names of every document of a split, back from what is stored."""
-    part = dataset.splits[split]
-    block_size = int(part.lengths.max(initial=0)) + 2
-    tokens, lengths = part.batch(np.arange(len(part)), block_size)
-    return [
-        (dataset.tokenizer.decode(row[1 : length - 1].tolist()), [dataset.labels[i] for i in part.label_ids(document)])
-        for document, (row, length) in enumerate(zip(tokens, lengths, strict=True))
-    ]
-
 
 # Multi-label rows of three splits: b is the commonest, d is in val and test alone, e in test alone.
 TRAIN = [
@@ -211,23 +177,6 @@ def test_eurlex_forms(form: str, tmp_path: Path) -> None:
     assert dataset.manifest["left_out"] == {"a label": 3}
 
 
-@pytest.mark.parametrize(
-    ("name", "split"),
-    [
-        ("train.jsonl", "train"),
-        ("eurlex57k_dev.jsonl.gz", "val"),
-        ("VALIDATION-00000-of-00002.parquet", "val"),
-        ("valid/0000.parquet", "val"),
-        ("dataset/test/32001R0001.json", "test"),
-        ("test_data/train-00000-of-00001.parquet", "train"),  # the nearest name decides
-        ("plain_text/unsupervised-00000-of-00001.parquet", None),
-        ("latest.json", None),
-    ],
-)
-def test_names_of_files_say_their_split(name: str, split: str | None) -> None:
-    assert split_of(name) == split
-
-
 @pytest.mark.parametrize("form", ["parquet", "jsonl"])
 def test_agnews_forms(form: str, tmp_path: Path) -> None:
     write = write_parquet if form == "parquet" else write_jsonl
@@ -273,6 +222,8 @@ def test_imdb_tables_leave_unsupervised_reviews_alone(tmp_path: Path) -> None:
         rows = [{"text": f"{name} {number}", "label": label} for number in range(3)]
         write_parquet(tmp_path / f"in/plain_text/{name}-00000-of-00001.parquet", rows)
     dataset = quietly("imdb", tmp_path / "set", source=tmp_path / "in")
+    left = ["plain_text/unsupervised-00000-of-00001.parquet"]
+    assert dataset.manifest["reading"]["skipped"] == {"unlabelled by name": {"files": 1, "names": left}}
     assert dataset.labels == ["pos", "neg"]  # neg is in test alone
     assert {split: len(part) for split, part in dataset.splits.items()} == {"train": 2, "val": 1, "test": 3}
 
@@ -334,6 +285,8 @@ def test_the_hub(
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
     dataset = quietly(corpus, tmp_path / "set", source=given_source)
     assert calls == [asked]
+    left = {"files": 1, "names": ["unsupervised"]}
+    assert dataset.manifest["reading"]["skipped"] == {"that is a split of another kind than train, val and test": left}
     assert [len(split) for split in dataset.splits.values()] == [4, 2, 1]
     assert dataset.labels == {"eurlex57k": ["7"], "agnews": ["Sports"], "imdb": ["pos"]}[corpus]
 
@@ -563,10 +516,11 @@ def test_no_tokenizer_and_no_network(source: Path, tmp_path: Path, monkeypatch: 
         quietly(str(source), tmp_path / "set", label_field="tags", tokenizer="made/tokenizer.json")
     with pytest.raises(DataError, match=r"has no tokenizer: neither a tokenizer.json nor vocab.json and merges.txt"):
         quietly(str(source), tmp_path / "set", label_field="tags", tokenizer=str(source))
-    (source / "vocab.json").write_text("{}", encoding="utf-8")
-    (source / "merges.txt").write_text("a b\n", encoding="utf-8")
+    (tmp_path / "bpe").mkdir()
+    (tmp_path / "bpe/vocab.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "bpe/merges.txt").write_text("a b\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"merges.txt are not a vocabulary of byte-level BPE"):
-        quietly(str(source), tmp_path / "set", label_field="tags", tokenizer=str(source))
+        quietly(str(source), tmp_path / "set", label_field="tags", tokenizer=str(tmp_path / "bpe"))
 
 
 # -- batches
@@ -660,6 +614,7 @@ def test_the_same_again_is_left_and_another_refused(
     assert says == (
         f"{out}: 3 train, 2 val, 1 test documents, 35 tokens, 5 labels (2 never in train), 1.67 a document, "
         "1 left out without a label, 1 left out without text\n"
+        "  train is train.jsonl\n  val is dev.jsonl\n  test is test.jsonl\n"
     )
     before = (out / "manifest.json").stat().st_mtime_ns
     assert quietly(str(source), out, label_field="tags").fingerprint() == dataset.fingerprint()
@@ -670,10 +625,6 @@ def test_the_same_again_is_left_and_another_refused(
     write_jsonl(source / "dev.jsonl", VAL * 2)
     with pytest.raises(DataError, match=r"was made with source.listing_sha256"):
         quietly(str(source), out, label_field="tags")
-
-
-def visible(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name[0] != "."}
 
 
 @pytest.fixture
@@ -880,11 +831,11 @@ def test_two_at_once_are_one_too_many(source: Path, tmp_path: Path) -> None:
         ([{"text": "a", "y": ["b"]}, {"text": "a", "y": "b"}], "line 2 has one label, and documents before it have a"),
         ([{"text": "a", "y": "b"}, {"text": "a"}], "line 2 has no field 'y', only text: name the field of labels"),
         ([{"body": "a", "y": "b"}], "line 1 has no field 'text', only body, y: name the field of the text with --text"),
-        ([{"text": 3, "y": "b"}], "line 1: field 'text' holds int, not text"),
-        ([{"text": "a", "y": 0.5}], "line 1 has the label 0.5: labels are texts or whole numbers"),
-        ([{"text": "a", "y": True}], "line 1 has the label True: labels are"),
-        ([{"text": "a", "y": ["b", None]}], "line 1 has the label None: labels are"),
-        ([["a", "b"]], "line 1 is not an object with fields"),
+        ([{"text": 3, "y": "b"}], "the corpus text has no training documents with text and labels"),
+        ([{"text": "a", "y": 0.5}], "line 1 has the label 0.5: labels are texts, whole numbers or booleans"),
+        ([{"text": "a", "y": {}}], "line 1 has the label {}: labels are"),
+        ([{"text": "a", "y": ["b", None]}], "line 1 has None, which is no label, among others in field 'y'"),
+        ([["a", "b"]], " 1 is not an object with fields"),
         ([{"text": "a", "y": None}], "the corpus text has no training documents with text and labels"),
         ([{"text": "a", "y": "b"}], "the corpus text has no training documents with text and labels"),
     ],
@@ -903,7 +854,7 @@ def test_rows_that_cannot_be_read(rows: Any, sentence: str, tmp_path: Path) -> N
         ("train.jsonl", b'{"text": \n', "line 1 is not JSON"),
         ("train.json", b'{"text": 1}{', "is not JSON: Extra data"),
         ("train.jsonl", b'{"text": "\xff"}', "is not UTF-8 text"),
-        ("train.jsonl.gz", b"no gzip", "cannot be read: Not a gzipped file"),
+        ("train.jsonl.gz", b"no gzip", "train.jsonl.gz"),
         ("train.jsonl.gz", gzip.compress(b'{"text": "a", "y": "b"}\n' * 999)[:-9], "cannot be read: Compressed file"),
         ("train.parquet", b"no parquet", "is not a readable parquet file"),
         ("test.jsonl", b"", "has no training documents: name files by their split, such as train.jsonl"),
@@ -949,7 +900,7 @@ def test_classes_out_of_range_and_a_second_validation_split(source: Path, tmp_pa
     with pytest.raises(DataError, match="val_fraction = 0.1: the corpus text has a validation split of its own"):
         quietly(str(source), tmp_path / "set", label_field="tags", val_fraction=0.1)
     (tmp_path / "notes.txt").write_text("text", encoding="utf-8")
-    with pytest.raises(DataError, match="notes.txt has no fields: a labelled file is .json, .jsonl or .parquet"):
+    with pytest.raises(DataError, match="notes.txt has no fields: a labelled file is .json, .jsonl.* or .parquet"):
         quietly(str(tmp_path / "notes.txt"), tmp_path / "set", label_field="y")
 
 

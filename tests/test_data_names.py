@@ -89,7 +89,7 @@ def test_two_sources_of_one_name_do_not_share_a_folder(
     shutil.copyfile("a/t/x.txt", "b/t/x.txt")
     prepare("b/t", tokenizer="byte")  # the names and sizes are the same, and it is said whose tokens these are
     out = capsys.readouterr().out
-    assert out.startswith("data/t-byte: already prepared, ") and out.endswith(", from a/t\n")
+    assert out.startswith("data/t-byte: already prepared, ") and out.endswith("\n  made of a/t\n")
 
 
 def test_the_command_that_makes_a_missing_dataset_can_be_pasted() -> None:

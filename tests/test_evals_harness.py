@@ -279,7 +279,7 @@ def test_files_that_are_not_wikitext(tmp_path):
     for name, content, says in [
         ("a", b"\n \n", "has no text"),
         ("b", b"\xff\xfe", "cannot be read"),
-        ("c.gz", b"x", "cannot"),
+        ("c.gz", b"\x1f\x8bx", "cannot"),
     ]:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=says):

@@ -582,7 +582,7 @@ def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "empty.jsonl").write_text("\n\n", encoding="utf-8")
     refuses(tmp_path / "empty.jsonl", "has no rows")
     (tmp_path / "plain.gz").write_text(json.dumps(GOOD), encoding="utf-8")
-    refuses(tmp_path / "plain.gz", "cannot be read")
+    assert len(load_rows(tmp_path / "plain.gz")) == 1  # the content says how a file is packed
     packed = gzip.compress(random.Random(0).randbytes(1000).hex().encode())
     (tmp_path / "half.gz").write_bytes(packed[: len(packed) // 2])
     refuses(tmp_path / "half.gz", "cannot be read")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import errno
 import gzip
@@ -9,6 +10,7 @@ import hashlib
 import http.server
 import io
 import json
+import lzma
 import os
 import re
 import shutil
@@ -375,10 +377,17 @@ def test_escapes_of_a_stranger_are_shown_and_not_sent(tmp_path: Path) -> None:
 
 def test_a_small_file_that_unpacks_to_gigabytes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "LEAST_UNPACKED", 2**20)
-    for name in ("a.txt.gz", "a.json.gz", "a.jsonl.gz"):
-        (tmp_path / name).write_bytes(gzip.compress(b" " * 2**24))
-        with pytest.raises(DataError, match=r"a\.\w+\.gz cannot be read: .* bytes"):
-            list(read_rows([tmp_path / name], Reading()))
+    packers = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}
+    with contextlib.suppress(ImportError):
+        import zstandard
+
+        packers["zst"] = zstandard.ZstdCompressor().compress
+    for packing, pack in packers.items():
+        packed = pack(b" " * 2**22)
+        for name in ("a.txt", "a.json", "a.jsonl", "a.csv"):
+            (tmp_path / f"{name}.{packing}").write_bytes(packed)
+            with pytest.raises(DataError, match=rf"{name}.{packing} cannot be read: .* bytes"):
+                list(read_rows([tmp_path / f"{name}.{packing}"], Reading()))
     (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"some words " * 1000))
     [row] = read_rows([tmp_path / "b.txt.gz"], Reading())
     assert len(row.content) == 11000

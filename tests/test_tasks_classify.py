@@ -136,6 +136,15 @@ def test_what_does_not_fit_is_said(labelled: Path, dataset: Path, tmp_path: Path
         evaluate_run(run, ["loss"], {"data.path": str(other)})
 
 
+def test_lists_of_one_label_are_refused(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        rows = [json.dumps({"text": "a", "labels": labels}) for labels in ([0, 1, 0], [0, 0, 0])]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    data = prepare(str(tmp_path), out=tmp_path / "data", tokenizer="byte", label_field="labels")
+    with pytest.raises(DataError, match="data has the label 1 alone: lists of labels need two or more"):
+        gptlab.train(recipe(data), tmp_path / "run", quiet=True)
+
+
 @pytest.mark.parametrize("regime", ["fp32", "bf16_pure"])
 def test_a_finished_run_is_scored_over_whole_splits(labelled: Path, tmp_path: Path, regime: str) -> None:
     made = recipe(labelled, precision__regime=regime, eval__tokens=64 * 10**6)  # every document, on the way too

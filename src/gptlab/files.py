@@ -23,7 +23,7 @@ from typing import IO, Any
 from gptlab.errors import UserError
 
 MOST_BYTES = 2**30  # of a file that is read as a whole, unpacked
-MOST_UNPACKED, LEAST_UNPACKED = 100, 2**26  # times its packed size may a .gz grow, and bytes that any may have
+MOST_UNPACKED, LEAST_UNPACKED = 100, 2**26  # times its size may a packed file grow, and bytes that any may have
 GIT_LFS = b"version https://git-lfs.github.com/spec/"  # how a pointer begins
 MOST_LEVELS = 100  # of nested objects and lists; Python's own limit depends on who asks
 
@@ -69,36 +69,120 @@ def open_regular(path: Path) -> io.BufferedReader:
 
 
 def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
-    """A whole file; the content of a .gz. Raises OSError, also for more than `most` bytes and for damaged gzip."""
-    try:
-        with open_regular(path) as raw:
-            packed = path.name.endswith(".gz")
-            most = min(most, _unpacked(raw)) if packed else most
-            with gzip.open(raw) if packed else raw as file:
-                content = file.read(most + 1)
-    except (EOFError, zlib.error) as error:
-        raise OSError(because(error)) from None
+    """A whole file, unpacked. Raises OSError, also for more than `most` bytes and for damage to a packed file."""
+    with open_regular(path) as raw, unpacked(raw) as file:
+        most = most if file is raw else min(most, _unpacked(raw))
+        content = file.read(most + 1)
     if len(content) > most:
         raise OSError(f"it holds more than {most:,} bytes")
     return content
 
 
+# -- packed files ---------------------------------------------------------------------------------------------------
+
+
+class MissingPackage(OSError):
+    """What a packed file needs is not installed; the message says what to install."""
+
+
+def packing_of(head: bytes) -> str:
+    """How a file that begins so is packed: gzip, zstd, bzip2 or xz, or ""."""
+    if head[:3] == b"BZh" and head[4:10] in (b"1AY&SY", b"\x17rE8P\x90"):  # the second is that of an empty file
+        return "bzip2"
+    starts = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd", "xz": b"\xfd7zXZ\0"}
+    if head[1:4] == b"\x2a\x4d\x18" and 0x50 <= head[0] <= 0x5F:  # pzstd begins with a frame to skip
+        return "zstd"
+    return next((name for name, start in starts.items() if head.startswith(start)), "")
+
+
+@contextlib.contextmanager
+def unpacked(raw: io.BufferedReader) -> Iterator[IO[bytes]]:
+    """What an open file holds: the file itself, or what a packed one unpacks to, whatever it is called.
+
+    Raises:
+        OSError: a packed file is damaged or cut off.
+        MissingPackage: nothing that unpacks it is installed.
+    """
+    packing = packing_of(raw.peek(16)[:16])
+    if not packing:
+        yield raw
+        return
+    file: Any
+    faults: tuple[type[Exception], ...] = (EOFError, zlib.error)
+    try:
+        if packing == "gzip":
+            file = gzip.GzipFile(fileobj=raw)
+        elif packing == "bzip2":
+            import bz2
+
+            file = bz2.BZ2File(raw)
+        elif packing == "xz":
+            import lzma
+
+            file = lzma.LZMAFile(raw)  # noqa: SIM115 - closed below
+            faults = (*faults, lzma.LZMAError)
+        else:
+            import zstandard
+
+            file = io.BufferedReader(_Zstd(raw))
+            faults = (*faults, zstandard.ZstdError)
+    except ImportError:
+        needs = "pip install zstandard" if packing == "zstd" else f"this Python was built without {packing}"
+        raise MissingPackage(f"it is packed with {packing}: {needs}") from None
+    try:
+        with file:
+            yield file
+    except faults as error:
+        raise OSError(because(error)) from None
+
+
+class _Zstd(io.RawIOBase):
+    """The frames of an open .zst. The reader of `zstandard` takes a file that was cut off for a whole one."""
+
+    PIECE = 2**11  # bytes; they unpack to at most 64 MB
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        self.raw = raw
+        self.frame: Any = None  # the one that is being unpacked
+        self.rest = b""  # packed
+        self.ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        from zstandard import ZstdDecompressor
+
+        while not self.ready:
+            piece = self.rest or self.raw.read(self.PIECE)
+            if not piece and self.frame is None:
+                return 0
+            if not piece:
+                raise EOFError("Compressed file ended before the end-of-stream marker was reached")
+            frame = self.frame or ZstdDecompressor().decompressobj()
+            self.ready = memoryview(frame.decompress(piece))
+            self.frame, self.rest = (None, frame.unused_data) if frame.eof else (frame, b"")
+        count = min(len(buffer), len(self.ready))
+        buffer[:count], self.ready = self.ready[:count], self.ready[count:]
+        return count
+
+
 def _unpacked(file: IO[bytes]) -> int:
-    """The bytes that an open .gz may unpack to: two megabytes of zeros can stand for two gigabytes."""
+    """The bytes that an open packed file may unpack to: two megabytes of zeros can stand for two gigabytes."""
     return max(LEAST_UNPACKED, MOST_UNPACKED * os.fstat(file.fileno()).st_size)
 
 
-def gzip_lines(file: IO[bytes]) -> Iterator[bytes]:
-    """The lines of an open .gz. Raises OSError for a line that is too long for its file and for damaged gzip."""
-    most = _unpacked(file)
-    try:
-        with gzip.open(file) as unpacked:
-            while line := unpacked.readline(most + 1):
-                if len(line) > most:
-                    raise OSError(f"a line holds more than {most:,} bytes")
-                yield line
-    except (EOFError, zlib.error) as error:
-        raise OSError(because(error)) from None
+def unpacked_lines(raw: io.BufferedReader) -> Iterator[bytes]:
+    """The lines of an open file, unpacked. Raises as `unpacked`, and OSError for a line too long for a packed file."""
+    with unpacked(raw) as file:
+        if file is raw:
+            yield from raw
+            return
+        most = _unpacked(raw)
+        while line := file.readline(most + 1):
+            if len(line) > most:
+                raise OSError(f"a line holds more than {most:,} bytes")
+            yield line
 
 
 def refuse_pointer(path: Path, begins: bytes, error: type[UserError]) -> None:

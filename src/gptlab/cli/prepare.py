@@ -31,6 +31,7 @@ def add_to(verbs: Any) -> None:
     v.add_argument("--text-field", default="text", metavar="NAME", help="field with the text (default: text)")
     v.add_argument("--label-field", metavar="NAME", help="field with the labels; makes a dataset for task = classify")
     v.add_argument("--max-documents", type=int, metavar="N", help="stop after N documents (labelled: N per split)")
+    v.add_argument("--strict", action="store_true", help="refuse files and rows that would be left out and counted")
     v.add_argument("--part", metavar="I/N", help="prepare part I of N; in a job array: $SLURM_ARRAY_TASK_ID/14")
     v.add_argument("--merge", action="store_true", help="combine the finished parts into one dataset")
 
@@ -41,7 +42,7 @@ def do_prepare(options: argparse.Namespace) -> None:
 
     names = (
         "source out tokenizer format shard_tokens workers val_fraction val_tokens text_field label_field "
-        "max_documents part merge"
+        "max_documents part merge strict"
     )
     folder = prepare(options.corpus, **{name: getattr(options, name) for name in names.split()})
     print(f"dataset: {folder}")

@@ -32,7 +32,7 @@ from gptlab.data.tokenizers import Gpt2Tokenizer, Tokenizer
 from gptlab.distributed.world import SINGLE, World
 from gptlab.errors import DataError
 from gptlab.evals.likelihood import Ids, Pairs, encode_named, encode_pairs, lay_out, likelihoods
-from gptlab.files import because, gzip_lines, open_regular, parse_json, read_bytes
+from gptlab.files import because, open_regular, parse_json, read_bytes, unpacked_lines
 from gptlab.model.gpt import GPT
 from gptlab.rundir import write_atomically
 
@@ -76,8 +76,7 @@ def load_rows(path: str | Path) -> list[Row]:
     path, rows, number = Path(path), [], 0
     try:
         with open_regular(path) as file:
-            lines = gzip_lines(file) if path.suffix == ".gz" else file
-            for number, line in enumerate(lines, start=1):
+            for number, line in enumerate(unpacked_lines(file), start=1):
                 try:
                     if line.strip():
                         rows.append(_row(parse_json(line.decode("utf-8-sig")), f"{path}, line {number}"))

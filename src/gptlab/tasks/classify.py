@@ -98,6 +98,8 @@ class Classification:
             raise DataError(
                 f"model.vocab_size = {recipe.model.vocab_size}: {dataset.path} has {dataset.vocab_size} token ids"
             )
+        if dataset.multi and len(dataset.labels) < 2:
+            raise DataError(f"{dataset.path} has the label {dataset.labels[0]} alone: lists of labels need two or more")
         self.recipe, self.dataset, self.device = recipe, dataset, device
         self.per_step = recipe.sequences_per_step
         self.n_labels = dataset.n_train_labels

@@ -17,9 +17,22 @@ from gptlab.errors import DataError
 TEXT: dict[str, Callable[[Wanted], Corpus]] = {
     "stdlib": text.open_stdlib,
     "shakespeare": text.open_shakespeare,
-    "openwebtext": text.open_openwebtext,
-    "fineweb-edu": text.open_fineweb_edu,
-    "text": text.open_files,  # files and folders: .txt, .md, .json, .jsonl (these also as .gz), .parquet
+    "openwebtext": text.Hub(
+        "Skylion007/openwebtext",
+        documents=8_013_769,
+        whole=10**10,
+        val_fraction=text.OPENWEBTEXT_VAL_FRACTION,
+        held_out=text.nanogpt_held_out,
+    ).open,
+    "fineweb-edu": text.Hub(
+        "HuggingFaceFW/fineweb-edu",
+        "sample-10BT",
+        folder="sample/10BT",
+        documents=9_672_101,
+        whole=10**9,
+        val_tokens=100_000_000,  # build-nanogpt's first shard
+    ).open,
+    "text": text.open_files,  # files and folders of the kinds in kinds.SUFFIXES
 }
 LABELED: dict[str, Callable[[Wanted], LabeledCorpus]] = {
     "eurlex57k": labeled.EURLEX57K.open,  # 57,000 EU acts, EuroVoc concepts (Chalkidis et al. 2019, arXiv 1906.02192)
@@ -38,6 +51,7 @@ def open_corpus(
     val_tokens: int | None = None,
     part: Part | None = None,
     label_field: str | None = None,
+    strict: bool = False,
 ) -> AnyCorpus:
     """A corpus by name.
 
@@ -46,11 +60,12 @@ def open_corpus(
         val_fraction, val_tokens: how much to hold out, instead of the corpus's own rule.
         part: one part of the documents. In a part of a text corpus, a document is named by its file and row, and a
             hash of the name says whether it is held out, so that this does not depend on the number of parts.
+        strict: refuse a file that cannot be read, and a row without text, instead of leaving them out.
 
     Raises:
         DataError: an unknown corpus, settings that exclude each other, or a source that is missing or empty.
     """
-    wanted = Wanted(name, source, text_field, label_field, part)
+    wanted = Wanted(name, source, text_field, label_field, part, strict)
     if label_field is not None or (name not in TEXT and name in LABELED):
         if name not in LABELED:
             names = ", ".join(name for name in LABELED if name != "text")
@@ -59,7 +74,9 @@ def open_corpus(
             )
         if val_fraction is not None and not 0 < val_fraction <= 0.5:
             raise DataError(f"val_fraction = {val_fraction}: must be more than 0 and at most 0.5")
-        return replace(LABELED[name](wanted), val_fraction=val_fraction, part=part)
+        labelled = replace(LABELED[name](wanted), val_fraction=val_fraction, part=part)
+        labelled.reading.strict = strict
+        return labelled
     if name not in TEXT:
         raise DataError(f"no corpus '{name}': use {', '.join(TEXT | LABELED)} or the path of a file or folder")
     if val_fraction is not None and val_tokens is not None:

@@ -32,22 +32,47 @@ class Wanted:
     text_field: str = "text"
     label_field: str | None = None
     part: Part | None = None
+    strict: bool = False
 
 
 @dataclass
 class Reading:
-    """Progress of the newest iterator over a corpus.
+    """Progress of the newest iterator over a corpus, and what it passed over.
 
     Attributes:
+        strict: refuse what else would be passed over.
         total, done: bytes of files or documents; a total of 0 is unknown.
-        left_out: labelled documents left out, by what they lack.
+        unread: number of files that were to be read and gave no document.
+        left_out: rows left out, by what they lack.
+        first: the first of them, by the same.
+        skipped: files that were not read, or not to their end, by reason.
+        noted: files that were read and may not have been meant, by reason.
         multi: whether labelled documents have lists of labels.
+        read: files (or splits of the hub) of each split of a labelled corpus; {} if it is made of none.
     """
 
+    strict: bool = False
     total: float = 0
     done: float = 0
+    unread: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, list[str]] = field(default_factory=dict)
+    noted: dict[str, list[str]] = field(default_factory=dict)
     multi: bool | None = None
+    read: dict[str, list[str]] = field(default_factory=dict)
+
+    def begin(self, skipped: dict[str, list[str]], noted: dict[str, list[str]]) -> None:
+        """Start again, with the files that are known not to be read."""
+        self.done, self.unread = 0, 0
+        self.left_out.clear()
+        self.first.clear()
+        self.skipped = {reason: [*names] for reason, names in skipped.items()}
+        self.noted = {reason: [*names] for reason, names in noted.items()}
+
+    def leave_out(self, reason: str, where: str) -> None:
+        self.left_out[reason] += 1
+        self.first.setdefault(reason, where)
 
     @property
     def share(self) -> float | None:
@@ -63,7 +88,7 @@ class Document(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A document as a labelled corpus yields it: its labels are a list, one label, or missing (None, "" or [])."""
+    """A document as a labelled corpus yields it: its labels are a list, one label, or missing (None or "")."""
 
     text: str
     labels: list[str] | str | None
@@ -81,6 +106,7 @@ class Corpus:
         val_tokens: number of tokens at the beginning to hold out instead; 0 for none.
         held_out: makes the set of positions of held-out documents instead; used for the whole corpus only.
         part: which part of the files `documents` reads; None for all.
+        former_source: makes what identified the text in gptlab 0.1, if that may have been something else.
     """
 
     name: str
@@ -91,6 +117,7 @@ class Corpus:
     held_out: Callable[[], frozenset[int]] | None = None
     part: Part | None = None
     reading: Reading = field(default_factory=Reading)
+    former_source: Callable[[], dict[str, Any]] | None = None
 
     def texts(self, max_documents: int | None = None) -> Iterator[str]:
         """Every document whole."""
@@ -103,7 +130,7 @@ class Corpus:
         in two by position, its end is "val". Otherwise see `held_out`, which counts empty documents, and `hold_out`.
 
         Raises:
-            DataError: the corpus has no documents.
+            DataError: the corpus has no documents; a part may be without.
         """
         if self.held_out and max_documents is None:
             chosen = self.held_out()
@@ -113,7 +140,7 @@ class Corpus:
             return
         texts = ((name, text) for name, text in itertools.islice(self.documents(), max_documents) if text)
         head = list(itertools.islice(texts, 2))
-        if not head:
+        if not head and not self.part:
             where = self.source.get("path") or self.source.get("url") or self.source.get("hub") or "it"
             raise DataError(f"the corpus {self.name} has no documents: {where} holds no text")
         if self.val_tokens:
@@ -180,8 +207,11 @@ class LabeledCorpus:
     def _usable(self, rows: Iterable[Row]) -> Iterator[Row]:
         """The rows with text and labels; the others are counted."""
         for row in rows:
-            if not row.labels or not row.text:
-                self.reading.left_out["text" if row.labels else "a label"] += 1
+            labelled = row.labels not in (None, "")
+            if not labelled or not row.text:
+                if self.reading.strict:
+                    raise DataError(f"{row.where} has no {'text' if labelled else 'label'}")
+                self.reading.left_out["text" if labelled else "a label"] += 1
                 continue
             is_list = isinstance(row.labels, list)
             if self.reading.multi not in (None, is_list):

@@ -36,7 +36,7 @@ def open_constructs(wanted: Wanted) -> LabeledCorpus:
         raise DataError("the corpus constructs is made from the Python that runs it: it takes no --from or fields")
 
     def splits() -> dict[str, Iterable[Row]]:
-        rows = [(split, Row(text, labels, "a function")) for split, text, labels in documents()]
+        rows = [(split, Row(text, labels or None, "a function")) for split, text, labels in documents()]
         return {name: [row for split, row in rows if split == name] for name in SPLITS}
 
     return LabeledCorpus(wanted.name, {"python": platform.python_version()}, splits)

@@ -19,6 +19,7 @@ from gptlab.rundir import write_atomically
 
 RECORD = "progress.json"
 DIGESTS = {"source.sha256", "source.listing_sha256"}
+READER = 2  # changes where documents of the same files are counted in another way
 
 
 @contextlib.contextmanager
@@ -121,8 +122,14 @@ def read_record(folder: Path, draft: dict[str, Any], tokenizer: str) -> dict[str
     except DataError as error:
         raise DataError(f"{error}: delete the folder to prepare it again") from None
     refuse_another(folder, record, draft, tokenizer)
+    published = "kind" not in draft and "hub" in draft["source"]  # text of the hub is read as ever
+    if record.get("reader") != READER and not published:
+        raise DataError(
+            f"{folder} was begun by an earlier gptlab, which read text in another way: delete the folder to begin again"
+        )
     return record
 
 
 def write_record(folder: Path, draft: dict[str, Any], documents: int, states: dict[str, Any]) -> None:
-    write_atomically(folder / RECORD, json.dumps({**draft, "documents": documents, "splits": states}))
+    record = {**draft, "reader": READER, "documents": documents, "splits": states}
+    write_atomically(folder / RECORD, json.dumps(record))

@@ -12,6 +12,7 @@ from gptlab.data.corpora.base import Part, Reading
 from gptlab.data.labeled import LabeledDataset
 from gptlab.data.manifest import read_manifest
 from gptlab.data.prepare.folder import differences, has_tokenizer, lock, write_manifest
+from gptlab.data.prepare.summary import joined_reading
 from gptlab.data.prepare.writer import LabeledOutput, Piece, new_states, shard_name
 from gptlab.data.shards import read_shard
 from gptlab.data.tokenizers import load_tokenizer
@@ -103,6 +104,8 @@ def _merge(folder: Path, parts: list[Path]) -> dict[str, Any]:
 
 def _join_shards(folder: Path, parts: list[Path], manifests: list[dict[str, Any]]) -> dict[str, Any]:
     splits = {}
+    if not any(manifest["splits"]["train"]["tokens"] for manifest in manifests):
+        raise DataError(f"{folder}: no part has a token for training: hold out less, or see what they did not read")
     for split in ("train", "val"):
         shards: list[dict[str, Any]] = []
         for part, manifest in zip(parts, manifests, strict=True):
@@ -119,7 +122,8 @@ def _join_shards(folder: Path, parts: list[Path], manifests: list[dict[str, Any]
                 shards.append({**entry, "file": target.name})
         counts = {key: sum(m["splits"][split][key] for m in manifests) for key in ("tokens", "documents", "bytes")}
         splits[split] = {**counts, "shards": shards}
-    return {"settings": {**manifests[0]["settings"], "parts": len(parts)}, "splits": splits}
+    settings = {**manifests[0]["settings"], "parts": len(parts)}
+    return {"settings": settings, "splits": splits, **joined_reading(manifests)}
 
 
 def _join_labeled(folder: Path, parts: list[Path], manifests: list[dict[str, Any]]) -> dict[str, Any]:
@@ -135,4 +139,4 @@ def _join_labeled(folder: Path, parts: list[Path], manifests: list[dict[str, Any
     output.close(first["corpus"], whole=True)
     reading = Reading(multi=first["multi"])
     reading.left_out.update(first["left_out"])
-    return output.finish(reading)
+    return {**output.finish(reading), **{key: first[key] for key in ("read", "reading") if key in first}}

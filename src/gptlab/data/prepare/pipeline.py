@@ -30,6 +30,7 @@ from gptlab.data.manifest import FORMATS, VERSION, corpus_of, read_manifest
 from gptlab.data.prepare import folder as state
 from gptlab.data.prepare import parts
 from gptlab.data.prepare.progress import Show, check_room, progress_line
+from gptlab.data.prepare.summary import lacks_something, summary
 from gptlab.data.prepare.writer import LabeledOutput, LabeledWriter, Output, Piece, ShardOutput, ShardWriter, new_states
 from gptlab.data.shards import MAX_SHARD_TOKENS
 from gptlab.data.tokenizer_files import identify_tokenizer, open_text_tokenizer, open_tokenizer
@@ -59,6 +60,7 @@ def prepare(
     max_documents: int | None = None,
     part: str | None = None,
     merge: bool = False,
+    strict: bool = False,
     progress: bool = True,
 ) -> Path:
     """Tokenize a corpus into a folder for `shards.Dataset`, or with labels for `labeled.LabeledDataset`.
@@ -77,10 +79,12 @@ def prepare(
         val_fraction: share of the documents (characters, if there is one document) held out for validation.
         val_tokens: number of tokens at the beginning to hold out instead; text only.
         text_field: field or column that holds the text.
-        label_field: field or column that holds the labels: in each row a text or whole number, or a list of them.
+        label_field: field or column that holds the labels, see `corpora.labels`; or folder: each text file has the
+            name of its folder as its label.
         max_documents: read at most this many documents (of the part; with labels, of each split).
         part: "I/N", prepare only part I, from 1, of N, in a folder within `out`.
         merge: instead, make one dataset of the parts in `out`.
+        strict: refuse what is otherwise left out and counted: a row without text, a file that cannot be read.
         progress: show tokens, rate and time left on stderr, and print at the end what was made.
 
     Returns:
@@ -89,7 +93,7 @@ def prepare(
     folder = Path(out or Data(corpus=corpus, tokenizer=tokenizer).folder)
     say: Callable[[str], None] = print if progress else lambda text: None
     if merge:
-        say(f"{folder}: {_summary(parts.merge(folder))}")
+        say(f"{folder}: {summary(folder, parts.merge(folder))}")
         return folder
     if corpus not in TEXT | LABELED and source is None and Path(corpus).exists():
         corpus, source = "text", corpus
@@ -102,7 +106,7 @@ def prepare(
             raise DataError(f"{name} = {value}: must be at least 1")
     numbers = parts.parse_part(part, format, tokenizer) if part else None
     path = Path(source) if source else None
-    opened = open_corpus(corpus, path, text_field, val_fraction, val_tokens, numbers, label_field)
+    opened = open_corpus(corpus, path, text_field, val_fraction, val_tokens, numbers, label_field, strict)
     labeled = isinstance(opened, LabeledCorpus)
     settings: dict[str, Any]
     if isinstance(opened, LabeledCorpus):
@@ -128,11 +132,22 @@ def prepare(
         folder = parts.part_folder(folder, numbers)
     if (folder / "manifest.json").is_file():
         manifest = read_manifest(folder, labeled)
+        former = opened.former_source if isinstance(opened, Corpus) else None
+        if former and state.differences(folder, manifest, draft, tokenizer):
+            old = former()
+            if not state.differences(folder, manifest, {**draft, "source": old}, tokenizer):
+                say(
+                    f"{folder}: already prepared, by a gptlab that read {old['files']:,} of its files where this one "
+                    f"reads {opened.source['files']:,}: delete the folder to prepare it again"
+                )
+                return folder
         state.refuse_another(folder, manifest, draft, tokenizer)
+        if strict and lacks_something(folder, manifest):
+            raise DataError(f"{folder} was prepared without --strict, and lacks rows or files: name another --out")
         with contextlib.suppress(OSError):  # the folder may be read-only
             state.sweep(folder)  # a kill between the manifest and this leaves the record
         made_of = corpus_of(manifest)  # files of equal names and sizes count as the same, wherever they are
-        say(f"{folder}: already prepared, {_summary(manifest)}" + f", from {made_of}" * bool(made_of))
+        say(f"{folder}: already prepared, {summary(folder, manifest)}" + f"\n  made of {made_of}" * bool(made_of))
         return folder
     with state.lock(folder):
         record = state.read_record(folder, draft, tokenizer)
@@ -142,20 +157,8 @@ def prepare(
             if not (folder / state.RECORD).is_file():
                 state.sweep(folder)  # nothing is recorded, so nothing is left in the folder
             raise
-    say(f"{folder}: {_summary(manifest)}")
+    say(f"{folder}: {summary(folder, manifest)}")
     return folder
-
-
-def _summary(manifest: dict[str, Any]) -> str:
-    splits = manifest["splits"]
-    if manifest.get("kind") != "labeled":
-        return " and ".join(f"{splits[split]['tokens']:,} {split} tokens" for split in ("train", "val"))
-    sizes = ", ".join(f"{entry['documents']:,} {name}" for name, entry in splits.items())
-    tokens, labels, documents = (sum(e[key] for e in splits.values()) for key in ("tokens", "labels", "documents"))
-    unseen = f" ({manifest['unseen_labels']:,} never in train)" if manifest["unseen_labels"] else ""
-    left_out = "".join(f", {number:,} left out without {what}" for what, number in manifest["left_out"].items())
-    names, each = len(manifest["labels"]), labels / max(documents, 1)
-    return f"{sizes} documents, {tokens:,} tokens, {names:,} labels{unseen}, {each:.2f} a document{left_out}"
 
 
 def _prepare(

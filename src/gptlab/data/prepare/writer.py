@@ -12,7 +12,7 @@ import pickle
 import sys
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptlab.data.corpora.base import SPLITS, Reading
+from gptlab.data.prepare.summary import listing, reading_fields
 from gptlab.data.shards import shard_header, token_dtype
 from gptlab.data.tokenizer_files import special_ids
 from gptlab.data.tokenizers import CharTokenizer, Tokenizer
@@ -183,8 +184,8 @@ class ShardOutput:
         self.before, self.after = ([], end) if draft["settings"]["end_of_text"] == "appended" else (end, [])
 
     def close(self, corpus: str, whole: bool) -> None:
-        """Complete the last shards. Raises DataError if there are no training tokens."""
-        if not self.writers["train"].state["tokens"]:
+        """Complete the last shards. Raises DataError if there are no training tokens; a part may be without."""
+        if whole and not self.writers["train"].state["tokens"]:
             raise DataError(
                 f"all {self.writers['val'].state['tokens']} tokens of the corpus {corpus} fell into the validation "
                 "split: hold out less (--val-tokens, --val-fraction)"
@@ -203,7 +204,7 @@ class ShardOutput:
             os.replace(hidden(meta), meta)
         keys = ("tokens", "documents", "bytes", "shards")
         splits = {split: {key: writer.state[key] for key in keys} for split, writer in self.writers.items()}
-        return {"dtype": self.dtype.name, "splits": splits}
+        return {"dtype": self.dtype.name, "splits": splits, **reading_fields(reading)}
 
 
 class LabeledWriter:
@@ -291,7 +292,11 @@ class LabeledOutput:
         others = set().union(*found.values()) - set(counts)
         labels = [*_in_order(counts), *_in_order(others)]
         numbers = {label: number for number, label in enumerate(labels)}
-        splits = {name: writer.finish(numbers) for name, writer in self.writers.items() if found[name]}
+        part = "part" in self.draft["settings"]  # it may be without documents, or without labels
+        if not counts and not part:
+            raise DataError(f"the corpus {self.draft['corpus']} has no training documents that have one of the labels")
+        needed = ("train", "val") if part else ()
+        splits = {name: w.finish(numbers) for name, w in self.writers.items() if w.state["documents"] or name in needed}
         for writer in self.writers.values():
             writer.tokens.file.close()
             writer.rows.file.close()
@@ -302,6 +307,8 @@ class LabeledOutput:
             "n_train_labels": len(counts),
             "unseen_labels": len(others),
             "left_out": dict(sorted(reading.left_out.items())),
+            "read": {split: listing(names) for split, names in reading.read.items()},
+            **reading_fields(replace(reading, left_out=Counter())),
             "splits": splits,
             "labels": labels,
             "train_counts": [counts[label] for label in labels],
