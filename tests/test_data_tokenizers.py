@@ -1,6 +1,8 @@
 """Tokenizers: round trips, known ids, and agreement with Hugging Face's implementation."""
 
 import json
+import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Fast
 
+from gptlab.data import tokenizers
 from gptlab.data.tokenizer_files import open_text_tokenizer, open_tokenizer
 from gptlab.data.tokenizers import END_OF_TEXT, Tokenizer, load_tokenizer, make_tokenizer
 from gptlab.errors import DataError
@@ -133,6 +136,55 @@ def test_bpe_is_trained_to_size_and_repeatable(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the documents give at most 259 ids: use bpe-259"):
         make_tokenizer("bpe-1000", lambda: iter(["ab ab"]))
     assert make_tokenizer("bpe-259", lambda: iter(["ab ab"])).encode("ab ab") == [256, 257]
+
+
+# -- long runs without a word break
+
+
+WHITE = [chr(code) for code in range(0x10000) if chr(code).isspace()]  # more than the tokenizer's: \x1c to \x1f
+runs = st.tuples(st.sampled_from([*WHITE, "\u180e", "\u200b", "a", "'s", "1", "!", "\u65e5"]), st.integers(1, 5))
+
+
+@given(text=st.lists(runs, max_size=12).map(lambda parts: "".join(c * n for c, n in parts)))
+@settings(max_examples=200, deadline=None)
+def test_cut_in_white_space_a_text_keeps_its_ids(gpt2: Tokenizer, text: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizers, "LONG_SPACE", re.compile(tokenizers.LONG_SPACE.pattern.replace("1000", "2")))
+        pieces = tokenizers._cut_in_long_space(text)
+    assert "".join(pieces) == text
+    assert [index for piece in pieces for index in gpt2.encode(piece)] == gpt2.encode(text)
+
+
+def test_a_million_spaces_in_a_row(gpt2: Tokenizer) -> None:
+    """tiktoken's regular expression fails on them."""
+    few = [f"start{space * 999}end{space * 2000}" for space in (" ", "\n", "\t ")]
+    many = [f"start{space * 1_000_001}end{space * 1_200_000}" for space in (" ", "\n", "\t ")]
+    for text in many:
+        ids = gpt2.encode(text)
+        assert gpt2.decode(ids) == text
+        assert ids[-2:] != gpt2.encode("end"), "the run at the end is there too"
+    assert [ids.tolist() for ids in gpt2.encode_batch([*few, many[0], "a"])[:3]] == [gpt2.encode(text) for text in few]
+
+
+def test_learning_from_a_long_run_takes_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seconds(length: int) -> float:
+        begin = time.thread_time()
+        make_tokenizer("bpe-260", lambda: iter(["ab" * (length // 2)]))
+        return time.thread_time() - begin
+
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    seconds(100)
+    few, many = min(seconds(2**14) for _ in range(3)), seconds(2**19)
+    assert many < 160 * few, "32 times the bytes; in quadratic time it is a thousand times"
+
+
+def test_words_of_usual_length_are_learnt_from_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    prose = ["the cat sat on the mat; " * 20 + "x" * 500, "a" * 300 + " " * 400 + "\n"]
+    made = make_tokenizer("bpe-280", lambda: iter(prose)).spec()
+    monkeypatch.setattr(tokenizers, "LONGEST_WORD", 2**40)
+    assert make_tokenizer("bpe-280", lambda: iter(prose)).spec() == made
+    monkeypatch.setattr(tokenizers, "LONGEST_WORD", 8)
+    assert max(map(len, make_tokenizer("bpe-270", lambda: iter(prose)).hf_json()["model"]["vocab"])) <= 8
 
 
 def test_merges_do_not_depend_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,8 @@ from gptlab.errors import DataError
 
 VERSION = 1
 FORMATS = ("llmc", "nanogpt", "npy")
+INEXACT = ("token_bytes", "lost_bytes")  # of a split, where the ids do not hold the text byte for byte
+MOST_LOST = 0.01  # share of the bytes that may be lost where bits per byte of text are still a measure
 
 
 def missing_dataset(folder: str | Path, corpus: str = "", tokenizer: str = "") -> DataError:
@@ -80,6 +82,12 @@ def read_manifest(folder: Path, labeled: bool = False) -> dict[str, Any]:
     return manifest
 
 
+def lost_share(manifest: dict[str, Any]) -> float:
+    """The share of the text's bytes that do not come back from its ids."""
+    splits = manifest["splits"].values()
+    return sum(split.get("lost_bytes", 0) for split in splits) / max(sum(split.get("bytes", 0) for split in splits), 1)
+
+
 def _check_shards(path: Path, manifest: dict[str, Any]) -> None:
     """Check the fields that `shards.Dataset` reads."""
     has(manifest, {"corpus": str, "tokenizer": dict, "dtype": str, "splits": dict})
@@ -88,6 +96,7 @@ def _check_shards(path: Path, manifest: dict[str, Any]) -> None:
     if manifest["dtype"] not in ("uint16", "uint32"):
         raise ValueError(f"dtype = {manifest['dtype']}")
     for split in ("train", "val"):
+        files.check_fields(manifest["splits"][split], dict.fromkeys(("bytes", *INEXACT), int))
         for entry in manifest["splits"][split]["shards"]:
             has(entry, {"file": str, "tokens": int, "max_token": int, "sha256": str})
             if Path(entry["file"]).name != entry["file"] or "\0" in entry["file"]:

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptlab.data.manifest import prepared_folder, read_manifest, refuse_unfinished
+from gptlab.data.manifest import MOST_LOST, lost_share, prepared_folder, read_manifest, refuse_unfinished
 from gptlab.data.tokenizers import END_OF_TEXT, CharTokenizer, Tokenizer, load_tokenizer, make_tokenizer
 from gptlab.data.verified import verify_files
 from gptlab.errors import DataError
@@ -386,15 +386,18 @@ class Tokens:
         )
 
 
-def _scan_max(shard: Shard) -> int:
-    """The largest id in a shard, which is read whole; -1 if it is empty."""
+def _scan(shard: Shard) -> Iterator[NDArray[Any]]:
+    """The ids of a shard, SCAN_TOKENS at a time."""
     ids, pages = shard.map()
-    largest = -1
     for begin in range(0, shard.tokens, SCAN_TOKENS):
         shard.refuse_shorter(pages)
-        largest = max(largest, int(ids[begin : begin + SCAN_TOKENS].max()))
+        yield ids[begin : begin + SCAN_TOKENS]
         _release(pages)
-    return largest
+
+
+def _scan_max(shard: Shard) -> int:
+    """The largest id in a shard, which is read whole; -1 if it is empty."""
+    return max((int(ids.max()) for ids in _scan(shard)), default=-1)
 
 
 # -- a prepared folder ----------------------------------------------------------------------------------------------
@@ -486,6 +489,26 @@ class Dataset:
                 f"{shard} holds token id {largest}, and a vocabulary of {vocab_size} ends at {vocab_size - 1}: "
                 "the dataset was made with another tokenizer, or model.vocab_size is too small"
             )
+
+    def token_bytes(self) -> NDArray[Any]:
+        """Bytes of text that each id of the validation split stands for, (vocab_size,); they add up to the text's size.
+
+        A tokenizer that is not exact says so in the mean only, of this split.
+
+        Raises:
+            DataError: that is not known, or the tokenizer loses too much of the text; it says why.
+        """
+        lengths, split = self.tokenizer.token_bytes(), self.manifest["splits"]["val"]
+        if self.tokenizer.exact:
+            return lengths
+        if (lost := lost_share(self.manifest)) > MOST_LOST:
+            raise DataError(f"the tokenizer drops or changes {100 * lost:.2g}% of the bytes of the text")
+        if not split.get("bytes"):
+            raise DataError(f"{self.path} does not say how many bytes its text has")
+        of_ids = split.get("token_bytes")
+        if of_ids is None:  # it was prepared by an older gptlab
+            of_ids = sum(int(lengths[ids].sum()) for shard in self.val.shards for ids in _scan(shard))
+        return lengths * (split["bytes"] / max(of_ids, 1))
 
     def verify(self) -> None:
         """Read all shards. Raises DataError if the sha256 of one is not the manifest's, or if none is recorded."""

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 from gptlab.data.tokenizers import (
     END_OF_TEXT_NAMES,
     MOST_IDS,
+    SPECIALS,
     HuggingFaceTokenizer,
     Tokenizer,
+    check_unknown_text,
     hugging_face,
     is_learnt,
     load_tokenizer,
@@ -31,9 +33,6 @@ VOCABULARY = ("vocab.json", "merges.txt")
 VOCABULARY_NOTES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")  # say more about it
 FILES = ("tokenizer.json", *VOCABULARY, *VOCABULARY_NOTES)
 _NO_FILES = "neither a tokenizer.json nor vocab.json and merges.txt"
-
-# Special tokens at the beginning, at the end and after a document: RoBERTa's, then BERT's.
-SPECIALS = (("<s>", "</s>", "<pad>"), ("[CLS]", "[SEP]", "[PAD]"))
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
@@ -95,6 +94,7 @@ def open_tokenizer(name: str) -> Tokenizer:
 def open_text_tokenizer(name: str) -> Tokenizer:
     """As `open_tokenizer`, for a stream of documents. Raises DataError if nothing can stand between them."""
     tokenizer = open_tokenizer(name)
+    check_unknown_text(tokenizer)
     if tokenizer.eot is None:
         names = ", ".join(END_OF_TEXT_NAMES)
         raise DataError(f"{tokenizer.name} has no end-of-text token: none of {names} is in it")

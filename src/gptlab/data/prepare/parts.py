@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from gptlab.data.corpora.base import Part, Reading
 from gptlab.data.labeled import LabeledDataset
-from gptlab.data.manifest import read_manifest
+from gptlab.data.manifest import INEXACT, read_manifest
 from gptlab.data.prepare.folder import differences, has_tokenizer, lock, write_manifest
 from gptlab.data.prepare.summary import joined_reading
 from gptlab.data.prepare.writer import LabeledOutput, Piece, new_states, shard_name
@@ -120,16 +121,21 @@ def _join_shards(folder: Path, parts: list[Path], manifests: list[dict[str, Any]
                         f"{target} is not the shard that {part.name} recorded: delete both and prepare them again"
                     )
                 shards.append({**entry, "file": target.name})
-        counts = {key: sum(m["splits"][split][key] for m in manifests) for key in ("tokens", "documents", "bytes")}
+        keys = [key for key in ("tokens", "documents", "bytes", *INEXACT) if key in manifests[0]["splits"][split]]
+        counts = {key: sum(m["splits"][split][key] for m in manifests) for key in keys}
         splits[split] = {**counts, "shards": shards}
+    left_out = sum((Counter(m.get("left_out", {})) for m in manifests), Counter[str]())
+    more = {"left_out": dict(sorted(left_out.items()))} if left_out else {}
     settings = {**manifests[0]["settings"], "parts": len(parts)}
-    return {"settings": settings, "splits": splits, **joined_reading(manifests)}
+    return {"settings": settings, **more, "splits": splits, **joined_reading(manifests)}
 
 
 def _join_labeled(folder: Path, parts: list[Path], manifests: list[dict[str, Any]]) -> dict[str, Any]:
     first, datasets = manifests[0], [LabeledDataset(part) for part in parts]
     output = LabeledOutput(folder, first, load_tokenizer(parts[0] / "tokenizer.json"), new_states(LabeledOutput))
     for split, writer in output.writers.items():
+        found = [m["splits"][split] for m in manifests if split in m["splits"]]
+        writer.state |= {key: sum(m[key] for m in found) for key in ("bytes", *INEXACT) if found and key in found[0]}
         sources = [(dataset.labels, dataset.splits[split]) for dataset in datasets if split in dataset.splits]
         for row in range(max((len(source) for _, source in sources), default=0)):
             for names, source in sources:  # the documents were dealt out in turn
@@ -138,5 +144,6 @@ def _join_labeled(folder: Path, parts: list[Path], manifests: list[dict[str, Any
                     writer.write(Piece(split, ids, 1, 0, [(len(ids), labels)]))
     output.close(first["corpus"], whole=True)
     reading = Reading(multi=first["multi"])
-    reading.left_out.update(first["left_out"])
+    reading.left_out.update(first["left_out"])  # each part counts those of the whole corpus, but for its own
+    reading.left_out["token ids"] = sum(manifest["left_out"].get("token ids", 0) for manifest in manifests)
     return {**output.finish(reading), **{key: first[key] for key in ("read", "reading") if key in first}}

@@ -26,17 +26,18 @@ import numpy as np
 from gptlab.config import Data
 from gptlab.data.corpora import LABELED, TEXT, open_corpus
 from gptlab.data.corpora.base import AnyCorpus, Corpus, Document, LabeledCorpus
-from gptlab.data.manifest import FORMATS, VERSION, corpus_of, read_manifest
+from gptlab.data.manifest import FORMATS, INEXACT, VERSION, corpus_of, read_manifest
 from gptlab.data.prepare import folder as state
 from gptlab.data.prepare import parts
-from gptlab.data.prepare.progress import Show, check_room, progress_line
+from gptlab.data.prepare.progress import Show, check_room, note, progress_line
 from gptlab.data.prepare.summary import lacks_something, summary
 from gptlab.data.prepare.writer import LabeledOutput, LabeledWriter, Output, Piece, ShardOutput, ShardWriter, new_states
 from gptlab.data.shards import MAX_SHARD_TOKENS
 from gptlab.data.tokenizer_files import identify_tokenizer, open_text_tokenizer, open_tokenizer
-from gptlab.data.tokenizers import Tokenizer, is_learnt, load_tokenizer, make_tokenizer
+from gptlab.data.tokenizers import Tokenizer, UnencodableError, is_learnt, load_tokenizer, make_tokenizer
 from gptlab.data.verified import file_sha256
 from gptlab.errors import DataError
+from gptlab.files import because
 from gptlab.rundir import write_atomically
 
 BATCH_CHARACTERS = 2**20  # of one task for a worker: a third of a second
@@ -183,14 +184,14 @@ def _prepare(
     if consumed and progress:
         print(f"{folder}: continuing after {consumed:,} documents")
     with progress_line(folder, progress) as show:
-        _write_documents(output, corpus, tokenizer, consumed, workers, show)
+        _write_documents(output, corpus, tokenizer, consumed, workers, show, progress)
     identity = {**draft["tokenizer"], "vocab_size": tokenizer.vocab_size, "eot": tokenizer.eot}
     identity |= {"file": "tokenizer.json", "sha256": file_sha256(folder / "tokenizer.json")}
     return state.write_manifest(folder, {**draft, "tokenizer": identity, **output.finish(corpus.reading)})
 
 
 def _write_documents(
-    output: Output, corpus: AnyCorpus, tokenizer: Tokenizer, consumed: int, workers: int, show: Show
+    output: Output, corpus: AnyCorpus, tokenizer: Tokenizer, consumed: int, workers: int, show: Show, progress: bool
 ) -> None:
     """Tokenize and write the documents after the first `consumed`; record every RECORD_SECONDS what is written."""
     writers: list[ShardWriter | LabeledWriter] = [*output.writers.values()]
@@ -219,7 +220,12 @@ def _write_documents(
     first_share: float | None = None
     room_checked = False
     for pieces in _map_in_order(partial(_tokenize, tokenizer=tokenizer, output=output), batches(), workers):
-        consumed += sum(piece.documents for piece in pieces)
+        for index, why in sorted(entry for piece in pieces for entry in piece.refused):
+            says = f"{output.folder}: document {consumed + index + 1:,}, {why}"
+            if corpus.reading.strict:
+                raise DataError(f"{says}: --strict leaves nothing out")
+            note(f"{says}; it is left out", progress)
+        consumed += sum(piece.documents + len(piece.refused) for piece in pieces)
         share = shares.popleft()
         if max_documents and isinstance(corpus, Corpus):
             share = max(share or 0.0, consumed / max_documents)
@@ -273,16 +279,34 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 def _tokenize(batch: list[Document], tokenizer: Tokenizer, output: Output) -> list[Piece]:
     """A batch of documents as a piece for each split that is in it."""
-    ids = tokenizer.encode_batch([document.text for document in batch])
+    ids, refused = _encode([document.text for document in batch], tokenizer)
     pieces = []
     for split in dict.fromkeys(document.split for document in batch):
-        mine = [index for index, document in enumerate(batch) if document.split == split]
+        mine = [index for index, document in enumerate(batch) if document.split == split and index not in refused]
         stream = [array for index in mine for array in (*output.before, ids[index], *output.after)]
-        texts = (batch[index].text for index in mine)
+        texts = [batch[index].text for index in mine]
         size = sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
-        joined = np.concatenate(stream, dtype=output.dtype, casting="unsafe")
-        pieces.append(Piece(split, joined, len(mine), size, [(len(ids[index]), batch[index].labels) for index in mine]))
+        joined = np.concatenate(stream or [[]], dtype=output.dtype, casting="unsafe")
+        piece = Piece(split, joined, len(mine), size, [(len(ids[index]), batch[index].labels) for index in mine])
+        if not tokenizer.exact:
+            lost = sum(tokenizer.lost_bytes(batch[index].text, ids[index]) for index in mine)
+            piece.inexact = dict(zip(INEXACT, (int(tokenizer.token_bytes()[joined].sum()), lost), strict=True))
+        piece.refused = [(index, why) for index, why in refused.items() if batch[index].split == split]
+        pieces.append(piece)
     return pieces
+
+
+def _encode(texts: list[str], tokenizer: Tokenizer) -> tuple[list[Any], dict[int, str]]:
+    """The ids of each text; of each that the tokenizer cannot take, no ids, and its position and why."""
+    try:
+        return tokenizer.encode_batch(texts), {}
+    except UnencodableError as error:
+        if len(texts) == 1:
+            begin = f"{texts[0][:40]!r}{'...' * (len(texts[0]) > 40)}"
+            return [[]], {0: f"{begin} ({len(texts[0]):,} characters): {because(error)}"}
+    halves = len(texts) // 2
+    (ids, refused), (more, others) = _encode(texts[:halves], tokenizer), _encode(texts[halves:], tokenizer)
+    return ids + more, refused | {halves + index: why for index, why in others.items()}
 
 
 def _cut(pieces: list[Piece], val_room: int, tokenizer: Tokenizer) -> Iterator[Piece]:
@@ -290,11 +314,17 @@ def _cut(pieces: list[Piece], val_room: int, tokenizer: Tokenizer) -> Iterator[P
     for piece in pieces:
         if piece.split == "train" and val_room > 0:
             ids, rest = piece.ids[:val_room], piece.ids[val_room:]
-            size = int(tokenizer.token_bytes()[ids].sum()) if len(rest) else piece.bytes
             documents = int((ids == tokenizer.eot).sum()) if len(rest) else piece.documents
-            yield Piece("val", ids, documents, size)
-            piece = Piece("train", rest, piece.documents - documents, piece.bytes - size)
-        if len(piece.ids) or piece.rows:
+            part, of = 1, 1  # of the bytes; exact if the tokenizer is
+            if len(rest):
+                part, of = (int(tokenizer.token_bytes()[some].sum()) for some in (ids, piece.ids))
+            size = piece.bytes * part // max(of, 1)
+            inexact = {key: number * part // max(of, 1) for key, number in piece.inexact.items()}
+            yield Piece("val", ids, documents, size, inexact=inexact)
+            inexact = {key: number - inexact[key] for key, number in piece.inexact.items()}
+            documents, size = piece.documents - documents, piece.bytes - size
+            piece = Piece("train", rest, documents, size, inexact=inexact, refused=piece.refused)
+        if len(piece.ids) or piece.rows or piece.refused:
             yield piece
 
 

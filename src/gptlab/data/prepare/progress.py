@@ -61,6 +61,12 @@ def progress_line(folder: Path, wanted: bool) -> Iterator[Show]:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
+def note(text: str, wanted: bool) -> None:
+    """A line on stderr, above the live one."""
+    if wanted:
+        print(f"\r\x1b[K{text}" if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
+
+
 def check_room(folder: Path, written: int, share: float | None) -> None:
     """Refuse a preparation that the disk has no room for.
 

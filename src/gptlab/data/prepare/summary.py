@@ -8,6 +8,7 @@ from typing import Any
 
 from gptlab.data.corpora.base import Reading
 from gptlab.data.corpora.files import FAULTS
+from gptlab.data.manifest import MOST_LOST, lost_share
 from gptlab.errors import DataError
 from gptlab.files import damaged, printable
 
@@ -62,9 +63,19 @@ def summary(folder: Path, manifest: dict[str, Any]) -> str:
         DataError: the manifest is damaged.
     """
     with damaged(folder / "manifest.json", DataError):
-        if manifest.get("kind") == "labeled":
-            return _labeled(manifest)
-        return "\n  ".join([_text(manifest), *_not_read(manifest.get("reading", {}))])
+        lines = [_labeled(manifest) if manifest.get("kind") == "labeled" else _text(manifest)]
+        return "\n  ".join([*lines, *_not_read(manifest.get("reading", {})), *_not_taken(manifest)])
+
+
+def _not_taken(manifest: dict[str, Any]) -> Iterator[str]:
+    """What the tokenizer left of the text."""
+    if refused := manifest.get("left_out", {}).get("token ids", 0):
+        were = "was" if refused == 1 else "were"
+        yield f"the tokenizer could not take {_count(refused, 'document')}, which {were} left out"
+    if lost := lost_share(manifest):
+        no_unit = lost > MOST_LOST and manifest.get("kind") != "labeled"
+        unit = ", so that no val_bits_per_byte will be given" * no_unit
+        yield f"the tokenizer drops or changes {100 * lost:.2g}% of the bytes of the text{unit}"
 
 
 def _text(manifest: dict[str, Any]) -> str:
@@ -106,7 +117,7 @@ def _labeled(manifest: dict[str, Any]) -> str:
         )
     if read and "val" not in read and "val" in splits:
         lines.append("val is held out of train")
-    return "\n  ".join([*lines, *_not_read(manifest.get("reading", {}))])
+    return "\n  ".join(lines)
 
 
 def _count(number: int, what: str) -> str:

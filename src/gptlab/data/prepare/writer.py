@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptlab.data.corpora.base import SPLITS, Reading
+from gptlab.data.manifest import INEXACT
 from gptlab.data.prepare.summary import listing, reading_fields
 from gptlab.data.shards import shard_header, token_dtype
 from gptlab.data.tokenizer_files import special_ids
@@ -39,6 +40,8 @@ class Piece:
         ids: token ids, with end-of-text where the format has it, (tokens,).
         bytes: size of the documents as UTF-8.
         rows: number of tokens and labels of each document, for labelled documents.
+        inexact: `manifest.INEXACT` of the documents, where the tokenizer is not exact.
+        refused: position in the batch of each document that the tokenizer cannot take, and why.
     """
 
     split: str
@@ -46,6 +49,24 @@ class Piece:
     documents: int
     bytes: int
     rows: list[tuple[int, list[str]]] = field(default_factory=list)
+    inexact: dict[str, int] = field(default_factory=dict)
+    refused: list[tuple[int, str]] = field(default_factory=list)
+
+
+def _count(state: dict[str, Any], piece: Piece) -> None:
+    """Add a piece to the state of its split. Numbers that few datasets have are not in the states of the others."""
+    state["documents"] += piece.documents
+    more = piece.inexact | ({"refused": len(piece.refused)} if piece.refused else {})
+    if "bytes" in state or piece.inexact:
+        more["bytes"] = piece.bytes
+    for key, number in more.items():
+        state[key] = state.get(key, 0) + number
+
+
+def _left_out(found: Counter[str], states: Iterable[dict[str, Any]]) -> dict[str, int]:
+    """Documents that are not in the dataset, by what they lack."""
+    refused = Counter({"token ids": sum(state.get("refused", 0) for state in states)})
+    return dict(sorted((found + refused).items()))
 
 
 def hidden(path: Path) -> Path:
@@ -132,8 +153,7 @@ class ShardWriter:
             self.state["tokens"] += len(part)
             if self._shard.count == self.shard_tokens:
                 self.close()
-        self.state["documents"] += piece.documents
-        self.state["bytes"] += piece.bytes
+        _count(self.state, piece)
 
     def close(self) -> None:
         """Complete the open shard, if there is one."""
@@ -185,6 +205,8 @@ class ShardOutput:
 
     def close(self, corpus: str, whole: bool) -> None:
         """Complete the last shards. Raises DataError if there are no training tokens; a part may be without."""
+        if whole and not any(writer.state["tokens"] for writer in self.writers.values()):
+            raise DataError(f"the tokenizer can take no document of the corpus {corpus}: use another one")
         if whole and not self.writers["train"].state["tokens"]:
             raise DataError(
                 f"all {self.writers['val'].state['tokens']} tokens of the corpus {corpus} fell into the validation "
@@ -202,9 +224,13 @@ class ShardOutput:
             meta = self.folder / "meta.pkl"
             hidden(meta).write_bytes(pickle.dumps(vocabulary, protocol=4))
             os.replace(hidden(meta), meta)
-        keys = ("tokens", "documents", "bytes", "shards")
-        splits = {split: {key: writer.state[key] for key in keys} for split, writer in self.writers.items()}
-        return {"dtype": self.dtype.name, "splits": splits, **reading_fields(reading)}
+        states = {split: writer.state for split, writer in self.writers.items()}
+        inexact = [key for key in INEXACT if any(key in state for state in states.values())]
+        keys = ("tokens", "documents", "bytes", *inexact, "shards")
+        splits = {split: {key: state.get(key, 0) for key in keys} for split, state in states.items()}
+        left_out = _left_out(Counter(), states.values())
+        more = {"left_out": left_out} if left_out else {}
+        return {"dtype": self.dtype.name, **more, "splits": splits, **reading_fields(reading)}
 
 
 class LabeledWriter:
@@ -223,7 +249,7 @@ class LabeledWriter:
     def write(self, piece: Piece) -> None:
         self.tokens.write(piece.ids)
         self.rows.write(np.frombuffer("".join(json.dumps(row) + "\n" for row in piece.rows).encode(), np.uint8))
-        self.state["documents"] += piece.documents
+        _count(self.state, piece)
         self.state["tokens"], self.state["rows"] = self.tokens.count, self.rows.count
 
     def flush(self) -> None:
@@ -255,7 +281,8 @@ class LabeledWriter:
             files[name] = {"file": stream.path.name, "sha256": stream.finish()}
             os.replace(hidden(stream.path), stream.path)
         sizes = {"documents": len(rows), "tokens": self.tokens.count, "labels": len(arrays["labels"])}
-        return {**sizes, "files": files}
+        inexact = ("bytes", *INEXACT) if INEXACT[0] in self.state else ()
+        return {**sizes, **{key: self.state[key] for key in inexact}, "files": files}
 
 
 class LabeledOutput:
@@ -306,7 +333,7 @@ class LabeledOutput:
             "multi": bool(reading.multi),
             "n_train_labels": len(counts),
             "unseen_labels": len(others),
-            "left_out": dict(sorted(reading.left_out.items())),
+            "left_out": _left_out(reading.left_out, (writer.state for writer in self.writers.values())),
             "read": {split: listing(names) for split, names in reading.read.items()},
             **reading_fields(replace(reading, left_out=Counter())),
             "splits": splits,
