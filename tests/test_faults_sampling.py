@@ -117,6 +117,6 @@ def test_an_id_that_the_model_lacks_is_named() -> None:
         run.sample(prompt="")
     assert run.sample(prompt="abc")[0].startswith("abc")
     texts = [("ab", "cd"), ("ab", "c")]
-    pairs = encode_pairs(CharTokenizer("abcde", True), [*texts, ("ab", "e")])
+    pairs = encode_pairs(CharTokenizer("abcde", True), [*texts, ("ab", "e")], str)
     with pytest.raises(UserError, match="a text has token id 4, and the model's vocabulary ends at 3"):
         likelihoods(run.model, lay_out(pairs, 8), torch.device("cpu"), contextlib.nullcontext, 2)
