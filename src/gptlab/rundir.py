@@ -1,6 +1,6 @@
 """The layout of a run directory and of a study's folder. All reading and writing of these files goes through here.
 
-    recipe.toml  environment.json  tokenizer.json  metrics.jsonl  result.json  card.md  id
+    recipe.toml  environment.json  tokenizer.json  metrics.jsonl  result.json  card.md  run.html  id
     checkpoints/step-00000500/  plots/
 
 Training passes nothing but run directories to the analysis.
@@ -204,6 +204,13 @@ class RunDir:
             yield from parsed(spike)
         if every > 1 and seen % every and (last := self.last_line("loss")) is not None:
             yield last
+
+    def lines_with(self, key: str) -> Iterator[dict[str, Any]]:
+        """The lines of metrics.jsonl that have `key`, in order; only these are parsed."""
+        name = f'"{key}"'.encode()
+        for line in _raw_lines(self.metrics_file):
+            if name in line and key in (value := parse_metrics(line) or {}):
+                yield value
 
     def last_line(self, key: str) -> dict[str, Any] | None:
         """The last line of metrics.jsonl that has `key`, found from the end; None if there is none."""

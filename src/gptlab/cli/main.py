@@ -10,7 +10,22 @@ import time
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from gptlab.cli import bench, doctor, evaluate, launch, output, plan, prepare, schema, study, train, verify
+from gptlab.cli import (
+    bench,
+    compare,
+    doctor,
+    evaluate,
+    launch,
+    output,
+    plan,
+    prepare,
+    runs,
+    schema,
+    study,
+    train,
+    verify,
+    watch,
+)
 from gptlab.cli.common import Parser, add_verb
 from gptlab.config import parse_flag, read_layer, settings, shipped
 from gptlab.errors import ConfigError, LostRank, OutOfMemory, UserError
@@ -115,7 +130,8 @@ def make_parser() -> argparse.ArgumentParser:
     top = Parser(prog="gptlab", description="A laboratory for pretraining GPT-2-class language models.")
     top.add_argument("--version", action="version", version=f"gptlab {VERSION}")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
-    for module in (prepare, train, plan, evaluate, output, verify, study, launch, bench, schema, doctor):
+    looks = (runs, watch, compare, plan, evaluate, output, verify)
+    for module in (prepare, train, *looks, study, launch, bench, doctor, schema):
         module.add_to(verbs)
     for kind in ("recipes", "studies"):
         add_verb(verbs, kind, do_list, f"List the shipped {kind}.")

@@ -65,15 +65,21 @@ def value_of(recipe: Recipe, name: str) -> Any:
 
 def _suffix(changed: Mapping[str, Any]) -> str:
     """+leaf=value for each setting; + and a hash where that is long, or holds what a name of a folder should not."""
-    leaves = Counter(name.rpartition(".")[2] for name, _ in settings())
-    parts = []
-    for name, value in changed.items():
-        leaf = name.rpartition(".")[2]
-        parts.append(f"+{leaf if leaves[leaf] <= 1 else name}={_written(value)}")
-    suffix = "".join(parts)
+    suffix = "".join(f"+{assignment(name, value)}" for name, value in changed.items())
     if len(suffix) <= LONGEST and re.fullmatch(r"[\w+.,=-]*", suffix, re.ASCII):
         return suffix
     return "+" + hashlib.sha256(json.dumps(changed).encode()).hexdigest()[:HASH_DIGITS]
+
+
+def assignment(name: str, value: Any) -> str:
+    """A setting as short as it is clear: lr=3e-4, and with its section where two have the same name."""
+    leaf = name.rpartition(".")[2]
+    return f"{leaf if _leaves()[leaf] <= 1 else name}={_written(value)}"
+
+
+@functools.cache
+def _leaves() -> Counter[str]:
+    return Counter(name.rpartition(".")[2] for name, _ in settings())
 
 
 def _written(value: Any) -> str:

@@ -24,6 +24,9 @@ const breakable = (name) => name.split(/(?<=[_/.+])/).map((part) => [part, h("wb
 const unique = (values) => [...new Set(values)];
 const finite = (values) => values.filter(Number.isFinite);
 const many = (count, one, more = one + "s") => `${count} ${count === 1 ? one : more}`;
+const note = (text) => h("p", { class: "note" }, text);
+const stacked = (first, second) => [h("span", null, first), second && h("small", null, second)];
+const put = (id, ...content) => fill(document.getElementById(id), null, content);
 
 const ruler = document.createElement("canvas").getContext("2d");
 
@@ -93,19 +96,7 @@ const redraws = new Set();  // charts to redraw when picks, colours or widths ch
 const hotWatchers = new Set();
 let hot = null;
 
-const everyArm = unique(payload.studies.flatMap((study) => study.arms.map((arm) => arm.name)));
-
-function firstPicks() {
-  const said = [payload.across, ...payload.studies].filter(Boolean).flatMap((part) =>
-    [...(part.recommendations ?? []), ...(part.questions ?? [])].flatMap((one) => one.evidence ?? []));
-  const flips = (payload.across?.ranks ?? []).filter((rank) => rank.flip).map((rank) => rank.arm);
-  const best = payload.studies.flatMap((study) => {
-    const sign = study.metric.better === "lower" ? 1 : -1;
-    return study.arms.filter((arm) => arm.quality).sort((a, b) => sign * (a.quality.mean - b.quality.mean));
-  });
-  const order = [...payload.studies.map((study) => study.baseline), ...flips, ...said, ...best.map((arm) => arm.name)];
-  return unique([...order, ...everyArm]).filter((arm) => everyArm.includes(arm)).slice(0, COLORS);
-}
+const everyArm = () => unique(payload.studies.flatMap((study) => study.arms.map((arm) => arm.name)));
 
 function setPicks(arms) {
   looks.clear();
@@ -165,6 +156,15 @@ function setHot(arm) {
   for (const node of document.querySelectorAll("[data-arm]")) node.classList.toggle("hot", node.dataset.arm === arm);
   document.body.classList.toggle("some-hot", arm !== null);
   for (const watch of hotWatchers) watch();
+}
+
+function legend(arms) {
+  const chips = arms.map((name) => h("button",
+    { type: "button", class: "chip", "data-arm": name, "data-pick": name, "aria-pressed": "false" }, swatch(name), name));
+  const preset = (text, arms) => h("button", { type: "button", onclick: () => setPicks(arms()) }, text);
+  return h("div", { class: `legend${chips.length > 24 ? " long" : ""}`, role: "group", "aria-label": "arms in the charts" },
+    h("span", { class: "presets" }, "In colour:",
+      preset("suggested", firstPicks), preset("all", everyArm), preset("none", () => [])), chips);
 }
 
 // -- the read-out at the pointer -------------------------------------------------------------------------------------

@@ -7,8 +7,6 @@ const VERDICTS = {  // verdict: [sign, class of its colour]
 };
 const several = payload.studies.length > 1;
 const idOf = (study, part) => `study-${payload.studies.indexOf(study)}${part ? `-${part}` : ""}`;
-const note = (text) => h("p", { class: "note" }, text);
-const stacked = (first, second) => [h("span", null, first), second && h("small", null, second)];
 
 function badge(verdict) {
   const [sign, kind] = VERDICTS[verdict] ?? ["·", "open"];
@@ -59,7 +57,7 @@ function reveal(arm, study) {  // scroll to the arm's row in this study's table,
 }
 
 function evidence(arms, study) {
-  const chips = unique(arms ?? []).filter((arm) => everyArm.includes(arm)).map((arm) =>
+  const chips = unique(arms ?? []).filter((arm) => everyArm().includes(arm)).map((arm) =>
     h("button", { type: "button", class: "chip", "data-arm": arm, onclick: () => reveal(arm, study) }, swatch(arm), arm));
   return chips.length > 0 && h("p", { class: "evidence" }, "Evidence: ", chips);
 }
@@ -216,15 +214,18 @@ function flipTable(across) {
     })];
 }
 
-// -- legend and provenance -------------------------------------------------------------------------------------------
+// -- picks and provenance --------------------------------------------------------------------------------------------
 
-function legend(study) {
-  const chips = study.arms.map(({ name }) => h("button",
-    { type: "button", class: "chip", "data-arm": name, "data-pick": name, "aria-pressed": "false" }, swatch(name), name));
-  const preset = (text, arms) => h("button", { type: "button", onclick: () => setPicks(arms()) }, text);
-  return h("div", { class: `legend${chips.length > 24 ? " long" : ""}`, role: "group", "aria-label": "arms in the charts" },
-    h("span", { class: "presets" }, "In colour:",
-      preset("suggested", firstPicks), preset("all", () => everyArm), preset("none", () => [])), chips);
+function firstPicks() {
+  const said = [payload.across, ...payload.studies].filter(Boolean).flatMap((part) =>
+    [...(part.recommendations ?? []), ...(part.questions ?? [])].flatMap((one) => one.evidence ?? []));
+  const flips = (payload.across?.ranks ?? []).filter((rank) => rank.flip).map((rank) => rank.arm);
+  const best = payload.studies.flatMap((study) => {
+    const sign = study.metric.better === "lower" ? 1 : -1;
+    return study.arms.filter((arm) => arm.quality).sort((a, b) => sign * (a.quality.mean - b.quality.mean));
+  });
+  const order = [...payload.studies.map((study) => study.baseline), ...flips, ...said, ...best.map((arm) => arm.name)];
+  return unique([...order, ...everyArm()]).filter((arm) => everyArm().includes(arm)).slice(0, COLORS);
 }
 
 function copyable(text, label) {
@@ -283,7 +284,7 @@ function studySection(study) {
     factorPart(study, part),
     part("table", "Arms", note("Click a row to show or hide the arm in the charts; click a header to sort. Intervals are 95%. Differences "
       + "are paired by seed."), study.questions?.length > 0 && note(study.summary), (study.notes ?? []).map(note), table),
-    part("curves", "Charts", legend(study), curveChart(study), charts.length > 0 && h("div", { class: "pair" }, charts),
+    part("curves", "Charts", legend(study.arms.map((arm) => arm.name)), curveChart(study, LOSSES), charts.length > 0 && h("div", { class: "pair" }, charts),
       note(charts.length === 0 ? "Fewer than two arms have both a quality and a throughput."
         : "The line is the Pareto frontier of the means: no other arm is as good in both and better in one. Bars are 95% "
         + "intervals. Hollow marks are arms with diverged runs, which are left out of the frontier.")),
@@ -325,7 +326,6 @@ function navigation() {
   return h("div", { class: "wide" }, anchors);
 }
 
-const put = (id, ...content) => fill(document.getElementById(id), null, content);
 put("top", h("p", { class: "eyebrow" }, "Study report"), h("h1", null, payload.title), warnings());
 put("main", payload.across && acrossSection(payload.across), payload.studies.map(studySection));
 put("foot", h("p", null, `gptlab ${payload.gptlab ?? ""}`, payload.command && [": ", h("code", null, payload.command)]));

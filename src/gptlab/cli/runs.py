@@ -1,0 +1,36 @@
+"""gptlab runs"""
+
+import argparse
+import json
+from typing import Any
+
+from gptlab.cli.common import add_verb, named, wide_console
+from gptlab.errors import UserError
+
+
+def add_to(verbs: Any) -> None:
+    help = "List runs: status, step, best validation loss, speed, age, and what differs from the recipe."
+    v = add_verb(verbs, "runs", do_runs, help)
+    v.add_argument("folders", type=named, nargs="*", metavar="DIR", help="folders of runs (default: runs and results)")
+    v.add_argument("--json", action="store_true", help="print the list as JSON")
+
+
+def do_runs(options: argparse.Namespace) -> None:
+    from gptlab.report.listing import FOLDERS, as_json, find_runs, list_runs, runs_table
+
+    for folder in options.folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder} is no folder: `gptlab runs` looks in runs and results")
+    paths, remarks = find_runs(options.folders or [folder for folder in FOLDERS if folder.is_dir()])
+    rows = list_runs(paths)
+    if options.json:
+        print(json.dumps([as_json(row) for row in rows], indent=2))
+        return
+    console = wide_console(200)
+    if not rows:
+        looked = " and ".join(map(str, options.folders or FOLDERS))
+        print(f"no run in {looked}: `gptlab train RECIPE` makes one")
+    for line in runs_table(rows, console.width) if rows else ():
+        console.print(line, highlight=False)
+    for remark in remarks:
+        console.print(remark, markup=False, highlight=False, soft_wrap=True)
