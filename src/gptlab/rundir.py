@@ -263,6 +263,10 @@ class RunDir:
 
     # -- one writer at a time
 
+    def is_held(self) -> bool:
+        """Whether a process trains the run."""
+        return locks.is_held(self.path)
+
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Lock the run for this process. Raises Locked if another process trains it."""

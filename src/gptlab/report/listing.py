@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,11 @@ from rich.text import Text
 from gptlab.config import Recipe, assignment, load_recipe, may_change, shipped
 from gptlab.errors import RunError, UserError
 from gptlab.files import printable
-from gptlab.locks import is_held
 from gptlab.report.reading import duration, human, number, settings_of
 from gptlab.rundir import RunDir
 
 FOLDERS = (Path("runs"), Path("results"))  # where runs are if nothing else is said
 MOST_LEVELS, MOST_FOLDERS = 5, 20_000  # below a folder, that are looked into
-RESUMABLE = ("interrupted", "stopped", "waiting")
 COLOURS = {"running": "cyan", "completed": "green", "failed": "red", "damaged": "red"}
 
 
@@ -114,34 +112,53 @@ def list_runs(paths: Iterable[Path]) -> list[Listed]:
     """The runs in these directories, by recipe, and within a recipe by their best validation loss."""
     rows, recipes = [], {}
     for path in paths:
-        try:
-            row, recipe = _read_run(path)
-            recipes[id(row)] = recipe
-        except (UserError, OSError) as error:  # the others are listed without it
-            row = Listed(path, status="damaged", reason=printable(str(error)), age_seconds=_age(path))
+        row, recipe = read_run(path)
+        if recipe is not None:
+            recipes[path] = recipe
+            lines = RunDir(path).lines_with("val_loss")
+            row.best_val_loss, row.best_step = best_of((line["step"], number(line["val_loss"])) for line in lines)
         rows.append(row)
-    for name in {recipe.name for recipe in recipes.values()}:
-        own = [row for row in rows if id(row) in recipes and row.recipe == name]
-        base = usual_settings(name, [recipes[id(row)] for row in own])
-        for row in own:
-            row.differs = differing(base, recipes[id(row)])
-        every = [row.differs for row in own]
-        shared = {key for key in every[0] if all(key in one and one[key] == every[0][key] for one in every)}
-        for row in own:  # what tells them apart comes first
-            row.differs = dict(sorted(row.differs.items(), key=lambda item: item[0] in shared))
+    tell_apart(rows, recipes)
     return sorted(rows, key=lambda row: (row.recipe, _or_last(row.best_val_loss), str(row.path)))
+
+
+def best_of(points: Iterable[tuple[int, float]]) -> tuple[float, int] | tuple[None, None]:
+    """The lowest finite value of (step, value) points and its step."""
+    return min(((value, step) for step, value in points if math.isfinite(value)), default=(None, None))
+
+
+def tell_apart(rows: Sequence[Listed], recipes: Mapping[Path, Recipe]) -> None:
+    """Set what differs from the recipe, for each run; what tells it from the others of its recipe comes first."""
+    groups: dict[str, list[Listed]] = {}
+    for row in rows:
+        if row.path in recipes:
+            groups.setdefault(row.recipe, []).append(row)
+    for name, own in groups.items():
+        base = usual_settings(name, [recipes[row.path] for row in own])
+        every = [differing(base, recipes[row.path]) for row in own]
+        shared = {key for key in every[0] if all(key in one and one[key] == every[0][key] for one in every)}
+        for row, found in zip(own, every, strict=True):
+            row.differs = dict(sorted(found.items(), key=lambda item: item[0] in shared))
 
 
 def _or_last(value: float | None) -> float:
     return math.inf if value is None else value
 
 
-def _read_run(path: Path) -> tuple[Listed, Recipe]:
-    run = RunDir(path)
+def read_run(path: Path) -> tuple[Listed, Recipe | None]:
+    """A run without its best loss and what differs, and its recipe; None if that cannot be read."""
+    try:
+        return _read_run(RunDir(path))
+    except (UserError, OSError) as error:  # the others are listed without it
+        return Listed(path, status="damaged", reason=printable(str(error)), age_seconds=_age(path)), None
+
+
+def _read_run(run: RunDir) -> tuple[Listed, Recipe]:
+    path = run.path
     recipe, result = run.read_recipe(), run.read_json("result.json")
     row = Listed(path, recipe.name, age_seconds=_age(path), reason=printable(str(result.get("reason") or "")))
     begun = run.metrics_file.exists() or run.checkpoints.exists()
-    row.status = "running" if is_held(path) else result.get("status") or ("stopped" if begun else "waiting")
+    row.status = "running" if run.is_held() else result.get("status") or ("stopped" if begun else "waiting")
     data = run.read_json("environment.json").get("data", {})
     if not recipe.train.max_epochs or data.get("train_tokens"):
         row.limit = recipe.step_limit(data.get("train_tokens") or 0)
@@ -156,9 +173,6 @@ def _read_run(path: Path) -> tuple[Listed, Recipe]:
             row.rate, row.unit = rate, unit
             if row.running and row.limit is not None:
                 row.seconds_left = size / rate * max(0, row.limit - row.step)
-    losses = [(number(line["val_loss"]), line["step"]) for line in run.lines_with("val_loss")]
-    if known := [(loss, step) for loss, step in losses if math.isfinite(loss)]:
-        row.best_val_loss, row.best_step = min(known)
     return row, recipe
 
 
@@ -197,8 +211,11 @@ def differing(base: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
         if settled or key in ("name", "description", "data.path") or _as_toml(wanted) == _as_toml(value):
             continue
         found[key] = value
-    folder = base["data.path"] or f"{base['data.corpus']}-{Path(base['data.tokenizer']).stem}"
-    if own["data.path"] and Path(own["data.path"]).name != Path(folder).name:
+    usual = {
+        Path(base["data.path"] or recipe.data.folder).name,
+        Path(recipe.replace({"data.path": ""}).data.folder).name,
+    }
+    if own["data.path"] and Path(own["data.path"]).name not in usual:
         found["data.path"] = Path(own["data.path"]).name
     return dict(sorted(found.items(), key=lambda item: 2 * (item[0] == "seed") + may_change(item[0])))
 

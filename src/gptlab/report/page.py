@@ -1,8 +1,8 @@
-"""The report as one web page: a payload in, one HTML file out that needs no network and no other file.
+"""A report, or runs, as one web page: a payload in, one HTML file out that needs no network and no other file.
 
-The text, style and script of the page are in page/. Data enters the page as JSON only, and the script shows it through
-text nodes, so a `<` in an arm's name is a `<` on the screen. A policy in the head forbids the browser every request,
-and every script and style except the page's own.
+The text, style and scripts of the pages are in page/. Data enters the page as JSON only, and the script shows it
+through text nodes, so a `<` in an arm's name is a `<` on the screen. A policy in the head forbids the browser every
+request, and every script and style except the page's own.
 """
 
 from __future__ import annotations
@@ -12,21 +12,18 @@ import hashlib
 import html
 import json
 import re
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from gptlab.rundir import write_atomically
 
-SCRIPTS = (
-    "base.js",
-    "table.js",
-    "picture.js",
-    "charts.js",
-    "curves.js",
-    "effects.js",
-    "page.js",
-)  # joined in this order
+SHARED = ("base.js", "table.js", "picture.js", "charts.js", "curves.js")
+REPORT, RUNS = (
+    (*SHARED, "effects.js", "page.js"),
+    (*SHARED, "runs.js"),
+)  # scripts of the two pages, joined in this order
 DIGITS = 5  # of a loss in a curve: a tenth of a pixel where a chart of 400 pixels shows a tenth of the loss
 
 
@@ -45,9 +42,15 @@ def render_page(payload: dict[str, Any]) -> str:
     Raises:
         ValueError: the payload holds a NaN or an infinity.
     """
-    style, script = _asset("page.css"), "".join(_asset(name) for name in SCRIPTS)
+    return fill_page(_packed(payload), REPORT)
+
+
+def fill_page(payload: dict[str, Any], scripts: Sequence[str], connect: str = "'none'") -> str:
+    """A page with a payload and scripts of page/; `connect`: where the policy lets its script connect to."""
+    style, script = _asset("page.css"), "".join(_asset(name) for name in scripts)
     policy = {
         "default-src": "'none'",
+        "connect-src": connect,
         "script-src": _hash(script),
         "style-src": _hash(style),
         "img-src": "data:",  # the empty icon, so that no browser asks for one
@@ -58,7 +61,7 @@ def render_page(payload: dict[str, Any]) -> str:
         "policy": "; ".join(f"{what} {source}" for what, source in policy.items()),
         "title": html.escape(str(payload["title"])),
         "style": style,
-        "payload": _embedded(_packed(payload)),
+        "payload": embedded(payload),
         "script": script,
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _asset("page.html"))
@@ -73,7 +76,7 @@ def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _embedded(value: Any) -> str:
+def embedded(value: Any) -> str:
     """JSON for a script element: nothing in it ends the element, opens a comment or breaks a line.
 
     json.dumps already escapes U+2028 and every other character beyond ASCII.

@@ -50,6 +50,20 @@ function saveAs(file, name) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
 
+function copyable(text, label) {
+  const code = h("code", null, text), button = h("button", { type: "button", onclick: copy }, "Copy");
+  async function copy() {
+    let done = true;
+    try { await navigator.clipboard.writeText(text); } catch {  // not allowed for a page from a file
+      getSelection().selectAllChildren(code);
+      try { done = document.execCommand("copy"); } catch { done = false; }
+    }
+    button.textContent = done ? "Copied" : "Selected: press Ctrl+C";
+    setTimeout(() => { button.textContent = "Copy"; }, 2500);
+  }
+  return h("div", { class: "copyable" }, h("pre", { tabindex: 0, "aria-label": label }, code), button);
+}
+
 // -- numbers ---------------------------------------------------------------------------------------------------------
 
 const NONE = "–";
@@ -93,6 +107,7 @@ function decimalsOf(study) {  // of the metric: two digits of the margin, else o
 const COLORS = 7, DASHES = [[], [7, 4], [2, 3], [9, 3, 2, 3]];
 const looks = new Map();  // arm -> slot; an arm looks the same in every study
 const redraws = new Set();  // charts to redraw when picks, colours or widths change
+const refreshes = new Set();  // what shows the payload, to be called when it has changed
 const hotWatchers = new Set();
 let hot = null;
 

@@ -1,8 +1,23 @@
-// The loss curves: on a canvas, as there may be 500 of 300 points, between two drawings: axes below, marks above.
-// A crosshair reads the picked arms' losses at a step; a run that leaves through the top is marked there.
+// Curves over steps: on a canvas, as there may be 500 of 300 points, between two drawings: axes below, marks above.
+// A crosshair reads the picked arms' values at a step; a run that leaves through the top is marked there.
+//
+// A chart is {title, text, none, kinds}; a kind is {label, keys, axis, late, range}: the keys of the curves that it shows,
+// the name of its axis, whether the steep start of a loss is left out of the frame, and options of `limits`.
 
 const MOST_READ = 24, MOST_NAMED = 12;  // rows of a reading; names of runs that ended early
 const SMOOTHED = 0.04, FEWEST_SMOOTHED = 20;  // share of points under one window; curves with fewer points are not smoothed
+const NOISY = ["train", "grad_norm"], MOST_DOTTED = 60;  // what is smoothed; points that are drawn as such
+
+const WHAT = { train: "training", val: "validation" };
+
+const LOSSES = {
+  title: "Loss curves", none: "No run has logged a finite loss yet.",
+  text: "Thin: single runs. Thick: the mean of an arm's completed runs, smoothed for training losses. Grey: arms that are not "
+    + "selected. Cross: a run diverged; triangle: one left the frame. Point, touch or press ← and → to read values; drag, pinch or "
+    + "Ctrl + wheel to zoom, double-click to reset.",
+  kinds: [{ label: "validation", keys: ["val"], axis: "validation loss", late: true },
+    { label: "training", keys: ["train"], axis: "training loss", late: true }],
+};
 
 function smooth(values) {  // as `gptlab plot` does: a mean with Hann weights, over fewer points towards the ends
   const half = Math.max(2, Math.round((SMOOTHED * values.length) / 2));
@@ -32,38 +47,41 @@ function nearest(curve, step) {  // the index of the logged loss nearest to a st
   return step - curve.x[before] <= curve.x[after] - step ? before : after;
 }
 
-function gather(study, kind) {  // the curves of one kind, and the limits that show them
-  const curve = (source, more) => ({ ...more, x: source[kind]?.[0] ?? [], y: source[kind]?.[1] ?? [] });
-  const seeds = study.runs.map((run) => curve(run, { arm: run.arm, seed: run.seed, status: run.status, ended: run.ended }));
-  const means = Object.entries(study.means).map(([arm, mean]) => curve(mean, { arm, mean: true }));
-  for (const mean of kind === "train" ? means.filter((one) => one.y.length >= FEWEST_SMOOTHED) : []) {
+function gather(study, { keys, late, range }) {  // the curves of a kind, and the limits that show them
+  const curve = (source, key, more) => ({ ...more, key, x: source[key]?.[0] ?? [], y: source[key]?.[1] ?? [] });
+  const look = (run) => ({ arm: run.arm, seed: run.seed, status: run.status, ended: run.ended });
+  const seeds = keys.flatMap((key) => study.runs.map((run) => curve(run, key, look(run))));
+  const means = keys.flatMap((key) => Object.entries(study.means).map(([arm, mean]) => curve(mean, key, { arm, mean: true })));
+  for (const mean of means.filter((one) => NOISY.includes(one.key) && one.y.length >= FEWEST_SMOOTHED)) {
     Object.assign(mean, { logged: mean.y, y: smooth(mean.y) });
   }
   const curves = [...seeds, ...means].filter((one) => one.x.length || one.status === "diverged");
   const steps = curves.flatMap((one) => [one.x[0], one.x.at(-1), one.ended]).filter(known);
   const first = Math.min(...steps), last = Math.max(...steps, first + 1);
-  for (const one of curves) one.exploded = exploded(one.y);
+  for (const one of curves) one.exploded = Boolean(late) && exploded(one.y);
   const calm = curves.filter((one) => one.status === "completed" && !one.exploded), done = calm.length ? calm : curves;
-  const start = done.some((one) => one.x.length > 4) ? first + 0.15 * (last - first) : first;  // the steep start is left out
-  const until = (one) => (calm.length ? Infinity : one.x[one.y.indexOf(Math.min(...finite(one.y)))]);  // the rise is left out too
-  const late = finite(done.flatMap((one) => { const end = until(one); return one.y.filter((_, i) => one.x[i] >= start && one.x[i] <= end); }));
-  const losses = late.length ? late : finite(curves.flatMap((one) => one.y));
-  const [low, high] = limits(losses), least = losses.reduce((a, b) => Math.min(a, b), Infinity);
+  const start = late && done.some((one) => one.x.length > 4) ? first + 0.15 * (last - first) : first;  // the steep start is left out
+  const until = (one) => (calm.length || !late ? Infinity : one.x[one.y.indexOf(Math.min(...finite(one.y)))]);  // the rise is left out too
+  const shown = finite(done.flatMap((one) => { const end = until(one); return one.y.filter((_, i) => one.x[i] >= start && one.x[i] <= end); }));
+  const values = shown.length ? shown : finite(curves.flatMap((one) => one.y));
+  const [low, high] = limits(values, range), least = values.reduce((a, b) => Math.min(a, b), Infinity);
   return { curves, whole: { x: [first, last], y: [least > 0 ? Math.max(low, least / 2) : low, high] } };
 }
 
-function curveChart(study) {
-  const kinds = [["val", "validation"], ["train", "training"]].filter(([kind]) => study.runs.some((run) => run[kind][1].some(known)));
-  if (!kinds.length) return figure("Loss curves", "No run has logged a finite loss yet.");
+const logged = (study, key) => study.runs.some((run) => run[key]?.[1].some(known));
 
-  let kind = kinds[0][0], log = false, view = null, x, y, area;
+function curveChart(study, { title, text, none, kinds: all }) {
+  const kinds = all.filter((one) => one.keys.every((key) => logged(study, key)));
+  if (!kinds.length) return figure(title, none);
+
+  let kind = kinds[0], log = false, view = null, x, y, area;
   let { curves, whole } = gather(study, kind);
   const canvas = h("canvas", { "aria-hidden": "true" }), under = h("div"), over = h("div");
   let steps = null, read = [], at = null;  // steps that the crosshair stops at, curves that it reads, the step it is at
   const crosshair = s("g", { class: "crosshair" }), band = s("rect", { class: "band" });
   const heard = h("p", { class: "unseen", role: "status" });
-  const box = h("div", { class: "plot curves", tabindex: 0, role: "group", "aria-label": `Loss curves of ${
-    many(study.runs.length, "run")}. Left and right read the losses step by step; plus and minus zoom, up and down move, 0 shows all.` },
+  const box = h("div", { class: "plot curves", tabindex: 0, role: "group", "aria-label": `${title} of ${
+    many(study.runs.length, "run")}. Left and right read the values step by step; plus and minus zoom, up and down move, 0 shows all.` },
   under, canvas, over, heard);
   const redraw = responsive(box, draw);
   const reset = h("button", { type: "button", class: "reset", disabled: true, onclick: () => zoomTo(null) }, "Reset zoom");
@@ -79,24 +97,26 @@ function curveChart(study) {
       width: share(area.width, width), height: share(area.height, height) });
     under.replaceChildren(drawing(width, height));
     over.replaceChildren(drawing(width, height, marks(), crosshair, band));
-    axes(under.firstChild, area, x, y, "step", `${kinds.find(([one]) => one === kind)[1]} loss${y.log ? ", logarithmic" : ""}`);
+    axes(under.firstChild, area, x, y, "step", `${kind.axis}${y.log ? ", logarithmic" : ""}`);
     crosshair.replaceChildren();
     steps = null;
     paint(over);
     paintCurves();
   }
 
+  const nameOf = (one) => one.arm + (one.mean || !known(one.seed) ? "" : `, seed ${one.seed}`);
+
   function ending(curve) {  // where a run diverged, or left through the top of the frame and stayed out; null if it did neither
     const last = curve.y.findLastIndex((loss) => loss !== null), diverged = curve.status === "diverged";
     const above = (i) => curve.y[i] === null || curve.y[i] > y.high, out = last < 0 || above(last);
-    if (curve.mean || (!diverged && !(out && last >= 0 && (curve.exploded || !view)))) return null;
+    if (curve.mean || curve.key !== kind.keys[0] || (!diverged && !(out && last >= 0 && (curve.exploded || !view)))) return null;
     let left = last;
     while (left > 0 && above(left - 1)) left -= 1;
     const step = curve.ended ?? curve.x[left > 0 ? left : last] ?? 0;  // one that was never inside is marked at its end
     if (step < x.low || step > x.high) return null;
-    const lines = [`${curve.arm}, seed ${curve.seed}`,
+    const one = kind.late ? "loss" : "value", lines = [nameOf(curve),
       `${diverged ? "diverged at" : `${left > 0 ? "left" : "is above"} the frame at`} step ${fixed(step, 0)}`,
-      last < 0 ? "no finite loss logged" : `last finite loss ${digits(curve.y[last], 4)} at step ${fixed(curve.x[last], 0)}`];
+      last < 0 ? `no finite ${one} logged` : `last finite ${one} ${digits(curve.y[last], 4)} at step ${fixed(curve.x[last], 0)}`];
     const py = out ? area.top + 8 : within(y(curve.y[last]), area.top, area.bottom);
     return { arm: curve.arm, step, out, lines, px: x(step), py };
   }
@@ -133,7 +153,7 @@ function curveChart(study) {
       if (at === 1) continue;  // the mean of an arm that is not picked
       pen.strokeStyle = slot !== undefined ? colors[slot % COLORS] : style.getPropertyValue(at > 3 ? "--ink" : "--faint");
       pen.globalAlpha = [0.5, 0, thin, 1, 0.8, 1][at] * (hot !== null && at < 4 ? 0.2 : 1);
-      pen.lineWidth = [0.8, 0, 1, 2.1, 1.1, 3][at];
+      pen.lineWidth = [0.8, 0, 1, one.logged && kind.keys.length > 1 ? 1.4 : 2.1, 1.1, 3][at];
       pen.setLineDash(one.mean ? dashOf(one.arm) : []);
       pen.beginPath();
       for (let i = 0, on = false; i < one.x.length && !(one.x[i - 1] > x.high); i += 1) {
@@ -143,6 +163,17 @@ function curveChart(study) {
         else { pen.moveTo(x(one.x[i]), within(y(one.y[i]), -1e4, 1e4)); on = true; }
       }
       pen.stroke();
+      if (one.mean && kind.keys.length > 1 && !NOISY.includes(one.key) && one.x.length <= MOST_DOTTED) dots(pen, one);
+    }
+  }
+
+  function dots(pen, one) {
+    pen.fillStyle = pen.strokeStyle;
+    for (const [i, value] of one.y.entries()) {
+      if (value === null) continue;
+      pen.beginPath();
+      pen.arc(x(one.x[i]), within(y(value), -1e4, 1e4), 3, 0, 7);
+      pen.fill();
     }
   }
   hotWatchers.add(() => { if (area) paintCurves(); });
@@ -160,7 +191,7 @@ function curveChart(study) {
     if (mark || !inside.length) { crosshair.replaceChildren(); return; }
     const step = inside.reduce((a, b) => (Math.abs(x(b) - px) < Math.abs(x(a) - px) ? b : a));
     let pointed = null, least = 10;  // pixels: the curve under the pointer is read too, be it a single seed's or a grey one
-    for (const one of curves.filter((curve) => !curve.mean || looks.has(curve.arm))) {
+    for (const one of curves.filter((curve) => (curve.mean ? looks.has(curve.arm) : !study.single))) {
       const i = nearest(one, step), away = i < 0 ? NaN : Math.hypot(y(one.y[i]) - py, (x(one.x[i]) - px) / 6);
       if (away < least) [pointed, least] = [one, away];
     }
@@ -178,12 +209,12 @@ function curveChart(study) {
     crosshair.replaceChildren(line("", x(step), area.top, x(step), area.bottom), ...seen.map(({ one, there, loss }) =>
       s("circle", { class: "here", "data-arm": one.arm, cx: x(there), cy: y(loss), r: 3.5 })));
     paint(crosshair);
-    const name = (one) => one.arm + (one.mean ? "" : `, seed ${one.seed}`);
-    const aside = (one, there, loss) => h("td", null, one.logged && h("small", null, `smoothed ${digits(loss, 4)}`),
+    const what = (one) => kind.keys.length > 1 && h("small", null, WHAT[one.key]);
+    const aside = (one, there, loss) => h("td", null, what(one), one.logged && h("small", null, `smoothed ${digits(loss, 4)}`),
       there !== step && h("small", null, `at step ${fixed(there, 0)}`));
     const table = h("table", null, rows.map(({ one, there, loss, value }) => h("tr", { "data-arm": one.arm, class: one === pointed && "pointed" },
-      h("td", null, swatch(one.arm)), h("td", null, name(one)), h("td", { class: "number" }, value), aside(one, there, loss))));
-    heard.textContent = [`step ${fixed(step, 0)}`, ...rows.map(({ one, value }) => `${name(one)} ${value}`)].join(", ");
+      h("td", null, swatch(one.arm)), h("td", null, nameOf(one)), h("td", { class: "number" }, value), aside(one, there, loss))));
+    heard.textContent = [`step ${fixed(step, 0)}`, ...rows.map(({ one, value }) => `${nameOf(one)} ${value}`)].join(", ");
     showReading([h("strong", null, `step ${fixed(step, 0)}`), table, left > 0 && h("small", null, `${many(left, "curve")} more`)]);
   }
 
@@ -282,11 +313,15 @@ function curveChart(study) {
   for (const [type, handler] of Object.entries(handlers)) box.addEventListener(type, handler, { passive: false });
 
   const choose = (value) => { kind = value; ({ curves, whole } = gather(study, kind)); zoomTo(null); };
-  const tools = [kinds.length > 1 ? choices("which loss", kinds, choose) : null,
-    choices("scale of the loss", [[false, "linear"], [true, "log"]], (value) => { log = value; redraw(); }), reset];
-  return figure("Loss curves", "Thin: single runs. Thick: the mean of an arm's completed runs, smoothed for training losses. Grey: arms "
-    + "that are not selected. Cross: a run diverged; triangle: one left the frame. Point, touch or press ← and → to read values; drag, "
-    + "pinch or Ctrl + wheel to zoom, double-click to reset.", tools, box);
+  refreshes.add(() => {  // the zoom stays, and what is read is read anew
+    const reading = crosshair.childNodes.length > 0;
+    ({ curves, whole } = gather(study, kind));
+    redraw();
+    if (reading) readAt(at);
+  });
+  const tools = [kinds.length > 1 ? choices("which curves", kinds.map((one) => [one, one.label]), choose) : null,
+    choices("scale", [[false, "linear"], [true, "log"]], (value) => { log = value; redraw(); }), reset];
+  return figure(title, text, tools, box);
 }
 
 function bisect(sorted, value) {

@@ -228,20 +228,6 @@ function firstPicks() {
   return unique([...order, ...everyArm()]).filter((arm) => everyArm().includes(arm)).slice(0, COLORS);
 }
 
-function copyable(text, label) {
-  const code = h("code", null, text), button = h("button", { type: "button", onclick: copy }, "Copy");
-  async function copy() {
-    let done = true;
-    try { await navigator.clipboard.writeText(text); } catch {  // not allowed for a page from a file
-      getSelection().selectAllChildren(code);
-      try { done = document.execCommand("copy"); } catch { done = false; }
-    }
-    button.textContent = done ? "Copied" : "Selected: press Ctrl+C";
-    setTimeout(() => { button.textContent = "Copy"; }, 2500);
-  }
-  return h("div", { class: "copyable" }, h("pre", { tabindex: 0, "aria-label": label }, code), button);
-}
-
 function provenance(study) {
   const from = study.provenance ?? {}, fold = (title, content) => h("details", null, h("summary", null, title), content);
   const named = Object.entries(from.versions ?? {}).filter(([, all]) => all.length);

@@ -6,11 +6,9 @@
 
 function dataTable({ name, caption, rows, columns, filters = [], words, rowAttributes = () => ({}), shown = () => {} }) {
   const kind = ({ number, more }) => [number && "number", more && "further"].filter(Boolean).join(" ") || null;
-  const lines = rows.map((row) => ({
-    row, words: words(row).toLowerCase(),
-    node: h("tr", rowAttributes(row), columns.map((column, i) =>
-      h(i ? "td" : "th", { class: kind(column), scope: i ? null : "row" }, column.cell(row)))),
-  }));
+  const filled = (row) => columns.map((column, i) =>
+    h(i ? "td" : "th", { class: kind(column), scope: i ? null : "row" }, column.cell(row)));
+  const lines = rows.map((row) => ({ row, words: words(row).toLowerCase(), node: h("tr", rowAttributes(row), filled(row)) }));
   let sorted = { column: null, up: true };
 
   const heads = columns.map((column) => h("th", { scope: "col", class: kind(column), title: column.hint },
@@ -71,6 +69,10 @@ function dataTable({ name, caption, rows, columns, filters = [], words, rowAttri
   } }, many(hidden, "more column"));
   box.classList.toggle("long", rows.length > 30);
   show();
+  refreshes.add(() => {
+    for (const { row, node } of lines) node.replaceChildren(...filled(row));
+    show();
+  });
   const frame = h("div", { class: "table-frame" }, box);
   const cue = () => frame.classList.toggle("more", box.scrollLeft + box.clientWidth < box.scrollWidth - 2);
   box.addEventListener("scroll", cue, { passive: true });
