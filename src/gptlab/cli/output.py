@@ -11,7 +11,7 @@ from gptlab.errors import UserError
 
 def add_to(verbs: Any) -> None:
     v = add_verb(verbs, "plot", do_plot, "Draw the curves of a run, or of several runs in the same plots.")
-    v.add_argument("folders", type=named, nargs="+", metavar="RUN", help="run directories")
+    v.add_argument("folders", type=named, nargs="+", metavar="RUN|DIR", help="runs, or folders of runs")
     v.add_argument("--out", type=named, metavar="DIR", help="default: RUN/plots, or plots for several runs")
     v.add_argument(
         "--compare", type=named, metavar="RUN", help="rewrite card.md with the differences from this earlier run"
@@ -31,10 +31,11 @@ def add_to(verbs: Any) -> None:
 
 
 def do_plot(options: argparse.Namespace) -> None:
+    from gptlab.report.listing import runs_in
     from gptlab.report.plots import draw
     from gptlab.rundir import RunDir
 
-    runs = [RunDir.open(folder) for folder in options.folders]
+    runs = runs_in(options.folders)
     earlier = RunDir.open(options.compare) if options.compare else None
     out = options.out or (runs[0].plots if len(runs) == 1 else Path("plots"))
     for file in draw(runs, out):

@@ -135,6 +135,14 @@ SCORERS: dict[str, Callable[[Evaluation], dict[str, float]]] = {
 }
 
 
+def forward_sequences(run: Run, recipe: Recipe) -> int:
+    """Sequences in a forward pass of a finished run."""
+    size = recipe.batch.micro_batch
+    if size == "auto":
+        return auto_micro_batch(resolve_recipe(recipe, run.model.device.type), run.model.device)
+    return size
+
+
 def evaluate_run(run: Run, on: Sequence[str], overrides: dict[str, Any], tasks: Sequence[str] = ()) -> dict[str, float]:
     """Score a run in its own precision regime; losses are computed in float32.
 
@@ -154,9 +162,7 @@ def evaluate_run(run: Run, on: Sequence[str], overrides: dict[str, Any], tasks: 
     """
     recipe = run.recipe.replace(overrides)
     regime = enter_regime(recipe.precision, run.model.device)
-    micro_batch = recipe.batch.micro_batch
-    if micro_batch == "auto":
-        micro_batch = auto_micro_batch(resolve_recipe(recipe, run.model.device.type), run.model.device)
+    micro_batch = forward_sequences(run, recipe)
     if unknown := [name for name in on if name not in task_of(recipe).scores]:
         raise UserError(f"{run.path} is a run of task = {recipe.task}: --on {unknown[0]} does not apply to it")
     if tasks and "harness" not in on:

@@ -72,7 +72,7 @@ function runsTable() {
       column("status", "status", statusCell), column("step", "step", stepOf, { number: true }),
       column("best validation loss", "best", bestOf, { number: true }), column("throughput", "rate", rateOf, { number: true }),
       column("written", "written", (run) => `${lasting((Date.now() - run.written) / 1000)} ago`, { number: true }),
-      column("differs from the recipe", "differs", (run) => [run.differs, run.reason && h("small", { class: "prose" }, run.reason)]),
+      column("differs from the recipe", "differs", (run) => [run.differs, run.reason && h("span", { class: "prose" }, run.reason)]),
     ],
     filters: [["status", "status"], ["recipe", "recipe"]].map(([label, key]) => ({
       label, options: unique(study.runs.map((run) => run[key])).map((value) => [value, said(value)]), test: (run, value) => run[key] === value })),

@@ -1,0 +1,126 @@
+"""Runs beside each other, for `gptlab compare`: what differs in them, and whether their models differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptlab.report.card import EVALUATION_NAMES, RESULT_NAMES
+from gptlab.report.estimates import Plain
+from gptlab.report.listing import Listed, best_of
+from gptlab.report.reading import Array, duration, human, number, settings_of
+from gptlab.report.statistics import Estimate, bootstrap
+from gptlab.rundir import RunDir
+
+Documents = NDArray[np.int64] | None
+
+FEWEST = 20  # windows or documents: the bootstrap's interval of fewer is too short
+NOT_COMPARED = ("name", "description")
+FACTS = ("parameters", "device_name", "processes", "torch", "gptlab", "git_commit")
+RESULTS = (
+    "final_val_loss",
+    "val_bits_per_byte",
+    "val_perplexity",
+    "final_train_loss",
+    "hellaswag_acc_norm",
+    "hellaswag_acc",
+    "hellaswag_harness_acc_norm",
+    "hellaswag_harness_acc",
+    "tokens_per_second",
+    "samples_per_second",
+    "peak_memory_gb",
+    "wall_seconds",
+)
+
+
+def differing_settings(runs: Sequence[RunDir]) -> list[tuple[str, list[Any]]]:
+    """(name, a value for each run) of the settings, and facts of data and machine, that are not the same in all."""
+    recipes = [settings_of(run.read_recipe()) for run in runs]
+    rows = [(key, [one[key] for one in recipes]) for key in recipes[0] if key not in NOT_COMPARED]
+    environments = [run.read_json("environment.json") for run in runs]
+    rows += [(key.replace("_", " "), [one.get(key, "unknown") for one in environments]) for key in FACTS]
+    prints = [one.get("data", {}).get("fingerprint", "unknown") for one in environments]
+    rows.append(("data fingerprint", prints))
+    return [(name, values) for name, values in rows if any(value != values[0] for value in values)]
+
+
+def results_beside(runs: Sequence[RunDir], rows: Sequence[Listed]) -> list[tuple[str, list[str]]]:
+    """(name, a text for each run) of how they ended and what they reached; what no run knows is left out."""
+    outcomes = [run.read_json("result.json") for run in runs]
+    bests = [
+        best_of((line["step"], number(line["val_loss"])) for line in run.lines_with("val_loss"))[0] for run in runs
+    ]
+    limits = ["?" if row.limit is None else f"{row.limit:,}" for row in rows]
+    table = [
+        ("status", [row.status for row in rows]),
+        ("step", [f"{row.step:,} of {limit}" for row, limit in zip(rows, limits, strict=True)]),
+        ("best validation loss", ["" if best is None else f"{best:.4f}" for best in bests]),
+    ]
+    names = {**EVALUATION_NAMES, **RESULT_NAMES}
+    for key in RESULTS:
+        values = [number(_measured(run, one, key)) for run, one in zip(runs, outcomes, strict=True)]
+        table.append((names[key], [_shown(key, value) for value in values]))
+    return [(name, texts) for name, texts in table if any(texts)]
+
+
+def _measured(run: RunDir, result: Plain, key: str) -> Any:
+    if key in result or key not in EVALUATION_NAMES or not run.metrics_file.is_file():
+        return result.get(key)
+    return max(run.lines_with(key), key=lambda line: line["step"], default={}).get(key)
+
+
+def _shown(key: str, value: float) -> str:
+    if not np.isfinite(value):
+        return ""
+    if key == "wall_seconds":
+        return duration(value)
+    return human(value) if key.endswith("per_second") else f"{value:.4f}"
+
+
+def paired_difference(first: Array, other: Array, documents: Documents) -> tuple[Estimate, str]:
+    """`other` minus `first` in the mean loss, with an interval over documents or windows, and which of the two.
+
+    Windows that begin in one document are not independent, and are averaged first.
+
+    Args:
+        first, other: losses of the same windows, (n,).
+        documents: (n,) the document that a window begins in; None if that is not known.
+    """
+    if documents is None:
+        return bootstrap(other, first), "windows"
+    found = np.unique(documents, return_inverse=True)[1]
+    counts = np.bincount(found)
+    if len(counts) == len(first) or len(counts) < FEWEST:
+        return bootstrap(other, first), "windows"
+    return bootstrap(np.bincount(found, other) / counts, np.bincount(found, first) / counts), "documents"
+
+
+def models_differ(names: tuple[str, str], losses: tuple[Array, Array], documents: Documents, length: int) -> list[str]:
+    """Sentences on whether two models differ on the same windows of validation text."""
+    a, b = names
+    estimate, unit = paired_difference(*losses, documents)
+    what = f"{estimate.n:,} {unit}" + (f" ({len(losses[0]):,} windows)" if unit == "documents" else "")
+    told = f"{b} minus {a}: {estimate.value:+.4f} nats a token"
+    if np.array_equal(*losses):
+        return [f"{a} and {b} have the same loss on every window: the models are equal in what was measured."]
+    if estimate.n < FEWEST:
+        return [f"{told} over {what} of {length} tokens: too few for an interval; --eval.tokens N takes more."]
+    if estimate.low <= 0 <= estimate.high:
+        verdict = f"No difference between the models {a} and {b} is seen"
+    else:
+        verdict = f"The model {b if estimate.value < 0 else a} is better than {a if estimate.value < 0 else b}"
+    return [
+        f"{verdict}. {told}, 95% interval [{estimate.low:+.4f}, {estimate.high:+.4f}], paired over {what} of the "
+        f"validation split, {length} tokens each.",
+        f"The interval is of the mean over other {unit} of this kind for these weights, by a bootstrap (BCa); windows "
+        "do not overlap.",
+    ]
+
+
+NOT_THE_METHODS = (
+    "This is about these runs, not about the methods: with other seeds the order may turn round. `gptlab study run` "
+    "answers that."
+)
