@@ -39,6 +39,8 @@ from gptlab.interop.nanogpt import import_nanogpt
 from gptlab.interop.source import source_tokenizer
 from gptlab.interop.sparse24 import load_sparse24
 from gptlab.model.gpt import build_model
+from gptlab.report.listing import list_runs, runs_table
+from gptlab.report.run_page import Follower
 from gptlab.rundir import RunDir, new_plan, open_study, read_plan
 from gptlab.study.launch.record import Launch, LaunchPart
 from gptlab.study.launch.resources import Resources, read_resources
@@ -132,12 +134,20 @@ def make_readers(root: Path) -> list[Reader]:
     def whole_run() -> object:
         return run.read_recipe(), run.read_json("result.json"), run.read_json("environment.json")
 
+    def listed() -> object:
+        """What lists runs and shows them on a page, never refuses one."""
+        follower = Follower(run.path, "a")
+        follower.update()
+        return runs_table(list_runs([run.path]), 80), json.dumps(follower.payload(), allow_nan=False)
+
     for file in ("study.toml", "plan.json", "b_seed0.json"):
         add("study", study / file, whole_study)
     for file in ("recipe.toml", "result.json", "environment.json"):
         add("run", run.path / file, whole_run)
         add("study of the run", run.path / file, whole_study)
+        add("list of runs", run.path / file, listed)
     add("metrics", run.metrics_file, whole_study)
+    add("list of runs", run.metrics_file, listed)
     add("launch", study / "launch.json", lambda: (found := Launch.read(study)) and list(found.tasks()))
 
     # files that people write

@@ -78,15 +78,19 @@ def _models(console: Any, options: argparse.Namespace, runs: Sequence[Any], labe
     for label, run in zip(labels, runs, strict=True):
         if sys.stderr.isatty():
             print(f"\r\x1b[Kmeasuring {label} ...", end="", file=sys.stderr, flush=True)
-        trained = load_run(run.path, options.checkpoint)
+        try:
+            trained = load_run(run.path, options.checkpoint)
+        except RunError as error:
+            _clear()
+            _say(console, f"\nThe models are not compared: {error}.")
+            return
         if windows is not None:
             losses.append(window_losses(trained, windows))
         if trained.recipe.task == "lm":
             answers.append([trained.sample(p, max_tokens=options.max_tokens, **drawing)[0] for p in prompts])
         else:
             answers.append(["(a classifier generates no text)"] * len(prompts))
-    if sys.stderr.isatty():
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    _clear()
     _title(console, "Models")
     if windows is None:
         _say(console, why)
@@ -100,6 +104,12 @@ def _models(console: Any, options: argparse.Namespace, runs: Sequence[Any], labe
     for i, prompt in enumerate(prompts):
         shown = [answer[i].removeprefix(prompt) for answer in answers]
         _table(console, f"Prompt {prompt!r}, {how}", labels, [("", shown)], "")
+
+
+def _clear() -> None:
+    """Take the line of progress away."""
+    if sys.stderr.isatty():
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def _say(console: Any, text: str, soft_wrap: bool = False) -> None:

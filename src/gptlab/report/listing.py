@@ -23,6 +23,8 @@ from gptlab.rundir import RunDir
 
 FOLDERS = (Path("runs"), Path("results"))  # where runs are if nothing else is said
 MOST_LEVELS, MOST_FOLDERS = 5, 20_000  # below a folder, that are looked into
+NO_DIFFERENCE = ("name", "description", "data.path")
+SETTLED = ("model.vocab_size", "schedule.decay_steps")  # a run replaces their 0
 COLOURS = {"running": "cyan", "completed": "green", "failed": "red", "damaged": "red"}
 
 
@@ -169,7 +171,7 @@ def _read_run(run: RunDir) -> tuple[Listed, Recipe]:
     for unit, size in (("tokens", recipe.batch.tokens_per_step), ("samples", recipe.sequences_per_step)):
         rate = number(last.get(f"{unit}_per_second") if row.running else result.get(f"{unit}_per_second"))
         rate = rate if rate > 0 else number(last.get(f"{unit}_per_second"))
-        if rate > 0:
+        if 0 < rate < math.inf:
             row.rate, row.unit = rate, unit
             if row.running and row.limit is not None:
                 row.seconds_left = size / rate * max(0, row.limit - row.step)
@@ -202,25 +204,28 @@ def usual_settings(name: str, recipes: Sequence[Recipe]) -> dict[str, Any]:
 def differing(base: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     """The settings of a run that differ from `base`: first those that make another run, last the seed.
 
-    What a recipe leaves open ("auto", or a 0 that stands for one) and a run has settled is no difference.
+    What a recipe leaves open and a run has settled is no difference, nor is where a dataset lies.
     """
-    own, found = settings_of(recipe), {}
-    for key, value in own.items():
-        wanted = base[key]
-        settled = wanted in ("", "auto") or (type(wanted) is int and wanted == 0)
-        if settled or key in ("name", "description", "data.path") or _as_toml(wanted) == _as_toml(value):
-            continue
-        found[key] = value
-    usual = {
-        Path(base["data.path"] or recipe.data.folder).name,
-        Path(recipe.replace({"data.path": ""}).data.folder).name,
+    own = settings_of(recipe)
+    found = {
+        key: value
+        for key, value in own.items()
+        if key not in NO_DIFFERENCE
+        and base[key] != "auto"
+        and (base[key] or key not in SETTLED)
+        and not (base["train.init_from"] and key.startswith("model."))
+        and _alike(key, base[key]) != _alike(key, value)
     }
-    if own["data.path"] and Path(own["data.path"]).name not in usual:
+    folder = recipe.data.model_copy(update={"path": ""}).folder
+    if Path(own["data.path"]).name not in ("", Path(folder).name, Path(base["data.path"]).name):
         found["data.path"] = Path(own["data.path"]).name
     return dict(sorted(found.items(), key=lambda item: 2 * (item[0] == "seed") + may_change(item[0])))
 
 
-def _as_toml(value: Any) -> Any:
+def _alike(key: str, value: Any) -> Any:
+    """A value such that equal ones of a recipe and of a run are equal."""
+    if key == "data.mixture":
+        return {Path(folder).name: weight for folder, weight in value.items()}
     return list(value) if isinstance(value, tuple) else value
 
 

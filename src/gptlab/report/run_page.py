@@ -27,7 +27,7 @@ from gptlab.version import VERSION
 FILE = "run.html"
 MOST_POINTS = 600  # of a curve of one run; of many runs fewer
 FEWEST_POINTS, ALL_POINTS = 150, 40_000  # of a curve, and of one metric of all runs together
-READ_AT_ONCE = 2**22  # bytes of metrics.jsonl; a longer file is read in bounded memory first
+READ_AT_ONCE = 2**22  # bytes of metrics.jsonl; where more is new, the file is read in bounded memory
 MOST_SAMPLES, MOST_CHARACTERS, MOST_SAMPLE_BYTES = 6, 3000, 2**16
 CURVES = {  # name on the page: in metrics.jsonl
     "train": "loss",
@@ -108,7 +108,7 @@ class Follower:
         if (stat.st_dev, stat.st_ino) != self._file or stat.st_size < self._offset:  # it was cut when the run resumed
             self._file, self._offset = (stat.st_dev, stat.st_ino), 0
             self.points = {key: {} for key in CURVES}
-        if self._offset == 0 and stat.st_size > READ_AT_ONCE:
+        if stat.st_size - self._offset > READ_AT_ONCE:
             self._offset = _end_of_lines(self.run.metrics_file, stat.st_size)
             lines = self.run.read_metrics(most=4 * most)
         else:

@@ -138,7 +138,7 @@ class Handler(BaseHTTPRequestHandler):
         elif url.path == "/":
             self._answer(200, "text/html", self.server.watched.page())
         elif url.path == "/data":
-            since = parse_qs(url.query).get("since", ["0"])[0]
+            since = parse_qs(url.query).get("since", ["0"])[0][:20]
             news = self.server.watched.news(int(since) if since.isascii() and since.isdigit() else 0)
             self._answer(200, "application/json", json.dumps(news, allow_nan=False, separators=(",", ":")))
         else:

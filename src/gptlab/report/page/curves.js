@@ -209,9 +209,8 @@ function curveChart(study, { title, text, none, kinds: all }) {
     crosshair.replaceChildren(line("", x(step), area.top, x(step), area.bottom), ...seen.map(({ one, there, loss }) =>
       s("circle", { class: "here", "data-arm": one.arm, cx: x(there), cy: y(loss), r: 3.5 })));
     paint(crosshair);
-    const what = (one) => kind.keys.length > 1 && h("small", null, WHAT[one.key]);
-    const aside = (one, there, loss) => h("td", null, what(one), one.logged && h("small", null, `smoothed ${digits(loss, 4)}`),
-      there !== step && h("small", null, `at step ${fixed(there, 0)}`));
+    const aside = (one, there, loss) => h("td", null, h("small", null, [kind.keys.length > 1 && WHAT[one.key],
+      one.logged && `smoothed ${digits(loss, 4)}`, there !== step && `at step ${fixed(there, 0)}`].filter(Boolean).join(", ")));
     const table = h("table", null, rows.map(({ one, there, loss, value }) => h("tr", { "data-arm": one.arm, class: one === pointed && "pointed" },
       h("td", null, swatch(one.arm)), h("td", null, nameOf(one)), h("td", { class: "number" }, value), aside(one, there, loss))));
     heard.textContent = [`step ${fixed(step, 0)}`, ...rows.map(({ one, value }) => `${nameOf(one)} ${value}`)].join(", ");
