@@ -254,7 +254,7 @@ def test_ctrl_c_ends_the_command_with_status_0(tmp_path):
 
 # -- a browser ----------------------------------------------------------------------------------------------------
 
-LOSS = "#curves .chart:first-of-type .curves"
+LOSS = "#curves > .chart .curves"
 
 
 def visit(browser: Browser, address: str) -> None:
@@ -335,7 +335,7 @@ def test_a_run_is_followed_while_it_trains(browser, dataset, tmp_path):
                 assert "now" in browser.each("#curves .chip", "one.textContent")
                 step = "study.runs.find((run) => run.arm === 'now')?.train?.[0].at(-1) ?? 0"
                 wait_for(browser, f"({step}) > 10")
-                browser.click("#curves .chart:first-of-type .choices:first-of-type button:nth-child(3)")  # training
+                browser.click("#curves > .chart .choices:first-of-type button:nth-child(3)")  # training
                 left, top, width, height = browser.box(LOSS)
                 browser.mouse("Moved", left + 0.97 * width, top + 0.5 * height)
                 seen = browser.run(step)

@@ -87,7 +87,7 @@ def _models(console: Any, options: argparse.Namespace, runs: Sequence[Any], labe
         if windows is not None:
             losses.append(window_losses(trained, windows))
         if trained.recipe.task == "lm":
-            answers.append([trained.sample(p, max_tokens=options.max_tokens, **drawing)[0] for p in prompts])
+            answers.append([_answer(trained, prompt, options.max_tokens, drawing) for prompt in prompts])
         else:
             answers.append(["(a classifier generates no text)"] * len(prompts))
     _clear()
@@ -102,8 +102,16 @@ def _models(console: Any, options: argparse.Namespace, runs: Sequence[Any], labe
         _say(console, NOT_THE_METHODS)
     how = "greedy" if not drawing["temperature"] else f"temperature {drawing['temperature']:g}, seed {drawing['seed']}"
     for i, prompt in enumerate(prompts):
-        shown = [answer[i].removeprefix(prompt) for answer in answers]
-        _table(console, f"Prompt {prompt!r}, {how}", labels, [("", shown)], "")
+        _table(console, f"Prompt {prompt!r}, {how}", labels, [("", [answer[i] for answer in answers])], "")
+
+
+def _answer(trained: Any, prompt: str, max_tokens: int, drawing: dict[str, Any]) -> str:
+    """What follows a prompt; why there is no answer where the tokenizer cannot read it."""
+    try:
+        text: str = trained.sample(prompt, max_tokens=max_tokens, **drawing)[0]
+        return text.removeprefix(prompt)
+    except UserError as error:
+        return f"(none: {error})"
 
 
 def _clear() -> None:

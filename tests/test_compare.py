@@ -1,0 +1,164 @@
+"""Two runs side by side: their losses window by window, and what may be said of them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import tiny_recipe
+from rich.cells import cell_len
+from test_cli import call
+
+import gptlab
+from gptlab.errors import RunError
+from gptlab.report.comparing import FEWEST, models_differ, paired_difference
+from gptlab.report.statistics import bootstrap
+from gptlab.rundir import RunDir
+from gptlab.training.load import load_run
+from gptlab.training.windows import shared_windows, window_losses
+
+ODD = {"model.block_size": 24, "batch.tokens_per_step": 240}
+QUICK = {"train__max_steps": 12, "train__eval_every": 12, "checkpoint__every": 12, "model__dropout": 0.0}
+
+
+@pytest.fixture(scope="module")
+def runs(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunDir]:
+    """A run, one with a tenth of its learning rate, and one with half of its context."""
+    folder = tmp_path_factory.mktemp("compared")
+    changes = {"a": {}, "slow": {"optim__lr": 1e-3}, "short": {"model__block_size": 16}}
+    for name, change in changes.items():
+        recipe = tiny_recipe(dataset, **QUICK, eval__tokens=960, eval__train=False, **change)
+        gptlab.train(recipe, folder / name, quiet=True)
+    return {name: RunDir(folder / name) for name in changes}
+
+
+def test_the_mean_over_windows_is_the_last_evaluation(runs):
+    for name in ("a", "slow"):
+        windows = shared_windows([runs[name]], {})
+        losses = window_losses(load_run(runs[name].path, device="cpu"), windows)
+        assert losses.shape == (30,) and np.diff(windows.starts).min() >= windows.length == 32
+        assert losses.mean() == pytest.approx(runs[name].read_json("result.json")["final_val_loss"], rel=1e-5)
+
+
+def test_a_shorter_context_predicts_the_same_text_in_pieces(runs):
+    windows = shared_windows([runs["short"], runs["a"]], {})
+    assert windows.length == 32
+    trained = load_run(runs["short"].path, device="cpu")
+    pieces = np.concatenate([windows.starts, windows.starts + 16])
+    halves = window_losses(trained, type(windows)(windows.tokens, pieces, 16, None, windows.tokenizer)).reshape(2, -1)
+    assert window_losses(trained, windows) == pytest.approx(halves.mean(0), rel=1e-5)
+
+
+def test_windows_know_their_documents(runs):
+    windows = shared_windows([runs["a"]], {"eval.tokens": 10**9})  # all of the split
+    every = windows.tokens.gather(np.array([0]), len(windows.tokens))[0]
+    ends = np.flatnonzero(every == windows.tokenizer.eot)
+    assert windows.documents.tolist() == [int((ends <= start).sum()) for start in windows.starts]
+    assert 15 <= len(set(windows.documents.tolist())) <= 20 < len(windows.starts)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "says"),
+    [
+        (lambda run: (run.path / "environment.json").unlink(), "not trained on the same data"),
+        (lambda run: run.write_json("environment.json", {"data": {"fingerprint": "other"}}), "no text is held out"),
+        (lambda run: run.write_recipe(run.read_recipe().replace(ODD)), "do not divide"),
+        (lambda run: run.tokenizer_file.write_text('{"kind": "byte"}', encoding="utf-8"), "bits per byte"),
+    ],
+)
+def test_what_cannot_be_compared_is_said(runs, tmp_path, break_it, says):
+    other = copied(runs["slow"], tmp_path / "other")
+    break_it(other)
+    with pytest.raises(RunError, match=says):
+        shared_windows([runs["a"], other], {})
+
+
+def copied(run: RunDir, to: Path) -> RunDir:
+    to.mkdir()
+    for name in ("recipe.toml", "environment.json", "tokenizer.json"):
+        (to / name).write_bytes((run.path / name).read_bytes())
+    return RunDir(to)
+
+
+# -- the statistics -----------------------------------------------------------------------------------------------
+
+
+def test_windows_of_one_document_are_averaged_first():
+    draw = np.random.default_rng(1)
+    documents = np.repeat(np.arange(40), 5)
+    shift = draw.normal(0.05, 0.1, 40)[documents]  # a document is easier for one model as a whole
+    first = draw.normal(3, 0.5, 200)
+    other = first + shift + draw.normal(0, 0.01, 200)
+    estimate, unit = paired_difference(first, other, documents)
+    assert unit == "documents" and estimate.n == 40
+    means = [(other - first)[documents == i].mean() for i in range(40)]
+    assert (estimate.low, estimate.high) == pytest.approx(
+        (bootstrap(means, np.zeros(40)).low, bootstrap(means, np.zeros(40)).high)
+    )
+    alone, unit = paired_difference(first, other, None)
+    assert unit == "windows" and alone.n == 200
+    assert estimate.high - estimate.low > 1.8 * (alone.high - alone.low)  # sqrt(5) times, as if they were independent
+    few = np.repeat(np.arange(FEWEST - 1), 11)[:200]
+    assert paired_difference(first, other, few)[1] == "windows"  # too few to resample
+    assert paired_difference(first, other, np.arange(200))[1] == "windows"  # each begins in one of its own
+
+
+def test_the_sentence_is_about_the_models():
+    draw = np.random.default_rng(1)
+    first, noise = draw.normal(3, 0.5, 100), draw.normal(0, 0.1, 100)
+    noise -= noise.mean()
+
+    def says(delta):
+        return models_differ(("A", "B"), (first, first + delta), None, 32)
+
+    better, interval = says(noise - 0.2)
+    assert better.startswith("The model B is better than A. B minus A: -0.2000 nats a token, 95% interval [-0.2")
+    assert "over 100 windows of the validation split, 32 tokens each" in better and "these weights" in interval
+    assert says(noise + 0.2)[0].startswith("The model A is better than B.")
+    assert says(noise)[0].startswith("No difference between the models A and B is seen.")
+    assert "equal in what was measured" in says(0.0)[0]
+    few = models_differ(("A", "B"), (first[:5], first[:5] - 1), None, 32)
+    assert few == [
+        "B minus A: -1.0000 nats a token over 5 windows of 32 tokens: too few for an interval; "
+        "--eval.tokens N takes more."
+    ]
+
+
+# -- the command --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_the_command_shows_all_of_it(runs, tmp_path, monkeypatch, capsys, width):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("gptlab.cli.compare.wide_console", lambda _: console(width))
+    monkeypatch.setattr("gptlab.report.plots.draw", lambda runs, out: [out / "validation_loss.png"])
+    status, out, err = call(
+        capsys, "compare", runs["a"].path, runs["slow"].path, "--prompt", "the cat", "--max-tokens", 8
+    )
+    assert status == 0 and err == ""
+    lines = [line for line in out.splitlines() if "plots in" not in line and str(runs["a"].path.parent) not in line]
+    assert all(cell_len(line) <= width for line in lines)
+    flat = " ".join(out.split())
+    assert "optim.lr 0.01 0.001" in flat and "status completed completed" in flat
+    assert "curves: 1 plots in plots/a-and-slow" in flat and "Prompt 'the cat'" in flat
+    assert "The model A is better than B. B minus A: +" in flat and "over 30 windows" in flat
+    assert "not about the methods" in flat
+
+
+def test_the_command_goes_on_where_the_models_cannot_be_compared(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("gptlab.report.plots.draw", lambda runs, out: [])
+    other = copied(runs["slow"], tmp_path / "other")
+    status, out, err = call(capsys, "compare", runs["a"].path, other.path)
+    assert status == 0, err
+    assert "The models are not compared" in out and "no checkpoint" in out
+    status, out, _ = call(capsys, "compare", runs["a"].path, runs["slow"].path, "--data.path", str(tmp_path / "gone"))
+    assert status == 0 and "Whether the models differ is not measured: no prepared dataset" in " ".join(out.split())
+    assert "Prompt" in out
+    status, _, err = call(capsys, "compare", runs["a"].path)
+    assert status == 2 and "takes 2 to 8" in err
+
+
+def console(width: int):
+    from rich.console import Console
+
+    return Console(width=width)
