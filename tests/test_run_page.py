@@ -75,9 +75,9 @@ def test_what_is_new_in_large_files_is_read_in_bounded_memory(tmp_path, monkeypa
     losses[3000] = 50.0  # a spike stays visible
     run = make_run(tmp_path / "a", [*training(steps, losses), *evaluations([2500], [1.5])])
     parts, whole = Follower(run.path, "a"), Follower(run.path, "a")
-    whole.update()
-    monkeypatch.setattr(run_page, "READ_AT_ONCE", 1000)
     parts.update()
+    monkeypatch.setattr(run_page, "LINE_BYTES", 10_000)
+    whole.update()
     for follower in (parts, whole):
         shown = points(follower)
         assert len(shown) <= run_page.MOST_POINTS + 2 and shown[3001] == 50.0 and {1, 5000} <= set(shown)

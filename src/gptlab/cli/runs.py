@@ -16,7 +16,7 @@ def add_to(verbs: Any) -> None:
 
 
 def do_runs(options: argparse.Namespace) -> None:
-    from gptlab.report.listing import FOLDERS, as_json, find_runs, list_runs, runs_table
+    from gptlab.report.listing import FOLDERS, find_runs, list_runs, runs_table
 
     for folder in options.folders:
         if not folder.is_dir():
@@ -24,7 +24,7 @@ def do_runs(options: argparse.Namespace) -> None:
     paths, remarks = find_runs(options.folders or [folder for folder in FOLDERS if folder.is_dir()])
     rows = list_runs(paths)
     if options.json:
-        print(json.dumps([as_json(row) for row in rows], indent=2))
+        print(json.dumps([row.to_json() for row in rows], indent=2))
         return
     console = wide_console(200)
     if not rows:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from gptlab.report.card import EVALUATION_NAMES, RESULT_NAMES
 from gptlab.report.estimates import Plain
-from gptlab.report.listing import Listed, best_of
+from gptlab.report.listing import Listed, lowest
 from gptlab.report.reading import Array, duration, human, number, settings_of
 from gptlab.report.statistics import Estimate, bootstrap
 from gptlab.rundir import RunDir
@@ -50,9 +50,7 @@ def differing_settings(runs: Sequence[RunDir]) -> list[tuple[str, list[Any]]]:
 def results_beside(runs: Sequence[RunDir], rows: Sequence[Listed]) -> list[tuple[str, list[str]]]:
     """(name, a text for each run) of how they ended and what they reached; what no run knows is left out."""
     outcomes = [run.read_json("result.json") for run in runs]
-    bests = [
-        best_of((line["step"], number(line["val_loss"])) for line in run.lines_with("val_loss"))[0] for run in runs
-    ]
+    bests = [lowest((line["step"], number(line["val_loss"])) for line in run.lines_with("val_loss"))[0] for run in runs]
     limits = ["?" if row.limit is None else f"{row.limit:,}" for row in rows]
     table = [
         ("status", [row.status for row in rows]),

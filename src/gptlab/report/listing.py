@@ -56,6 +56,9 @@ class Listed:
     def running(self) -> bool:
         return self.status == "running"
 
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "path": str(self.path)}
+
 
 # -- finding --------------------------------------------------------------------------------------------------------
 
@@ -118,13 +121,13 @@ def list_runs(paths: Iterable[Path]) -> list[Listed]:
         if recipe is not None:
             recipes[path] = recipe
             lines = RunDir(path).lines_with("val_loss")
-            row.best_val_loss, row.best_step = best_of((line["step"], number(line["val_loss"])) for line in lines)
+            row.best_val_loss, row.best_step = lowest((line["step"], number(line["val_loss"])) for line in lines)
         rows.append(row)
     tell_apart(rows, recipes)
     return sorted(rows, key=lambda row: (row.recipe, _or_last(row.best_val_loss), str(row.path)))
 
 
-def best_of(points: Iterable[tuple[int, float]]) -> tuple[float, int] | tuple[None, None]:
+def lowest(points: Iterable[tuple[int, float]]) -> tuple[float, int] | tuple[None, None]:
     """The lowest finite value of (step, value) points and its step."""
     return min(((value, step) for step, value in points if math.isfinite(value)), default=(None, None))
 
@@ -230,10 +233,6 @@ def _alike(key: str, value: Any) -> Any:
 
 
 # -- as text --------------------------------------------------------------------------------------------------------
-
-
-def as_json(row: Listed) -> dict[str, Any]:
-    return {**asdict(row), "path": str(row.path)}
 
 
 def runs_table(rows: Sequence[Listed], width: int) -> list[Text]:

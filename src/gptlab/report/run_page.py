@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from gptlab.config import Recipe, assignment, settings
 from gptlab.errors import UserError
 from gptlab.report.card import ARCHITECTURE, ESSENTIAL, EVALUATION_NAMES, RESULT_NAMES
 from gptlab.report.curves import thin
-from gptlab.report.listing import Listed, best_of, read_run, tell_apart
+from gptlab.report.listing import Listed, lowest, read_run, tell_apart
 from gptlab.report.page import DIGITS, RUNS, fill_page
 from gptlab.report.reading import duration, number, settings_of
 from gptlab.rundir import MOST_LINE_BYTES, RunDir, parse_metrics, write_atomically
@@ -27,27 +28,21 @@ from gptlab.version import VERSION
 FILE = "run.html"
 MOST_POINTS = 600  # of a curve of one run; of many runs fewer
 FEWEST_POINTS, ALL_POINTS = 150, 40_000  # of a curve, and of one metric of all runs together
-READ_AT_ONCE = 2**22  # bytes of metrics.jsonl; where more is new, the file is read in bounded memory
+LINES_A_POINT, LINE_BYTES = 4, 250  # lines that are parsed for a point of a curve, where more are new; about
 MOST_SAMPLES, MOST_CHARACTERS, MOST_SAMPLE_BYTES = 6, 3000, 2**16
-CURVES = {  # name on the page: in metrics.jsonl
-    "train": "loss",
-    "val": "val_loss",
-    **{
-        name: name
-        for name in (
-            "lr",
-            "grad_norm",
-            "tokens_per_second",
-            "samples_per_second",
-            "memory_gb",
-            "largest_logit",
-            "hellaswag_acc_norm",
-            "hellaswag_acc",
-            "hellaswag_harness_acc_norm",
-            "hellaswag_harness_acc",
-        )
-    },
-}
+SAME = (  # these have one name
+    "lr",
+    "grad_norm",
+    "tokens_per_second",
+    "samples_per_second",
+    "memory_gb",
+    "largest_logit",
+    "hellaswag_acc_norm",
+    "hellaswag_acc",
+    "hellaswag_harness_acc_norm",
+    "hellaswag_harness_acc",
+)
+CURVES = {"train": "loss", "val": "val_loss", **{key: key for key in SAME}}  # name on the page: in metrics.jsonl
 FACTS = {
     "device_name": "device",
     "processes": "processes",
@@ -87,7 +82,7 @@ class Follower:
         self._read_on(most)
         self.row, self.recipe = read_run(self.run.path)
         self.row.differs = row.differs if recipe == self.recipe else {}
-        self.row.best_val_loss, self.row.best_step = best_of(self.points["val"].items())
+        self.row.best_val_loss, self.row.best_step = lowest(self.points["val"].items())
         return True
 
     def _signature(self) -> tuple[Any, ...]:
@@ -108,9 +103,9 @@ class Follower:
         if (stat.st_dev, stat.st_ino) != self._file or stat.st_size < self._offset:  # it was cut when the run resumed
             self._file, self._offset = (stat.st_dev, stat.st_ino), 0
             self.points = {key: {} for key in CURVES}
-        if stat.st_size - self._offset > READ_AT_ONCE:
+        if stat.st_size - self._offset > LINE_BYTES * LINES_A_POINT * most:
             self._offset = _end_of_lines(self.run.metrics_file, stat.st_size)
-            lines = self.run.read_metrics(most=4 * most)
+            lines = self.run.read_metrics(LINES_A_POINT * most)
         else:
             with open(self.run.metrics_file, "rb") as file:
                 file.seek(self._offset)
@@ -253,7 +248,7 @@ def _environment(environment: dict[str, Any]) -> list[list[str]]:
     data = environment.get("data") or {}
     rows += [[f"data: {key.replace('_', ' ')}", _text(value)] for key, value in data.items() if value]
     if command := environment.get("command"):
-        rows.append(["command", " ".join(map(str, command)) if isinstance(command, list) else str(command)])
+        rows.append(["command", shlex.join(map(str, command)) if isinstance(command, list) else str(command)])
     return rows
 
 
