@@ -152,8 +152,13 @@ def test_the_command_goes_on_where_the_models_cannot_be_compared(runs, tmp_path,
     assert status == 0, err
     assert "The models are not compared" in out and "no checkpoint" in out
     status, out, _ = call(capsys, "compare", runs["a"].path, runs["slow"].path, "--data.path", str(tmp_path / "gone"))
-    assert status == 0 and "Whether the models differ is not measured: no prepared dataset" in " ".join(out.split())
-    assert "Prompt" in out
+    flat = " ".join(out.split())
+    assert status == 0 and "Whether the models A and B differ is not measured: no prepared dataset" in flat
+    assert "Prompt" in flat
+    three = [runs[name].path for name in ("a", "slow", "short")]  # windows of 32 for the second, too, and for the third
+    status, out, _ = call(capsys, "compare", *three, "--prompt", "the")
+    flat = " ".join(out.split())
+    assert status == 0 and "better than B" in flat and "C minus A" in flat and flat.count("over 30 windows") == 2
     status, _, err = call(capsys, "compare", runs["a"].path)
     assert status == 2 and "takes 2 to 8" in err
 

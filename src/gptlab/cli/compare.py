@@ -61,45 +61,45 @@ def _models(console: Any, options: argparse.Namespace, runs: Sequence[Any], labe
     """Whether the models differ, and what they answer; each is loaded once, one after another."""
     from gptlab.report.comparing import NOT_THE_METHODS, models_differ
     from gptlab.training.load import load_run
-    from gptlab.training.windows import shared_windows, window_losses
+    from gptlab.training.windows import SharedWindows, shared_windows, window_losses
 
-    windows = None
-    try:
-        windows = shared_windows(runs, options.overrides)
-        why = ""
-    except (RunError, DataError) as error:  # the rest of the comparison stands
-        why = f"Whether the models differ is not measured: {error}."
+    pairs: dict[int, SharedWindows] = {}  # of the first run and another
+    says: list[str] = []
+    for i in range(1, len(runs)):
+        try:
+            pairs[i] = shared_windows([runs[0], runs[i]], options.overrides)
+        except (RunError, DataError) as error:  # the rest of the comparison stands
+            says.append(f"Whether the models {labels[0]} and {labels[i]} differ is not measured: {error}.")
     recipes = [run.read_recipe() for run in runs]
     prompts = options.prompt or [*dict.fromkeys(recipe.sample.prompt for recipe in recipes if recipe.sample.prompt)]
-    if windows is not None and not options.prompt:
-        prompts += windows.beginnings(BEGINNINGS)
+    if pairs and not options.prompt:
+        prompts += next(iter(pairs.values())).beginnings(BEGINNINGS)
     drawing = recipes[0].sample.model_dump(include={"temperature", "top_k", "top_p", "seed"})
-    losses, answers = [], []
-    for label, run in zip(labels, runs, strict=True):
+    reference: dict[int, Any] = {}  # the first run's losses, by the length of a window
+    answers = []
+    for i, run in enumerate(runs):
         if sys.stderr.isatty():
-            print(f"\r\x1b[Kmeasuring {label} ...", end="", file=sys.stderr, flush=True)
+            print(f"\r\x1b[Kmeasuring {labels[i]} ...", end="", file=sys.stderr, flush=True)
         try:
             trained = load_run(run.path, options.checkpoint)
         except RunError as error:
             _clear()
             _say(console, f"\nThe models are not compared: {error}.")
             return
-        if windows is not None:
-            losses.append(window_losses(trained, windows))
+        if i == 0:
+            by_length = {windows.length: windows for windows in pairs.values()}
+            reference = {length: window_losses(trained, windows) for length, windows in by_length.items()}
+        elif windows := pairs.get(i):
+            losses = reference[windows.length], window_losses(trained, windows)
+            says += models_differ((labels[0], labels[i]), losses, windows.documents, windows.length)
         if trained.recipe.task == "lm":
             answers.append([_answer(trained, prompt, options.max_tokens, drawing) for prompt in prompts])
         else:
             answers.append(["(a classifier generates no text)"] * len(prompts))
     _clear()
     _title(console, "Models")
-    if windows is None:
-        _say(console, why)
-    else:
-        for label, one in zip(labels[1:], losses[1:], strict=True):
-            pair = (losses[0], one)
-            for sentence in models_differ((labels[0], label), pair, windows.documents, windows.length):
-                _say(console, sentence)
-        _say(console, NOT_THE_METHODS)
+    for sentence in [*says, *([NOT_THE_METHODS] if pairs else [])]:
+        _say(console, sentence)
     how = "greedy" if not drawing["temperature"] else f"temperature {drawing['temperature']:g}, seed {drawing['seed']}"
     for i, prompt in enumerate(prompts):
         _table(console, f"Prompt {prompt!r}, {how}", labels, [("", [answer[i] for answer in answers])], "")
@@ -139,9 +139,11 @@ def _table(console: Any, title: str, labels: Sequence[str], rows: Sequence[tuple
         _say(console, none)
         return
     named = any(name for name, _ in rows)
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for header in ([""] if named else []) + list(labels):
-        table.add_column(header, overflow="fold", ratio=None if named else 1)
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0), expand=not named)
+    if named:
+        table.add_column("", no_wrap=True)
+    for label in labels:
+        table.add_column(label, overflow="fold", ratio=None if named else 1)
     for name, texts in rows:
         table.add_row(*([Text(name)] if named else []), *(Text(printable(text)) for text in texts))
     console.print(table)

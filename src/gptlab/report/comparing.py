@@ -19,7 +19,14 @@ Documents = NDArray[np.int64] | None
 
 FEWEST = 20  # windows or documents: the bootstrap's interval of fewer is too short
 NOT_COMPARED = ("name", "description")
-FACTS = ("parameters", "device_name", "processes", "torch", "gptlab", "git_commit")
+FACTS = {
+    "parameters": "parameters",
+    "device_name": "device",
+    "processes": "processes",
+    "torch": "PyTorch",
+    "gptlab": "gptlab",
+    "git_commit": "git commit",
+}
 RESULTS = (
     "final_val_loss",
     "val_bits_per_byte",
@@ -41,10 +48,14 @@ def differing_settings(runs: Sequence[RunDir]) -> list[tuple[str, list[Any]]]:
     recipes = [settings_of(run.read_recipe()) for run in runs]
     rows = [(key, [one[key] for one in recipes]) for key in recipes[0] if key not in NOT_COMPARED]
     environments = [run.read_json("environment.json") for run in runs]
-    rows += [(key.replace("_", " "), [one.get(key, "unknown") for one in environments]) for key in FACTS]
+    rows += [(name, [_fact(one.get(key)) for one in environments]) for key, name in FACTS.items()]
     prints = [one.get("data", {}).get("fingerprint", "unknown") for one in environments]
     rows.append(("data fingerprint", prints))
     return [(name, values) for name, values in rows if any(value != values[0] for value in values)]
+
+
+def _fact(value: Any) -> str:
+    return "unknown" if value is None else f"{value:,}" if isinstance(value, int) else str(value)[:40]
 
 
 def results_beside(runs: Sequence[RunDir], rows: Sequence[Listed]) -> list[tuple[str, list[str]]]:
