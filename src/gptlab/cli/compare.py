@@ -37,7 +37,9 @@ def do_compare(options: argparse.Namespace) -> None:
 
     runs = runs_in(options.folders)
     if not 2 <= len(runs) <= MOST_RUNS:
-        raise UserError(f"{len(runs)} runs are named: `gptlab compare` takes 2 to {MOST_RUNS}")
+        raise UserError(
+            f"`gptlab compare` takes 2 to {MOST_RUNS} runs; named {'is' if len(runs) == 1 else 'are'} {len(runs)}"
+        )
     labels, console = [chr(ord("A") + i) for i in range(len(runs))], wide_console(160)
     for label, run in zip(labels, runs, strict=True):
         _say(console, f"{label}  {run.path}", soft_wrap=True)
