@@ -44,6 +44,14 @@ function shorten(text, width, size = 12) {
   return text.slice(0, kept) + "…";
 }
 
+function shortenMiddle(text, width, size = 12) {  // names of runs differ at their ends
+  if (textWidth(text, size) <= width) return text;
+  let kept = text.length - 1;
+  const cut = () => `${text.slice(0, kept >> 2)}…${text.slice(text.length - (kept - (kept >> 2)))}`;
+  while (kept > 4 && textWidth(cut(), size) > width) kept -= 1;
+  return cut();
+}
+
 function saveAs(file, name) {
   const link = h("a", { href: URL.createObjectURL(file), download: name.replace(/[^\w.-]+/g, "_") });
   link.click();

@@ -211,8 +211,8 @@ function curveChart(study, { title, text, none, kinds: all }) {
     paint(crosshair);
     const aside = (one, there, loss) => h("td", null, h("small", null, [kind.keys.length > 1 && WHAT[one.key],
       one.logged && `smoothed ${digits(loss, 4)}`, there !== step && `at step ${fixed(there, 0)}`].filter(Boolean).join(", ")));
-    const table = h("table", null, rows.map(({ one, there, loss, value }) => h("tr", { "data-arm": one.arm, class: one === pointed && "pointed" },
-      h("td", null, swatch(one.arm)), h("td", null, nameOf(one)), h("td", { class: "number" }, value), aside(one, there, loss))));
+    const table = h("table", { class: study.single && "brief" }, rows.map(({ one, there, loss, value }) => h("tr", { "data-arm": one.arm, class: one === pointed && "pointed" },
+      h("td", null, swatch(one.arm)), h("td", null, study.single ? shortenMiddle(nameOf(one), 190) : nameOf(one)), h("td", { class: "number" }, value), aside(one, there, loss))));
     heard.textContent = [`step ${fixed(step, 0)}`, ...rows.map(({ one, value }) => `${nameOf(one)} ${value}`)].join(", ");
     showReading([h("strong", null, `step ${fixed(step, 0)}`), table, left > 0 && h("small", null, `${many(left, "curve")} more`)]);
   }
