@@ -113,6 +113,9 @@ def test_the_sentence_is_about_the_models():
     better, interval = says(noise - 0.2)
     assert better.startswith("The model B is better than A. B minus A: -0.2000 nats a token, 95% interval [-0.2")
     assert "over 100 windows of the validation split, 32 tokens each" in better and "these weights" in interval
+    assert "taken as independent" in interval
+    own = models_differ(("A", "B"), (first, first + noise), np.arange(100), 32)  # each begins in a document of its own
+    assert own[1].endswith("Windows do not overlap.")
     assert says(noise + 0.2)[0].startswith("The model A is better than B.")
     assert says(noise)[0].startswith("No difference between the models A and B is seen.")
     assert "equal in what was measured" in says(0.0)[0]

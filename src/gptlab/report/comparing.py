@@ -121,11 +121,13 @@ def models_differ(names: tuple[str, str], losses: tuple[Array, Array], documents
         verdict = f"No difference between the models {a} and {b} is seen"
     else:
         verdict = f"The model {b if estimate.value < 0 else a} is better than {a if estimate.value < 0 else b}"
+    alike = unit == "windows" and (documents is None or len(np.unique(documents)) < len(documents))
     return [
         f"{verdict}. {told}, 95% interval [{estimate.low:+.4f}, {estimate.high:+.4f}], paired over {what} of the "
         f"validation split, {length} tokens each.",
-        f"The interval is of the mean over other {unit} of this kind for these weights, by a bootstrap (BCa); windows "
-        "do not overlap.",
+        f"The interval is of the mean over other {unit} of this kind for these weights, by a bootstrap (BCa). Windows "
+        "do not overlap"
+        + (", and are taken as independent, which neighbours in one document are in part." if alike else "."),
     ]
 
 
