@@ -49,6 +49,7 @@ def test_train_leaves_a_whole_run_directory(
         "metrics.jsonl",
         "result.json",
         "card.md",
+        "run.html",
         "plots",
     }
     names = {path.name for path in (folder / "plots").iterdir()}

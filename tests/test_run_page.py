@@ -190,7 +190,9 @@ def test_news_are_what_has_changed(tmp_path, monkeypatch):
     b = make_run(tmp_path / "b", training([1], [3.5]))
     watched = Watched([tmp_path])
     first = watched.news()
-    assert first["names"] == ["a", "b"] and [run["arm"] for run in first["runs"]] == ["a", "b"]
+    assert (
+        first["remarks"] == [] and first["names"] == ["a", "b"] and [run["arm"] for run in first["runs"]] == ["a", "b"]
+    )
     assert watched.news(first["version"])["runs"] == [] and first["wait"] == IDLE_MS
     with b.lock():
         append(b, training([2], [3.25]))
@@ -200,7 +202,9 @@ def test_news_are_what_has_changed(tmp_path, monkeypatch):
         ]
         assert second["wait"] == TRAINING_MS
     make_run(tmp_path / "sub/c", training([1], [4.0]))  # a new run appears
+    make_run(tmp_path / "1/2/3/4/5/6/7", [])  # too deep
     third = watched.news(second["version"])
+    assert "levels deep" in third["remarks"][0]
     assert third["names"] == ["a", "b", "c"] and "c" in [run["arm"] for run in third["runs"]]
     assert Watched([tmp_path]).news()["version"] > third["version"]  # a page of an earlier server gets all anew
     assert Watched([a.path]).news()["wait"] == 0  # it has ended, and no other can appear

@@ -98,6 +98,7 @@ def _models(console: Any, options: argparse.Namespace, runs: Sequence[Any], labe
             answers.append([_answer(trained, prompt, options.max_tokens, drawing) for prompt in prompts])
         else:
             answers.append(["(a classifier generates no text)"] * len(prompts))
+        del trained  # the next model takes its memory
     _clear()
     _title(console, "Models")
     for sentence in [*says, *([NOT_THE_METHODS] if pairs else [])]:

@@ -57,6 +57,7 @@ class Watched:
         self.title = ", ".join(folder.resolve().name for folder in folders)
         self.followers: dict[Path, Follower] = {}
         self.payloads: dict[str, tuple[int, dict[str, Any]]] = {}  # name to version and content
+        self.remarks: list[str] = []
         self.version = time.time_ns() // 1000  # grows from one server to the next, too
         self._lock = threading.Lock()
         self._looked = self._read = -10.0 * LOOK_EVERY
@@ -67,13 +68,14 @@ class Watched:
             self._update()
             changed = [content for version, content in self.payloads.values() if version > since]
             names = [follower.name for follower in self.followers.values()]
-            return {"version": self.version, "names": names, "runs": changed, "wait": self._wait()}
+            told = {"version": self.version, "wait": self._wait(), "remarks": self.remarks}
+            return {**told, "names": names, "runs": changed}
 
     def page(self) -> str:
         news = self.news()
         folder = ", ".join(map(str, self.folders))
-        live = {"version": news["version"], "wait": news["wait"], "folder": folder}
-        return fill_page(page_payload(self.title, news["runs"], **live), RUNS, connect="'self'")
+        live = {key: news[key] for key in ("version", "wait", "remarks")}
+        return fill_page(page_payload(self.title, news["runs"], folder=folder, **live), RUNS, connect="'self'")
 
     def _update(self) -> None:
         now = time.monotonic()
@@ -94,7 +96,7 @@ class Watched:
 
     def _look(self) -> bool:
         """Whether runs have appeared, or gone."""
-        paths, _ = find_runs(self.folders)
+        paths, self.remarks = find_runs(self.folders)
         if set(paths) == set(self.followers):
             return False
         names = dict(zip(paths, short_names(paths), strict=True))

@@ -144,15 +144,16 @@ function merge(news) {  // runs that have changed; `names` is all that there are
   }
   const order = news.names.map((name) => before.get(name)).filter(Boolean);
   const changed = news.runs.length > 0 || order.length !== study.runs.length;
-  Object.assign(payload, { version: news.version, wait: news.wait });
+  Object.assign(payload, { version: news.version, wait: news.wait, remarks: news.remarks });
   study.runs = order;
   return changed;
 }
 
 function tell(lost) {
   const training = study.runs.filter((run) => run.status === "running").length;
-  pulse.textContent = lost ? "gptlab watch does not answer: it has ended, or the machine is away. What is shown is the last that was read."
-    : payload.wait ? `${training} of ${many(study.runs.length, "run")} training; followed live` : "ended; nothing more is read";
+  const now = lost ? "gptlab watch does not answer: it has ended, or the machine is away. What is shown is the last that was read."
+    : payload.wait ? `${alone() ? (training ? "training" : "not training") : `${training} of ${many(study.runs.length, "run")} training`}; followed live` : "ended; nothing more is read";
+  pulse.textContent = [now, ...(payload.remarks ?? [])].join("; ");
 }
 
 async function poll() {
