@@ -10,6 +10,7 @@ import json
 import pickle
 import re
 import shutil
+import stat
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from functools import partial
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from gptlab.config import Model
@@ -284,6 +286,14 @@ def download(name: str, check: Callable[[Path], object]) -> Path:
 
 def write_hub_json(file: Path, value: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def save_tensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a .safetensors file with the permissions of other new files; the library's are its owner's alone."""
+    file.touch()
+    mode = stat.S_IMODE(file.stat().st_mode)
+    save_file(tensors, file, metadata)
+    file.chmod(mode)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,9 @@
-"""Import and export of GPTs in Hugging Face's format: GPT-2 and Llama.
+"""Import and export of GPTs in Hugging Face's format.
 
 A GPT with learned positions, LayerNorm and an MLP without a gate becomes a `GPT2LMHeadModel`; a GPT with rotary
-positions, RMSNorm and SwiGLU becomes a `LlamaForCausalLM`. Import and export share one table of names (`_hf_names`).
+positions, RMSNorm and SwiGLU becomes a `LlamaForCausalLM`, or a `Qwen3ForCausalLM` with QK norm. Every other GPT
+becomes a `GPTLabForCausalLM`, whose code (`interop/remote/`) goes into the folder and is loaded with
+`trust_remote_code=True`. Import and export share one table of names (`_hf_names`).
 
 An import returns the model's shape and a function that copies the weights, one tensor at a time, for `build_model`:
 
@@ -11,16 +13,16 @@ An import returns the model's shape and a function that copies the weights, one 
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from gptlab.config import Model
+from gptlab.config import Model, Sample
 from gptlab.errors import HubError
 from gptlab.files import damaged
 from gptlab.interop import files
@@ -31,7 +33,7 @@ Init = Callable[[GPT], None]
 
 # -- names and shapes -----------------------------------------------------------------------------------------------
 
-GPT_PREFIX = {"gpt2": "transformer.", "llama": "model."}
+GPT_PREFIX = {"gpt2": "transformer.", "llama": "model.", "qwen3": "model.", "gptlab": ""}
 
 _LLAMA_PARTS = {
     "wte": ["embed_tokens"],
@@ -43,6 +45,8 @@ _LLAMA_PARTS = {
     "mlp.c_gate": ["mlp.gate_proj"],
     "mlp.c_fc": ["mlp.up_proj"],
     "mlp.c_proj": ["mlp.down_proj"],
+    "attn.q_norm": ["self_attn.q_norm"],  # Qwen3's
+    "attn.k_norm": ["self_attn.k_norm"],
 }
 
 # Buffers that older files store beside the parameters: causal masks and rotary frequencies.
@@ -51,7 +55,7 @@ _BUFFER = re.compile(r"\.attn\.(bias|masked_bias)$|\.rotary_emb\.inv_freq$")
 
 def _hf_names(name: str, model_type: str) -> list[str]:
     """Hugging Face's names of our parameter. Several names are slices of equal size along the rows, in order."""
-    if name.startswith("lm_head."):
+    if name.startswith("lm_head.") or model_type == "gptlab":
         return [name]
     if model_type == "gpt2":  # our names are those of GPT-2
         return [f"transformer.{name}"]
@@ -71,30 +75,24 @@ def _is_conv1d(hf_name: str, model_type: str) -> bool:
 _GPT2_ACTIVATIONS = {"gelu": "gelu_new", "gelu_erf": "gelu", "relu2": "relu2"}
 
 
-def _model_type(config: Model) -> str:
-    """The Hugging Face `model_type` that represents this model exactly.
+def hf_model_type(config: Model) -> str:
+    """The Hugging Face `model_type` that represents this model exactly: a standard one, or else our own."""
+    if config.position == "learned" and config.norm == "layernorm" and config.mlp in _GPT2_ACTIVATIONS:
+        return "gptlab" if config.qk_norm else "gpt2"
+    if config.position == "rope" and config.norm == "rmsnorm" and config.mlp == "swiglu":
+        if config.qk_norm:
+            return "gptlab" if config.bias else "qwen3"
+        return "llama"
+    return "gptlab"
 
-    Raises:
-        HubError: no type does; the message names the settings.
-    """
-    if config.position == "learned":
-        model_type, norm, mlps = "gpt2", "layernorm", list(_GPT2_ACTIVATIONS)
-    else:
-        model_type, norm, mlps = "llama", "rmsnorm", ["swiglu"]
-    fits = {"norm": config.norm == norm, "mlp": config.mlp in mlps, "qk_norm": not config.qk_norm}
-    misfits = [f"model.{key} = {str(getattr(config, key)).lower()}" for key, fit in fits.items() if not fit]
-    if misfits:
-        raise HubError(
-            f"{' and '.join(misfits)} with model.position = {config.position}: cannot be exported. Hugging Face has "
-            "GPT-2 (learned positions, layernorm, and gelu, gelu_erf or relu2) and Llama (rope, rmsnorm, swiglu), "
-            "both without qk_norm"
-        )
-    return model_type
+
+_CLASSES = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+REMOTE = Path(__file__).parent / "remote"  # the code of GPTLabForCausalLM
 
 
 def _config_json(config: Model, model_type: str, dtype: torch.dtype, eot: int | None) -> dict[str, Any]:
     shared = {
-        "architectures": ["GPT2LMHeadModel" if model_type == "gpt2" else "LlamaForCausalLM"],
+        "architectures": [_CLASSES.get(model_type, "GPTLabForCausalLM")],
         "model_type": model_type,
         "vocab_size": config.vocab_size,
         "tie_word_embeddings": config.tied,
@@ -104,6 +102,17 @@ def _config_json(config: Model, model_type: str, dtype: torch.dtype, eot: int | 
         "dtype": str(dtype).removeprefix("torch."),
         "torch_dtype": str(dtype).removeprefix("torch."),  # the key that transformers 4 reads
     }
+    if model_type == "gptlab":
+        return shared | {
+            "tie_word_embeddings": False,  # a tied model has no head that transformers could tie
+            "auto_map": {
+                "AutoConfig": "configuration_gptlab.GPTLabConfig",
+                "AutoModelForCausalLM": "modeling_gptlab.GPTLabForCausalLM",
+            },
+            "mlp_hidden": config.mlp_hidden,
+            **{key: getattr(config, key) for key in _OWN},
+            "dropout": config.dropout,
+        }
     if model_type == "gpt2":
         return shared | {
             "n_layer": config.n_layer,
@@ -135,15 +144,29 @@ def _config_json(config: Model, model_type: str, dtype: torch.dtype, eot: int | 
     }
 
 
-def _hf_tensors(model: GPT, model_type: str) -> dict[str, Tensor]:
-    """The weights under Hugging Face's names, dtypes unchanged. A tied head is left out, as in Hugging Face's files."""
+def _generation_json(config: Model, eot: int | None, n_ids: int, sample: Sample | None) -> dict[str, Any]:
+    """How `generate()` draws if it is not told: as `gptlab sample` does, within the context."""
+    settings: dict[str, Any] = {"bos_token_id": eot, "eos_token_id": eot, "pad_token_id": eot}
+    if n_ids < config.vocab_size:  # rows of the embedding that stand for no token
+        settings["suppress_tokens"] = list(range(n_ids, config.vocab_size))
+    if sample is None:
+        return settings
+    settings["max_new_tokens"] = max(1, min(sample.max_tokens, config.block_size // 2))
+    if sample.temperature == 0:
+        return settings | {"do_sample": False}
+    drawn = {"do_sample": True, "temperature": sample.temperature, "top_k": sample.top_k, "top_p": sample.top_p}
+    return settings | drawn
+
+
+def _hf_tensors(model: GPT, model_type: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The weights under Hugging Face's names. A tied head is left out, as in Hugging Face's files."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         pieces = _hf_names(name, model_type)
-        for hf_name, piece in zip(pieces, parameter.detach().chunk(len(pieces)), strict=True):
+        for hf_name, piece in zip(pieces, parameter.detach().to(dtype).chunk(len(pieces)), strict=True):
             tensors[hf_name] = (piece.t() if _is_conv1d(hf_name, model_type) else piece).contiguous()
         if model_type == "gpt2" and not model.config.bias and name.startswith(("h.", "ln_f.")):
-            tensors[pieces[0].replace(".weight", ".bias")] = parameter.new_zeros(parameter.shape[0]).detach()
+            tensors[pieces[0].replace(".weight", ".bias")] = torch.zeros(parameter.shape[0], dtype=dtype)
     return tensors
 
 
@@ -153,36 +176,57 @@ def _write_tokenizer(tokenizer: Any, block_size: int, folder: Path) -> None:
     added = {token["id"]: token["content"] for token in described.get("added_tokens", [])}
     # The tokenizer classes of single models rebuild the tokenizer from its vocabulary and ignore the rest of the file.
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size}
-    settings |= {"clean_up_tokenization_spaces": False, "add_prefix_space": False}
+    settings |= {"clean_up_tokenization_spaces": False, "add_prefix_space": False, "padding_side": "left"}
     if tokenizer.eot in added:
         settings |= {"bos_token": added[tokenizer.eot], "eos_token": added[tokenizer.eot]}
     files.write_hub_json(folder / "tokenizer.json", described)
     files.write_hub_json(folder / "tokenizer_config.json", settings)
 
 
-def export_hf(model: GPT, tokenizer: Any, folder: str | Path) -> None:
+def export_hf(
+    model: GPT,
+    tokenizer: Any,
+    folder: str | Path,
+    sample: Sample | None = None,
+    more: Mapping[str, bytes] | None = None,
+) -> str:
     """Write a model as a Hugging Face folder that `AutoModelForCausalLM` and `AutoTokenizer` load.
 
-    The logits are equal to ours. Two settings have no counterpart and are lost: `document_attention`, and in Llama
-    the dropout outside attention. GPT-2 always has biases; a model without biases is written with zeros.
+    The logits are equal to ours. `document_attention` has no counterpart and is lost, and in Llama and Qwen3 the
+    dropout outside attention. GPT-2 always has biases; a model without biases is written with zeros.
 
     Args:
-        model: the parameters are written in their own dtype.
-        tokenizer: a gptlab tokenizer (`eot`, `hf_json()`), or None to write the model alone.
+        model: the parameters are written in their own dtype, or in the widest of several.
+        tokenizer: a gptlab tokenizer (`eot`, `vocab_size`, `hf_json()`), or None to write the model alone.
         folder: new or empty; it appears complete or not at all.
+        sample: how `generate()` draws if it is not told.
+        more: further files by name, such as README.md.
+
+    Returns:
+        The `model_type`; "gptlab" needs `trust_remote_code=True`.
 
     Raises:
-        HubError: Hugging Face has no such model, or the folder is not empty.
+        HubError: the folder is not empty.
     """
-    model_type = _model_type(model.config)
+    config, model_type = model.config, hf_model_type(model.config)
     eot = None if tokenizer is None else tokenizer.eot
-    settings = _config_json(model.config, model_type, model.wte.weight.dtype, eot)
+    n_ids = config.vocab_size if tokenizer is None else tokenizer.vocab_size
+    dtype = functools.reduce(torch.promote_types, {parameter.dtype for parameter in model.parameters()})
     with files.export_folder(folder) as temporary:
-        files.write_hub_json(temporary / "config.json", settings)
-        files.write_hub_json(temporary / "generation_config.json", {"bos_token_id": eot, "eos_token_id": eot})
+        files.write_hub_json(temporary / "config.json", _config_json(config, model_type, dtype, eot))
+        generation = _generation_json(config, eot, n_ids, sample)
+        files.write_hub_json(temporary / "generation_config.json", generation)
         if tokenizer is not None:
-            _write_tokenizer(tokenizer, model.config.block_size, temporary)
-        save_file(_hf_tensors(model, model_type), temporary / "model.safetensors", metadata={"format": "pt"})
+            _write_tokenizer(tokenizer, config.block_size, temporary)
+        if model_type == "gptlab":
+            for code in sorted(REMOTE.glob("*_gptlab.py")):
+                (temporary / code.name).write_bytes(code.read_bytes())
+        for name, content in (more or {}).items():
+            (temporary / name).parent.mkdir(exist_ok=True)
+            (temporary / name).write_bytes(content)
+        tensors = _hf_tensors(model, model_type, dtype)
+        files.save_tensors(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
+    return model_type
 
 
 # -- import ---------------------------------------------------------------------------------------------------------
@@ -212,6 +256,21 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "attention_bias": False,
         "mlp_bias": False,
     },
+    "qwen3": {
+        "vocab_size": 151936,
+        "max_position_embeddings": 32768,
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "head_dim": 128,
+        "intermediate_size": 22016,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": False,
+        "attention_bias": False,
+        "mlp_bias": False,
+    },
+    "gptlab": {},  # config.json has them all
 }
 
 # Settings that change the computation. Our model has exactly these values.
@@ -228,6 +287,13 @@ _REQUIRED: dict[str, dict[str, Any]] = {
         "sliding_window": None,
         "quantization_config": None,
     },
+    "qwen3": {
+        "hidden_act": "silu",
+        "use_sliding_window": False,
+        "attention_bias": False,  # its MLP has none
+        "quantization_config": None,
+    },
+    "gptlab": {"quantization_config": None},
 }
 
 # Names that configurations of GPT-2 also use: the first is of 2019, the others are those of other types.
@@ -238,6 +304,22 @@ _GPT2_ALIASES = {
     "num_hidden_layers": "n_layer",
     "num_attention_heads": "n_head",
 }
+# Settings of ours that config.json of a GPTLabForCausalLM has under their own names.
+_OWN = (
+    "n_layer",
+    "n_head",
+    "n_embd",
+    "block_size",
+    "vocab_size",
+    "position",
+    "rope_theta",
+    "norm",
+    "norm_eps",
+    "mlp",
+    "bias",
+    "tied",
+    "qk_norm",
+)
 
 # gelu_pytorch_tanh is the same formula as gelu_new. Other tanh approximations round its constants and are refused.
 _ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_erf", "relu2": "relu2"}
@@ -249,13 +331,13 @@ def hf_config(folder: str | Path) -> Model:
     Dropout is a setting of training, not of the shape: it is 0 here, whatever the file says.
 
     Raises:
-        HubError: a type other than GPT-2 and Llama, or a setting that our model cannot represent exactly.
+        HubError: another type than those of `_DEFAULTS`, or a setting that our model cannot represent exactly.
     """
     return hf_shape_and_type(Path(folder))[0]
 
 
 def hf_shape_and_type(folder: Path) -> tuple[Model, str]:
-    """`hf_config` and the `model_type`, gpt2 or llama."""
+    """`hf_config` and the `model_type`, a key of `_DEFAULTS`."""
     file = folder / "config.json"
     given = files.read_hub_json(file)
     with damaged(file, HubError):
@@ -265,7 +347,7 @@ def hf_shape_and_type(folder: Path) -> tuple[Model, str]:
 def _shape_and_type(file: Path, given: dict[str, Any]) -> tuple[Model, str]:
     model_type = given.get("model_type")
     if not isinstance(model_type, str) or model_type not in _DEFAULTS:
-        raise HubError(f"{file}: model_type = {model_type}: only gpt2 and llama can be imported")
+        raise HubError(f"{file}: model_type = {model_type}: only {', '.join(_DEFAULTS)} can be imported")
 
     def refuse(key: str, value: Any, needed: Any) -> None:
         if value != needed:
@@ -291,6 +373,8 @@ def _shape_and_type(file: Path, given: dict[str, Any]) -> tuple[Model, str]:
             norm_eps=hf["layer_norm_epsilon"],
             tied=hf["tie_word_embeddings"],
         ), model_type
+    if model_type == "gptlab":
+        return files.imported_shape(file, hf["mlp_hidden"], **{key: hf[key] for key in _OWN}), model_type
     heads, width = hf["num_attention_heads"], hf["hidden_size"]
     rope = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
     refuse("num_key_value_heads", hf.get("num_key_value_heads") or heads, heads)
@@ -312,6 +396,7 @@ def _shape_and_type(file: Path, given: dict[str, Any]) -> tuple[Model, str]:
         mlp="swiglu",
         bias=hf["attention_bias"],
         tied=hf["tie_word_embeddings"],
+        qk_norm=model_type == "qwen3",
         rope_theta=rope.get("rope_theta") or hf.get("rope_theta") or 10000.0,
     ), model_type
 
@@ -336,7 +421,7 @@ def make_init(source: Path, stored: files.Stored, model_type: str, conv1d: bool)
     Args:
         source: file or folder, for error messages.
         stored: the tensors.
-        model_type: gpt2 or llama, whose names the tensors have.
+        model_type: gpt2, llama, qwen3 or gptlab, whose names the tensors have.
         conv1d: whether GPT-2's linear weights are stored as (inputs, outputs).
     """
     tensors = gpt_names(source, stored, model_type)
@@ -366,7 +451,7 @@ def import_hf(folder: str | Path) -> tuple[Model, Init]:
     """The model of a Hugging Face folder, as a shape and a function for `build_model`.
 
     Raises:
-        HubError: a model that is not a GPT-2 or Llama that ours can represent. The returned function also raises it,
+        HubError: a model that ours cannot represent. The returned function also raises it,
             for weights that do not belong to the model.
     """
     folder = Path(folder)

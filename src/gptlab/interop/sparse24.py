@@ -20,7 +20,6 @@ from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gptlab.config import Model
@@ -114,7 +113,7 @@ def export_sparse24(
         files.write_hub_json(temporary / "config.json", config)
         if tokenizer is not None:
             files.write_hub_json(temporary / "tokenizer.json", tokenizer.spec())
-        save_file(tensors, temporary / "model.safetensors")
+        files.save_tensors(tensors, temporary / "model.safetensors")
 
 
 def _refuse_dense(name: str, weight: Tensor) -> None:
