@@ -314,3 +314,22 @@ def export_folder(folder: str | Path) -> Iterator[Path]:
         temporary.replace(folder)  # replaces an empty folder
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def export_file(file: str | Path) -> Iterator[Path]:
+    """A temporary file to write an export into; it becomes `file` at the end, or is removed after an error.
+
+    Raises:
+        HubError: there is such a file.
+    """
+    file = Path(file).absolute()
+    if file.exists():
+        raise HubError(f"{file} exists: export into a new file")
+    temporary = file.with_name(f".{file.name}.tmp")
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield temporary
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -158,16 +158,19 @@ def _generation_json(config: Model, eot: int | None, n_ids: int, sample: Sample 
     return settings | drawn
 
 
-def _hf_tensors(model: GPT, model_type: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The weights under Hugging Face's names. A tied head is left out, as in Hugging Face's files."""
-    tensors: dict[str, Tensor] = {}
+def hf_parameters(model: GPT, model_type: str) -> Iterator[tuple[str, Tensor]]:
+    """The weights under Hugging Face's names, linear weights as (outputs, inputs). A tied head is left out."""
     for name, parameter in model.named_parameters():
         pieces = _hf_names(name, model_type)
-        for hf_name, piece in zip(pieces, parameter.detach().to(dtype).chunk(len(pieces)), strict=True):
-            tensors[hf_name] = (piece.t() if _is_conv1d(hf_name, model_type) else piece).contiguous()
+        yield from zip(pieces, parameter.detach().chunk(len(pieces)), strict=True)
         if model_type == "gpt2" and not model.config.bias and name.startswith(("h.", "ln_f.")):
-            tensors[pieces[0].replace(".weight", ".bias")] = torch.zeros(parameter.shape[0], dtype=dtype)
-    return tensors
+            yield pieces[0].replace(".weight", ".bias"), parameter.detach().new_zeros(parameter.shape[0])
+
+
+def _hf_tensors(model: GPT, model_type: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The weights as Hugging Face's files have them."""
+    tensors = ((name, tensor.to(dtype)) for name, tensor in hf_parameters(model, model_type))
+    return {name: (t.t() if _is_conv1d(name, model_type) else t).contiguous() for name, t in tensors}
 
 
 def _write_tokenizer(tokenizer: Any, block_size: int, folder: Path) -> None:
