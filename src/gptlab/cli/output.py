@@ -1,6 +1,7 @@
 """gptlab plot, gptlab export, gptlab import"""
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,12 @@ def add_to(verbs: Any) -> None:
     )
 
     add_trained_run(v := add_verb(verbs, "export", do_export, "Write a run's model in another library's format."))
-    help = "hf: a Hugging Face folder in GPT-2's or Llama's format; sparse24: 2:4 matrices without their zeros"
-    v.add_argument("--to", choices=["hf", "sparse24"], required=True, help=help)
-    v.add_argument("target", type=named, metavar="DIR", help="folder to write")
+    help = "hf: a Hugging Face folder; gguf: llama.cpp's file; sparse24: 2:4 matrices without their zeros"
+    v.add_argument("--to", choices=["hf", "gguf", "sparse24"], required=True, help=help)
+    v.add_argument("target", type=named, metavar="DIR|FILE", help="folder, or file for gguf, to write")
+    v.add_argument("--license", type=license_id, metavar="ID", help="for the model card, such as mit")
+    help = "also upload the hf folder to this repository of the Hugging Face hub; a new one is private"
+    v.add_argument("--push", metavar="USER/NAME", help=help)
 
     v = add_verb(verbs, "import", do_import, "Make a run from a model that was trained elsewhere.", settings=True)
     v.add_argument("kind", choices=["hf", "nanogpt"], help="format of SRC")
@@ -50,17 +54,50 @@ def do_plot(options: argparse.Namespace) -> None:
             print(write_card(run, earlier))
 
 
+def license_id(text: str) -> str:
+    """The type of --license: an id as in https://huggingface.co/docs/hub/repositories-licenses."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", text):
+        raise argparse.ArgumentTypeError(f"{text}: an id of a licence is like mit, apache-2.0 or cc-by-4.0")
+    return text
+
+
 def do_export(options: argparse.Namespace) -> None:
-    from gptlab.interop.hf import export_hf
+    from gptlab.interop.gguf import export_gguf
+    from gptlab.interop.hf import export_hf, hf_model_type
+    from gptlab.interop.push import create_repository, upload
     from gptlab.interop.sparse24 import export_sparse24
     from gptlab.model.encoder import Encoder
+    from gptlab.report.model_card import model_card
+    from gptlab.rundir import RunDir
     from gptlab.training.load import load_run
 
+    for flag, kinds in (("push", ["hf"]), ("license", ["hf", "gguf"])):
+        if getattr(options, flag) and options.to not in kinds:
+            raise UserError(f"--{flag} is for --to {' and '.join(kinds)}")
     run = load_run(options.folder, options.checkpoint, device="cpu")
     if isinstance(run.model, Encoder):
         raise UserError(f"{options.folder} is a classifier; only language models can be exported")
-    (export_sparse24 if options.to == "sparse24" else export_hf)(run.model, run.tokenizer, options.target)
-    print(f"{options.to} model: {options.target}")
+    model, tokenizer, target = run.model, run.tokenizer, options.target
+    if options.to == "sparse24":
+        export_sparse24(model, tokenizer, target)
+    elif options.to == "gguf":
+        export_gguf(model, tokenizer, target, run.recipe.name, options.license or "")
+    else:
+        if options.push:
+            create_repository(options.push)
+        remote_code = hf_model_type(model.config) == "gptlab"
+        name, license = options.push or str(target), options.license or ""
+        readme = model_card(RunDir.open(options.folder), run.step, name, license, remote_code)
+        export_hf(model, tokenizer, target, run.recipe.sample, readme)
+        if not options.license:
+            print("README.md names no licence: --license mit, or another id, would", file=sys.stderr)
+        if remote_code:
+            print("transformers loads it with trust_remote_code=True", file=sys.stderr)
+    if model.config.document_attention and options.to != "sparse24":
+        print("model.document_attention is not part of the format: tokens see the whole context", file=sys.stderr)
+    print(f"{options.to} model: {target}")
+    if options.push:
+        print(f"pushed: {upload(target, options.push)}")
 
 
 def do_import(options: argparse.Namespace) -> None:
