@@ -19,12 +19,12 @@ def create_repository(name: str) -> None:
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise HubError(f"--push {name}: a repository is named USER/NAME")
-    from huggingface_hub import create_repo, get_token  # importing it takes half a second
+    from huggingface_hub import HfApi, get_token  # importing it takes half a second
 
     if get_token() is None:
         raise HubError("--push needs a token that may write: `hf auth login` asks for it, or set HF_TOKEN")
     with _hub_errors(name):
-        create_repo(name, private=True, exist_ok=True)
+        HfApi().create_repo(name, private=True, exist_ok=True)
 
 
 def upload(folder: Path, name: str) -> str:
@@ -33,10 +33,10 @@ def upload(folder: Path, name: str) -> str:
     Raises:
         HubError: as `create_repository`; the folder stays as it is.
     """
-    from huggingface_hub import constants, upload_folder
+    from huggingface_hub import HfApi, constants
 
     with _hub_errors(name, f"; {folder} is complete, and `hf upload {name} {folder}` sends it again"):
-        upload_folder(repo_id=name, folder_path=folder, commit_message="Export from gptlab")
+        HfApi().upload_folder(repo_id=name, folder_path=folder, commit_message="Export from gptlab")
     return f"{constants.ENDPOINT}/{name}"
 
 
@@ -54,7 +54,7 @@ def _hub_errors(name: str, then: str = "") -> Iterator[None]:
         elif status in (403, 404):
             why = f"this token may not write to {name}: check the name, and that the token may write"
         elif status is None:
-            why = f"{constants.ENDPOINT} cannot be reached: {because(error)}"
+            why = f"talking to {constants.ENDPOINT} failed ({type(error).__name__}): {because(error)}"
         else:
             why = f"the hub answers {status}: {because(error)}"
         raise HubError(f"--push {name}: {why}{then}") from None

@@ -90,7 +90,7 @@ def _use(run: RunDir, step: int, name: str, remote_code: bool) -> str:
         "```python",
         "from transformers import pipeline",
         "",
-        f'generate = pipeline("text-generation", {name!r}{trust})',
+        f'generate = pipeline("text-generation", {json.dumps(name)}{trust})',
         f'print(generate({json.dumps(prompt)})[0]["generated_text"])',
         "```",
     ]
