@@ -37,7 +37,7 @@ $(STAMP): pyproject.toml constraints.txt
 		|| { echo "gptlab needs Python 3.11 to 3.13; PYTHON=python3.12 make install names another"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -q $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' constraints.txt)"
-	$(PIP) install -q -c constraints.txt -e '.[offline,data,precision,energy,tensorboard,harness,dev]'
+	$(PIP) install -q -c constraints.txt -e '.[offline,data,precision,energy,tensorboard,harness,gguf,dev]'
 	@touch $@
 
 demo: install
