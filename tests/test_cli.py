@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -234,7 +235,9 @@ def test_sample_is_repeatable_and_bounded(run: Path, capsys: pytest.CaptureFixtu
 
 
 def test_export_and_import_keep_the_model(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(capsys, "export", run, "--to", "hf", tmp_path / "hf")[0] == 0
+    status, out, err = call(capsys, "export", run, "--to", "hf", tmp_path / "hf")
+    assert (status, out) == (0, f"hf model: {tmp_path / 'hf'}\n")
+    assert "README.md names no licence" in err
     assert call(capsys, "import", "hf", tmp_path / "hf", "--out", tmp_path / "back")[0] == 0
     status, _, err = call(capsys, "import", "nanogpt", tmp_path / "hf/config.json", "--out", tmp_path / "no")
     assert status == 2
@@ -245,6 +248,33 @@ def test_export_and_import_keep_the_model(run: Path, tmp_path: Path, capsys: pyt
     torch.testing.assert_close(one.model(ids), other.model(ids), rtol=0, atol=1e-5)
     status, _, err = call(capsys, "import", "hf", tmp_path / "hf", "--out", run)
     assert (status, "already has a run in it" in err) == (2, True)
+
+
+def test_an_export_brings_a_model_card(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from huggingface_hub import ModelCard
+
+    folder = tmp_path / "hf"
+    status, _, err = call(capsys, "export", run, "--to", "hf", folder, "--license", "apache-2.0")
+    assert (status, err) == (0, "")
+    card, lines = ModelCard.load(folder / "README.md"), RunDir(run).read_metrics()
+    assert (card.data.license, card.data.library_name) == ("apache-2.0", "transformers")
+    assert 'pipeline("text-generation", ' in card.text and "## Results" in card.text
+    last = next(line for line in reversed(lines) if "val_loss" in line)
+    facts = RunDir(run).read_json("environment.json")["data"]
+    scores = {result.metric_type: result.metric_value for result in card.data.eval_results or []}
+    assert not facts.get("corpus") or scores["loss"] == pytest.approx(last["val_loss"], abs=1e-6)
+    for shown in re.findall(r"^!\[.*\]\((.*)\)$", card.text, re.M):
+        assert (folder / shown).is_file()
+    for words, said in (
+        (("--to", "hf", tmp_path / "x", "--license", "My Licence"), "My Licence: an id of a licence is like mit"),
+        (("--to", "sparse24", tmp_path / "x", "--license", "mit"), "--license is for --to hf and gguf"),
+        (("--to", "gguf", tmp_path / "x", "--push", "a/b"), "--push is for --to hf"),
+        (("--to", "hf", tmp_path / "x", "--push", "b"), "--push b: a repository is named USER/NAME"),
+        (("--to", "gguf", tmp_path / "x"), "the tokenizer char cannot be exported to GGUF"),
+    ):
+        status, _, err = call(capsys, "export", run, *words)
+        assert (status, err.count("\n"), (tmp_path / "x").exists()) == (2, 1, False)
+        assert said in err
 
 
 def test_training_goes_on_from_another_run(
