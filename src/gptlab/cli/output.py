@@ -92,7 +92,7 @@ def do_export(options: argparse.Namespace) -> None:
         if not options.license:
             print("README.md names no licence: --license mit, or another id, would", file=sys.stderr)
         if remote_code:
-            print("transformers loads it with trust_remote_code=True", file=sys.stderr)
+            print("transformers loads the model and its tokenizer with trust_remote_code=True", file=sys.stderr)
     if model.config.document_attention and options.to != "sparse24":
         print("model.document_attention is not part of the format: tokens see the whole context", file=sys.stderr)
     print(f"{options.to} model: {target}")
