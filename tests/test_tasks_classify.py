@@ -127,7 +127,7 @@ def test_what_does_not_fit_is_said(labelled: Path, dataset: Path, tmp_path: Path
     with pytest.raises(UserError, match="--on hellaswag does not apply"):
         evaluate_run(run, ["hellaswag"], {})
     with pytest.raises(SystemExit, match="2"):
-        main(["export", str(tmp_path / "c"), "--to", "hf", str(tmp_path / "hf")])
+        main(["export", str(tmp_path / "c"), "--to", "gguf", str(tmp_path / "c.gguf")])
     other = shutil.copytree(labelled, tmp_path / "other")
     manifest = json.loads((other / "manifest.json").read_text(encoding="utf-8"))
     manifest["labels"][0] = "renamed"
@@ -143,6 +143,22 @@ def test_lists_of_one_label_are_refused(tmp_path: Path) -> None:
     data = prepare(str(tmp_path), out=tmp_path / "data", tokenizer="byte", label_field="labels")
     with pytest.raises(DataError, match="data has the label 1 alone: lists of labels need two or more"):
         gptlab.train(recipe(data), tmp_path / "run", quiet=True)
+
+
+def test_an_export_names_the_labels_as_long_as_the_dataset_is_there(
+    labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = shutil.copytree(labelled, tmp_path / "data")
+    gptlab.train(recipe(data, train__max_steps=1), tmp_path / "run", quiet=True)
+    known = LabeledDataset(data).labels[0], "multi_label_classification"
+    for name, first, problem in (("a", *known), ("b", "LABEL_0", None)):
+        with pytest.raises(SystemExit, match="0"):
+            main(["export", str(tmp_path / "run"), "--to", "hf", str(tmp_path / name)])
+        assert ("the labels are numbered" in capsys.readouterr().err) == (name == "b")
+        config = json.loads((tmp_path / name / "config.json").read_text(encoding="utf-8"))
+        assert (config["id2label"]["0"], config["problem_type"]) == (first, problem)
+        assert "pipeline_tag: text-classification" in (tmp_path / name / "README.md").read_text(encoding="utf-8")
+        shutil.rmtree(data, ignore_errors=True)
 
 
 @pytest.mark.parametrize("regime", ["fp32", "bf16_pure"])

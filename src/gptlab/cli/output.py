@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gptlab.cli.common import add_trained_run, add_verb, named
-from gptlab.errors import UserError
+from gptlab.errors import DataError, UserError
 
 
 def add_to(verbs: Any) -> None:
@@ -64,20 +64,23 @@ def license_id(text: str) -> str:
 def do_export(options: argparse.Namespace) -> None:
     from gptlab.interop.gguf import export_gguf
     from gptlab.interop.hf import export_hf, hf_model_type
+    from gptlab.interop.hf_classifier import export_classifier
     from gptlab.interop.push import create_repository, upload
     from gptlab.interop.sparse24 import export_sparse24
     from gptlab.model.encoder import Encoder
     from gptlab.report.model_card import model_card
     from gptlab.rundir import RunDir
+    from gptlab.tasks.classify import label_names
     from gptlab.training.load import load_run
 
     for flag, kinds in (("push", ["hf"]), ("license", ["hf", "gguf"])):
         if getattr(options, flag) and options.to not in kinds:
             raise UserError(f"--{flag} is for --to {' and '.join(kinds)}")
     run = load_run(options.folder, options.checkpoint, device="cpu")
-    if isinstance(run.model, Encoder):
-        raise UserError(f"{options.folder} is a classifier; only language models can be exported")
     model, tokenizer, target = run.model, run.tokenizer, options.target
+    classifier = isinstance(model, Encoder)
+    if classifier and options.to != "hf":
+        raise UserError(f"{options.folder} is a classifier, which --to hf alone exports")
     if options.to == "sparse24":
         export_sparse24(model, tokenizer, target)
     elif options.to == "gguf":
@@ -85,10 +88,18 @@ def do_export(options: argparse.Namespace) -> None:
     else:
         if options.push:
             create_repository(options.push)
-        remote_code = hf_model_type(model.config) == "gptlab"
+        remote_code = classifier or hf_model_type(model.config) == "gptlab"
         name, license = options.push or str(target), options.license or ""
         readme = model_card(RunDir.open(options.folder), run.step, name, license, remote_code)
-        export_hf(model, tokenizer, target, run.recipe.sample, readme)
+        if classifier:
+            try:
+                labels, multi = label_names(run.recipe)
+            except DataError as error:
+                labels, multi = None, None
+                print(f"the labels are numbered, as their names are not at hand: {error}", file=sys.stderr)
+            export_classifier(model, tokenizer, target, labels, multi, readme)
+        else:
+            export_hf(model, tokenizer, target, run.recipe.sample, readme)
         if not options.license:
             print("README.md names no licence: --license mit, or another id, would", file=sys.stderr)
         if remote_code:

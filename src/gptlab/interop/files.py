@@ -296,6 +296,13 @@ def save_tensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str
     file.chmod(mode)
 
 
+def write_more(folder: Path, more: Mapping[str, bytes] | None) -> None:
+    """Write further files of an export, by name; a name may have one folder in it."""
+    for name, content in (more or {}).items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
 @contextlib.contextmanager
 def export_folder(folder: str | Path) -> Iterator[Path]:
     """A temporary folder to write an export into; it becomes `folder` at the end, or is removed after an error.

@@ -224,9 +224,7 @@ def export_hf(
         if model_type == "gptlab":
             for code in sorted(REMOTE.glob("*_gptlab.py")):
                 (temporary / code.name).write_bytes(code.read_bytes())
-        for name, content in (more or {}).items():
-            (temporary / name).parent.mkdir(exist_ok=True)
-            (temporary / name).write_bytes(content)
+        files.write_more(temporary, more)
         tensors = _hf_tensors(model, model_type, dtype)
         files.save_tensors(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
     return model_type

@@ -22,7 +22,13 @@ from gptlab.interop import files
 from gptlab.model.encoder import Encoder, EncoderInit, initialise
 
 # model_type -> prefix of the encoder's tensors in files of models with a head.
-ENCODER_PREFIX = {"roberta": "roberta.", "xlm-roberta": "roberta.", "camembert": "roberta.", "bert": "bert."}
+ENCODER_PREFIX = {
+    "roberta": "roberta.",
+    "xlm-roberta": "roberta.",
+    "camembert": "roberta.",
+    "bert": "bert.",
+    "gptlab_classifier": "bert.",  # `export_classifier` writes it
+}
 
 _PARTS = {
     "wte": ["word_embeddings"],
@@ -87,6 +93,8 @@ def _shape_offset_prefix(file: Path, given: dict[str, Any]) -> tuple[Model, int,
     vocab_size = 50265 if model_type == "roberta" else 30522
     hf = _DEFAULTS | {"vocab_size": vocab_size} | {key: value for key, value in given.items() if value is not None}
     position_offset = 0 if model_type == "bert" else hf["pad_token_id"] + 1
+    if model_type == "gptlab_classifier":
+        position_offset = hf["position_offset"]
     config = files.imported_shape(
         file,
         hf["intermediate_size"],

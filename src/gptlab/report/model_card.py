@@ -22,6 +22,9 @@ METRICS = {
     "val_perplexity": ("perplexity", "validation perplexity"),
     "hellaswag_acc": ("accuracy", "HellaSwag acc"),
     "hellaswag_acc_norm": ("accuracy", "HellaSwag acc_norm"),
+    "accuracy": ("accuracy", "validation accuracy"),  # of a classifier, as the next two
+    "micro_f1": ("f1", "validation micro F1"),
+    "macro_f1": ("f1", "validation macro F1"),
 }
 
 
@@ -44,13 +47,13 @@ def model_card(run: RunDir, step: int, name: str, license: str, remote_code: boo
     for line in run.read_metrics():
         if line.get("step") == step:
             measured |= {key: line[key] for key in METRICS if isinstance(line.get(key), int | float)}
-    results = []
+    results, task = [], f"text-{'classification' if run.read_recipe().task == 'classify' else 'generation'}"
     for key, value in measured.items():
         if math.isfinite(value) and (corpus or "hellaswag" in key):
             data, hub = ("HellaSwag", "Rowan/hellaswag") if "hellaswag" in key else (corpus, HUB_NAMES.get(corpus))
             results.append(
                 EvalResult(
-                    task_type="text-generation",
+                    task_type=task,
                     dataset_type=hub or data,
                     dataset_name=data,
                     dataset_split="validation",
@@ -61,7 +64,7 @@ def model_card(run: RunDir, step: int, name: str, license: str, remote_code: boo
             )
     front = ModelCardData(
         library_name="transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag=task,
         tags=["gptlab"],
         license=license or None,
         language=LANGUAGES.get(corpus),
@@ -70,7 +73,7 @@ def model_card(run: RunDir, step: int, name: str, license: str, remote_code: boo
         eval_results=results or None,
     )
     head, found, rest = card(run).partition("\n\n## ")
-    text = f"---\n{front.to_yaml().strip()}\n---\n\n{head}\n\n{_use(run, step, name, remote_code)}{found}{rest}"
+    text = f"---\n{front.to_yaml().strip()}\n---\n\n{head}\n\n{_use(run, step, name, task, remote_code)}{found}{rest}"
     files = {"README.md": text.encode()}
     for picture in re.findall(r"^!\[[^\]]*\]\(([\w./-]+)\)$", text, re.M):
         if (run.path / picture).is_file():
@@ -78,10 +81,11 @@ def model_card(run: RunDir, step: int, name: str, license: str, remote_code: boo
     return files
 
 
-def _use(run: RunDir, step: int, name: str, remote_code: bool) -> str:
+def _use(run: RunDir, step: int, name: str, task: str, remote_code: bool) -> str:
     recipe = run.read_recipe()
     trust = ", trust_remote_code=True" if remote_code else ""
     prompt = recipe.sample.prompt.strip() or "The"
+    verb = "classify" if task == "text-classification" else "generate"
     lines = [
         "## Use",
         "",
@@ -90,12 +94,12 @@ def _use(run: RunDir, step: int, name: str, remote_code: bool) -> str:
         "```python",
         "from transformers import pipeline",
         "",
-        f'generate = pipeline("text-generation", {json.dumps(name)}{trust})',
-        f'print(generate({json.dumps(prompt)})[0]["generated_text"])',
+        f'{verb} = pipeline("{task}", {json.dumps(name)}{trust})',
+        f"print({verb}({json.dumps(prompt)}))",
         "```",
     ]
     if remote_code:
-        lines[2] += " The two Python files beside the weights are the model's code, which transformers runs."
+        lines[2] += " The Python files beside the weights are the model's code, which transformers runs."
     if recipe.model.document_attention:
         lines[2] += " In training a token saw its own document alone; in this form it sees the whole context."
     return "\n".join(lines)

@@ -34,6 +34,16 @@ def open_labeled(recipe: Recipe) -> LabeledDataset:
     return dataset
 
 
+def label_names(recipe: Recipe) -> tuple[list[str], bool]:
+    """Names of a trained classifier's outputs, and whether a document has several; from the dataset of its run.
+
+    Raises:
+        DataError: the dataset is not where it was.
+    """
+    dataset = open_labeled(recipe)
+    return dataset.labels[: dataset.n_train_labels], bool(dataset.manifest["multi"])
+
+
 @dataclass(frozen=True)
 class LabeledData:
     """The prepared dataset of a classification run."""
