@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -253,16 +254,18 @@ def test_export_and_import_keep_the_model(run: Path, tmp_path: Path, capsys: pyt
 def test_an_export_brings_a_model_card(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from huggingface_hub import ModelCard
 
-    folder = tmp_path / "hf"
-    status, _, err = call(capsys, "export", run, "--to", "hf", folder, "--license", "apache-2.0")
+    folder, known = tmp_path / "hf", shutil.copytree(run, tmp_path / "known")
+    facts = RunDir(known).read_json("environment.json")
+    RunDir(known).write_json("environment.json", facts | {"data": {"corpus": "fineweb-edu"}})
+    status, _, err = call(capsys, "export", known, "--to", "hf", folder, "--license", "apache-2.0")
     assert (status, err) == (0, "")
     card, lines = ModelCard.load(folder / "README.md"), RunDir(run).read_metrics()
     assert (card.data.license, card.data.library_name) == ("apache-2.0", "transformers")
     assert 'pipeline("text-generation", ' in card.text and "## Results" in card.text
     last = next(line for line in reversed(lines) if "val_loss" in line)
-    facts = RunDir(run).read_json("environment.json")["data"]
-    scores = {result.metric_type: result.metric_value for result in card.data.eval_results or []}
-    assert not facts.get("corpus") or scores["loss"] == pytest.approx(last["val_loss"], abs=1e-6)
+    assert (card.data.datasets, card.data.language) == (["HuggingFaceFW/fineweb-edu"], "en")
+    scores = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert scores["loss"] == pytest.approx(last["val_loss"], abs=1e-6)
     for shown in re.findall(r"^!\[.*\]\((.*)\)$", card.text, re.M):
         assert (folder / shown).is_file()
     for words, said in (

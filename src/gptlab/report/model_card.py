@@ -12,8 +12,13 @@ from gptlab.report.card import card
 from gptlab.rundir import RunDir
 
 # Corpora by name: their data set on the hub and their language. Of other corpora neither is known.
-HUB_NAMES = {"openwebtext": "Skylion007/openwebtext", "fineweb-edu": "HuggingFaceFW/fineweb-edu"}
-LANGUAGES = {"openwebtext": "en", "fineweb-edu": "en", "shakespeare": "en", "stdlib": "code"}
+HUB_NAMES = {
+    "openwebtext": "Skylion007/openwebtext",
+    "fineweb-edu": "HuggingFaceFW/fineweb-edu",
+    "agnews": "fancyzhx/ag_news",
+    "imdb": "stanfordnlp/imdb",
+}
+LANGUAGES = dict.fromkeys((*HUB_NAMES, "shakespeare"), "en") | {"stdlib": "code"}
 
 # What metrics.jsonl measures, as (type, name) of a model card's metric; HellaSwag's have a data set of their own.
 METRICS = {
