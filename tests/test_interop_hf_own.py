@@ -110,6 +110,9 @@ def test_generation_with_and_without_cache_alone_and_in_a_padded_batch(shape, tm
     for use_cache in (True, False):
         drawn = theirs.generate(padded, attention_mask=mask, use_cache=use_cache, **settings)
         assert drawn[:, 9:].tolist() == expected
+    assert theirs.generate(padded[:1], attention_mask=mask[:1], num_beams=3, **settings).shape == (1, 21)
+    with pytest.raises(ValueError, match="takes a DynamicCache"):
+        theirs.generate(prompts[0][None], cache_implementation="static", **settings)
     with torch.no_grad():  # padding at the end, and a second piece of text after a cache
         right = theirs(padded.flip(1), attention_mask=mask.flip(1)).logits
         assert right.isfinite().all()

@@ -170,6 +170,8 @@ class GPTLabForCausalLM(PreTrainedModel, GenerationMixin):
             use_cache = self.config.use_cache and not self.training
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
+        if getattr(past_key_values, "is_compileable", False):
+            raise ValueError("this model takes a DynamicCache, which grows, and not a cache of fixed size")
         start = past_key_values.get_seq_length() if past_key_values is not None else 0
         if position_ids is None:
             if attention_mask is None:
