@@ -48,6 +48,7 @@ def main() -> None:
         print(f"  {name:28} {bits:.2f}")
     print(f"\nThe run is in {run}: look at plots/train-val_loss.png and card.md. What to type next:")
     print(f"  .venv/bin/gptlab sample {run} --prompt 'class Tree' --temperature 0.6")
+    print(f"  .venv/bin/gptlab export {run} --to hf demo-hf    # a folder for transformers; --to gguf for llama.cpp")
     print("  .venv/bin/gptlab recipes")
     print("  .venv/bin/gptlab train --help")
     if model > BOUND:

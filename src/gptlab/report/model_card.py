@@ -74,7 +74,7 @@ def model_card(run: RunDir, step: int, name: str, license: str, remote_code: boo
         license=license or None,
         language=LANGUAGES.get(corpus),
         datasets=[HUB_NAMES[corpus]] if corpus in HUB_NAMES else None,
-        model_name=name.rpartition("/")[2],
+        model_name=name.rpartition("/")[2] if results else None,  # of the results
         eval_results=results or None,
     )
     head, found, rest = card(run).partition("\n\n## ")
