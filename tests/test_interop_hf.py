@@ -24,7 +24,7 @@ from torch import Tensor
 from gptlab.config import Model
 from gptlab.data.tokenizers import CharTokenizer, Tokenizer, load_tokenizer
 from gptlab.errors import HubError, UserError
-from gptlab.interop import files, hf
+from gptlab.interop import files
 from gptlab.interop.hf import export_hf, hf_config
 from gptlab.interop.nanogpt import import_nanogpt
 from gptlab.interop.source import read_source, source_tokenizer
