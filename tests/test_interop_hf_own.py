@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from gptlab.config import Model, Sample
 from gptlab.data.tokenizers import load_tokenizer
 from gptlab.interop.hf import REMOTE, export_hf, hf_model_type
-from gptlab.interop.source import read_source, tokenizer_spec
+from gptlab.interop.source import read_source, source_tokenizer
 from gptlab.model.generate import generate
 from gptlab.model.gpt import GPT, build_model
 
@@ -177,7 +177,7 @@ def test_an_imported_folder_of_our_own_keeps_its_tokenizer_and_runs_no_code(tmp_
     for code in (tmp_path / "out").glob("*.py"):
         code.write_text("raise SystemExit", encoding="utf-8")
     assert read_source(tmp_path / "out")[0].qk_norm
-    assert load_tokenizer(tokenizer_spec(tmp_path / "out")).encode("é") == [0xC3, 0xA9]
+    assert source_tokenizer(tmp_path / "out").encode("é") == [0xC3, 0xA9]
 
 
 def test_the_code_stands_alone():
