@@ -38,8 +38,9 @@ import numpy as np
 from common import machine, say, table, write_json
 
 from gptlab.config import load_recipe, load_study
+from gptlab.data.containers import Shard, shard_header
 from gptlab.data.sampler import Windows
-from gptlab.data.shards import Shard, Tokens, shard_header
+from gptlab.data.shards import Tokens
 from gptlab.data.verified import file_sha256
 from gptlab.rundir import RunDir, run_name
 

@@ -20,7 +20,7 @@ from made_report import make_payload
 
 from gptlab import machine
 from gptlab.config import Recipe, build_recipe
-from gptlab.data.shards import write_shard
+from gptlab.data.containers import write_shard
 from gptlab.data.tokenizers import make_tokenizer
 from gptlab.report.page import render_page
 

@@ -21,13 +21,14 @@ import torch
 
 from gptlab import kconfig
 from gptlab.config import Model, load_comparison, load_recipe, load_study
+from gptlab.data.containers import read_shard, write_shard
 from gptlab.data.corpora import open_corpus
 from gptlab.data.corpora.base import Reading
 from gptlab.data.corpora.files import read_rows, text_of
 from gptlab.data.labeled import LabeledDataset
 from gptlab.data.prepare import prepare
 from gptlab.data.prepare.folder import READER, read_record
-from gptlab.data.shards import Dataset, read_shard, write_shard
+from gptlab.data.shards import Dataset
 from gptlab.data.tokenizer_files import open_tokenizer
 from gptlab.data.tokenizers import load_tokenizer, make_tokenizer
 from gptlab.errors import UserError

@@ -22,13 +22,14 @@ import pytest
 from interrupted import Killed, killed_before
 
 from gptlab.config import Data
-from gptlab.data import shards
+from gptlab.data import containers
+from gptlab.data.containers import read_shard
 from gptlab.data.corpora import TEXT, base, open_corpus
 from gptlab.data.corpora import text as corpora
 from gptlab.data.prepare import folder as prepare_folder
 from gptlab.data.prepare import pipeline, prepare, progress
 from gptlab.data.prepare.writer import Piece, ShardWriter
-from gptlab.data.shards import Dataset, Tokens, read_shard
+from gptlab.data.shards import Dataset, Tokens
 from gptlab.errors import DataError, UserError
 
 
@@ -138,10 +139,10 @@ def test_containers_hold_the_same_stream(folder: Path, tmp_path: Path) -> None:
 
 
 def test_large_vocabularies_take_32_bits() -> None:
-    assert shards.token_dtype("llmc", 2**16) == np.uint16
-    assert shards.token_dtype("llmc", 2**16 + 1) == np.uint32
+    assert containers.token_dtype("llmc", 2**16) == np.uint16
+    assert containers.token_dtype("llmc", 2**16 + 1) == np.uint32
     with pytest.raises(DataError, match="format npy holds 16-bit ids and the vocabulary has 65537: use --format llmc"):
-        shards.token_dtype("npy", 2**16 + 1)
+        containers.token_dtype("npy", 2**16 + 1)
 
 
 def test_the_largest_id_of_a_shard_is_recorded(tmp_path: Path) -> None:
@@ -837,7 +838,7 @@ def test_importing_the_room_loads_no_library() -> None:
 
 
 def test_a_shard_is_read_whole_or_not_at_all(tmp_path: Path) -> None:
-    shards.write_shard(tmp_path / "a.bin", np.arange(10))
+    containers.write_shard(tmp_path / "a.bin", np.arange(10))
     assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
     assert read_shard(tmp_path / "a.bin").tokens == 10
 

@@ -14,8 +14,9 @@ import pytest
 import torch
 from conftest import WORDS, tiny_recipe
 
+from gptlab.data.containers import write_shard
 from gptlab.data.prepare import prepare
-from gptlab.data.shards import Dataset, write_shard
+from gptlab.data.shards import Dataset
 from gptlab.tasks.lm import LanguageModelling, TextData
 
 

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gptlab.data.containers import read_shard, write_shard
 from gptlab.data.sampler import MIXTURE_BLOCK, Mixture, Windows, evaluation_windows, permute
-from gptlab.data.shards import Tokens, read_shard, write_shard
+from gptlab.data.shards import Tokens
 from gptlab.errors import DataError
 
 MASK = 2**64 - 1

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from gptlab.data import shards
+from gptlab.data.containers import read_shard, write_shard
 from gptlab.data.prepare import prepare
 from gptlab.data.sampler import Windows
-from gptlab.data.shards import Dataset, Tokens, read_shard, write_shard
+from gptlab.data.shards import Dataset, Tokens
 from gptlab.errors import DataError
 
 

@@ -19,8 +19,9 @@ import numpy as np
 import pytest
 import torch
 
+from gptlab.data.containers import read_shard
 from gptlab.data.prepare import prepare
-from gptlab.data.shards import Dataset, read_shard
+from gptlab.data.shards import Dataset
 from gptlab.errors import DataError
 
 DOCUMENTS = [f"document {n}: " + "caf\u00e9 \U0001f600 " * (n % 7) + "the end.\n" * (n % 3) for n in range(120)]

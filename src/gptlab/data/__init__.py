@@ -3,7 +3,8 @@
     corpora      documents of a corpus, and their splits
     tokenizers   text to token ids and back; `tokenizer_files` for classification
     prepare      documents to a folder of token ids and a manifest (`gptlab prepare`)
-    shards       prepared text as two memory-mapped streams of token ids; also other people's folders
+    containers   one file of token ids; `foreign` for folders of other trainers
+    shards       prepared text as two memory-mapped streams of token ids
     labeled      prepared documents with labels, for classification
     sampler      which window of a stream is sequence g of a run
 

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gptlab.data.containers import NPY_FAULTS
 from gptlab.data.manifest import has, read_manifest
-from gptlab.data.shards import NPY_FAULTS
 from gptlab.data.tokenizers import Tokenizer, load_tokenizer
 from gptlab.data.verified import verify_files
 from gptlab.errors import DataError

@@ -1,28 +1,15 @@
-"""Token shards, which are memory-mapped files of token ids, and folders of shards.
+"""Folders of token shards, read as two streams of token ids.
 
-There are three containers for a stream of little-endian token ids:
-
-    llmc      llm.c's: 256 int32 (magic, version, tokens, zeros), then uint16, or uint32 for large vocabularies
-    nanogpt   nanoGPT's train.bin and val.bin: uint16 and nothing else
-    npy       build-nanogpt's: a numpy file of uint16
-
-Other people's headerless files may hold uint32 or int32; their content tells.
+A shard is a file of one of three containers (`containers`); folders of other trainers have no manifest (`foreign`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
-import itertools
 import mmap
-import os
-import pickletools
-import re
 import sys
-import tokenize
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,15 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptlab.data.manifest import MOST_LOST, lost_share, prepared_folder, read_manifest, refuse_unfinished
-from gptlab.data.tokenizers import END_OF_TEXT, CharTokenizer, Tokenizer, load_tokenizer, make_tokenizer
+from gptlab.data.containers import Shard, read_shard, shard_header
+from gptlab.data.foreign import foreign_manifest, foreign_shards, nanogpt_characters
+from gptlab.data.manifest import MOST_LOST, lost_share, prepared_folder, read_manifest
+from gptlab.data.tokenizers import Tokenizer, load_tokenizer, make_tokenizer
 from gptlab.data.verified import verify_files
 from gptlab.errors import DataError
-from gptlab.files import because, open_regular, read_json, refuse_pointer
-
-LLMC_HEADER_INTS = 256
-LLMC_MAGIC = {2: (20240520, 1), 4: (20240801, 7)}  # bytes an id -> magic, version (llm.c, dev/data/data_common.py)
-MAX_SHARD_TOKENS = 2**31 - 1  # the count in llm.c's header is an int32
 
 MAX_OPEN_SHARDS = 128  # a map holds a file descriptor; 256 is the smallest usual limit
 RELEASE_EVERY = 1024  # windows; each maps at most some 64 KiB of pages, so about 64 MiB stay resident
@@ -47,260 +31,11 @@ RELEASE_EVERY = 1024  # windows; each maps at most some 64 KiB of pages, so abou
 LARGE_SPLIT_BYTES = 2**30
 SCAN_TOKENS = 2**24  # tokens read at a time when ids are checked: 32 MiB
 
-# Shards of other packers, by the bytes they begin with.
-PACKERS = {
-    b"LITPKDS": "LitGPT's or TinyLlama's packed shards (LITPKDS)",
-    b"MMIDIDX": "Megatron-LM's or fairseq's indexed shards (MMIDIDX)",
-    b"TNTIDX": "fairseq's indexed shards (TNTIDX)",
-    b"PK\x03\x04": "torch.save or zip",
-}
-# Datasets of other packers, by the ending of a file in them.
-ENDINGS = {
-    ".idx": "Megatron-LM's or fairseq's indexed shards (.bin with .idx)",
-    ".ds": "datatrove's shards for nanoset (.ds)",
-    ".mds": "MosaicML's streaming shards (.mds)",
-    ".tar": "WebDataset's shards (.tar)",
-    ".tfrecord": "TFRecord shards (.tfrecord)",
-    ".arrow": "a folder of Hugging Face datasets (.arrow)",
-    ".parquet": "rows of text (.parquet)",
-    ".jsonl": "rows of text (.jsonl)",
-    ".txt": "text (.txt)",
-}
-INDEX_KEYS = {  # of an index.json
-    "chunks": "LitData's chunks (index.json)",
-    "shards": "MosaicML's streaming shards (index.json)",
-}
-INSTEAD = (
-    "prepare its text with `gptlab prepare PATH`, or write its ids as nanoGPT does, uint16 without a header, to "
-    "train.bin and val.bin"
-)
-SPLIT_WORDS = {
-    split: re.compile(rf"(^|[_\-.])({words})\d*([_\-.]|$)")
-    for split, words in (
-        ("train", "train|training"),
-        ("val", "val|valid|validation|dev|eval"),
-        ("test", "test|testing"),
-    )
-}
-
-# A file without a header is told to hold ids of 16 or 32 bits from rows of four 16-bit words at some places of it.
-PLACES, ROWS = 16, 2048
-FEWEST_ROWS = 16  # of a file whose rows tell anything
-HIGH_WORD = 16  # the higher word of a 32-bit id is below this for vocabularies up to 2^20
-TEXT = np.array([9, 10, 13, *range(32, 127)], np.uint8)
-MANY_IDS = 256  # different lower words: too many for a file of 16-bit ids of two kinds in turn
-
-# What numpy raises for a damaged header, which it reads with Python's own parser.
-NPY_FAULTS = (
-    *(OSError, ValueError, EOFError, SyntaxError, TypeError, LookupError, OverflowError, MemoryError, RecursionError),
-    *(AttributeError, tokenize.TokenError),
-)
-
-
-# -- one shard ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One token file whose header is checked; `offset` bytes precede the first token."""
-
-    path: Path
-    format: str
-    dtype: np.dtype[Any]
-    offset: int
-    tokens: int
-    max_token: int | None = None  # where a manifest records it
-    sha256: str = ""
-
-    def map(self) -> tuple[NDArray[Any], mmap.mmap | None]:
-        """The token ids, (tokens,), which are not read yet, and their memory map."""
-        if self.tokens == 0:
-            return np.empty(0, self.dtype), None  # an empty range cannot be mapped
-        try:
-            with open(self.path, "rb") as file:
-                pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            return np.frombuffer(pages, self.dtype, self.tokens, self.offset), pages
-        except (OSError, ValueError) as error:
-            raise DataError(f"{self.path} cannot be read: {because(error)}") from None
-
-    def refuse_shorter(self, pages: mmap.mmap | None) -> None:
-        """Raises DataError where the file was truncated after it was mapped: reading past its end kills the process."""
-        if pages is not None and pages.size() < self.offset + self.tokens * self.dtype.itemsize:
-            raise DataError(f"{self.path} was truncated while it was in use: prepare the dataset again, or restore it")
-
 
 def _release(pages: mmap.mmap | None) -> None:
     """Unmap the pages read so far. They stay in the system's page cache and count for no process."""
     if pages is not None and hasattr(pages, "madvise"):
         pages.madvise(mmap.MADV_DONTNEED)
-
-
-def shard_header(format: str, dtype: np.dtype[Any], tokens: int) -> bytes:
-    """The bytes before the tokens; their number does not depend on `tokens`."""
-    if format == "llmc":
-        header = np.zeros(LLMC_HEADER_INTS, "<i4")
-        header[:3] = (*LLMC_MAGIC[dtype.itemsize], tokens)
-        return header.tobytes()
-    if format == "npy":
-        buffer = io.BytesIO()
-        description = {"descr": dtype.newbyteorder("<").str, "fortran_order": False, "shape": (tokens,)}
-        np.lib.format.write_array_header_1_0(buffer, description)
-        assert buffer.tell() == 128  # numpy leaves room for the count to grow
-        return buffer.getvalue()
-    assert format == "nanogpt"
-    return b""
-
-
-def token_dtype(format: str, vocab_size: int) -> np.dtype[Any]:
-    """uint16, or uint32 for a large vocabulary. Raises DataError if the container has no uint32 form."""
-    if vocab_size <= 2**16:
-        return np.dtype("<u2")
-    if format != "llmc":
-        raise DataError(f"format {format} holds 16-bit ids and the vocabulary has {vocab_size}: use --format llmc")
-    return np.dtype("<u4")
-
-
-def write_shard(path: str | Path, tokens: NDArray[Any], format: str = "llmc", dtype: Any = np.uint16) -> None:
-    """Write token ids, (n,), as uint16 or (llmc only) uint32. A reader sees a complete shard or none."""
-    path, kind = Path(path), np.dtype(dtype).newbyteorder("<")
-    assert tokens.ndim == 1
-    assert tokens.size == 0 or 0 <= int(tokens.min()) <= int(tokens.max()) <= np.iinfo(kind).max
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(shard_header(format, kind, len(tokens)))
-        file.write(tokens.astype(kind).tobytes())
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def read_shard(path: str | Path, format: str | None = None, width: int = 0) -> Shard:
-    """A shard from its header and size. Without `format` the file's first bytes decide, or else its name and content.
-
-    Args:
-        width: bytes of an id in a file without a header that does not tell.
-
-    Raises:
-        DataError: the file is missing, truncated, or not a token shard (of that format).
-    """
-    path = Path(path)
-    try:
-        with open_regular(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            head = file.read(4 * LLMC_HEADER_INTS)
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing: prepare the dataset again, or restore the file") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {because(error)}") from None
-    refuse_pointer(path, head, DataError)
-    magic = int.from_bytes(head[:4], "little")
-    of_llmc = next((width for width, (known, _) in LLMC_MAGIC.items() if known == magic), 0)  # bytes an id
-    if other := format is None:
-        _refuse_other(path, head, magic)
-        format = "npy" if head[:6] == b"\x93NUMPY" else "llmc" if of_llmc else "nanogpt"
-    if format == "llmc":
-        return _read_llmc(path, head, size, of_llmc)
-    if format == "npy":
-        return _read_npy(path, head, size)
-    if of_llmc or head[:6] == b"\x93NUMPY":
-        raise DataError(f"{path} is not a nanogpt shard: it has the header of another format")
-    width = _width(path, size, width) if other else 2
-    if size % width:
-        raise DataError(f"{path} is truncated: {size} bytes are no whole number of {8 * width}-bit ids")
-    return Shard(path, "nanogpt", np.dtype(f"<u{width}"), 0, size // width)
-
-
-def _read_llmc(path: Path, head: bytes, size: int, width: int) -> Shard:
-    if len(head) < 4 * LLMC_HEADER_INTS:
-        raise DataError(f"{path} is truncated: {size} bytes are less than llm.c's header of {4 * LLMC_HEADER_INTS}")
-    magic, version, tokens = (int(number) for number in np.frombuffer(head, "<i4", 3))
-    if not width:
-        known = " or ".join(str(known) for known, _ in LLMC_MAGIC.values())
-        raise DataError(f"{path} is not a token shard of llm.c: its first number is {magic} instead of {known}")
-    if version != LLMC_MAGIC[width][1]:
-        raise DataError(f"{path} has version {version} of llm.c's format; version {LLMC_MAGIC[width][1]} is understood")
-    _check_size(path, size, len(head), tokens, width)
-    return Shard(path, "llmc", np.dtype(f"<u{width}"), len(head), tokens)
-
-
-def _packer(head: bytes) -> str:
-    return next((whose for begins, whose in PACKERS.items() if head.startswith(begins)), "")
-
-
-def _refuse_other(path: Path, head: bytes, magic: int) -> None:
-    """Refuse a file that begins as no shard does which is read here."""
-    if whose := _packer(head):
-        raise DataError(f"{path} is of {whose}, which gptlab does not read: {INSTEAD}")
-    if magic // 10**4 in range(2024, 2030) and magic not in (known for known, _ in LLMC_MAGIC.values()):
-        raise DataError(
-            f"{path} has a header of llm.c ({magic}) that is none of token shards, but of a model, a tokenizer or "
-            "HellaSwag: move it out of the folder"
-        )
-
-
-def _width(path: Path, size: int, otherwise: int) -> int:
-    """Bytes of an id in a file without a header: 2, or 4 for uint32 and int32.
-
-    The higher word of each 32-bit id is small, and 0 for vocabularies up to 65,536.
-
-    Args:
-        otherwise: the answer for a file that is too small to tell, or could hold either.
-
-    Raises:
-        DataError: it holds no ids of these sizes, or could hold either.
-    """
-    for width, word in ((2, "uint16"), (4, "u?int32")):
-        if re.search(rf"[_\-.]{word}([_\-.]|$)", path.stem):
-            return width
-    if size < 8 * FEWEST_ROWS:
-        return otherwise or 2
-    places = sorted({place // 8 * 8 for place in np.linspace(0, max(size - 8 * ROWS, 0), PLACES).astype(int).tolist()})
-    try:
-        with open_regular(path) as file:
-            read = b"".join(file.read(8 * ROWS) for place in places if file.seek(place) == place)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {because(error)}") from None
-    words = np.frombuffer(read[: len(read) // 8 * 8], "<u2").reshape(-1, 4)
-    if np.isin(words.view(np.uint8), TEXT).mean() > 0.9:
-        raise DataError(f"{path} holds text or 8-bit numbers, no 16-bit ids: `gptlab prepare {path}` tokenizes text")
-    if words[:, 0].any() and words[:, 1].max() < HIGH_WORD and not words[:, 2:].any():
-        raise DataError(f"{path} holds 64-bit numbers: {INSTEAD}")
-    low, high = words[:, ::2], words[:, 1::2]
-    many = len(np.unique(low)) >= MANY_IDS
-    if size % 4 or not low.any() or high.max() >= HIGH_WORD:
-        return 2
-    if high.any() and not many:
-        return otherwise or 2
-    if not many and not otherwise:
-        raise DataError(
-            f"{path} holds 16-bit or 32-bit ids, and its content does not tell which: say it in the name, "
-            f"{path.stem}.uint16{path.suffix} or {path.stem}.uint32{path.suffix}"
-        )
-    return 4 if many else otherwise
-
-
-def _read_npy(path: Path, head: bytes, size: int) -> Shard:
-    file = io.BytesIO(head)
-    try:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(file)
-    except NPY_FAULTS as error:
-        raise DataError(f"{path} is not a numpy file: {because(error)}") from None
-    if len(shape) != 1 or dtype not in (np.dtype("<u2"), np.dtype("<u4")):
-        raise DataError(
-            f"{path} holds {dtype} of shape {shape}: token shards are one row of uint16 or uint32, as "
-            "np.save(FILE, ids.astype(np.uint16)) writes it"
-        )
-    _check_size(path, size, file.tell(), shape[0], dtype.itemsize)
-    return Shard(path, "npy", dtype, file.tell(), shape[0])
-
-
-def _check_size(path: Path, size: int, offset: int, tokens: int, width: int) -> None:
-    expected = offset + tokens * width
-    if size != expected:
-        fault = "is truncated" if size < expected else "is longer than it says"
-        raise DataError(f"{path} {fault}: its header counts {tokens} tokens, {expected} bytes, and it has {size} bytes")
 
 
 # -- a split --------------------------------------------------------------------------------------------------------
@@ -428,8 +163,8 @@ class Dataset:
             self.manifest = read_manifest(self.path)
             splits = {split: list(self._listed_shards(split, look)) for split in ("train", "val")}
         else:
-            splits = _foreign_shards(self.path, look)
-            self.manifest = _foreign_manifest(splits)
+            splits = foreign_shards(self.path, look)
+            self.manifest = foreign_manifest(splits)
         self.train, self.val = (Tokens(splits[split], f"{self.path}: the {split} split") for split in ("train", "val"))
         self.vocab_size = int(self.manifest["tokenizer"]["vocab_size"])
         self._max_token: tuple[int, Path] | None = None
@@ -458,7 +193,7 @@ class Dataset:
         if (self.path / "tokenizer.json").is_file():
             return load_tokenizer(self.path / "tokenizer.json")
         if (self.path / "meta.pkl").is_file():
-            return _nanogpt_characters(self.path / "meta.pkl")
+            return nanogpt_characters(self.path / "meta.pkl")
         largest, shard = self.max_token()
         if largest < 50257:
             return make_tokenizer("gpt2", lambda: iter(()))
@@ -540,106 +275,3 @@ class Dataset:
                     digest.update(ids[:65536].tobytes())
                     digest.update(ids[-65536:].tobytes())
         return digest.hexdigest()[:16]
-
-
-def _foreign_shards(folder: Path, say: bool) -> dict[str, list[Shard]]:
-    """nanoGPT's train.bin and val.bin, or all files with a word for train or val in their name. Test files are left.
-
-    Args:
-        say: name files that are left out, because their name has none of these words.
-
-    Raises:
-        DataError: a split has no shards, a name says two splits, a shard is none, or the widths of ids differ.
-    """
-    refuse_unfinished(folder)
-    files: dict[str, list[Path]] = {"train": [], "val": [], "test": [], "": []}
-    for file in sorted(folder.iterdir()):
-        if file.suffix not in (".bin", ".npy") or file.name.startswith("."):
-            continue
-        said = [split for split, words in SPLIT_WORDS.items() if words.search(file.stem)]
-        if len(said) > 1:
-            raise DataError(
-                f"{file} says both {' and '.join(said)} in its name, and a file belongs to one split: rename it, or "
-                "move it out of the folder"
-            )
-        if file.suffix == ".bin" and file.with_suffix(".idx").is_file():
-            raise DataError(f"{file} is one of {ENDINGS['.idx']}, which gptlab does not read: {INSTEAD}")
-        files[said[0] if said else ""].append(file)
-    missing = [split for split in ("train", "val") if not files[split]]
-    if missing:
-        if len(missing) == 2 and (whose := _other_packer(folder)):
-            raise DataError(f"{folder} holds {whose}, which gptlab does not read as token ids: {INSTEAD}")
-        what = " and no ".join(f"{split} shard ({split}.bin, *_{split}_*.npy or .bin)" for split in missing)
-        raise DataError(f"{folder} is not a prepared dataset: it has no manifest.json and no {what}")
-    if say and files[""]:
-        names = ", ".join(file.name for file in files[""][:3]) + (", ..." if len(files[""]) > 3 else "")
-        print(f"{folder}: left out, for no word for train or val in the name: {names}", file=sys.stderr)
-    both = files["train"] + files["val"]
-    largest = read_shard(max(both, key=lambda file: file.stat().st_size if file.is_file() else 0))
-    width = largest.dtype.itemsize if largest.format == "nanogpt" else 0
-    splits = {split: [read_shard(file, width=width) for file in files[split]] for split in ("train", "val")}
-    for shard in splits["train"] + splits["val"]:
-        if shard.format == largest.format == "nanogpt" and shard.dtype != largest.dtype:
-            raise DataError(
-                f"{shard.path} holds {shard.dtype} ids, and {largest.path} {largest.dtype}: write both alike"
-            )
-    return splits
-
-
-def _other_packer(folder: Path) -> str:
-    """Whose dataset a folder holds, by the files in it or directly below it; "" if nothing tells."""
-    found = list(itertools.islice(itertools.chain(folder.iterdir(), folder.glob("*/*")), 10**4))
-    for index in (path for path in found if path.name == "index.json"):
-        with contextlib.suppress(DataError, OSError):
-            keys = read_json(index, DataError)
-            for key, whose in INDEX_KEYS.items():
-                if key in keys:
-                    return whose
-    for path in [path for path in found if path.suffix == ".bin"][:3]:
-        with contextlib.suppress(OSError), open_regular(path) as file:
-            if whose := _packer(file.read(8)):
-                return whose
-    endings = {path.suffix.lower() for path in found}
-    return next((whose for ending, whose in ENDINGS.items() if ending in endings), "")
-
-
-def _foreign_manifest(splits: dict[str, list[Shard]]) -> dict[str, Any]:
-    shards = [shard for split in splits.values() for shard in split]
-    meta = shards[0].path.with_name("meta.pkl")
-    vocab_size = _nanogpt_characters(meta).vocab_size if meta.is_file() else 0
-    return {
-        "format": shards[0].format,
-        "version": 0,
-        "corpus": "",
-        "tokenizer": {"name": "", "vocab_size": vocab_size, "eot": None},
-        "dtype": str(shards[0].dtype),
-        "splits": {
-            name: {
-                "tokens": sum(shard.tokens for shard in split),
-                "shards": [{"file": shard.path.name, "tokens": shard.tokens} for shard in split],
-            }
-            for name, split in splits.items()
-        },
-    }
-
-
-def _nanogpt_characters(path: Path) -> CharTokenizer:
-    """The vocabulary in nanoGPT's meta.pkl, read from the pickle's opcodes; nothing is unpickled.
-
-    The content is {"vocab_size": n, "itos": {id: character}, "stoi": ...}: pairs of ids and characters follow the word
-    itos. After them may stand end-of-text, as `prepare` writes it. Anything else is refused.
-    """
-    try:
-        refuse_pointer(path, path.read_bytes()[:100], DataError)
-        atoms = [argument for _, argument, _ in pickletools.genops(path.read_bytes()) if argument is not None]
-        memo = [atom for atom in atoms[atoms.index("itos") + 1 :] if isinstance(atom, str)]
-        tokens = memo[: memo.index("stoi")]
-        if end_of_text := tokens[-1:] == [END_OF_TEXT]:
-            tokens.pop()
-        if tokens != sorted(set("".join(tokens))):
-            raise ValueError
-    except DataError:
-        raise
-    except (OSError, ValueError, IndexError):
-        raise DataError(f"{path} is not the character vocabulary that nanoGPT writes: prepare the text again") from None
-    return CharTokenizer("".join(tokens), end_of_text)

@@ -9,13 +9,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from gptlab.data.containers import read_shard
 from gptlab.data.corpora.base import Part, Reading
 from gptlab.data.labeled import LabeledDataset
 from gptlab.data.manifest import INEXACT, read_manifest
 from gptlab.data.prepare.folder import differences, has_tokenizer, lock, write_manifest
 from gptlab.data.prepare.summary import joined_reading
 from gptlab.data.prepare.writer import LabeledOutput, Piece, new_states, shard_name
-from gptlab.data.shards import read_shard
 from gptlab.data.tokenizers import load_tokenizer
 from gptlab.errors import DataError
 from gptlab.files import read_json

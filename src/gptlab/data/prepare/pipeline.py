@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from gptlab.config import Data
+from gptlab.data.containers import MAX_SHARD_TOKENS
 from gptlab.data.corpora import LABELED, TEXT, open_corpus
 from gptlab.data.corpora.base import AnyCorpus, Corpus, Document, LabeledCorpus
 from gptlab.data.manifest import FORMATS, INEXACT, VERSION, corpus_of, read_manifest
@@ -32,7 +33,6 @@ from gptlab.data.prepare import parts
 from gptlab.data.prepare.progress import Show, check_room, note, progress_line
 from gptlab.data.prepare.summary import lacks_something, summary
 from gptlab.data.prepare.writer import LabeledOutput, LabeledWriter, Output, Piece, ShardOutput, ShardWriter, new_states
-from gptlab.data.shards import MAX_SHARD_TOKENS
 from gptlab.data.tokenizer_files import identify_tokenizer, open_text_tokenizer, open_tokenizer
 from gptlab.data.tokenizers import Tokenizer, UnencodableError, is_learnt, load_tokenizer, make_tokenizer
 from gptlab.data.verified import file_sha256

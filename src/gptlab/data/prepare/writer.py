@@ -19,10 +19,10 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gptlab.data.containers import shard_header, token_dtype
 from gptlab.data.corpora.base import SPLITS, Reading
 from gptlab.data.manifest import INEXACT
 from gptlab.data.prepare.summary import listing, reading_fields
-from gptlab.data.shards import shard_header, token_dtype
 from gptlab.data.tokenizer_files import special_ids
 from gptlab.data.tokenizers import CharTokenizer, Tokenizer
 from gptlab.data.verified import file_sha256
