@@ -99,7 +99,9 @@ def test_no_file_of_a_run_is_loaded_as_a_pickle(dataset: Path, mark: Path, tmp_p
 
 
 @pytest.mark.parametrize("form", ["pickle", "pickle 0", "torch", "legacy", "npy"])
-def test_no_weights_and_no_vocabulary_of_others_is_loaded_as_a_pickle(form: str, mark: Path, tmp_path: Path) -> None:
+def test_no_weights_and_no_vocabulary_of_others_is_loaded_as_a_pickle(
+    form: str, dataset: Path, mark: Path, tmp_path: Path
+) -> None:
     content = pickles(mark)[form]
     (tmp_path / "ckpt.pt").write_bytes(content)
     hf = tmp_path / "hf"
@@ -112,7 +114,8 @@ def test_no_weights_and_no_vocabulary_of_others_is_loaded_as_a_pickle(form: str,
     for words in (("nanogpt", tmp_path / "ckpt.pt"), ("hf", hf)):
         status, says = command("import", *words, "--out", tmp_path / "out")
         assert (status, says.count("\n")) == (2, 1), says
-        status, says = command("train", "smoke-lm", "--train.init-from", words[1], "--out", tmp_path / "out")
+        start = ("--data.path", dataset, "--train.init-from", words[1])
+        status, says = command("train", "smoke-lm", *start, "--out", tmp_path / "out")
         assert (status, says.count("\n")) == (2, 1), says
     data = tmp_path / "data"
     data.mkdir()

@@ -28,7 +28,7 @@ from rich.live import Live
 
 from gptlab import locks, machine
 from gptlab.config import Study
-from gptlab.data.prepare.missing import prepare_missing
+from gptlab.data.prepare.missing import is_of_this_python, prepare_missing
 from gptlab.errors import ConfigError
 from gptlab.files import printable
 from gptlab.rundir import PLAN, read_plan
@@ -102,13 +102,14 @@ def run_study(
     if until_decided and arms is not None:
         raise ConfigError("--arm names the arms to train, and --until-decided chooses them: leave one of them out")
     runs = planned_runs(study, folder, arms, seeds)
-    prepare_missing((run.recipe.data for run in runs), quiet=quiet)
-    check_datasets(runs)
+    check_datasets([run for run in runs if not is_of_this_python(run.recipe.data)])
     gpus = visible_gpus() if any(run.recipe.train.device in ("auto", "cuda") for run in runs) else []
     jobs = jobs if jobs is not None else default_jobs(runs, gpus)
     if jobs < 1:
         raise ConfigError(f"jobs = {jobs}: must be at least 1")
     with locks.hold(folder, study_in_use(folder)):
+        prepare_missing((run.recipe.data for run in runs), quiet=quiet)
+        check_datasets(runs)
         study = keep_study(folder, study, [run.seed for run in runs])
         if goes_on:
             from gptlab.study.deciding import Decider

@@ -15,17 +15,20 @@ OF_THIS_PYTHON = ("stdlib", "constructs")  # made of the Python that runs this, 
 WAIT_SECONDS = 1200.0  # of the other ranks for rank 0
 
 
+def is_of_this_python(data: Data) -> bool:
+    """Whether a dataset can be prepared without a download. A folder that data.path names is left to the user."""
+    return data.corpus in OF_THIS_PYTHON and not data.path and not data.mixture
+
+
 def prepare_missing(wanted: Iterable[Data], first: bool = True, quiet: bool = False) -> None:
     """Prepare the datasets that need no download and are missing or unfinished, and say so.
-
-    A folder that data.path names is left to the user.
 
     Args:
         first: whether this process prepares; the other ranks wait until the datasets are there.
     """
     for data in wanted:
         folder = Path(data.folder)
-        if data.corpus not in OF_THIS_PYTHON or data.path or data.mixture:
+        if not is_of_this_python(data):
             continue
         if first and (not folder.exists() or (folder / RECORD).is_file()):
             if not quiet:
