@@ -26,9 +26,10 @@ from gptlab.config.recipe import merged
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```sh\n(.*?)^```", re.M | re.S)
 PAGES = ["README.md", "docs/studies.md", "docs/reports.md", "docs/sparsity.md", "docs/planning.md"]  # in this order
-# What a block needs that a test has not: an installation of its own, or a cluster.
+# What a block needs that a test has not: an installation of its own, a cluster, somebody who looks at a page.
 NOT_HERE = re.compile(
-    r"^(make |source |sbatch|python experiments/)|results/precision-cls|results/pilot|until-decided|runs/mine_"
+    r"^(make |source |sbatch|python experiments/|gptlab watch)"
+    r"|results/precision-cls|results/pilot|until-decided|runs/mine_"
 )
 
 SHORT: dict[str, Any] = {
