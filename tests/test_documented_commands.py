@@ -111,20 +111,19 @@ def commands(page: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("documented commands")
-@pytest.mark.parametrize("page", PAGES)
-def test_every_command_of_a_page_runs_in_order(page: str, place: tuple[Path, dict[str, str]]) -> None:
+def test_every_command_of_the_pages_runs_in_order(place: tuple[Path, dict[str, str]]) -> None:
+    """One test: a page may use what the page before it made."""
     folder, environment = place
-    assert len(commands(page)) >= 3
-    for command in commands(page):
-        done = subprocess.run(
-            ["bash", "-ec", command], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
-        )
-        assert done.returncode == 0, f"{page}: {command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    for page in PAGES:
+        assert len(commands(page)) >= 3
+        for command in commands(page):
+            done = subprocess.run(
+                ["bash", "-ec", command], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
+            )
+            assert done.returncode == 0, f"{page}: {command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("documented commands")
 def test_the_python_of_the_readme_runs(place: tuple[Path, dict[str, str]]) -> None:
     folder, environment = place
     [block] = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
