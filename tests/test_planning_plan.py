@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,17 +18,18 @@ import torch
 from planned import CPU, real, shape_of, small
 
 from gptlab.cli import main
-from gptlab.config import load_recipe, load_study
+from gptlab.config import Recipe, load_recipe, load_study
 from gptlab.errors import UserError
-from gptlab.hardware import GB, GPUS
+from gptlab.hardware import GB, GPUS, device_name
 from gptlab.model.gpt import build_model
 from gptlab.planning import measure, memory
 from gptlab.planning.device import Device
 from gptlab.planning.memory import largest_that_fits, step_memory
-from gptlab.planning.plan import plan_here, plan_recipe
+from gptlab.planning.plan import plan_here, plan_recipe, say_time
 from gptlab.planning.resolve import resolve_recipe
 from gptlab.planning.study import plan_study, plan_sweep
-from gptlab.planning.tables import plan_table, plans_table, study_plan_table
+from gptlab.planning.tables import plan_table, study_plan_table, sweep_table
+from gptlab.rundir import RunDir
 
 # -- devices, time and money ---------------------------------------------------------------------------------------
 
@@ -236,6 +238,70 @@ def test_processes_share_the_time_and_the_batch_and_not_the_cost() -> None:
     assert study.hours and study.device_hours == pytest.approx(2 * study.hours)
 
 
+def test_rows_that_do_not_fit_are_marked(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "gpt2-124m-fineweb-edu", "--gpu", "L4", "--compile.enabled", "false"]
+    assert cli(*words, "--sizes", "gpt2", "gpt2-xl", "--micro-batches", "4") == 0  # one of them fits
+    first, *table = capsys.readouterr().out.splitlines()
+    assert first == "fits: gpt2 x 4; does not fit: gpt2-xl x 4"
+    assert [row.split("│")[1:3] for row in table if " x 4 " in row] == [
+        [" gpt2 x 4                    ", " yes  "],
+        [" gpt2-xl x 4                 ", " no   "],
+    ]
+    assert cli(*words, "--sizes", "gpt2-xl", "--micro-batches", "4", "8") == 3
+    assert capsys.readouterr().out.startswith("does not fit: gpt2-xl x 4, gpt2-xl x 8\n")
+    assert cli("plan", "sizes-smoke", "--memory", "1.001", "--compile.enabled", "false") == 3
+    assert re.match(r"does not fit: narrow, .*, of 3 arms x 3 seeds\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("hours", "says"),
+    [
+        (None, "time unknown"),
+        (250.4, "about 250 h"),
+        (1.04, "about 1.0 h"),
+        (0.2, "about 12 min"),
+        (0.01, "about 36 s"),
+    ],
+)
+def test_times_are_said_as_people_say_them(hours: float | None, says: str) -> None:
+    assert say_time(hours) == says
+
+
+def write_run(folder: Path, recipe: Recipe, speed: float, **facts: Any) -> None:
+    """What a run leaves that the planner reads."""
+    run = RunDir(folder)
+    folder.mkdir(parents=True)
+    run.write_recipe(recipe)
+    run.write_json("result.json", {"status": "completed", "steps": 90, "tokens_per_second": speed, "timed_steps": 80})
+    here = {"device_name": device_name(CPU), "processes": 1, "threads": torch.get_num_threads()}
+    run.write_json("environment.json", {**here, **facts})
+
+
+def test_the_time_is_that_of_an_earlier_run_with_the_same_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = small(compile__enabled=False, eval__tokens=640)
+    Path("mine.toml").write_text(recipe.to_toml(), encoding="utf-8")
+    runs = tmp_path / "runs"
+    longer = recipe.replace({"train.max_steps": 7000, "optim.lr": 1e-4})
+    write_run(runs / "a/longer_seed1", longer, 12345.0)  # neither length nor rates change how long a step takes
+    write_run(runs / "wider", recipe.replace({"model.n_embd": 128}), 1.0)
+    write_run(runs / "threads", recipe, 2.0, threads=99)
+    write_run(runs / "elsewhere", recipe, 3.0, device_name="another CPU")
+    write_run(runs / "two", recipe, 4.0, processes=2)
+    write_run(runs / "damaged", recipe, 5.0)
+    (runs / "damaged/result.json").write_text("{", encoding="utf-8")
+    assert cli("plan", "mine.toml") == 0
+    out = capsys.readouterr().out
+    assert re.match(r"fits: [\d.]+ of [\d.]+ GB, about 5 s, 12,345 tokens/s measured here\n", out)
+    assert "tokens a second are those of runs/a/longer_seed1" in out
+    os.utime(runs / "a/longer_seed1/result.json", (0, 0))
+    write_run(runs / "newer", recipe, 54321.0)
+    assert cli("plan", "mine.toml") == 0
+    assert "54,321 tokens/s measured here" in capsys.readouterr().out
+
+
 def test_what_does_not_go_with_so_many_processes() -> None:
     device = Device.named("L4")
     for changes, processes, says in (
@@ -267,15 +333,17 @@ def test_tables_name_what_they_show() -> None:
     rows = plan_sweep(layers, Device.named("L4"), ["micro", "mini"], [32, 64])
     assert list(rows) == ["micro x 32", "micro x 64", "mini x 32", "mini x 64"]
     assert rows["mini x 64"].memory.activations > 1.9 * rows["mini x 32"].memory.activations
-    console.print(plans_table(rows, "size x micro-batch"))
+    console.print(sweep_table(rows, "size x micro-batch", 200))
+    console.print(sweep_table(rows, "narrow", 100))
     console.print(plan_table(dataclasses.replace(rows["mini x 64"], notes=["[a note]"])))
     study = plan_study(load_study("sizes-smoke"), Device.named("L4"))
-    console.print(study_plan_table(study))
+    console.print(study_plan_table(study, 200))
     [name, *_] = study.arms
     arms = {**study.arms, name: dataclasses.replace(study.arms[name], hours=None)}
-    console.print(study_plan_table(dataclasses.replace(study, arms=arms)))
+    console.print(study_plan_table(dataclasses.replace(study, arms=arms), 200))
     text = console.export_text()
-    assert f" hours of one machine without {name}, whose time is unknown" in text
+    assert f" of L4 assumed at 40% MFU, without {name}, whose time is unknown" in text
+    assert "activations" not in text[text.index("narrow") : text.index("[a note]")].splitlines()[0]
     for word in (
         "size x micro-batch",
         "mini x 64",
@@ -296,9 +364,12 @@ def cli(*words: str) -> int:
 def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli("plan", "gpt2-124m-fineweb-edu", "--gpu", "h100", "--json", str(tmp_path / "a/plan.json")) == 0
     facts = json.loads((tmp_path / "a/plan.json").read_text(encoding="utf-8"))
-    assert facts["parameters"] == 124_475_904 and "needs about" in capsys.readouterr().out
+    first = capsys.readouterr().out.splitlines()[0]
+    assert re.fullmatch(r"fits: 29.5 of 79 GB, about 6.0 h, [\d,]+ tokens/s assumed at 40% MFU", first)
+    assert facts["parameters"] == 124_475_904 and facts["verdict"] == first
     assert cli("plan", "gpt2-124m-fineweb-edu", "--gpu", "L4", "--micro-batches", "4", "8") == 0
-    assert cli("plan", "gpt2-124m-fineweb-edu", "--gpu", "RTX3060", "--memory", "12") == 0
+    assert capsys.readouterr().out.startswith("fits: 4, 8\n")
+    assert cli("plan", "gpt2-124m-fineweb-edu", "--gpu", "RTX3060", "--memory", "12") == 3
     assert "the 11.0 GB available on RTX3060 with 12 GB" in capsys.readouterr().out
     assert cli("plan", "gpt2-124m-fineweb-edu", "--gpu", "h100", "--gpus", "8", "--json", str(tmp_path / "8.json")) == 0
     assert json.loads((tmp_path / "8.json").read_text(encoding="utf-8"))["processes"] == 8

@@ -1,25 +1,42 @@
-"""The training speed of the CPU at hand, timed."""
+"""The training speed of this machine: that of an earlier run of the same recipe, or timed on the CPU."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gptlab.config import Model, Recipe
+from gptlab.errors import RunError
+from gptlab.hardware import device_name
 from gptlab.model.encoder import Encoder, build_encoder
 from gptlab.model.gpt import GPT, build_model
 from gptlab.optim.optimizers import make_optimizer, set_lr
 from gptlab.planning.shape import Shape, laid_out
 from gptlab.precision.regimes import Regime, apply_regime, enter_regime
+from gptlab.rundir import RunDir
 
 SAMPLE = 2e10  # FLOPs; a larger micro-step is timed in part
+LEAST_STEPS = 20  # timed steps of a run that says how fast a recipe is
 CPU = torch.device("cpu")
+# The settings that decide how long a step takes.
+OF_SPEED = attrgetter(
+    "task",
+    "model",
+    "batch.tokens_per_step",
+    "precision",
+    "compile.enabled",
+    "optim.name",
+    "sparsity.method",
+    "train.activation_checkpointing",
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +47,35 @@ class Speed:
     """Training tokens a second."""
     note: str
     """What was timed."""
+
+
+def speed_of_a_run(recipe: Recipe, micro_batch: int, device: torch.device, runs: Iterable[Path]) -> Speed | None:
+    """The speed of the newest run that took the same steps on a device of this name, in one process; None without one.
+
+    On a CPU, the number of threads must be the same too. A run of a few steps, or with damaged files, does not count.
+
+    Args:
+        recipe: resolved.
+        micro_batch: sequences.
+        runs: run directories.
+    """
+    threads = recipe.train.threads or torch.get_num_threads()
+    best: tuple[float, Speed] | None = None
+    for run in map(RunDir, runs):
+        try:
+            result, facts = run.read_json("result.json"), run.read_json("environment.json")
+            tokens = result.get("tokens_per_second") if result.get("timed_steps", 0) >= LEAST_STEPS else None
+            same = facts.get("device_name") == device_name(device) and facts.get("processes") == 1
+            same = same and (device.type == "cuda" or facts.get("threads") == threads)
+            if not (tokens and same and run.exists()):
+                continue
+            earlier, ended = run.read_recipe(), (run.path / "result.json").stat().st_mtime
+        except (RunError, OSError):
+            continue
+        same = OF_SPEED(earlier) == OF_SPEED(recipe) and earlier.batch.micro_batch == micro_batch
+        if same and (best is None or ended > best[0]):
+            best = ended, Speed(tokens, f"tokens a second are those of {run.path}")
+    return best and best[1]
 
 
 def measure_speed(

@@ -93,6 +93,22 @@ class Plan:
         return None if self.hours is None else self.hours * self.processes
 
     @property
+    def verdict(self) -> str:
+        """The plan in one line: `fits: 29.5 of 79.0 GB, about 6.0 h, 463,000 tokens/s assumed at 40% MFU`."""
+        if self.refused or self.memory.peak > self.available:
+            return f"{'does not fit' if self.refused else 'may not fit'}: {self.sentence}"
+        facts = [f"fits: {self.needed_gb:.3g} of {self.available_gb:.3g} GB", say_time(self.hours), self.rate]
+        return ", ".join([*filter(None, facts), *([f"cost {self.cost:,.2f}"] if self.cost is not None else [])])
+
+    @property
+    def rate(self) -> str:
+        """Tokens a second, and where they come from; "" if they are unknown."""
+        if self.tokens_per_second is None:
+            return ""
+        source = "measured here" if self.measured else f"assumed at {self.mfu:.0%} MFU"
+        return f"{self.tokens_per_second:,.0f} tokens/s {source}"
+
+    @property
     def refused(self) -> bool:
         """Whether `gptlab train` refuses the run: it needs over 15% more memory than the device or the host has."""
         over = 1 + TOO_MUCH
@@ -107,7 +123,17 @@ class Plan:
             "needed_gb": self.needed_gb,
             "available_gb": self.available_gb,
             "refused": self.refused,
+            "verdict": self.verdict,
         }
+
+
+def say_time(hours: float | None) -> str:
+    """A time as a person says it: `about 9.8 h`, `about 12 min`."""
+    if hours is None:
+        return "time unknown"
+    if hours >= 1:
+        return f"about {hours:,.{1 if hours < 100 else 0}f} h"
+    return f"about {hours * 60:.0f} min" if hours * 3600 >= 90 else f"about {max(1, hours * 3600):.0f} s"
 
 
 def plan_here(recipe: Recipe, device: torch.device, processes: int = 1, data: TaskData | None = None) -> Plan:
@@ -132,7 +158,7 @@ def plan_recipe(
     mfu: float = 0.4,
     price: float = 0.0,
     processes: int = 1,
-    measure: Callable[[Recipe, Shape, int], Speed] | None = None,
+    measure: Callable[[Recipe, Shape, int], Speed | None] | None = None,
     bound: bool = False,
 ) -> Plan:
     """The plan of a run on one device, or on several with one process each.
@@ -143,7 +169,7 @@ def plan_recipe(
         mfu: share of the peak FLOP/s of the regime's matmul format, see `hardware.mfu`.
         price: of one device for one hour; 0 takes train.price_per_hour, the price of the whole machine.
         processes: ranks, see distributed.strategy.
-        measure: times the device, such as `measure_speed` on a CPU. It is not called if nothing fits.
+        measure: times the device, such as `measure_speed` on a CPU, or returns None. It is not called if nothing fits.
         bound: with a given micro-batch, use `bound_activations` and look for no larger micro-batch.
 
     Raises:
@@ -164,8 +190,9 @@ def plan_recipe(
     notes, measured = resolved.notes + _notes(recipe, gpu, processes), False
     if measure is not None and largest:
         try:
-            speed, measured = measure(recipe, shape, min(micro_batch, largest)), True
-            notes.append(speed.note)
+            if found := measure(recipe, shape, min(micro_batch, largest)):
+                speed, measured = found, True
+                notes.append(found.note)
         except UserError as error:
             notes.append(str(error))
     tokens = None if steps is None else steps * recipe.batch.tokens_per_step

@@ -12,7 +12,7 @@ from gptlab.config import Study, build_recipe
 from gptlab.errors import ConfigError
 from gptlab.planning.device import Device
 from gptlab.planning.measure import Speed
-from gptlab.planning.plan import Plan, plan_recipe
+from gptlab.planning.plan import Plan, plan_recipe, say_time
 from gptlab.planning.resolve import resolve_recipe
 from gptlab.planning.shape import laid_out
 
@@ -40,6 +40,33 @@ class StudyPlan:
         return _total(plan.cost for plan in self.arms.values() for _ in range(self.seeds))
 
     @property
+    def refused(self) -> list[str]:
+        """The arms that `gptlab train` refuses."""
+        return [arm for arm, plan in self.arms.items() if plan.refused]
+
+    @property
+    def verdict(self) -> str:
+        """The plan in one line: `fits: at most 31 of 79 GB, 19 arms x 3 seeds, about 39.5 h, ...`."""
+        size = f"{len(self.arms)} arms x {self.seeds} seeds"
+        if self.refused:
+            return f"does not fit: {', '.join(self.refused)}, of {size}"
+        first, peak = next(iter(self.arms.values())), max(plan.needed_gb for plan in self.arms.values())
+        tight = any(plan.memory.peak > plan.available for plan in self.arms.values())
+        known = [plan.hours * self.seeds for plan in self.arms.values() if plan.hours is not None]
+        unknown = [arm for arm, plan in self.arms.items() if plan.hours is None]
+        devices = first.device if first.processes == 1 else f"{first.processes} x {first.device}"
+        source = "measured here" if first.measured else f"assumed at {first.mfu:.0%} MFU"
+        facts = [f"{'may not fit' if tight else 'fits'}: at most {peak:.3g} of {first.available_gb:.3g} GB", size]
+        facts.append(f"{say_time(sum(known) if known else None)} of {devices}" + f" {source}" * bool(known))
+        if known and unknown:
+            facts.append(f"without {', '.join(unknown)}, whose time is unknown")
+        if first.processes > 1 and self.device_hours is not None:
+            facts.append(f"{self.device_hours:,.1f} GPU hours")
+        if self.cost is not None:
+            facts.append(f"cost {self.cost:,.2f}")
+        return ", ".join(facts)
+
+    @property
     def checkpoints(self) -> float:
         """Bytes of the checkpoints of all runs."""
         return sum(plan.checkpoints for plan in self.arms.values()) * self.seeds
@@ -53,6 +80,7 @@ class StudyPlan:
             "device_hours": self.device_hours,
             "cost": self.cost,
             "checkpoints": self.checkpoints,
+            "verdict": self.verdict,
             "arms": arms,
         }
 
@@ -62,7 +90,9 @@ def _total(values: Iterator[float | None]) -> float | None:
     return None if None in known else sum(value for value in known if value is not None)
 
 
-def plan_study(study: Study, device: Device, measure: Callable[..., Speed] | None = None, **terms: Any) -> StudyPlan:
+def plan_study(
+    study: Study, device: Device, measure: Callable[..., Speed | None] | None = None, **terms: Any
+) -> StudyPlan:
     """The plan of each arm of a study.
 
     Args:
@@ -84,7 +114,7 @@ def size_of(study: Study) -> tuple[int | None, int | None]:
     return laid_out(resolved.shape).parameter_count(), tokens
 
 
-def _shared(measure: Callable[..., Speed] | None, plans: int) -> Callable[..., Speed] | None:
+def _shared(measure: Callable[..., Speed | None] | None, plans: int) -> Callable[..., Speed | None] | None:
     """The measurement, with its three seconds shared among several plans."""
     return measure and functools.partial(measure, seconds=3.0 / plans)
 
@@ -94,7 +124,7 @@ def plan_sweep(
     device: Device,
     presets: Sequence[str] = (),
     micro_batches: Sequence[int] = (),
-    measure: Callable[..., Speed] | None = None,
+    measure: Callable[..., Speed | None] | None = None,
     **terms: Any,
 ) -> dict[str, Plan]:
     """Plans of a recipe in several sizes and micro-batches, by name.

@@ -13,8 +13,18 @@ from gptlab.planning.study import StudyPlan
 KINDS = ("weights", "gradients", "optimizer", "masks", "activations", "head", "gathered")
 
 
+NARROW = 120  # columns; a narrower table of several plans leaves out the memory by kind
+
+
+def headline(verdict: str) -> Text:
+    """A verdict, coloured by its first words."""
+    style = "red" if verdict.startswith("does not fit") else "yellow" if verdict.startswith("may not") else "green"
+    head, colon, rest = verdict.partition(":")
+    return Text.assemble((head + colon, f"bold {style}"), rest)
+
+
 def plan_table(plan: Plan) -> Group:
-    """Memory by kind, and the other facts of a plan."""
+    """The verdict, memory by kind, and the other facts of a plan."""
     m, several = plan.memory, plan.processes > 1
     title = f"{plan.name} on {plan.device}, micro-batch {plan.micro_batch}"
     if several:
@@ -52,25 +62,36 @@ def plan_table(plan: Plan) -> Group:
         ("disk, all checkpoints", f"{_gb(plan.checkpoints)} GB"),
     ):
         facts.add_row(name, value)
-    return Group(Text(title), kinds, facts, *map(Text, [*plan.notes, plan.sentence]))
+    return Group(headline(plan.verdict), Text(title), kinds, facts, *map(Text, plan.notes))
 
 
-def plans_table(plans: dict[str, Plan], first: str) -> Table:
-    """Several plans, one per row.
+def sweep_table(plans: dict[str, Plan], first: str, width: int) -> Group:
+    """Plans of a recipe in several sizes: which fit, and the table."""
+    groups = {"fits": "yes", "may not fit": "perhaps", "does not fit": "no"}
+    found = {says: [name for name, plan in plans.items() if _fits(plan) == answer] for says, answer in groups.items()}
+    verdict = "; ".join(f"{says}: {', '.join(names)}" for says, names in found.items() if names)
+    return Group(headline(verdict), plans_table(plans, first, width))
+
+
+def plans_table(plans: dict[str, Plan], first: str, width: int) -> Table:
+    """Several plans, one per row; those that do not fit are marked.
 
     Args:
         plans: by the text of the first column.
         first: heading of the first column.
+        width: columns of the terminal.
     """
-    kinds = ("weights", "gradients", "optimizer", "activations", "head")
+    kinds = ("weights", "gradients", "optimizer", "activations", "head") if width >= NARROW else ()
     table = Table()
     table.add_column(first)
+    table.add_column("fits")
     for head in ("parameters", "micro-batch", *kinds, "peak GB", "largest", "host GB", "hours"):
         table.add_column(head, justify="right")
     for name, plan in plans.items():
         millions = plan.parameters / 1e6
         table.add_row(
             name,
+            _fits(plan),
             f"{millions:,.0f}M" if millions >= 10 else f"{millions:.3g}M",
             str(plan.micro_batch),
             *(_gb(getattr(plan.memory, kind)) for kind in kinds),
@@ -78,27 +99,22 @@ def plans_table(plans: dict[str, Plan], first: str) -> Table:
             str(plan.largest_micro_batch),
             f"{plan.host / GB:.1f}",
             _known(plan.hours, ",.2f"),
+            style="red" if plan.refused else None,
         )
     return table
 
 
-def study_plan_table(plan: StudyPlan) -> Group:
-    """A study's arms, and what all its runs need together."""
-    says = [f"{len(plan.arms)} arms x {plan.seeds} seeds"]
-    processes = next(iter(plan.arms.values())).processes
-    devices = "one device" if processes == 1 else f"{processes} devices ({_known(plan.device_hours, ',.1f')} GPU hours)"
-    known = [p.hours * plan.seeds for p in plan.arms.values() if p.hours is not None]
-    unknown = [arm for arm, p in plan.arms.items() if p.hours is None]
-    if known and unknown:
-        says.append(f"{sum(known):,.1f} hours of one machine without {', '.join(unknown)}, whose time is unknown")
-    else:
-        says.append(f"{sum(known):,.1f} hours of {devices}" if known else "hours unknown")
-    if plan.cost is not None:
-        says.append(f"cost {plan.cost:,.2f}")
-    says.append(f"checkpoints {_gb(plan.checkpoints)} GB")
+def study_plan_table(plan: StudyPlan, width: int) -> Group:
+    """The verdict on a study, its arms, and what is wrong with those that do not fit."""
+    disk = f"checkpoints {_gb(plan.checkpoints)} GB"
     tight = [f"{arm} {p.sentence}" for arm, p in plan.arms.items() if p.memory.peak > p.available]
     notes = dict.fromkeys(note for p in plan.arms.values() for note in p.notes)
-    return Group(plans_table(plan.arms, f"{plan.name}: arm"), *map(Text, [", ".join(says), *notes, *tight]))
+    table = plans_table(plan.arms, f"{plan.name}: arm", width)
+    return Group(headline(plan.verdict), table, *map(Text, [disk, *notes, *tight]))
+
+
+def _fits(plan: Plan) -> str:
+    return "no" if plan.refused else "perhaps" if plan.memory.peak > plan.available else "yes"
 
 
 def _gb(size: float) -> str:
