@@ -239,16 +239,14 @@ def test_processes_share_the_time_and_the_batch_and_not_the_cost() -> None:
 
 
 def test_rows_that_do_not_fit_are_marked(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["plan", "gpt2-124m-fineweb-edu", "--gpu", "L4", "--compile.enabled", "false"]
-    assert cli(*words, "--sizes", "gpt2", "gpt2-xl", "--micro-batches", "4") == 0  # one of them fits
+    words = ["plan", "smoke-lm", "--memory", "1.05", "--compile.enabled", "false"]
+    assert cli(*words, "--sizes", "nano", "gpt2", "--micro-batches", "4") == 0  # one of them fits
     first, *table = capsys.readouterr().out.splitlines()
-    assert first == "fits: gpt2 x 4; does not fit: gpt2-xl x 4"
-    assert [row.split("│")[1:3] for row in table if " x 4 " in row] == [
-        [" gpt2 x 4                    ", " yes  "],
-        [" gpt2-xl x 4                 ", " no   "],
-    ]
-    assert cli(*words, "--sizes", "gpt2-xl", "--micro-batches", "4", "8") == 3
-    assert capsys.readouterr().out.startswith("does not fit: gpt2-xl x 4, gpt2-xl x 8\n")
+    assert first == "fits: nano x 4; does not fit: gpt2 x 4"
+    rows = [[cell.strip() for cell in row.split("│")[1:3]] for row in table if " x 4 " in row]
+    assert rows == [["nano x 4", "yes"], ["gpt2 x 4", "no"]]
+    assert cli(*words, "--sizes", "gpt2", "--micro-batches", "4", "8") == 3
+    assert capsys.readouterr().out.startswith("does not fit: gpt2 x 4, gpt2 x 8\n")
     assert cli("plan", "sizes-smoke", "--memory", "1.001", "--compile.enabled", "false") == 3
     assert re.match(r"does not fit: narrow, .*, of 3 arms x 3 seeds\n", capsys.readouterr().out)
 

@@ -1,4 +1,4 @@
-"""gptlab study run, status, report, power"""
+"""gptlab study run, sweep, status, report, power"""
 
 import argparse
 import json
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from gptlab.cli import sweep
 from gptlab.cli.common import Parser, add_verb, named, output_file, wide_console, write_json
 from gptlab.config import Study, load_study
 from gptlab.errors import UserError
@@ -16,7 +17,7 @@ from gptlab.version import VERSION
 
 def add_to(verbs: Any) -> None:
     v = add_verb(verbs, "study", None, "Train every arm of a study with every seed, and answer the study's questions.")
-    parts = v.add_subparsers(dest="part", required=True, metavar="run|status|report|power", parser_class=Parser)
+    parts = v.add_subparsers(dest="part", required=True, metavar="run|sweep|status|report|power", parser_class=Parser)
 
     v = add_verb(parts, "run", do_study_run, "Train the runs of a study. Finished runs are kept.", settings=True)
     v.add_argument(
@@ -37,6 +38,8 @@ def add_to(verbs: Any) -> None:
     help = "until decided: start no seed that would bring the hours of training, summed over all runs, above this"
     v.add_argument("--budget", type=float, metavar="HOURS", help=help)
     v.add_argument("--out", type=named, metavar="DIR", help="the study's folder (default: results/<study>)")
+
+    sweep.add_to(parts)
 
     v = add_verb(parts, "status", do_study_status, "Show the runs of a study and their results so far.")
     v.add_argument("folder", type=named, metavar="DIR", help="the study's folder")

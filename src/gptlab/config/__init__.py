@@ -47,3 +47,4 @@ from gptlab.config.study import Study as Study
 from gptlab.config.study import clauses as clauses
 from gptlab.config.study import load_comparison as load_comparison
 from gptlab.config.study import load_study as load_study
+from gptlab.config.sweep import sweep_study as sweep_study

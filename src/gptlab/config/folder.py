@@ -65,7 +65,11 @@ def value_of(recipe: Recipe, name: str) -> Any:
 
 def _suffix(changed: Mapping[str, Any]) -> str:
     """+leaf=value for each setting; + and a hash where that is long, or holds what a name of a folder should not."""
-    suffix = "".join(f"+{assignment(name, value)}" for name, value in changed.items())
+    return short_name("".join(f"+{assignment(name, value)}" for name, value in changed.items()), changed)
+
+
+def short_name(suffix: str, changed: Any) -> str:
+    """A suffix of a name, or + and a hash of what it says where it is long or no folder should be called that."""
     if len(suffix) <= LONGEST and re.fullmatch(r"[\w+.,=-]*", suffix, re.ASCII):
         return suffix
     return "+" + hashlib.sha256(json.dumps(changed).encode()).hexdigest()[:HASH_DIGITS]

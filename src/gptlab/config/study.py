@@ -196,8 +196,8 @@ class Study(Section):
         if self.until_decided and len(self.seeds) > self.most_seeds:
             raise ValueError(f"most_seeds = {self.most_seeds}: must be at least {len(self.seeds)}, the number of seeds")
         for what, name in (("name", self.name), *(("arm", arm) for arm in self.arms)):
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", name):
-                raise ValueError(f"{what} {name!r}: must consist of letters, digits and _ . + -")
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+=,-]*", name):
+                raise ValueError(f"{what} {name!r}: must consist of letters, digits and _ . + = , -")
         _unique_ids(self.questions)
         for question in self.questions:
             for arm in question.contrast:
