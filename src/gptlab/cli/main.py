@@ -15,6 +15,7 @@ from gptlab.cli import (
     compare,
     doctor,
     evaluate,
+    init,
     launch,
     output,
     plan,
@@ -131,7 +132,7 @@ def make_parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"gptlab {VERSION}")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
     looks = (runs, watch, compare, plan, evaluate, output, verify)
-    for module in (prepare, train, *looks, study, launch, bench, doctor, schema):
+    for module in (init, prepare, train, *looks, study, launch, bench, doctor, schema):
         module.add_to(verbs)
     for kind in ("recipes", "studies"):
         add_verb(verbs, kind, do_list, f"List the shipped {kind}.")
