@@ -43,7 +43,7 @@ def at(flops: float) -> Callable[[Recipe, Any, int], Speed]:
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine, not timed."""
-    monkeypatch.setattr(init, "this_machine", lambda: (HERE, at(5e8)))
+    monkeypatch.setattr(init, "this_machine", lambda: (HERE, lambda *given, seconds: at(5e8)(*given)))
 
 
 @pytest.fixture(autouse=True)
@@ -133,6 +133,13 @@ def test_the_recipe_runs(fast: None, capsys: pytest.CaptureFixture[str]) -> None
     assert "it is prepared" in out and "gptlab prepare" not in out
     status, out, _ = call(capsys, "init", "--data", "data/novel.txt-byte", "--minutes", 0.05, "--out", "third.toml")
     assert load_recipe("third.toml").data.path == "data/novel.txt-byte" and "gptlab prepare" not in out
+
+
+def test_a_crowd_is_told_of(fast: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for load, told in ((0.1, False), (99.0 * (os.cpu_count() or 1), True)):
+        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0.0, 0.0))
+        out = call(capsys, "init", "--data", "novel.txt", "--minutes", 0.05, "--out", f"{told}.toml")[1]
+        assert ("other programs are using these cores" in out) is told
 
 
 def test_what_is_there_is_not_overwritten(fast: None, capsys: pytest.CaptureFixture[str]) -> None:

@@ -105,6 +105,7 @@ def missing_packages() -> dict[str, list[str]]:
 def _speed(seconds: float) -> str:
     """How long a known recipe takes here."""
     from gptlab.config import load_recipe
+    from gptlab.machine import is_busy
     from gptlab.planning.measure import measure_speed
     from gptlab.planning.shape import Shape
 
@@ -114,6 +115,5 @@ def _speed(seconds: float) -> str:
     shape = Shape(recipe.model, recipe.precision, 0)
     tokens = measure_speed(recipe, shape, batch, seconds).tokens
     needed = recipe.train.max_steps * recipe.batch.tokens_per_step / tokens
-    busy = os.getloadavg()[0] > 1.5 * (os.cpu_count() or 1)
-    crowd = "; other programs are using these cores" if busy else ""
+    crowd = "; other programs are using these cores" if is_busy() else ""
     return f"{tokens:,.0f} tokens a second on the CPU: {RECIPE} takes about {needed:,.0f} s here{crowd}"

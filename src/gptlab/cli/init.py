@@ -1,6 +1,7 @@
 """gptlab init"""
 
 import argparse
+import functools
 import math
 import os
 import shlex
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gptlab.cli.common import add_verb, output_file
+from gptlab.cli.common import add_verb, named
 from gptlab.cli.plan import this_machine
 from gptlab.config import build_recipe
 from gptlab.config.schema import schema_file
@@ -21,6 +22,7 @@ from gptlab.streams import say
 
 T = TypeVar("T")
 
+SECONDS = 1.5  # of timing each size of model
 ENOUGH = 4_000_000  # bytes of text that are read to estimate how much there is
 LEAST = 20_000  # bytes of text below which there is nothing to learn and to hold out
 # Tokenizer by bytes of text from which it is taken, and bytes that one of its tokens stands for, roughly, in English.
@@ -39,7 +41,7 @@ def add_to(verbs: Any) -> None:
     v.add_argument("--gpu", metavar="NAME", help="GPU that will train it, such as L4 (default: this machine)")
     v.add_argument("--text-field", default="text", metavar="NAME", help="field with the text in .jsonl and tables")
     help = "recipe to write; it must not exist (default: mine.toml)"
-    v.add_argument("--out", type=output_file, default=Path("mine.toml"), metavar="FILE", help=help)
+    v.add_argument("--out", type=named, default=Path("mine.toml"), metavar="FILE", help=help)
 
 
 def do_init(options: argparse.Namespace) -> int:
@@ -68,19 +70,23 @@ def write_recipe(options: argparse.Namespace) -> int:
     minutes = known_time(options.minutes) if options.minutes is not None else ask("minutes of training", known_time)
     gpu = options.gpu or (ask("GPU (Enter: this machine)", known_gpu, "this machine") if asked else "")
 
-    from gptlab.machine import spin_less
+    print(printable(f"looking at {name}" + ", and timing this machine" * (not gpu)), flush=True)
+    from gptlab.machine import is_busy, spin_less
 
     spin_less(os.environ)  # as training does, before PyTorch is loaded
     from gptlab.planning.choose import choose, facts
     from gptlab.planning.device import Device
 
     device, measure = (Device.named(gpu), None) if gpu else this_machine()
+    measure = measure and functools.partial(measure, seconds=SECONDS)
     found = look(name, options.text_field, device.kind == "cpu")
     print(printable(found.says), flush=True)
     layer, plan = choose(
         found.data, found.tokens, 60 * minutes, device, measure, lambda text: print(f"  {text}", flush=True)
     )
     lines = list(facts(build_recipe(layer), plan, found.tokens))
+    if plan.measured and is_busy():
+        lines.append("other programs are using these cores: without them the run is shorter than planned")
     write(options.out, layer, [found.says, *lines])
     print(printable("\n".join([*lines, f"recipe: {options.out}", "next:"])))
     for command in [*found.commands, f"gptlab train {shlex.quote(str(options.out))}"]:
