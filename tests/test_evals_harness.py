@@ -414,7 +414,10 @@ def test_log_likelihoods_are_those_of_the_hf_model(pair):
 def test_rolling_log_likelihoods_are_those_of_the_hf_model(pair):
     run, theirs = pair
     texts = [(text(n, n),) for n in (1, 10, 50, 63, 64, 65, 200)]
-    texts += [(odd,) for odd in (" ", "\n\n", "\ufeffa\x00b\u2028", "café " * 100, "ab" * 500)]
+    texts += [(odd,) for odd in (" ", "\n\n", "\ufeffa\x00b\u2028", "café " * 100)]
+    texts += [
+        ("".join(map(str, range(400))),)
+    ]  # of one token, windows are equal, and lm-eval scores one of them for all
     expected = theirs.loglikelihood_rolling(requests("loglikelihood_rolling", texts), disable_tqdm=True)
     measured = ours(run).loglikelihood_rolling(requests("loglikelihood_rolling", texts))
     np.testing.assert_allclose(measured, expected, atol=1e-4, rtol=1e-6)
