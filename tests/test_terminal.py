@@ -14,6 +14,9 @@ from typing import Any
 import pytest
 from conftest import tiny_recipe
 
+from gptlab.config import Study
+from gptlab.study import runner
+from gptlab.study.table import RunState
 from gptlab.training import terminal as module
 from gptlab.training.terminal import Terminal, fitted, small_curve
 
@@ -77,29 +80,52 @@ def test_a_file_gets_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert "score_19 0.123456789" in err
 
 
-def test_a_notebook_has_one_display_that_is_updated(monkeypatch: pytest.MonkeyPatch) -> None:
-    pages: list[str] = []
+def notebook(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
+    """What a notebook shows in turn in the one display that there is, as HTML and as text."""
+    pages: list[dict[str, str]] = []
 
-    class HTML:
-        def __init__(self, text: str) -> None:
-            self.text = text
-
-    def display(page: HTML, display_id: bool) -> Any:
-        pages.append(page.text)
-        return SimpleNamespace(update=lambda page: pages.append(page.text))
+    def display(page: dict[str, str], raw: bool, display_id: bool) -> Any:
+        assert raw and display_id and not pages
+        pages.append(page)
+        return SimpleNamespace(update=lambda page, raw: pages.append(page))
 
     fake: Any = ModuleType("IPython.display")
-    fake.display, fake.HTML = display, HTML
+    fake.display = display
     monkeypatch.setitem(sys.modules, "IPython", ModuleType("IPython"))
     monkeypatch.setitem(sys.modules, "IPython.display", fake)
+    return pages
+
+
+def test_a_notebook_has_one_display_that_is_updated(monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = notebook(monkeypatch)
     monkeypatch.setattr(module, "Console", lambda **_: SimpleNamespace(is_jupyter=True, is_terminal=False, width=80))
     shown = Terminal(20, -1)
     for step in range(30):
         shown.message(f"<b>{step}</b>")
     shown.status(20, FIELDS)
     shown.close()
-    assert "&lt;b>29" in pages[-1] and "&lt;b>17" not in pages[-1] and "loss 1.2345" in pages[-1]
-    assert "step 20/20" in pages[-1] and "100%" in pages[-1]
+    html, text = pages[-1]["text/html"], pages[-1]["text/plain"]
+    assert "&lt;b>29" in html.replace("&gt;", ">") and "<b>" not in html
+    assert "<b>29" in text and "<b>17" not in text and "loss 1.2345" in text
+    assert "step 20/20" in text and "100%" in text
+
+
+def test_a_study_in_a_notebook_has_one_table_that_is_updated(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pages = notebook(monkeypatch)
+    monkeypatch.setattr(runner, "Console", lambda **_: SimpleNamespace(is_jupyter=True, is_terminal=False, height=40))
+    arms: dict[str, Any] = {"slow": {}, "fast": {"settings": {"optim": {"lr": 1e-2}}}}
+    study = Study(name="two", recipe={}, arms=arms, baseline="slow")
+    watched = runner.StudyRunner(study, tmp_path, [], 1, [], quiet=False)
+    for arm in study.arms:
+        watched.states[arm] = RunState(arm, 0, status="waiting")
+    watched.say("<first>")
+    watched.show(last=True)
+    watched.say("the end")
+    text = pages[-1]["text/plain"]
+    assert text.index("<first>") < text.index("the end") < text.index("arm  ") < text.index("fast ")
+    assert "done 0 of 2: 2 waiting" in text and not capsys.readouterr().err
 
 
 def on_a_terminal(columns: int, *command: str, **environment: str) -> tuple[list[str], int]:

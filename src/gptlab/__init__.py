@@ -12,32 +12,54 @@ from typing import TYPE_CHECKING, Any
 
 from gptlab.version import VERSION as __version__  # noqa: F401
 
-__all__ = ["Recipe", "Result", "Study", "load_recipe", "load_run", "load_study", "train"]
+__all__ = [
+    "Recipe",
+    "Result",
+    "Run",
+    "Study",
+    "load_recipe",
+    "load_run",
+    "load_study",
+    "prepare",
+    "report",
+    "run_study",
+    "runs",
+    "train",
+]
 
 if TYPE_CHECKING:
+    from gptlab.api import Run as Run
+    from gptlab.api import load_run as load_run
+    from gptlab.api import run_study as run_study
+    from gptlab.api import runs as runs
     from gptlab.config import Recipe as Recipe
     from gptlab.config import Study as Study
     from gptlab.config import load_recipe as load_recipe
     from gptlab.config import load_study as load_study
-    from gptlab.training.load import load_run as load_run
+    from gptlab.data.prepare import prepare as prepare
+    from gptlab.report import report as report
     from gptlab.training.loop import train as train
     from gptlab.training.result import Result as Result
 
 # Importing torch takes over a second: names are loaded when they are first asked for.
 _HOMES = {
-    "Recipe": "gptlab.config",
-    "Study": "gptlab.config",
-    "load_recipe": "gptlab.config",
-    "load_study": "gptlab.config",
+    **dict.fromkeys(("Recipe", "Study", "load_recipe", "load_study"), "gptlab.config"),
+    **dict.fromkeys(("Run", "load_run", "run_study", "runs"), "gptlab.api"),
+    "prepare": "gptlab.data.prepare",
     "train": "gptlab.training.loop",
     "Result": "gptlab.training.result",
-    "load_run": "gptlab.training.load",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'gptlab' has no attribute {name!r}")
     from importlib import import_module
 
+    if name == "report":  # a package that is a function too
+        return import_module("gptlab.report")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'gptlab' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__", "__doc__", "__name__", "__path__", "__file__"]

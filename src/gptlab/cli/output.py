@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gptlab.cli.common import add_trained_run, add_verb, named
-from gptlab.errors import DataError, UserError
+from gptlab.errors import UserError
 
 
 def add_to(verbs: Any) -> None:
@@ -62,53 +62,17 @@ def license_id(text: str) -> str:
 
 
 def do_export(options: argparse.Namespace) -> None:
-    from gptlab.interop.gguf import export_gguf
-    from gptlab.interop.hf import export_hf, hf_model_type
-    from gptlab.interop.hf_classifier import export_classifier
-    from gptlab.interop.push import create_repository, upload
-    from gptlab.interop.sparse24 import export_sparse24
-    from gptlab.model.encoder import Encoder
-    from gptlab.report.model_card import model_card
-    from gptlab.rundir import RunDir
-    from gptlab.tasks.classify import label_names
+    from gptlab.api import export_run
     from gptlab.training.load import load_run
 
     for flag, kinds in (("push", ["hf"]), ("license", ["hf", "gguf"])):
         if getattr(options, flag) and options.to not in kinds:
             raise UserError(f"--{flag} is for --to {' and '.join(kinds)}")
     run = load_run(options.folder, options.checkpoint, device="cpu")
-    model, tokenizer, target = run.model, run.tokenizer, options.target
-    classifier = isinstance(model, Encoder)
-    if classifier and options.to != "hf":
-        raise UserError(f"{options.folder} is a classifier, which --to hf alone exports")
-    if options.to == "sparse24":
-        export_sparse24(model, tokenizer, target)
-    elif options.to == "gguf":
-        export_gguf(model, tokenizer, target, run.recipe.name, options.license or "")
-    else:
-        if options.push:
-            create_repository(options.push)
-        remote_code = classifier or hf_model_type(model.config) == "gptlab"
-        name, license = options.push or str(target), options.license or ""
-        readme = model_card(RunDir.open(options.folder), run.step, name, license, remote_code)
-        if classifier:
-            try:
-                labels, multi = label_names(run.recipe)
-            except DataError as error:
-                labels, multi = None, None
-                print(f"the labels are numbered, as their names are not at hand: {error}", file=sys.stderr)
-            export_classifier(model, tokenizer, target, labels, multi, readme)
-        else:
-            export_hf(model, tokenizer, target, run.recipe.sample, readme)
-        if not options.license:
-            print("README.md names no licence: --license mit, or another id, would", file=sys.stderr)
-        if remote_code:
-            print("transformers loads the model and its tokenizer with trust_remote_code=True", file=sys.stderr)
-    if model.config.document_attention and options.to != "sparse24":
-        print("model.document_attention is not part of the format: tokens see the whole context", file=sys.stderr)
-    print(f"{options.to} model: {target}")
-    if options.push:
-        print(f"pushed: {upload(target, options.push)}")
+    address = export_run(run, options.to, options.target, options.license or "", options.push or "")
+    print(f"{options.to} model: {options.target}")
+    if address:
+        print(f"pushed: {address}")
 
 
 def do_import(options: argparse.Namespace) -> None:

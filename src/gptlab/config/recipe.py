@@ -19,6 +19,7 @@ from gptlab.config.sections import IN_STUDY, ON_RESUME, PRESETS
 from gptlab.errors import ConfigError
 
 MOST_PROBLEMS = 30  # that one message names
+IN_REPR = ("model.n_layer", "model.n_embd", "model.block_size", "data.corpus", "optim.name", "optim.lr")
 
 Validated = TypeVar("Validated", bound=BaseModel)
 
@@ -78,7 +79,14 @@ class Recipe(sections.Section):
         """A validated copy with some settings replaced: `recipe.replace({"optim.lr": 1e-3})`."""
         return build_recipe(self.model_dump(), settings)
 
+    def __repr_args__(self) -> Iterator[tuple[str, Any]]:
+        """The settings that repr and print show; `to_toml` writes all."""
+        limits = (f"train.{limit}" for limit in ("max_steps", "max_tokens", "max_epochs") if getattr(self.train, limit))
+        for name in ("name", "task", *IN_REPR, *limits, "seed"):
+            yield name, functools.reduce(getattr, name.split("."), self)
+
     def to_toml(self) -> str:
+        """All settings, as a recipe file."""
         return tomli_w.dumps(self.model_dump())
 
 

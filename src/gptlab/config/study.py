@@ -18,6 +18,7 @@ from gptlab.config.sections import Int, Section
 from gptlab.errors import ConfigError
 
 FRONTIER_DIFFERS = "frontier differs"
+MOST_ARMS = 5  # that repr names
 
 
 class Metric(Section):
@@ -223,6 +224,16 @@ class Study(Section):
                     f"arm {arm}: a study with [factors] makes its own arms, and has no others; remove [arms], "
                     "or remove [factors]"
                 )
+
+    def __repr_args__(self) -> Iterator[tuple[str, Any]]:
+        """What repr and print show; `to_toml` writes all."""
+        more = [f"and {len(self.arms) - MOST_ARMS} more"] if len(self.arms) > MOST_ARMS else []
+        yield "name", self.name
+        yield "arms", [*list(self.arms)[:MOST_ARMS], *more]
+        yield "baseline", self.baseline
+        yield "seeds", self.seeds
+        yield "metric", self.metric.name
+        yield "questions", [question.id for question in self.questions]
 
     def build(self, arm: str, seed: int) -> Recipe:
         """The recipe of a run. Raises ConfigError, which names the arm, if the settings are not valid."""

@@ -18,6 +18,7 @@ from rich.text import Text
 from gptlab.config import Recipe, assignment, load_recipe, may_change, shipped
 from gptlab.errors import RunError, UserError
 from gptlab.files import printable
+from gptlab.notebook import html_table
 from gptlab.report.reading import duration, human, number, settings_of
 from gptlab.rundir import RunDir
 
@@ -59,6 +60,28 @@ class Listed:
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "path": str(self.path)}
 
+    def __repr__(self) -> str:
+        best = "" if self.best_val_loss is None else f", best_val_loss={self.best_val_loss:.4f}"
+        return f"Listed('{self.path}', recipe={self.recipe!r}, status={self.status!r}, step={self.step}{best})"
+
+    def _repr_html_(self) -> str:
+        return Runs([self])._repr_html_()
+
+
+class Runs(list[Listed]):
+    """Runs, which a terminal and a notebook show as a table."""
+
+    def __repr__(self) -> str:
+        return "\n".join(line.plain for line in runs_table(self, 120)) if self else "no runs"
+
+    def _repr_html_(self) -> str:
+        head = ["run", "recipe", "status", "step", "best val_loss", "per second", "age", "differs from the recipe"]
+        rows = []
+        for row in self:
+            path, *cells, changed = _cells(row, ".")
+            rows.append([path, row.recipe, *cells, "; ".join(filter(None, [changed, row.reason]))])
+        return html_table(head, rows) if self else "no runs"
+
 
 # -- finding --------------------------------------------------------------------------------------------------------
 
@@ -92,6 +115,19 @@ def find_runs(folders: Iterable[Path]) -> tuple[list[Path], list[str]]:
     if len(seen) >= MOST_FOLDERS:
         remarks.append(f"only the first {MOST_FOLDERS:,} folders were looked into: name a smaller folder")
     return sorted(found.values()), remarks
+
+
+def runs_below(folders: Sequence[Path]) -> tuple[Runs, list[str]]:
+    """The runs in these folders, by default in runs and results, and a sentence for each part not looked into.
+
+    Raises:
+        UserError: one of them is no folder.
+    """
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder} is no folder: `gptlab runs` looks in runs and results")
+    paths, remarks = find_runs(folders or [folder for folder in FOLDERS if folder.is_dir()])
+    return Runs(list_runs(paths)), remarks
 
 
 def runs_in(folders: Sequence[Path]) -> list[RunDir]:

@@ -1,7 +1,7 @@
-"""A report's numbers as text: CSV files with every digit, and the tables of the terminal.
+"""A report's numbers as text: CSV files with every digit, and the tables of the terminal and of a notebook.
 
-Both take the payload of `analysis`. Names, notes and reasons come from files that anyone may have written, so they are
-escaped: no spreadsheet runs them as a formula, and no terminal takes them as markup or a control code.
+All take the payload of `analysis`. Names, notes and reasons come from files that anyone may have written, so they are
+escaped: no spreadsheet runs them as a formula, and no terminal and no notebook takes them as markup or a control code.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gptlab.files import printable
+from gptlab.notebook import html_table
 from gptlab.report.effect_tables import factor_rows, print_factors, print_targets, target_rows
 from gptlab.report.reading import human
 from gptlab.report.words import (
@@ -350,3 +352,28 @@ def _item(console: Console, head: str, verdict: str, text: str, style: str = "")
     if text := (text or "").removeprefix(f"{verdict}: "):  # texts of comparisons start with the verdict
         line.append(f": {one_line(text)}", "default")
     console.print(Padding(line, (0, 0, 0, 2), expand=False))
+
+
+# -- in a notebook --------------------------------------------------------------------------------------------------
+
+
+def report_html(payload: Mapping[str, Any]) -> str:
+    """What a notebook shows of a report: the answers, the arms, what is recommended and what to beware of."""
+    parts = []
+    for study in payload["studies"]:
+        caption = f"{study['name']}: {study['runs_found']} of {study['runs_planned']} runs"
+        parts += _answers_html(study)
+        rows = [_table_row(study, arm) for arm in study["arms"]]
+        head = [title.replace("\n", " ") for title in rows[0]] if rows else []
+        parts.append(html_table(head, [[cell.plain for cell in row.values()] for row in rows], caption))
+    parts += _answers_html(payload["across"]) if payload["across"] else []
+    parts += [f"<p>warning: {escape(one_line(text))}</p>" for text in payload["warnings"]]
+    return "".join(parts)
+
+
+def _answers_html(of: Mapping[str, Any]) -> list[str]:
+    rows = [[q["id"], q["claim"], q["answer"], q["sentence"]] for q in of["questions"]]
+    says = [] if rows else [of.get("summary") or ""]
+    says += [advice["text"] for advice in of["recommendations"] if advice["id"] in OF_ALL]
+    table = [html_table(["question", "claim", "answer", "found"], rows)] if rows else []
+    return table + [f"<p>{escape(one_line(text))}</p>" for text in says if text]

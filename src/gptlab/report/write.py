@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 from rich.console import Console
@@ -12,11 +13,12 @@ from rich.console import Console
 from gptlab.config import load_comparison
 from gptlab.errors import UserError
 from gptlab.report.analysis import analyse
+from gptlab.report.as_json import as_json
 from gptlab.report.estimates import Plain
 from gptlab.report.figures import draw_report
 from gptlab.report.page import write_page
 from gptlab.report.studies import ReadStudy, read_study_folder
-from gptlab.report.tables import print_report, write_csv
+from gptlab.report.tables import print_report, report_html, write_csv
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,14 @@ class Report:
     page: Path
     files: list[Path]
     """CSV files and figures."""
+
+    def __repr__(self) -> str:
+        studies = ", ".join(study["name"] for study in self.payload["studies"])
+        answers = {question["id"]: question["answer"] for question in as_json(self.payload)["questions"]}
+        return f"Report({studies}, answers={answers}, page='{self.page}')"
+
+    def _repr_html_(self) -> str:
+        return f"{report_html(self.payload)}<p>page: {escape(str(self.page))}</p>"
 
 
 def write_report(

@@ -31,11 +31,12 @@ from gptlab.config import Study
 from gptlab.data.prepare.missing import is_of_this_python, prepare_missing
 from gptlab.errors import ConfigError
 from gptlab.files import printable
+from gptlab.notebook import COLUMNS, Display
 from gptlab.rundir import PLAN, read_plan
 from gptlab.status import EXIT_CODES
 from gptlab.study.folder import check_seeds, is_finished, keep_study, rule_of, study_in_use, write_summary
 from gptlab.study.runs import RESULTS, PlannedRun, check_datasets, planned_runs, sanity_gate
-from gptlab.study.table import RunState, duration, read_state, study_progress, study_table
+from gptlab.study.table import RunState, duration, plain_text, read_state, study_progress, study_table
 from gptlab.study.worker import RUNNER
 from gptlab.training.signals import STOP_FILE, StopSignal
 
@@ -186,11 +187,19 @@ class StudyRunner:
         self.failed = self.interrupted = False
         self.console = Console(file=sys.stderr)
         self.live: Live | None = None
+        self.display = Display() if self.console.is_jupyter and not quiet else None
         self.shown_at = -math.inf
 
     def say(self, text: str) -> None:
-        if not self.quiet:
+        if self.display is not None:
+            self.display.message(printable(text))
+        elif not self.quiet:
             self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+
+    @property
+    def draws(self) -> bool:
+        """Whether there is a table that is drawn again and again; else each start and each end is a line."""
+        return self.live is not None or self.display is not None
 
     def run(self) -> int:
         """Train all runs. Returns the exit status, see `run_study`."""
@@ -213,7 +222,7 @@ class StudyRunner:
             finally:
                 self.kill()
                 self.show(last=True)
-        if self.live is None:
+        if not self.draws:
             self.say(f"{self.folder}: {study_progress(list(self.states.values()), self.jobs)}")
         if self.interrupted:
             self.say("the same command continues from here")
@@ -330,7 +339,7 @@ class StudyRunner:
             )
             self.workers[slot] = Worker(run, process, log_start)
         self.look_at(run, running=True)
-        if self.live is None:
+        if not self.draws:
             self.say(f"{run}: started")
 
     def ended(self, worker: Worker, code: int, stopping: bool) -> bool:
@@ -361,7 +370,7 @@ class StudyRunner:
         if result["status"] != "interrupted":
             write_summary(self.study, self.folder, run, result)
         state = self.look_at(run, running=False)
-        if self.live is None:
+        if not self.draws:
             says = f"{run}: {state.status}" + (f" at step {state.step:,}" if state.step else "")
             says += f", val_loss {state.val_loss:.4f}" if state.val_loss is not None else ""
             says += f", in {duration(state.seconds_whole)}" if state.seconds_whole else ""
@@ -394,14 +403,18 @@ class StudyRunner:
 
     def show(self, last: bool = False) -> None:
         """Draw the table again, at most once a second."""
-        if self.live is None or (time.monotonic() - self.shown_at < 1 and not last):
+        if not self.draws or (time.monotonic() - self.shown_at < 1 and not last):
             return
         for worker in self.workers.values():
             self.look_at(worker.run, running=True)
         rows = None if last else max(3, self.console.height - 6)
-        if last:
-            self.live.vertical_overflow = "visible"
-        self.live.update(study_table(list(self.states.values()), self.jobs, rows), refresh=True)
+        table = study_table(list(self.states.values()), self.jobs, rows)
+        if self.display is not None:
+            self.display.show(plain_text(table, COLUMNS))
+        elif self.live is not None:
+            if last:
+                self.live.vertical_overflow = "visible"
+            self.live.update(table, refresh=True)
         self.shown_at = time.monotonic()
 
 

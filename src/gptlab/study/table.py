@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from rich.console import Group
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
@@ -162,6 +163,13 @@ def study_table(states: Sequence[RunState], jobs: int = 1, rows: int | None = No
     reasons = [f"{s.arm} seed {s.seed} {s.status}: {printable(s.reason)}" for s in shown if s.reason]
     hidden = [f"{len(states) - len(shown)} more runs are not shown"] if len(shown) < len(states) else []
     return Group(table, *(Text(line, overflow="fold") for line in [*hidden, *reasons, study_progress(states, jobs)]))
+
+
+def plain_text(table: Group, width: int) -> str:
+    """A table without colours."""
+    text = io.StringIO()
+    Console(file=text, width=width, force_terminal=False, force_jupyter=False, color_system=None).print(table)
+    return text.getvalue().rstrip()
 
 
 def study_progress(states: Sequence[RunState], jobs: int = 1) -> str:

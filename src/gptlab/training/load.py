@@ -23,7 +23,7 @@ from gptlab.training.tensors import stored_weights
 
 @dataclass
 class Run:
-    """A trained run: what `load_run` gives."""
+    """A trained run as the rest of the package opens it; `gptlab.Run` adds what needs reports and scores."""
 
     path: Path
     recipe: Recipe
@@ -32,6 +32,10 @@ class Run:
     tokenizer: Tokenizer
     step: int
     """Optimizer updates the weights have seen."""
+
+    def __repr__(self) -> str:
+        parameters = sum(weight.numel() for weight in self.model.parameters())
+        return f"Run('{self.path}', recipe={self.recipe.name!r}, step={self.step}, parameters={parameters:,})"
 
     def sample(self, prompt: str | None = None, samples: int = 1, stop: bool = False, **settings: Any) -> list[str]:
         """Texts that continue a prompt, the prompt included.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from gptlab.notebook import html_table
+
 
 @dataclass
 class Result:
@@ -60,6 +62,16 @@ class Result:
     memory_free_gb: float | None = None
     memory_total_gb: float | None = None
     reason: str | None = None
+
+    def __repr__(self) -> str:
+        values = self.to_json().items()
+        shown = ", ".join(
+            f"{key}={value:.5g}" if isinstance(value, float) else f"{key}={value!r}" for key, value in values
+        )
+        return f"Result({shown})"
+
+    def _repr_html_(self) -> str:
+        return html_table([], self.to_json().items())
 
     def to_json(self) -> dict[str, Any]:
         plain = {key: value for key, value in asdict(self).items() if value is not None and key != "scores"}

@@ -6,18 +6,17 @@ import itertools
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
 from gptlab.files import printable
+from gptlab.notebook import COLUMNS, Display
 from gptlab.streams import patient
 
 PLAIN_SECONDS = 6.0  # between training lines in a file or a batch system: at most ten a minute
 LIVE_SECONDS = 0.5
-NOTEBOOK_LINES = 12  # the newest messages that stay in the display
 
 
 class Terminal:
@@ -36,14 +35,12 @@ class Terminal:
         self.doing = "starting"
         self.began, self.first, self.shown = time.monotonic(), max(step, 0), -PLAIN_SECONDS
         self.live: Live | None = None
-        self.display: Any = None
-        self.messages: list[str] = []
+        self.display: Display | None = None
         if quiet:
             return
         if self.console.is_jupyter:
-            from IPython.display import display
-
-            self.display = display(self._notebook(), display_id=True)
+            self.display = Display()
+            self._update(0.0)
         elif self.console.is_terminal:
             self.live = Live(self, console=self.console, transient=True, refresh_per_second=1 / LIVE_SECONDS)
             self.live.start()
@@ -51,15 +48,14 @@ class Terminal:
     def message(self, text: str) -> None:
         """A line above the status."""
         if self.display is not None:
-            self.messages = [*self.messages[1 - NOTEBOOK_LINES :], printable(text)]
-            self._update(self.step, 0.0)
+            self.display.message(printable(text))
         elif not self.quiet:
             self.console.print(printable(text), markup=False, highlight=False, soft_wrap=self.live is None)
 
     def status(self, step: int, fields: Sequence[str]) -> None:
         """What a training line says, the most important first."""
         self.step, self.fields, self.doing = step, list(fields), ""
-        self._update(step, LIVE_SECONDS)
+        self._update(LIVE_SECONDS)
         if self.live is None and self.display is None and time.monotonic() - self.shown > PLAIN_SECONDS:
             self.shown = time.monotonic()
             self.message(f"step {step}/{self.total}  {'  '.join(fields)}")
@@ -67,7 +63,7 @@ class Terminal:
     def busy(self, doing: str) -> None:
         """What goes on between two steps; "" when it is over."""
         self.doing = doing
-        self._update(self.step, LIVE_SECONDS)
+        self._update(LIVE_SECONDS)
 
     def evaluation(self, step: int, fields: Sequence[str]) -> None:
         """Scores on one line: on a terminal as many as it holds, elsewhere all."""
@@ -78,7 +74,7 @@ class Terminal:
     def close(self) -> None:
         if self.live is not None:
             self.live.stop()
-        self._update(self.step, 0.0)
+        self._update(0.0)
 
     def lines(self, width: int) -> tuple[str, str]:
         """The two lines of the status, each at most `width` characters long."""
@@ -103,17 +99,10 @@ class Terminal:
     def __rich__(self) -> Text:
         return Text("\n".join(self.lines(self.console.width)), no_wrap=True, overflow="crop")
 
-    def _notebook(self) -> Any:
-        from IPython.display import HTML
-
-        text = "\n".join([*self.messages, "", *self.lines(100)])
-        escaped = text.replace("&", "&amp;").replace("<", "&lt;")
-        return HTML(f'<pre style="line-height: 1.3">{escaped}</pre>')
-
-    def _update(self, step: int, seconds: float) -> None:
+    def _update(self, seconds: float) -> None:
         if self.display is not None and time.monotonic() - self.shown >= seconds:
             self.shown = time.monotonic()
-            self.display.update(self._notebook())
+            self.display.show("\n".join(self.lines(COLUMNS)))
 
 
 def fitted(fields: Sequence[str], width: int) -> str:

@@ -1,0 +1,293 @@
+"""What Python code and notebooks use beside `train` and the recipes: a run with all that can be done with it.
+
+Everything here is done by the rooms below; the command line calls the same functions.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gptlab.config import Study, load_study
+from gptlab.errors import DataError, UserError
+from gptlab.report import report
+from gptlab.report.card import card
+from gptlab.report.listing import Runs, list_runs, runs_below
+from gptlab.report.plots import run_figures
+from gptlab.report.write import Report
+from gptlab.rundir import RunDir
+from gptlab.streams import say
+from gptlab.study import runner
+from gptlab.training import load
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+EXPORTS = ("hf", "gguf", "sparse24")
+
+
+class Run(load.Run):
+    """A trained run: what `load_run` gives.
+
+    >>> run = gptlab.load_run("runs/first")
+    >>> run.sample("def ", max_tokens=20)
+    ['def __init__(self, name):\\n        self.name = name']
+    """
+
+    @property
+    def metrics(self) -> Any:
+        """What was logged: a DataFrame of pandas or polars, or where neither is installed a dictionary of columns.
+
+        >>> table = run.metrics
+        >>> table[table.kind == "eval"][["step", "val_loss"]]
+
+        A row is a line of metrics.jsonl. `kind` is "train" for a row of an update, with loss, lr and so on, and "eval"
+        for an evaluation, with val_loss and other scores; what a row does not have is missing.
+        """
+        return data_frame(metric_columns(RunDir(self.path)))
+
+    def evaluate(
+        self, on: str | Sequence[str] = "loss", tasks: Sequence[str] = (), **settings: Any
+    ) -> dict[str, float]:
+        """Scores of the model, as of `gptlab eval`.
+
+        >>> run.evaluate()
+        {'step': 400, 'val_loss': 2.7301, ...}
+        >>> run.evaluate(on=["loss", "hellaswag"], hellaswag={"path": "hellaswag_val.jsonl"})
+
+        Args:
+            on: what to measure, any of loss, hellaswag, wikitext, lambada and harness.
+            tasks: names of lm-eval's tasks, for harness.
+            settings: sections of the recipe with values that replace the run's.
+
+        Raises:
+            UserError: a dataset, file or task that is missing or does not fit the run.
+        """
+        from gptlab.training.scoring import evaluate_run
+
+        return evaluate_run(self, [on] if isinstance(on, str) else on, settings, tasks)
+
+    def plot(self, name: str = "train-val_loss") -> Figure:
+        """A plot of the run, which a notebook shows.
+
+        >>> run.plot()
+        >>> run.plot("learning_rate").savefig("lr.png")
+
+        Args:
+            name: train-val_loss, training_loss, validation_loss, learning_rate, throughput or hellaswag_accuracy.
+
+        Raises:
+            UserError: an unknown name, or the run has not logged what the plot shows.
+        """
+        figures = run_figures([RunDir(self.path)])
+        if name not in figures:
+            raise UserError(f"{self.path} has no plot {name!r}: it has {', '.join(figures) or 'none'}")
+        figure = figures[name]
+        # matplotlib tells a notebook how to show figures of pyplot, and this is none
+        vars(figure)["_repr_png_"] = partial(png_of, figure)
+        return figure
+
+    def export(self, to: str, folder: str | Path, license: str = "", push: str = "") -> Path:
+        """Write the model in another library's format, as `gptlab export`.
+
+        >>> run.export("hf", "model")
+        PosixPath('model')
+
+        Args:
+            to: hf: a Hugging Face folder; gguf: llama.cpp's file; sparse24: 2:4 matrices without their zeros.
+            folder: the folder, or file for gguf, to write.
+            license: an id such as mit, for the model card.
+            push: also upload the hf folder to this repository, USER/NAME, of the Hugging Face hub.
+
+        Raises:
+            UserError: a format that does not fit the model, or a folder that cannot be written.
+        """
+        if to not in EXPORTS:
+            raise UserError(f"no format {to!r}: there are {', '.join(EXPORTS)}")
+        for name, given, kinds in (("push", push, ["hf"]), ("license", license, ["hf", "gguf"])):
+            if given and to not in kinds:
+                raise UserError(f"{name} = {given!r}: is for {' and '.join(kinds)}, not for {to}")
+        if address := export_run(self, to, Path(folder), license, push):
+            say(f"pushed: {address}")
+        return Path(folder)
+
+    @property
+    def card(self) -> Markdown:
+        """The run on one page, as Markdown: results, settings, data and hardware. Nothing is written.
+
+        >>> print(run.card)
+        # Run first
+        ...
+        """
+        text = card(RunDir(self.path))
+        return Markdown(text.replace("](plots/", f"]({self.path.as_posix()}/plots/"))
+
+    def _repr_html_(self) -> str:
+        return Runs(list_runs([self.path]))._repr_html_()
+
+
+class Markdown(str):
+    """Text that a notebook shows as Markdown."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_markdown_(self) -> str:
+        return str(self)
+
+
+def load_run(path: str | Path, checkpoint: str = "last", device: str = "auto") -> Run:
+    """Open a run directory.
+
+    >>> gptlab.load_run("runs/first")
+    Run('runs/first', recipe='stdlib-demo', step=400, parameters=2,245,824)
+
+    Args:
+        path: the run directory.
+        checkpoint: "last", "best" (lowest val_loss among those written) or a step.
+        device: as train.device.
+
+    Raises:
+        RunError: no run, no such checkpoint, or a damaged one.
+    """
+    return Run(**vars(load.load_run(path, checkpoint, device)))
+
+
+def runs(*folders: str | Path) -> Runs:
+    """The runs in folders, as `gptlab runs` lists them: by recipe, and within a recipe by their best validation loss.
+
+    >>> gptlab.runs()[0].best_val_loss
+    2.7301
+
+    Args:
+        folders: run directories, or folders of them; default: runs and results.
+
+    Raises:
+        UserError: one of them is no folder.
+    """
+    found, remarks = runs_below([Path(folder) for folder in folders])
+    for remark in remarks:
+        say(remark)
+    return found
+
+
+def run_study(
+    study: Study | str | Path,
+    out: str | Path | None = None,
+    arms: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    jobs: int | None = None,
+    quiet: bool = False,
+) -> Report:
+    """Train the runs of a study, or continue with them, and report what they show.
+
+    >>> gptlab.run_study("architecture-smoke")
+    Report(architecture-smoke, answers={...}, page='results/architecture-smoke/report.html')
+
+    Args:
+        study: of `load_study`, a name that `gptlab studies` lists, or a TOML file.
+        out: the study's folder; default results/<study>.
+        arms: train only these arms.
+        seeds: default: the seeds of the study.
+        jobs: runs at the same time. Default: one per GPU, or one.
+        quiet: print nothing.
+
+    Returns:
+        The report. It tells of runs that failed, and of those that an interrupt (Ctrl-C) has left out; the same call
+        continues with them.
+
+    Raises:
+        UserError: an arm, setting, dataset or folder cannot be used. Nothing has been started then.
+    """
+    study = study if isinstance(study, Study) else load_study(study)
+    folder = Path(out or f"results/{study.name}")
+    runner.run_study(study, folder, arms, seeds, jobs, quiet)
+    return report(folder)
+
+
+# -- what the methods are made of -----------------------------------------------------------------------------------
+
+
+def metric_columns(run: RunDir) -> dict[str, list[Any]]:
+    """The lines of metrics.jsonl by column, None where a line lacks it; `kind` is train or eval."""
+    lines = run.read_metrics(most=sys.maxsize)
+    if run.damaged_lines:
+        say(f"{run.metrics_file}: {run.damaged_lines} damaged lines are left out")
+    kinds = ["train" if "loss" in line else "eval" for line in lines]
+    names = dict.fromkeys(name for line in lines for name in line)
+    columns = {name: [line.get(name) for line in lines] for name in ("step", *names)}
+    return {"step": columns.pop("step"), "kind": kinds, **columns}
+
+
+def data_frame(columns: dict[str, list[Any]]) -> Any:
+    """A DataFrame of pandas or else of polars; the columns where neither is installed."""
+    try:
+        import pandas
+    except ImportError:
+        pass
+    else:
+        return pandas.DataFrame(columns)
+    try:
+        import polars
+    except ImportError:
+        return columns
+    return polars.DataFrame(columns, strict=False, infer_schema_length=None)
+
+
+def png_of(figure: Figure) -> bytes:
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=72)
+    return picture.getvalue()
+
+
+def export_run(run: load.Run, to: str, target: Path, license: str = "", push: str = "") -> str:
+    """Write a run's model in another library's format; arguments as for `Run.export`.
+
+    Returns:
+        The address of what was pushed, or "".
+
+    Raises:
+        UserError: a format that does not fit the model, or a folder that cannot be written.
+    """
+    from gptlab.interop.gguf import export_gguf
+    from gptlab.interop.hf import export_hf, hf_model_type
+    from gptlab.interop.hf_classifier import export_classifier
+    from gptlab.interop.push import create_repository, upload
+    from gptlab.interop.sparse24 import export_sparse24
+    from gptlab.model.encoder import Encoder
+    from gptlab.report.model_card import model_card
+    from gptlab.tasks.classify import label_names
+
+    model, tokenizer = run.model, run.tokenizer
+    classifier = isinstance(model, Encoder)
+    if classifier and to != "hf":
+        raise UserError(f"{run.path} is a classifier, which --to hf alone exports")
+    if to == "sparse24":
+        export_sparse24(model, tokenizer, target)
+    elif to == "gguf":
+        export_gguf(model, tokenizer, target, run.recipe.name, license)
+    else:
+        if push:
+            create_repository(push)
+        remote_code = classifier or hf_model_type(model.config) == "gptlab"
+        readme = model_card(RunDir.open(run.path), run.step, push or str(target), license, remote_code)
+        if classifier:
+            try:
+                labels, multi = label_names(run.recipe)
+            except DataError as error:
+                labels, multi = None, None
+                say(f"the labels are numbered, as their names are not at hand: {error}")
+            export_classifier(model, tokenizer, target, labels, multi, readme)
+        else:
+            export_hf(model, tokenizer, target, run.recipe.sample, readme)
+        if not license:
+            say("README.md names no licence: --license mit, or another id, would")
+        if remote_code:
+            say("transformers loads the model and its tokenizer with trust_remote_code=True")
+    if model.config.document_attention and to != "sparse24":
+        say("model.document_attention is not part of the format: tokens see the whole context")
+    return upload(target, push) if push else ""
