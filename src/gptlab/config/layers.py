@@ -149,6 +149,9 @@ def read_layer(name_or_path: str | Path, kind: str = "recipes") -> dict[str, Any
 def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """Read a recipe by shipped name or path.
 
+    >>> load_recipe("shakespeare-char-cpu", {"optim.lr": 3e-4}).optim.lr
+    0.0003
+
     Args:
         name_or_path: a name that `gptlab recipes` lists, or a path to a TOML file.
         overrides: dotted names to values that replace the file's; text is read as on the command line.

@@ -278,6 +278,9 @@ def _flat(layer: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 def load_study(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Study:
     """Read a study by shipped name or path, and validate the recipes of all its runs.
 
+    >>> load_study("architecture-smoke").baseline
+    'classic'
+
     In a study file, `recipe` is a recipe's name, path or settings; `settings` are overrides for all arms; an arm's
     table has settings besides `group` and `note`. `arms_of = "STUDY"` takes arms, baseline and questions from another
     study and adds the file's own arms to them. `[factors.NAME]` tables, with settings for where the factor is on, make

@@ -13,7 +13,6 @@ from rich.console import Console
 from gptlab.config import load_comparison
 from gptlab.errors import UserError
 from gptlab.report.analysis import analyse
-from gptlab.report.as_json import as_json
 from gptlab.report.estimates import Plain
 from gptlab.report.figures import draw_report
 from gptlab.report.page import write_page
@@ -32,9 +31,10 @@ class Report:
     """CSV files and figures."""
 
     def __repr__(self) -> str:
-        studies = ", ".join(study["name"] for study in self.payload["studies"])
-        answers = {question["id"]: question["answer"] for question in as_json(self.payload)["questions"]}
-        return f"Report({studies}, answers={answers}, page='{self.page}')"
+        across = self.payload["across"]
+        asked = [*self.payload["studies"], *([across] if across else [])]
+        answers = {question["id"]: question["answer"] for of in asked for question in of["questions"]}
+        return f"Report({', '.join(of['name'] for of in asked)}, answers={answers}, page='{self.page}')"
 
     def _repr_html_(self) -> str:
         return f"{report_html(self.payload)}<p>page: {escape(str(self.page))}</p>"

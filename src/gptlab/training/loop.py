@@ -29,6 +29,9 @@ def train(
 ) -> Result:
     """Train a recipe, or resume a run that was stopped.
 
+    >>> gptlab.train(gptlab.load_recipe("smoke-lm"), out="runs/first")
+    Result(status='completed', steps=200, ...)
+
     Args:
         recipe: what to train.
         out: the run directory; default runs/<recipe>_seed<seed>.

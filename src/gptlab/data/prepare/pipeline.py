@@ -68,6 +68,9 @@ def prepare(
 
     A finished folder with the same settings is left as it is; an unfinished one is continued.
 
+    >>> gptlab.prepare("stdlib", tokenizer="bpe-2048")
+    PosixPath('data/stdlib-bpe-2048')
+
     Args:
         corpus: a name in `corpora.TEXT` or `corpora.LABELED`, or the path of a file or folder.
         source: local file or folder (with labels: or hub id) to read instead of the usual source.
