@@ -30,7 +30,7 @@ FUNCTIONS = ("load_recipe", "load_run", "load_study", "prepare", "report", "run_
 @pytest.fixture(scope="module")
 def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("api") / "runs" / "tiny"
-    gptlab.train(tiny_recipe(dataset, train__max_steps=12), out=folder, quiet=True)
+    gptlab.train(tiny_recipe(dataset, train__max_steps=12, checkpoint__every=12), out=folder, quiet=True)
     return folder
 
 
@@ -130,10 +130,11 @@ def test_evaluate_measures_as_the_command_does(run: gptlab.Run) -> None:
 
 
 def test_a_plot_is_a_figure_that_a_notebook_shows(run: gptlab.Run, trained: Path) -> None:
-    figure: Any = run.plot()
+    figure: Any = run.plot("learning_rate")
+    assert figure.axes[0].get_ylabel() == "learning rate"
     picture = figure._repr_png_()
     assert picture.startswith(b"\x89PNG") and len(picture) < 100_000
-    assert run.plot("learning_rate").axes[0].get_ylabel() == "learning rate"
+    assert inspect.signature(run.plot).parameters["name"].default == "train-val_loss"
     with pytest.raises(UserError, match="has no plot 'lr': it has training_loss, .*learning_rate, throughput"):
         run.plot("lr")
     assert not (trained / "plots").exists()  # nothing is written

@@ -31,20 +31,21 @@ if TYPE_CHECKING:
     from gptlab.api import Run as Run
     from gptlab.api import load_run as load_run
     from gptlab.api import run_study as run_study
-    from gptlab.api import runs as runs
     from gptlab.config import Recipe as Recipe
     from gptlab.config import Study as Study
     from gptlab.config import load_recipe as load_recipe
     from gptlab.config import load_study as load_study
     from gptlab.data.prepare import prepare as prepare
     from gptlab.report import report as report
+    from gptlab.report.listing import runs as runs
     from gptlab.training.loop import train as train
     from gptlab.training.result import Result as Result
 
 # Importing torch takes over a second: names are loaded when they are first asked for.
 _HOMES = {
     **dict.fromkeys(("Recipe", "Study", "load_recipe", "load_study"), "gptlab.config"),
-    **dict.fromkeys(("Run", "load_run", "run_study", "runs"), "gptlab.api"),
+    **dict.fromkeys(("Run", "load_run", "run_study"), "gptlab.api"),
+    "runs": "gptlab.report.listing",
     "prepare": "gptlab.data.prepare",
     "train": "gptlab.training.loop",
     "Result": "gptlab.training.result",

@@ -16,7 +16,7 @@ from gptlab.config import Study, load_study
 from gptlab.errors import DataError, UserError
 from gptlab.report import report
 from gptlab.report.card import card
-from gptlab.report.listing import Runs, list_runs, runs_below
+from gptlab.report.listing import Runs, list_runs
 from gptlab.report.plots import run_figures
 from gptlab.report.write import Report
 from gptlab.rundir import RunDir
@@ -155,24 +155,6 @@ def load_run(path: str | Path, checkpoint: str = "last", device: str = "auto") -
         RunError: no run, no such checkpoint, or a damaged one.
     """
     return Run(**vars(load.load_run(path, checkpoint, device)))
-
-
-def runs(*folders: str | Path) -> Runs:
-    """The runs in folders, as `gptlab runs` lists them: by recipe, and within a recipe by their best validation loss.
-
-    >>> gptlab.runs()[0].best_val_loss
-    2.7301
-
-    Args:
-        folders: run directories, or folders of them; default: runs and results.
-
-    Raises:
-        UserError: one of them is no folder.
-    """
-    found, remarks = runs_below([Path(folder) for folder in folders])
-    for remark in remarks:
-        say(remark)
-    return found
 
 
 def run_study(

@@ -21,6 +21,7 @@ from gptlab.files import printable
 from gptlab.notebook import html_table
 from gptlab.report.reading import duration, human, number, settings_of
 from gptlab.rundir import RunDir
+from gptlab.streams import say
 
 FOLDERS = (Path("runs"), Path("results"))  # where runs are if nothing else is said
 MOST_LEVELS, MOST_FOLDERS = 5, 20_000  # below a folder, that are looked into
@@ -128,6 +129,24 @@ def runs_below(folders: Sequence[Path]) -> tuple[Runs, list[str]]:
             raise UserError(f"{folder} is no folder: `gptlab runs` looks in runs and results")
     paths, remarks = find_runs(folders or [folder for folder in FOLDERS if folder.is_dir()])
     return Runs(list_runs(paths)), remarks
+
+
+def runs(*folders: str | Path) -> Runs:
+    """The runs in folders, as `gptlab runs` lists them: by recipe, and within a recipe by their best validation loss.
+
+    >>> gptlab.runs()[0].best_val_loss
+    2.7301
+
+    Args:
+        folders: run directories, or folders of them; default: runs and results.
+
+    Raises:
+        UserError: one of them is no folder.
+    """
+    found, remarks = runs_below([Path(folder) for folder in folders])
+    for remark in remarks:
+        say(remark)
+    return found
 
 
 def runs_in(folders: Sequence[Path]) -> list[RunDir]:
