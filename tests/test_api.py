@@ -76,6 +76,13 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         gptlab.trian  # type: ignore[attr-defined]  # noqa: B018
 
 
+def test_train_takes_a_recipe_by_name_or_file(trained: Path, tmp_path: Path) -> None:
+    result = gptlab.train(trained / "recipe.toml", out=trained, quiet=True)  # it has finished
+    assert (result.status, result.steps) == ("completed", 12)
+    with pytest.raises(UserError, match="smoke-ml"):
+        gptlab.train("smoke-ml", out=tmp_path)
+
+
 # -- a run ----------------------------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from gptlab.config import Recipe
+from gptlab.config import Recipe, load_recipe
 from gptlab.distributed.wrap import sync_gradients, with_last
 from gptlab.errors import Stopped
 from gptlab.optim.optimizers import set_lr
@@ -25,15 +25,19 @@ from gptlab.training.trainer import Trainer, due
 
 
 def train(
-    recipe: Recipe, out: str | Path | None = None, seed: int | None = None, resume: str = "auto", quiet: bool = False
+    recipe: Recipe | str | Path,
+    out: str | Path | None = None,
+    seed: int | None = None,
+    resume: str = "auto",
+    quiet: bool = False,
 ) -> Result:
     """Train a recipe, or resume a run that was stopped.
 
-    >>> gptlab.train(gptlab.load_recipe("smoke-lm"), out="runs/first")
+    >>> gptlab.train("smoke-lm", out="runs/first")
     Result(status='completed', steps=200, ...)
 
     Args:
-        recipe: what to train.
+        recipe: what to train: of `load_recipe`, a name that `gptlab recipes` lists, or a TOML file.
         out: the run directory; default runs/<recipe>_seed<seed>.
         seed: replaces the recipe's.
         resume: "auto" resumes the run in `out`; "never" refuses a folder that holds a run.
@@ -47,6 +51,7 @@ def train(
         OutOfMemory: with several processes: this rank ran out of memory.
         LostRank: with several processes: another rank failed.
     """
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     recipe = recipe if seed is None else recipe.replace({"seed": seed})
     with open_job(recipe, out, resume, quiet) as job:
         while True:
