@@ -15,7 +15,8 @@ import pytest
 from conftest import tiny_recipe
 
 from gptlab.config import Study
-from gptlab.study import runner
+from gptlab.notebook import Display
+from gptlab.study.runner import StudyRunner
 from gptlab.study.table import RunState
 from gptlab.training import terminal as module
 from gptlab.training.terminal import Terminal, fitted, small_curve
@@ -114,10 +115,10 @@ def test_a_study_in_a_notebook_has_one_table_that_is_updated(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pages = notebook(monkeypatch)
-    monkeypatch.setattr(runner, "Console", lambda **_: SimpleNamespace(is_jupyter=True, is_terminal=False, height=40))
     arms: dict[str, Any] = {"slow": {}, "fast": {"settings": {"optim": {"lr": 1e-2}}}}
     study = Study(name="two", recipe={}, arms=arms, baseline="slow")
-    watched = runner.StudyRunner(study, tmp_path, [], 1, [], quiet=False)
+    watched = StudyRunner(study, tmp_path, [], 1, [], quiet=True)
+    watched.quiet, watched.display = False, Display()
     for arm in study.arms:
         watched.states[arm] = RunState(arm, 0, status="waiting")
     watched.say("<first>")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,8 +111,12 @@ class Run(load.Run):
         for name, given, kinds in (("push", push, ["hf"]), ("license", license, ["hf", "gguf"])):
             if given and to not in kinds:
                 raise UserError(f"{name} = {given!r}: is for {' and '.join(kinds)}, not for {to}")
-        if address := export_run(self, to, Path(folder), license, push):
-            say(f"pushed: {address}")
+        for remark in export_run(self, to, Path(folder), license, push):
+            say(remark)
+        if push:
+            from gptlab.interop.push import upload
+
+            say(f"pushed: {upload(Path(folder), push)}")
         return Path(folder)
 
     @property
@@ -226,11 +230,23 @@ def png_of(figure: Figure) -> bytes:
     return picture.getvalue()
 
 
-def export_run(run: load.Run, to: str, target: Path, license: str = "", push: str = "") -> str:
-    """Write a run's model in another library's format; arguments as for `Run.export`.
+def export_run(
+    run: load.Run,
+    to: str,
+    target: Path,
+    license: str = "",
+    push: str = "",
+    tell: Callable[[str], None] = lambda what: None,
+) -> list[str]:
+    """Write a run's model in another library's format; nothing is uploaded.
+
+    Args:
+        run, to, target, license: as for `Run.export`.
+        push: the repository that the folder is for; it is made where it is missing.
+        tell: called with what is being done.
 
     Returns:
-        The address of what was pushed, or "".
+        What the user should know of the files, in sentences.
 
     Raises:
         UserError: a format that does not fit the model, or a folder that cannot be written.
@@ -238,23 +254,26 @@ def export_run(run: load.Run, to: str, target: Path, license: str = "", push: st
     from gptlab.interop.gguf import export_gguf
     from gptlab.interop.hf import export_hf, hf_model_type
     from gptlab.interop.hf_classifier import export_classifier
-    from gptlab.interop.push import create_repository, upload
+    from gptlab.interop.push import create_repository
     from gptlab.interop.sparse24 import export_sparse24
     from gptlab.model.encoder import Encoder
     from gptlab.report.model_card import model_card
     from gptlab.tasks.classify import label_names
 
     model, tokenizer = run.model, run.tokenizer
-    classifier = isinstance(model, Encoder)
+    classifier, remarks = isinstance(model, Encoder), list[str]()
     if classifier and to != "hf":
         raise UserError(f"{run.path} is a classifier, which --to hf alone exports")
+    writing = f"writing {sum(p.numel() * p.element_size() for p in model.parameters()) / 1e9:,.2f} GB"
+    if push:
+        tell("asking the hub")
+        create_repository(push)
+    tell(writing)
     if to == "sparse24":
         export_sparse24(model, tokenizer, target)
     elif to == "gguf":
         export_gguf(model, tokenizer, target, run.recipe.name, license)
     else:
-        if push:
-            create_repository(push)
         remote_code = classifier or hf_model_type(model.config) == "gptlab"
         readme = model_card(RunDir.open(run.path), run.step, push or str(target), license, remote_code)
         if classifier:
@@ -262,14 +281,14 @@ def export_run(run: load.Run, to: str, target: Path, license: str = "", push: st
                 labels, multi = label_names(run.recipe)
             except DataError as error:
                 labels, multi = None, None
-                say(f"the labels are numbered, as their names are not at hand: {error}")
+                remarks.append(f"the labels are numbered, as their names are not at hand: {error}")
             export_classifier(model, tokenizer, target, labels, multi, readme)
         else:
             export_hf(model, tokenizer, target, run.recipe.sample, readme)
         if not license:
-            say("README.md names no licence: --license mit, or another id, would")
+            remarks.append("README.md names no licence: --license mit, or another id, would")
         if remote_code:
-            say("transformers loads the model and its tokenizer with trust_remote_code=True")
+            remarks.append("transformers loads the model and its tokenizer with trust_remote_code=True")
     if model.config.document_attention and to != "sparse24":
-        say("model.document_attention is not part of the format: tokens see the whole context")
-    return upload(target, push) if push else ""
+        remarks.append("model.document_attention is not part of the format: tokens see the whole context")
+    return remarks

@@ -63,16 +63,18 @@ def license_id(text: str) -> str:
 
 def do_export(options: argparse.Namespace) -> None:
     from gptlab.api import export_run
+    from gptlab.interop.push import upload
     from gptlab.training.load import load_run
 
     for flag, kinds in (("push", ["hf"]), ("license", ["hf", "gguf"])):
         if getattr(options, flag) and options.to not in kinds:
             raise UserError(f"--{flag} is for --to {' and '.join(kinds)}")
     run = load_run(options.folder, options.checkpoint, device="cpu")
-    address = export_run(run, options.to, options.target, options.license or "", options.push or "")
+    for remark in export_run(run, options.to, options.target, options.license or "", options.push or ""):
+        print(remark, file=sys.stderr)
     print(f"{options.to} model: {options.target}")
-    if address:
-        print(f"pushed: {address}")
+    if options.push:
+        print(f"pushed: {upload(options.target, options.push)}")
 
 
 def do_import(options: argparse.Namespace) -> None:

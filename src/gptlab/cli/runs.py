@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 from gptlab.cli.common import add_verb, named, wide_console
+from gptlab.errors import UserError
 
 
 def add_to(verbs: Any) -> None:
@@ -15,9 +16,13 @@ def add_to(verbs: Any) -> None:
 
 
 def do_runs(options: argparse.Namespace) -> None:
-    from gptlab.report.listing import FOLDERS, runs_below, runs_table
+    from gptlab.report.listing import FOLDERS, find_runs, list_runs, runs_table
 
-    rows, remarks = runs_below(options.folders)
+    for folder in options.folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder} is no folder: `gptlab runs` looks in runs and results")
+    paths, remarks = find_runs(options.folders or [folder for folder in FOLDERS if folder.is_dir()])
+    rows = list_runs(paths)
     if options.json:
         print(json.dumps([row.to_json() for row in rows], indent=2))
         return

@@ -118,19 +118,6 @@ def find_runs(folders: Iterable[Path]) -> tuple[list[Path], list[str]]:
     return sorted(found.values()), remarks
 
 
-def runs_below(folders: Sequence[Path]) -> tuple[Runs, list[str]]:
-    """The runs in these folders, by default in runs and results, and a sentence for each part not looked into.
-
-    Raises:
-        UserError: one of them is no folder.
-    """
-    for folder in folders:
-        if not folder.is_dir():
-            raise UserError(f"{folder} is no folder: `gptlab runs` looks in runs and results")
-    paths, remarks = find_runs(folders or [folder for folder in FOLDERS if folder.is_dir()])
-    return Runs(list_runs(paths)), remarks
-
-
 def runs(*folders: str | Path) -> Runs:
     """The runs in folders, as `gptlab runs` lists them: by recipe, and within a recipe by their best validation loss.
 
@@ -143,10 +130,14 @@ def runs(*folders: str | Path) -> Runs:
     Raises:
         UserError: one of them is no folder.
     """
-    found, remarks = runs_below([Path(folder) for folder in folders])
+    given = [Path(folder) for folder in folders]
+    for folder in given:
+        if not folder.is_dir():
+            raise UserError(f"{folder} is no folder: runs are looked for in runs and results, if no folder is named")
+    paths, remarks = find_runs(given or [folder for folder in FOLDERS if folder.is_dir()])
     for remark in remarks:
         say(remark)
-    return found
+    return Runs(list_runs(paths))
 
 
 def runs_in(folders: Sequence[Path]) -> list[RunDir]:
