@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,13 +22,14 @@ import numpy as np
 import pytest
 from interrupted import Killed, killed_before
 
+from gptlab import progress
 from gptlab.config import Data
 from gptlab.data import containers
 from gptlab.data.containers import read_shard
 from gptlab.data.corpora import TEXT, base, open_corpus
 from gptlab.data.corpora import text as corpora
 from gptlab.data.prepare import folder as prepare_folder
-from gptlab.data.prepare import pipeline, prepare, progress
+from gptlab.data.prepare import pipeline, prepare
 from gptlab.data.prepare.writer import Piece, ShardWriter
 from gptlab.data.shards import Dataset, Tokens
 from gptlab.errors import DataError, UserError
@@ -357,9 +359,9 @@ def test_a_disk_too_small_is_refused_at_the_beginning(
 ) -> None:
     monkeypatch.setattr(pipeline, "BATCH_CHARACTERS", 300)
     free = 0
-    monkeypatch.setattr(progress.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, free))
+    monkeypatch.setattr(prepare_folder.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, free))
     size = sum(len(text.encode()) for text in documents(100))  # 2 bytes a byte are needed
-    free = int(2 * size / progress.ROOM_MARGIN / 1.6)
+    free = int(2 * size / prepare_folder.ROOM_MARGIN / 1.6)
     with pytest.raises(DataError, match=r"set needs about 0.00 GB and 0.00 GB are free: make room, or .* --out"):
         quietly("text", tmp_path / "set", source=folder)
     assert not list((tmp_path / "set").glob("train*"))
@@ -369,34 +371,26 @@ def test_a_disk_too_small_is_refused_at_the_beginning(
 
 
 def test_the_need_of_room_is_what_is_still_to_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9 * 10**9, 0, 3 * 10**9))
-    progress.check_room(tmp_path, 10**9, None)  # not known
-    progress.check_room(tmp_path, 10**9, 0.25)  # 3 GB more
-    progress.check_room(tmp_path, 10**9, 1.0)
+    monkeypatch.setattr(
+        prepare_folder.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9 * 10**9, 0, 3 * 10**9)
+    )
+    prepare_folder.check_room(tmp_path, 10**9, None)  # not known
+    prepare_folder.check_room(tmp_path, 10**9, 0.25)  # 3 GB more
+    prepare_folder.check_room(tmp_path, 10**9, 1.0)
     with pytest.raises(DataError, match=r"needs about 9.00 GB and 3.00 GB are free"):
-        progress.check_room(tmp_path, 10**9, 0.1)
-
-
-def test_pace() -> None:
-    pace = progress.Pace()
-    assert pace.line(100.0, 50_000_000, 0.25) == "50.0M tokens"  # an earlier run's, and the first batch
-    assert pace.line(110.0, 70_000_000, 0.3) == "70.0M tokens, 2.00M tokens/s, 30.0%, 0:02:20 left"
-    assert pace.line(7300.0, 1_490_000_000, 0.5) == "1,490.0M tokens, 0.20M tokens/s, 50.0%, 4:00:00 left"
-    unknown = progress.Pace()
-    unknown.line(0.0, 0, None)
-    assert unknown.line(2.0, 3_000_000, None) == "3.0M tokens, 1.50M tokens/s"
+        prepare_folder.check_room(tmp_path, 10**9, 0.1)
 
 
 def test_a_line_now_and_then_where_there_is_no_terminal(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(pipeline, "BATCH_CHARACTERS", 2000)
-    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.0)
     quietly("text", tmp_path / "set", source=folder, progress=True)
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) > 2
-    assert all("M tokens/s, " in line and " left" in line for line in lines[1:])
-    assert lines[-1].endswith("100.0%, 0:00:00 left")
+    assert len(lines) > 3 and lines[0] == "set: tokenising"
+    assert all(re.fullmatch(r"set: tokenising: +\d+%, .+ left, 0.0M tokens, .+M tokens/s", line) for line in lines[1:])
+    assert lines[-1].startswith("set: tokenising: 100%, 0:00 left")
     quietly("text", tmp_path / "other", source=folder)
     assert capsys.readouterr().err == ""
 
@@ -542,10 +536,12 @@ def test_settings_of_parts_are_checked(files: Path, tmp_path: Path, settings: di
 def test_a_vocabulary_is_learnt_from_the_beginning(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = open_corpus("text", files, val_tokens=10)
     monkeypatch.setattr(pipeline, "VOCABULARY_CHARACTERS", 500)
-    texts = list(pipeline._vocabulary_texts("bpe-300", corpus, None)())
+    shown = progress.Progress("starting", wanted=False)
+    texts = list(pipeline._vocabulary_texts("bpe-300", corpus, None, shown)())
     assert texts == documents(360)[: len(texts)]
     assert sum(map(len, texts[:-1])) < 500 <= sum(map(len, texts))
-    assert len(list(pipeline._vocabulary_texts("char", corpus, None)())) == 360
+    assert shown.what == "learning 43 merges"
+    assert len(list(pipeline._vocabulary_texts("char", corpus, None, shown)())) == 360
 
 
 # -- splits

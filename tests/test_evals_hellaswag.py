@@ -283,7 +283,7 @@ def test_a_broken_model_scores_nothing(tmp_path):
 
 
 def shapes_of(encoded: Encoded, micro_batch: int) -> list[tuple[int, int]]:
-    return [batch[1].shape for batch in likelihood._batches(encoded.pairs, micro_batch)]
+    return [(size, width) for _, size, width in likelihood._groups(encoded.pairs, micro_batch)]
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 50, 301])
@@ -322,14 +322,15 @@ def test_stop():
     model, encoded = make().train(), encode_rows(make_rows(20), TOKENIZER, BLOCK)
     asked = []
 
-    def check_stop() -> None:
-        asked.append(None)
+    def stop(done: int, total: int) -> None:
+        asked.append((done, total))
         if len(asked) == 3:
             raise Stopped
 
     with pytest.raises(Stopped):
-        evaluate_hellaswag(model, encoded, CPU, contextlib.nullcontext, 1, check_stop)
-    assert len(asked) == 3
+        evaluate_hellaswag(model, encoded, CPU, contextlib.nullcontext, 1, stop)
+    total = asked[0][1]
+    assert asked == [(0, total), (1, total), (2, total)] and total > 3
     assert model.training
 
 

@@ -107,7 +107,7 @@ def test_a_report_is_written_before_it_is_printed(tmp_path: Path, monkeypatch: p
     from gptlab.report import write
 
     done: list[str] = []
-    monkeypatch.setattr(write, "read_study_folder", lambda folder: type("Read", (), {"study": Named()})())
+    monkeypatch.setattr(write, "read_study_folder", lambda folder, tell=None: type("Read", (), {"study": Named()})())
     monkeypatch.setattr(write, "analyse", lambda studies: {})
     for name, returned in (("print_report", None), ("write_page", None), ("write_csv", []), ("draw_report", [])):
         monkeypatch.setattr(

@@ -426,4 +426,4 @@ def test_asked_to_stop_one_process_they_stop_together(dataset: Path, tmp_path: P
     result = RunDir(out).read_json("result.json")
     assert result["status"] == "interrupted"
     assert find_checkpoint(RunDir(out)).name == f"step-{result['steps']:08d}"
-    assert "to resume, run the same command again" in said
+    assert "to go on: the same torchrun command" in said

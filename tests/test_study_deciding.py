@@ -128,7 +128,7 @@ def test_a_study_that_was_killed_comes_to_the_same_decisions(
     for victim in ("late seed 0", "plain seed 3"):
         fakes.ends = kept | {victim: ["signal15"]}
         assert run_study(study, until_decided=True, most_seeds=8, out="killed") == 4
-        assert "the same command continues from here" in capsys.readouterr().err
+        assert "1 interrupted" in capsys.readouterr().err
     fakes.ends = kept
     assert run_study(study, until_decided=True, most_seeds=8, out="killed", jobs=3) == 0
     assert said(capsys) == lines

@@ -552,7 +552,7 @@ def test_a_signal_stops_the_workers_and_the_same_call_goes_on(
         before = len(fakes.started())
         threading.Thread(target=stop_when, args=(before + 2, *numbers)).start()
         assert run_study(study, jobs=2) == 4
-        assert "the same command continues from here" in capsys.readouterr().err
+        assert "2 interrupted" in capsys.readouterr().err
         assert statuses(Path("results/tiny"))["plain 0"] == "interrupted"
         assert not Path("results/tiny/plain_seed0.json").exists()
     assert children() == []

@@ -1,25 +1,22 @@
 """What a run shows: two lines that fit any terminal, plain lines elsewhere, one display in a notebook."""
 
-import fcntl
-import os
-import pty
 import re
-import struct
 import sys
-import termios
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import tiny_recipe
+from terminals import on_a_terminal
 
 from gptlab.config import Study
 from gptlab.notebook import Display
+from gptlab.progress import fitted
 from gptlab.study.runner import StudyRunner
 from gptlab.study.table import RunState
 from gptlab.training import terminal as module
-from gptlab.training.terminal import Terminal, fitted, small_curve
+from gptlab.training.terminal import Terminal, small_curve
 
 FIELDS = ["loss 1.2345", "val 1.3000", "12,345 tokens/s", "lr 1.00e-03", "MFU 40.0%", "12.34 GB", "grad norm 0.5000"]
 
@@ -99,7 +96,8 @@ def notebook(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
 
 def test_a_notebook_has_one_display_that_is_updated(monkeypatch: pytest.MonkeyPatch) -> None:
     pages = notebook(monkeypatch)
-    monkeypatch.setattr(module, "Console", lambda **_: SimpleNamespace(is_jupyter=True, is_terminal=False, width=80))
+    console = SimpleNamespace(is_jupyter=True, is_terminal=False, width=80, encoding="utf-8")
+    monkeypatch.setattr(module, "stderr_console", lambda: console)
     shown = Terminal(20, -1)
     for step in range(30):
         shown.message(f"<b>{step}</b>")
@@ -129,25 +127,6 @@ def test_a_study_in_a_notebook_has_one_table_that_is_updated(
     assert "done 0 of 2: 2 waiting" in text and not capsys.readouterr().err
 
 
-def on_a_terminal(columns: int, *command: str, **environment: str) -> tuple[list[str], int]:
-    """The lines that a command writes on a pseudo-terminal, without escapes, and its status."""
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.execvpe(command[0], command, {**os.environ, "TERM": "xterm-256color", "LC_ALL": "C.UTF-8", **environment})
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
-    content = b""
-    while True:
-        try:
-            part = os.read(terminal, 65536)
-        except OSError:  # the other end is closed
-            break
-        if not part:
-            break
-        content += part
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", content.decode())
-    return [line.rstrip() for line in re.split(r"[\r\n]+", text)], os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="has no pseudo-terminals")
 @pytest.mark.parametrize("columns", [80, 120, 200])
@@ -161,6 +140,7 @@ def test_training_on_a_terminal_wraps_nothing(columns: int, dataset: Path, tmp_p
     assert max(map(len, own)) <= columns
     assert any(re.match(r"step 60/60 ━+ 100%  0:00 left", line) for line in lines)
     assert any("loss" in line and "tokens/s" in line for line in lines)
+    assert lines[0] == "loading PyTorch" and "starting" in lines
     assert sum(line.count("┤") for line in lines) == 6
     assert lines[-2].startswith("next: gptlab sample ")
     plain, _ = on_a_terminal(columns, sys.executable, *words, COLUMNS="", NO_COLOR="1")

@@ -17,6 +17,7 @@ from gptlab.model.gpt import GPT, build_model
 from gptlab.optim.cost import OptimizerBytes, Parameters, total_bytes
 from gptlab.optim.optimizers import OptimizerEntry
 from gptlab.precision.regimes import Regime, apply_regime
+from gptlab.progress import Tell, tell_nobody
 from gptlab.seeding import address
 from gptlab.tasks.lm import TextData, open_datasets
 
@@ -106,14 +107,14 @@ class LastToken:
     def due(self, step: int, last: bool) -> list[str]:
         return ["loss"] if last or step % self.recipe.train.eval_every == 0 else []
 
-    def evaluate(
-        self, what: list[str], model: GPT, regime: Regime, micro_batch: int, check_stop: Callable[[], None]
-    ) -> dict[str, Any]:
-        check_stop()
-        return self.evaluate_split(model, regime, micro_batch)
+    def evaluate(self, what: list[str], model: GPT, regime: Regime, micro_batch: int, tell: Tell) -> dict[str, Any]:
+        return self.evaluate_split(model, regime, micro_batch, tell)
 
     @torch.no_grad()
-    def evaluate_split(self, model: GPT, regime: Regime, micro_batch: int) -> dict[str, float]:
+    def evaluate_split(
+        self, model: GPT, regime: Regime, micro_batch: int, tell: Tell = tell_nobody
+    ) -> dict[str, float]:
+        tell("val loss", 0, 1)
         x, y = self.batch("val", 64, self.recipe.eval.seed, "last token")
         logits = model(x)[:, -1].float()  # (n, V)
         loss = torch.nn.functional.cross_entropy(logits, y[:, -1]).item()

@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 from gptlab.cli.common import Parser, add_verb, output_file, wide_console, write_json
+from gptlab.progress import Progress
 
 
 def add_to(verbs: Any) -> None:
@@ -23,7 +24,8 @@ def add_to(verbs: Any) -> None:
 
 
 def do_bench_inference(options: argparse.Namespace) -> None:
-    from gptlab.bench.inference import DEFAULT_RECIPE, DEFAULT_REGIMES, bench_inference, render
+    with Progress("loading PyTorch"):
+        from gptlab.bench.inference import DEFAULT_RECIPE, DEFAULT_REGIMES, bench_inference, render
 
     def progress(text: str) -> None:  # a spinner's thread would run while a generation is timed
         if sys.stderr.isatty():

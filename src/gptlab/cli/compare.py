@@ -3,14 +3,15 @@
 import argparse
 import hashlib
 import json
-import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gptlab.cli.common import add_verb, named, wide_console
 from gptlab.errors import DataError, RunError, UserError
 from gptlab.files import printable
+from gptlab.progress import Progress
 
 MOST_RUNS, BEGINNINGS = 8, 2  # side by side; prompts from the validation split
 LONGEST = 100  # characters of the name of a folder of plots, before a hash
@@ -53,7 +54,8 @@ def do_compare(options: argparse.Namespace) -> None:
     if len(together) > LONGEST:
         together = f"{together[:LONGEST]}-{hashlib.sha256(together.encode()).hexdigest()[:8]}"
     out = options.out or Path("plots") / together
-    drawn = draw(runs, out)
+    with Progress("drawing the curves"):
+        drawn = draw(runs, out)
     says = f"\ncurves: {len(drawn)} plots in {out}" if drawn else "\ncurves: no run has logged any"
     _say(console, says, soft_wrap=True)
     _models(console, options, runs, labels)
@@ -61,9 +63,10 @@ def do_compare(options: argparse.Namespace) -> None:
 
 def _models(console: Any, options: argparse.Namespace, runs: Sequence[Any], labels: Sequence[str]) -> None:
     """Whether the models differ, and what they answer; each is loaded once, one after another."""
-    from gptlab.report.comparing import NOT_THE_METHODS, models_differ
-    from gptlab.training.load import load_run
-    from gptlab.training.windows import SharedWindows, shared_windows, window_losses
+    with Progress("loading PyTorch"):
+        from gptlab.report.comparing import NOT_THE_METHODS, models_differ
+        from gptlab.training.load import load_run
+        from gptlab.training.windows import SharedWindows, shared_windows, window_losses
 
     pairs: dict[int, SharedWindows] = {}  # of the first run and another
     says: list[str] = []
@@ -79,27 +82,31 @@ def _models(console: Any, options: argparse.Namespace, runs: Sequence[Any], labe
     drawing = recipes[0].sample.model_dump(include={"temperature", "top_k", "top_p", "seed"})
     reference: dict[int, Any] = {}  # the first run's losses, by the length of a window
     answers = []
-    for i, run in enumerate(runs):
-        if sys.stderr.isatty():
-            print(f"\r\x1b[Kmeasuring {labels[i]} ...", end="", file=sys.stderr, flush=True)
-        try:
-            trained = load_run(run.path, options.checkpoint)
-        except RunError as error:
-            _clear()
-            _say(console, f"\nThe models are not compared: {error}.")
-            return
-        if i == 0:
-            by_length = {windows.length: windows for windows in pairs.values()}
-            reference = {length: window_losses(trained, windows) for length, windows in by_length.items()}
-        elif windows := pairs.get(i):
-            losses = reference[windows.length], window_losses(trained, windows)
-            says += models_differ((labels[0], labels[i]), losses, windows.documents, windows.length)
-        if trained.recipe.task == "lm":
-            answers.append([_answer(trained, prompt, options.max_tokens, drawing) for prompt in prompts])
-        else:
-            answers.append(["(a classifier generates no text)"] * len(prompts))
-        del trained  # the next model takes its memory
-    _clear()
+    fault: RunError | None = None
+    with Progress("opening A") as shown:
+        for i, run in enumerate(runs):
+            shown.tell(f"opening {labels[i]}")
+            try:
+                trained = load_run(run.path, options.checkpoint)
+            except RunError as error:
+                fault = error
+                break
+            tell = partial(shown.tell, f"measuring {labels[i]}")
+            if i == 0:
+                by_length = {windows.length: windows for windows in pairs.values()}
+                reference = {length: window_losses(trained, windows, tell) for length, windows in by_length.items()}
+            elif windows := pairs.get(i):
+                losses = reference[windows.length], window_losses(trained, windows, tell)
+                says += models_differ((labels[0], labels[i]), losses, windows.documents, windows.length)
+            asked = shown.each(f"asking {labels[i]}", prompts, len(prompts))
+            if trained.recipe.task == "lm":
+                answers.append([_answer(trained, prompt, options.max_tokens, drawing) for prompt in asked])
+            else:
+                answers.append(["(a classifier generates no text)"] * len(prompts))
+            del trained  # the next model takes its memory
+    if fault is not None:
+        _say(console, f"\nThe models are not compared: {fault}.")
+        return
     _title(console, "Models")
     for sentence in [*says, *([NOT_THE_METHODS] if pairs else [])]:
         _say(console, sentence)
@@ -115,12 +122,6 @@ def _answer(trained: Any, prompt: str, max_tokens: int, drawing: dict[str, Any])
         return text.removeprefix(prompt)
     except UserError as error:
         return f"(none: {error})"
-
-
-def _clear() -> None:
-    """Take the line of progress away."""
-    if sys.stderr.isatty():
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def _say(console: Any, text: str, soft_wrap: bool = False) -> None:

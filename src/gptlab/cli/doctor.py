@@ -13,6 +13,7 @@ from typing import Any
 
 from gptlab.cli.common import add_verb, output_file, write_json
 from gptlab.hardware import GB
+from gptlab.progress import Progress
 from gptlab.version import VERSION
 
 RECIPE = "shakespeare-char-cpu"
@@ -30,7 +31,13 @@ def add_to(verbs: Any) -> None:
 
 def do_doctor(options: argparse.Namespace) -> None:
     found: dict[str, str] = {}
-    for name, value in facts(options.seconds):
+    known = facts(options.seconds)
+    while True:
+        with Progress("looking at this machine"):
+            one = next(known, None)
+        if one is None:
+            break
+        name, value = one
         found[name] = value
         print(f"{name:12} {value}", flush=True)
     if options.json:

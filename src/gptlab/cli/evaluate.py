@@ -1,11 +1,14 @@
 """gptlab eval, gptlab sample"""
 
 import argparse
+import itertools
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from gptlab.cli.common import add_trained_run, add_verb, output_file, write_json
 from gptlab.files import for_terminal
+from gptlab.progress import Progress
 
 SCORES = ["loss", "hellaswag", "wikitext", "lambada", "harness"]
 
@@ -32,11 +35,12 @@ def add_to(verbs: Any) -> None:
 
 
 def do_evaluate(options: argparse.Namespace) -> None:
-    from gptlab.training.load import load_run
-    from gptlab.training.scoring import evaluate_run
+    with Progress(f"opening {options.folder}") as shown:
+        from gptlab.training.load import load_run
+        from gptlab.training.scoring import evaluate_run
 
-    run = load_run(options.folder, options.checkpoint)
-    scores = evaluate_run(run, options.on, options.overrides, options.tasks)
+        run = load_run(options.folder, options.checkpoint)
+        scores = evaluate_run(run, options.on, options.overrides, options.tasks, shown.tell)
     try:
         if options.out:
             write_json(options.out, scores)
@@ -45,16 +49,27 @@ def do_evaluate(options: argparse.Namespace) -> None:
 
 
 def do_sample(options: argparse.Namespace) -> None:
-    from gptlab.training.load import load_run
-
-    run = load_run(options.folder, options.checkpoint)
     keys = ("prompt", "max_tokens", "temperature", "top_k", "top_p", "seed")
     given = {f"sample.{key}": getattr(options, key) for key in keys if getattr(options, key) is not None}
-    run.recipe = run.recipe.replace(given)  # the same bounds as in a recipe
+    with Progress(f"opening {options.folder}") as shown:
+        from gptlab.tasks.lm import continued
+        from gptlab.training.load import load_run
+
+        run = load_run(options.folder, options.checkpoint)
+        run.recipe = run.recipe.replace(given)  # the same bounds as in a recipe
+        if options.samples > 1:
+            prompt, drawn = run.recipe.sample.prompt, run.ids(run.recipe.sample.prompt, options.samples, options.stop)
+            rows = list(shown.each(f"drawing {options.samples} texts", drawn, run.recipe.sample.max_tokens))
+            ids = [[row[i] for row in rows] for i in range(options.samples)]
+            texts: Iterator[str] = (continued(run.tokenizer, prompt, one, options.stop) for one in ids)
+        else:
+            shown.tell("reading the prompt")
+            pieces = run.stream(stop=options.stop)
+            pieces = itertools.chain([next(pieces, "")], pieces)
     if options.samples > 1:
-        for text in run.sample(samples=options.samples, stop=options.stop):
+        for text in texts:
             print(for_terminal(text) + "\n" + "-" * 40)
         return
-    for piece in run.stream(stop=options.stop):
+    for piece in pieces:
         print(for_terminal(piece), end="", flush=True)
     print()

@@ -9,6 +9,7 @@ from gptlab.cli.study import add_seeds, requested_study
 from gptlab.cli.train import draw_run
 from gptlab.config import build_recipe, run_folder
 from gptlab.errors import UserError
+from gptlab.progress import Progress
 from gptlab.streams import best_effort
 
 
@@ -47,12 +48,13 @@ def add_to(verbs: Any) -> None:
 
 
 def do_launch(options: argparse.Namespace) -> int | None:
-    from gptlab.study.launch.job import run_job
-    from gptlab.study.launch.record import FILES
-    from gptlab.study.launch.resources import FLAGS, read_resources
-    from gptlab.study.launch.script import printed_script
-    from gptlab.study.launch.status import find_launches, launches_table
-    from gptlab.study.launch.submit import launch_recipe, launch_study
+    with Progress("opening"):
+        from gptlab.study.launch.job import run_job
+        from gptlab.study.launch.record import FILES
+        from gptlab.study.launch.resources import FLAGS, read_resources
+        from gptlab.study.launch.script import printed_script
+        from gptlab.study.launch.status import find_launches, launches_table
+        from gptlab.study.launch.submit import launch_recipe, launch_study
 
     if options.job is not None:
         with best_effort():

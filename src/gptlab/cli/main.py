@@ -75,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except MemoryError:
         _end(3, f"`gptlab {given[0] if given else ''}` ran out of host memory")
     except KeyboardInterrupt:
-        sys.exit(4)
+        goes_on = (given and given[0] in ("prepare", "train")) or given[:2] == ["study", "run"]
+        _end(4, f"stopped; to go on: {shlex.join(['gptlab', *given])}" if goes_on else "")
 
 
 def _end(status: int, says: str = "") -> NoReturn:

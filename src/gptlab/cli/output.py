@@ -8,6 +8,7 @@ from typing import Any
 
 from gptlab.cli.common import add_trained_run, add_verb, named
 from gptlab.errors import UserError
+from gptlab.progress import Progress
 
 
 def add_to(verbs: Any) -> None:
@@ -35,14 +36,17 @@ def add_to(verbs: Any) -> None:
 
 
 def do_plot(options: argparse.Namespace) -> None:
-    from gptlab.report.listing import runs_in
-    from gptlab.report.plots import draw
-    from gptlab.rundir import RunDir
+    with Progress("looking for runs") as shown:
+        from gptlab.report.listing import runs_in
+        from gptlab.report.plots import draw
+        from gptlab.rundir import RunDir
 
-    runs = runs_in(options.folders)
-    earlier = RunDir.open(options.compare) if options.compare else None
-    out = options.out or (runs[0].plots if len(runs) == 1 else Path("plots"))
-    for file in draw(runs, out):
+        runs = runs_in(options.folders)
+        earlier = RunDir.open(options.compare) if options.compare else None
+        out = options.out or (runs[0].plots if len(runs) == 1 else Path("plots"))
+        shown.tell(f"drawing {runs[0].path}" if len(runs) == 1 else f"drawing {len(runs)} runs")
+        drawn = draw(runs, out)
+    for file in drawn:
         print(file)
     for run in runs:
         if run.damaged_lines:
@@ -62,15 +66,18 @@ def license_id(text: str) -> str:
 
 
 def do_export(options: argparse.Namespace) -> None:
-    from gptlab.api import export_run
-    from gptlab.interop.push import upload
-    from gptlab.training.load import load_run
-
     for flag, kinds in (("push", ["hf"]), ("license", ["hf", "gguf"])):
         if getattr(options, flag) and options.to not in kinds:
             raise UserError(f"--{flag} is for --to {' and '.join(kinds)}")
-    run = load_run(options.folder, options.checkpoint, device="cpu")
-    for remark in export_run(run, options.to, options.target, options.license or "", options.push or ""):
+    with Progress(f"opening {options.folder}") as shown:
+        from gptlab.api import export_run
+        from gptlab.interop.push import upload
+        from gptlab.training.load import load_run
+
+        run = load_run(options.folder, options.checkpoint, device="cpu")
+        asked = options.license or "", options.push or ""
+        remarks = export_run(run, options.to, options.target, *asked, tell=shown.tell)
+    for remark in remarks:
         print(remark, file=sys.stderr)
     print(f"{options.to} model: {options.target}")
     if options.push:
@@ -78,6 +85,8 @@ def do_export(options: argparse.Namespace) -> None:
 
 
 def do_import(options: argparse.Namespace) -> None:
-    from gptlab.training.importing import import_run
+    with Progress(f"importing {options.source}"):
+        from gptlab.training.importing import import_run
 
-    print(f"run: {import_run(options.kind, options.source, options.out, options.overrides)}")
+        run = import_run(options.kind, options.source, options.out, options.overrides)
+    print(f"run: {run}")

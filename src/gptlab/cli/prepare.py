@@ -1,9 +1,14 @@
 """gptlab prepare"""
 
 import argparse
+import json
+import os
+import shlex
+from pathlib import Path
 from typing import Any
 
 from gptlab.cli.common import add_verb, named
+from gptlab.config import Data, load_recipe, shipped
 from gptlab.streams import best_effort
 
 CORPORA = (
@@ -46,3 +51,28 @@ def do_prepare(options: argparse.Namespace) -> None:
     )
     folder = prepare(options.corpus, **{name: getattr(options, name) for name in names.split()})
     print(f"dataset: {folder}")
+    print(f"next: {next_command(folder, options)}")
+
+
+def next_command(folder: Path, options: argparse.Namespace) -> str:
+    """What to type after a preparation: the training of a fitting recipe, or after a part the merge of all parts."""
+    if options.part:
+        return shlex.join(["gptlab", "prepare", options.corpus, "--out", str(folder.parent), "--merge"])
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    task = "classify" if manifest.get("kind") == "labeled" else "lm"
+    made = Data(corpus=manifest["corpus"], tokenizer=manifest["tokenizer"]["name"]).folder
+    recipe = fitting_recipe(task, made)
+    words = ["gptlab", "train", recipe]
+    if load_recipe(recipe).data.folder != str(folder):
+        words += ["--data.path", str(folder), "--name", folder.resolve().name]
+    return shlex.join(words)
+
+
+def fitting_recipe(task: str, folder: str) -> str:
+    """A shipped recipe that is made for the dataset of this default folder; else one that trains on any, in minutes."""
+    recipes = {name: load_recipe(name) for name in shipped("recipes")}
+    made = sorted((n for n, r in recipes.items() if r.task == task and r.data.folder == folder), key=len)
+    if not made:
+        return "smoke-cls" if task == "classify" else "stdlib-demo"
+    for_cpu = f"{made[0]}-cpu"
+    return for_cpu if for_cpu in made and not os.path.exists("/dev/nvidia0") else made[0]

@@ -6,6 +6,7 @@ from typing import Any
 
 from gptlab.cli.common import add_verb, named, wide_console
 from gptlab.errors import UserError
+from gptlab.progress import Progress
 
 
 def add_to(verbs: Any) -> None:
@@ -16,13 +17,14 @@ def add_to(verbs: Any) -> None:
 
 
 def do_runs(options: argparse.Namespace) -> None:
-    from gptlab.report.listing import FOLDERS, find_runs, list_runs, runs_table
-
     for folder in options.folders:
         if not folder.is_dir():
             raise UserError(f"{folder} is no folder: `gptlab runs` looks in runs and results")
-    paths, remarks = find_runs(options.folders or [folder for folder in FOLDERS if folder.is_dir()])
-    rows = list_runs(paths)
+    with Progress("looking for runs") as shown:
+        from gptlab.report.listing import FOLDERS, find_runs, list_runs, runs_table
+
+        paths, remarks = find_runs(options.folders or [folder for folder in FOLDERS if folder.is_dir()])
+        rows = list_runs(shown.each("reading the runs", paths, len(paths)))
     if options.json:
         print(json.dumps([row.to_json() for row in rows], indent=2))
         return

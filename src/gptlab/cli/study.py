@@ -11,6 +11,8 @@ from gptlab.cli import sweep
 from gptlab.cli.common import Parser, add_verb, named, output_file, wide_console, write_json
 from gptlab.config import Study, load_study
 from gptlab.errors import UserError
+from gptlab.progress import Progress
+from gptlab.status import EXIT_CODES
 from gptlab.streams import best_effort
 from gptlab.version import VERSION
 
@@ -96,13 +98,19 @@ def requested_study(options: argparse.Namespace, name: str) -> tuple[Study, Path
 
 @best_effort()
 def do_study_run(options: argparse.Namespace) -> int:
-    from gptlab.study.runner import run_study
-
     if options.until_decided and options.seed is not None:
         raise UserError("--seed trains one seed, and --until-decided chooses the seeds: leave one of them out")
-    study, folder, seeds = requested_study(options, options.study)
+    with Progress(f"opening {options.study}"):
+        from gptlab.study.runner import run_study
+
+        study, folder, seeds = requested_study(options, options.study)
     decided = (options.until_decided, options.most_seeds, options.budget)
-    return run_study(study, folder, options.arm, seeds, options.jobs, False, *decided)
+    status = run_study(study, folder, options.arm, seeds, options.jobs, False, *decided)
+    if status == EXIT_CODES["interrupted"]:
+        print(f"to go on: {options.command}")
+    else:
+        print(f"next: gptlab study report {shlex.quote(str(folder))}")
+    return status
 
 
 def do_study_status(options: argparse.Namespace) -> None:
@@ -123,13 +131,17 @@ def do_study_status(options: argparse.Namespace) -> None:
 
 
 def do_study_report(options: argparse.Namespace) -> None:
-    from gptlab.report.as_json import as_json
-    from gptlab.report.write import write_report
-
     command, to_stdout = shlex.join(["gptlab", *sys.argv[1:]]), options.json == Path("-")
-    console, says = (None, sys.stderr) if to_stdout else (wide_console(160), sys.stdout)
-    report = write_report(options.folders, options.compare, options.out, options.figures, console, command, VERSION)
-    folder = report.page.parent
+    with Progress("opening the studies") as shown:
+        from gptlab.report.as_json import as_json
+        from gptlab.report.tables import print_report
+        from gptlab.report.write import write_report
+
+        how = (options.figures, None, command, VERSION, shown.tell)
+        report = write_report(options.folders, options.compare, options.out, *how)
+    if not to_stdout:
+        print_report(report.payload, wide_console(160))
+    folder, says = report.page.parent, sys.stderr if to_stdout else sys.stdout
     print(f"page: {report.page}", file=says)
     print(f"tables and figures: {len(report.files)} files in {folder} and {folder / 'plots'}", file=says)
     if to_stdout:
@@ -139,16 +151,18 @@ def do_study_report(options: argparse.Namespace) -> None:
 
 
 def do_study_power(options: argparse.Namespace) -> None:
-    from gptlab.report.power import Noise, pilot_noise, power_report, precedent_noise
-    from gptlab.report.studies import read_study_folder
+    with Progress(f"opening {options.study}") as shown:
+        from gptlab.report.power import Noise, pilot_noise, power_report, precedent_noise
+        from gptlab.report.studies import read_study_folder
 
-    study = load_study(options.study)
-    if options.pilot is not None:
-        noise = pilot_noise(read_study_folder(options.pilot), study.metric.name)
-    elif options.noise is not None:
-        noise = Noise(options.noise)
-    else:
-        from gptlab.planning.study import size_of  # it loads torch
+        study = load_study(options.study)
+        if options.pilot is not None:
+            noise = pilot_noise(read_study_folder(options.pilot, shown.tell), study.metric.name)
+        elif options.noise is not None:
+            noise = Noise(options.noise)
+        else:
+            from gptlab.planning.study import size_of  # it loads torch
 
-        noise = precedent_noise(study, *size_of(study))
-    print("\n".join(power_report(study, options.effect, noise)))
+            noise = precedent_noise(study, *size_of(study))
+        lines = power_report(study, options.effect, noise)
+    print("\n".join(lines))

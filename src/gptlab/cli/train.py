@@ -16,6 +16,7 @@ from gptlab.cli.common import add_verb, named, recipe_or_study
 from gptlab.config import build_recipe, flag_sections, run_folder
 from gptlab.errors import UserError
 from gptlab.files import printable
+from gptlab.progress import Progress
 from gptlab.status import EXIT_CODES
 from gptlab.streams import best_effort
 
@@ -127,10 +128,11 @@ def do_train(options: argparse.Namespace) -> int:
     from gptlab.machine import spin_less
 
     spin_less(os.environ)  # before PyTorch is loaded
-    from gptlab.data.prepare.missing import prepare_missing
-    from gptlab.distributed.world import world_from_env
-    from gptlab.rundir import FAILURE
-    from gptlab.training.loop import train
+    with Progress("loading PyTorch"):
+        from gptlab.data.prepare.missing import prepare_missing
+        from gptlab.distributed.world import world_from_env
+        from gptlab.rundir import FAILURE
+        from gptlab.training.loop import train
 
     prepare_missing([recipe.data], world_from_env().first)
     result = train(recipe, out, resume=options.resume)
@@ -139,7 +141,8 @@ def do_train(options: argparse.Namespace) -> int:
     status = 0 if orderly else EXIT_CODES[result.status]
     if not world_from_env().first:
         return status
-    draw_run(out)
+    with Progress("drawing the plots and writing the card"):
+        draw_run(out)
     says = f"{result.status} after {result.steps} steps"
     if result.final_val_loss is not None:
         says += f", val_loss {result.final_val_loss:.4f}"
@@ -151,13 +154,20 @@ def do_train(options: argparse.Namespace) -> int:
     if evidence.is_file():
         print(printable(f"evidence: {evidence}"))
     if result.status == "interrupted":
-        print("to resume, run the same command again")
+        print(printable(f"to go on: {again(options)}"))
     elif result.status == "completed":
         if sys.stdout.isatty():
             print("\n".join(loss_curve(out)))
         verb = "eval" if recipe.task == "classify" else "sample"
         print(printable(f"next: gptlab {verb} {shlex.quote(str(out))}"))
     return status
+
+
+def again(options: argparse.Namespace) -> str:
+    """The command line that resumes an interrupted run."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return "the same torchrun command"
+    return str(options.command).replace(" --resume never", "").replace(" --resume=never", "")
 
 
 def loss_curve(out: Path) -> list[str]:

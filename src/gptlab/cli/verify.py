@@ -7,6 +7,7 @@ from typing import Any
 
 from gptlab.cli.common import add_verb, named
 from gptlab.errors import DataError, UserError
+from gptlab.progress import Progress
 from gptlab.status import EXIT_CODES
 
 
@@ -25,7 +26,12 @@ def do_verify(options: argparse.Namespace) -> int:
         found = _study(folder)
     else:
         found = _run(folder) if (folder / "recipe.toml").is_file() else _dataset(folder)
-    for what, fault in found:
+    while True:
+        with Progress(f"reading {folder}"):
+            one = next(found, None)
+        if one is None:
+            break
+        what, fault = one
         damage += bool(fault)
         print(fault or f"{what}: as written", flush=True)
     return EXIT_CODES["failed"] if damage else 0

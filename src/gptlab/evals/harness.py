@@ -21,6 +21,7 @@ from gptlab.errors import ConfigError, DataError, UserError
 from gptlab.evals.likelihood import Ids, Likelihood, encode_pairs, end_of_text, lay_out, likelihoods, rolling_pairs
 from gptlab.model.generate import pick_token
 from gptlab.model.gpt import GPT, KVCache
+from gptlab.progress import Count, tell_nobody
 from gptlab.seeding import address
 
 # lm-eval bootstraps standard errors in a pool of forked processes. Ending such a pool can hang, as a terminated worker
@@ -35,6 +36,7 @@ class HarnessLM(LM):  # type: ignore[misc]  # lm-eval has no types
         tokenizer: needs an end-of-text token.
         context: returns the autocast context of a forward pass.
         micro_batch: a pass has at most micro_batch * block_size tokens.
+        before_batch: called with the number of batches, or of generated answers, that are done and of all.
     """
 
     def __init__(
@@ -44,10 +46,12 @@ class HarnessLM(LM):  # type: ignore[misc]  # lm-eval has no types
         device: torch.device,
         context: Callable[[], AbstractContextManager[object]],
         micro_batch: int,
+        before_batch: Count = tell_nobody,
     ) -> None:
         super().__init__()
         self.model, self.tokenizer, self._device, self.context = model, tokenizer, device, context
         self.micro_batch, self.block_size = micro_batch, model.config.block_size
+        self.before_batch = before_batch
         self.eot = end_of_text(tokenizer)
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
@@ -75,7 +79,8 @@ class HarnessLM(LM):  # type: ignore[misc]  # lm-eval has no types
         return [-sum(itertools.islice(losses, len(pairs))) for pairs in texts]
 
     def _likelihoods(self, pairs: Sequence[tuple[Ids, Ids]]) -> Likelihood:
-        return likelihoods(self.model, lay_out(pairs, self.block_size), self._device, self.context, self.micro_batch)
+        laid = lay_out(pairs, self.block_size)
+        return likelihoods(self.model, laid, self._device, self.context, self.micro_batch, self.before_batch)
 
     @torch.no_grad()
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
@@ -83,6 +88,7 @@ class HarnessLM(LM):  # type: ignore[misc]  # lm-eval has no types
         answers = [""] * len(requests)
         prompts = [self.tokenizer.encode(request.args[0]) or [self.eot] for request in requests]
         groups: dict[str, list[int]] = {}
+        done = 0
         for i, request in enumerate(requests):
             groups.setdefault(repr(request.args[1]), []).append(i)
         for members in groups.values():
@@ -96,7 +102,9 @@ class HarnessLM(LM):  # type: ignore[misc]  # lm-eval has no types
                 )
             members.sort(key=lambda i: -len(prompts[i]))
             for start in range(0, len(members), self.micro_batch):
+                self.before_batch(done, len(requests))
                 chosen = members[start : start + self.micro_batch]
+                done += len(chosen)
                 cut = [prompts[i][-(self.block_size - n_new) :] for i in chosen]
                 for i, ids in zip(chosen, self._continue(cut, chosen, n_new, until, settings), strict=True):
                     answers[i] = postprocess_generated_text(self.tokenizer.decode(ids), until, None)

@@ -12,6 +12,7 @@ from torch import nn
 
 from gptlab.data.shards import Tokens
 from gptlab.distributed.world import SINGLE, World
+from gptlab.progress import Count, tell_nobody
 
 
 @torch.no_grad()
@@ -24,7 +25,7 @@ def heldout_loss(
     device: torch.device,
     context: Callable[[], AbstractContextManager[object]],
     documents: Callable[[torch.Tensor], torch.Tensor | None] = lambda _: None,
-    check_stop: Callable[[], None] = lambda: None,
+    before_batch: Count = tell_nobody,
     world: World = SINGLE,
 ) -> tuple[float, np.ndarray]:
     """Mean loss in nats a token over windows, and how often each id was a target.
@@ -35,7 +36,7 @@ def heldout_loss(
     Args:
         model: called as model(tokens, targets, documents), the summed loss.
         starts: first positions of windows of block_size tokens and their targets.
-        check_stop: called between batches by all ranks; raises Stopped to end the evaluation.
+        before_batch: called by all ranks with the number of batches done and of all; raises Stopped to end the work.
         world: its ranks share the batches.
 
     Returns:
@@ -46,8 +47,9 @@ def heldout_loss(
     total, counts = torch.zeros((), dtype=torch.float64, device=device), np.zeros(0, dtype=np.int64)
     try:
         micro_batch = min(micro_batch, len(starts))
-        for i in world.share(range(0, len(starts), micro_batch)):
-            check_stop()
+        batches = range(0, len(starts), micro_batch)
+        for done, i in enumerate(world.share(batches)):
+            before_batch(done * world.size, len(batches))
             if i is None:
                 continue
             batch = _padded(tokens, starts[i : i + micro_batch], block_size, micro_batch)

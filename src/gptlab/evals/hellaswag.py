@@ -34,6 +34,7 @@ from gptlab.errors import DataError
 from gptlab.evals.likelihood import Ids, Pairs, encode_named, encode_pairs, lay_out, likelihoods
 from gptlab.files import because, open_regular, parse_json, read_bytes, unpacked_lines
 from gptlab.model.gpt import GPT
+from gptlab.progress import Count, tell_nobody
 from gptlab.rundir import write_atomically
 
 URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
@@ -346,11 +347,11 @@ def evaluate_hellaswag(
     device: torch.device,
     context: Callable[[], AbstractContextManager[object]],
     micro_batch: int,
-    check_stop: Callable[[], None] = lambda: None,
+    before_batch: Count = tell_nobody,
     world: World = SINGLE,
 ) -> HellaSwagResult:
     """The losses of all endings of all rows; arguments as for `likelihoods`."""
-    measured = likelihoods(model, encoded.pairs, device, context, micro_batch, check_stop, world)
+    measured = likelihoods(model, encoded.pairs, device, context, micro_batch, before_batch, world)
     losses = measured.losses.reshape(-1, 4)
     return HellaSwagResult(encoded.ind, encoded.label, losses, encoded.lengths, encoded.definition)
 

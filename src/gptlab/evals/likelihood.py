@@ -7,7 +7,7 @@ batches keep to a few shapes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ from gptlab.distributed.world import SINGLE, World
 from gptlab.errors import DataError, UserError
 from gptlab.model.gpt import GPT
 from gptlab.model.loss import chunk_length
+from gptlab.progress import Count, tell_nobody
 
 # Widths that rows are padded to, equally spaced. HellaSwag's validation rows have 159 of GPT-2's tokens on average,
 # padded to one width 302, to four 193, to eight 176.
@@ -185,7 +186,7 @@ def likelihoods(
     device: torch.device,
     context: Callable[[], AbstractContextManager[object]],
     micro_batch: int,
-    check_stop: Callable[[], None] = lambda: None,
+    before_batch: Count = tell_nobody,
     world: World = SINGLE,
 ) -> Likelihood:
     """The losses of all continuations given their contexts.
@@ -195,7 +196,7 @@ def likelihoods(
     Args:
         context: makes the autocast context of a forward pass.
         micro_batch: rows of block_size tokens in one forward pass; batches of shorter rows have about as many tokens.
-        check_stop: called between batches by all ranks; raises Stopped to end the evaluation.
+        before_batch: called by all ranks with the number of batches done and of all; raises Stopped to end the work.
         world: its ranks share the batches.
 
     Raises:
@@ -211,15 +212,17 @@ def likelihoods(
     model.eval()
     order, losses, greedy = [], [], []
     try:
-        for batch in world.share(_batches(pairs, micro_batch)):
-            check_stop()
-            if batch is None:
+        groups = _groups(pairs, micro_batch)
+        for i, group in enumerate(world.share(groups)):
+            before_batch(i * world.size, len(groups))
+            if group is None:
                 continue
-            tokens, positions, branches, sources, targets = (torch.from_numpy(a).to(device) for a in batch[1:])
+            which, *laid = _laid(pairs, *group)
+            tokens, positions, branches, sources, targets = (torch.from_numpy(a).to(device) for a in laid)
             with context():
                 x = _hidden(model, tokens, positions, branches).flatten(0, 1)  # (B T, C)
                 loss, best = _predicted(model, x[sources], targets)  # most positions predict no continuation's token
-            order.append(batch[0])
+            order.append(which)
             losses.append(loss)
             greedy.append(best)
     finally:
@@ -268,17 +271,9 @@ def _predicted(model: GPT, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(losses), torch.cat(best)
 
 
-def _batches(pairs: Pairs, micro_batch: int) -> Iterator[tuple[NDArray[np.int64], ...]]:
-    """All rows in batches of at most WIDTHS shapes, padded below and to the right.
-
-    Yields:
-        which: (N,) indices into pairs.targets.
-        tokens, positions, branches: (B, T) the model's input.
-        sources: (N,) indices into B T of what predicts the targets.
-        targets: (N,) ids.
-    """
-    starts = np.cumsum(pairs.widths) - pairs.widths  # of rows in pairs.tokens
-    first = np.cumsum(pairs.targets_in_row) - pairs.targets_in_row  # of rows in pairs.targets
+def _groups(pairs: Pairs, micro_batch: int) -> list[tuple[NDArray[np.int64], int, int]]:
+    """All rows in batches of at most WIDTHS shapes: the numbers of its rows, the rows B and the columns T of each."""
+    groups = []
     edges = np.ceil(np.linspace(pairs.widths.min(), pairs.widths.max(), WIDTHS + 1)[1:])
     bucket = np.searchsorted(edges, pairs.widths)
     for b in reversed(range(WIDTHS)):  # what takes most memory comes first
@@ -289,17 +284,29 @@ def _batches(pairs: Pairs, micro_batch: int) -> Iterator[tuple[NDArray[np.int64]
         width = int(pairs.widths[members[0]])
         n_batches = -(-len(members) // max(1, micro_batch * pairs.block_size // width))
         size = -(-len(members) // n_batches)  # full batches but for a few rows of the last
-        for i in range(0, len(members), size):
-            rows = members[i : i + size]
-            at = np.arange(width)[None, :]  # (1, T)
-            there = np.zeros((size, width), bool)
-            there[: len(rows)] = at < pairs.widths[rows, None]
-            source = starts[rows, None] + at
-            source = source[there[: len(rows)]]  # indices into pairs.tokens, row by row
-            laid = [np.full((size, width), fill, np.int64) for fill in (0, 0, -1)]
-            for part, values in zip(laid, (pairs.tokens, pairs.positions, pairs.branches), strict=True):
-                part[there] = values[source]
-            n = pairs.targets_in_row[rows]
-            which = np.arange(n.sum()) + np.repeat(first[rows] - (np.cumsum(n) - n), n)
-            in_batch = pairs.sources[which] + np.repeat(np.arange(len(rows)) * width, n)
-            yield which, *laid, in_batch, pairs.targets[which].astype(np.int64)
+        groups += [(members[i : i + size], size, width) for i in range(0, len(members), size)]
+    return groups
+
+
+def _laid(pairs: Pairs, rows: NDArray[np.int64], size: int, width: int) -> tuple[NDArray[np.int64], ...]:
+    """A batch of rows, padded below and to the right.
+
+    Returns:
+        which: (N,) indices into pairs.targets.
+        tokens, positions, branches: (B, T) the model's input.
+        sources: (N,) indices into B T of what predicts the targets.
+        targets: (N,) ids.
+    """
+    at = np.arange(width)[None, :]  # (1, T)
+    there = np.zeros((size, width), bool)
+    there[: len(rows)] = at < pairs.widths[rows, None]
+    source = (np.cumsum(pairs.widths) - pairs.widths)[rows, None] + at
+    source = source[there[: len(rows)]]  # indices into pairs.tokens, row by row
+    laid = [np.full((size, width), fill, np.int64) for fill in (0, 0, -1)]
+    for part, values in zip(laid, (pairs.tokens, pairs.positions, pairs.branches), strict=True):
+        part[there] = values[source]
+    n = pairs.targets_in_row[rows]
+    first = (np.cumsum(pairs.targets_in_row) - pairs.targets_in_row)[rows]  # targets in pairs.targets
+    which = np.arange(n.sum()) + np.repeat(first - (np.cumsum(n) - n), n)
+    in_batch = pairs.sources[which] + np.repeat(np.arange(len(rows)) * width, n)
+    return which, *laid, in_batch, pairs.targets[which].astype(np.int64)

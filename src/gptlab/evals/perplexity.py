@@ -17,6 +17,7 @@ from gptlab.errors import DataError
 from gptlab.evals.likelihood import encode_pairs, lay_out, likelihoods, rolling_pairs
 from gptlab.files import because, parse_json
 from gptlab.model.gpt import GPT
+from gptlab.progress import Count, tell_nobody
 
 Context = Callable[[], AbstractContextManager[object]]
 
@@ -30,7 +31,13 @@ class Passage(NamedTuple):
 
 
 def wikitext_perplexity(
-    model: GPT, tokenizer: Tokenizer, pages: Sequence[Passage], device: torch.device, context: Context, micro_batch: int
+    model: GPT,
+    tokenizer: Tokenizer,
+    pages: Sequence[Passage],
+    device: torch.device,
+    context: Context,
+    micro_batch: int,
+    before_batch: Count = tell_nobody,
 ) -> dict[str, float]:
     """Perplexity on WikiText-2 (Merity et al. 2016, arXiv 1609.07843), article by article, after `detokenize`.
 
@@ -47,7 +54,7 @@ def wikitext_perplexity(
     pairs = [pair for text, where in pages for pair in rolling_pairs(tokenizer, detokenize(text), block_size, where)]
     if not pairs:
         raise DataError(f"{pages[0].where}: the tokenizer {tokenizer.name} has no token for this text nor what follows")
-    measured = likelihoods(model, lay_out(pairs, block_size), device, context, micro_batch)
+    measured = likelihoods(model, lay_out(pairs, block_size), device, context, micro_batch, before_batch)
     loss = float(measured.losses.sum())
     n_words = sum(len(re.split(r"\s+", page.text)) for page in pages)
     n_bytes = sum(len(page.text.encode()) for page in pages)
@@ -66,6 +73,7 @@ def lambada_perplexity(
     device: torch.device,
     context: Context,
     micro_batch: int,
+    before_batch: Count = tell_nobody,
 ) -> dict[str, float]:
     """LAMBADA (Paperno et al. 2016, arXiv 1606.06031): the last word of each passage, given the words before it.
 
@@ -87,7 +95,7 @@ def lambada_perplexity(
             raise DataError(
                 f"{passage.where}: the last word has {len(word)} tokens, more than model.block_size = {block_size}"
             )
-    measured = likelihoods(model, lay_out(pairs, block_size), device, context, micro_batch)
+    measured = likelihoods(model, lay_out(pairs, block_size), device, context, micro_batch, before_batch)
     loss, n_bytes = float(measured.losses.sum()), sum(len(word.encode()) for _, word in cut)
     return {
         "lambada_perplexity": _exp(loss / len(passages)),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gptlab.progress import Tell, tell_nobody
 from gptlab.report.curves import FEWEST_SMOOTHED, SMOOTHING, ceiling, smooth
 from gptlab.report.drawing import DASHES, GREY, PALE, PALETTE, SMALL, annotate, legend_below, style_axes
 from gptlab.report.placing import Flags, limits_of, place_labels, spread_out, usual_reach
@@ -39,13 +40,16 @@ LINE = 0.17  # inches from one such name to the next
 ENLARGED = 0.4  # share of the steps, the last ones, that the loss curves show again, enlarged
 
 
-def draw_report(payload: Mapping[str, Any], out: Path, formats: Sequence[str] = ("png",)) -> list[Path]:
+def draw_report(
+    payload: Mapping[str, Any], out: Path, formats: Sequence[str] = ("png",), tell: Tell = tell_nobody
+) -> list[Path]:
     """Draw the figures of a report; the same payload gives the same bytes.
 
     Args:
         payload: what the report says.
         out: folder, made where it is missing.
         formats: of png, svg (whose text stays text) and pdf.
+        tell: called before each figure.
 
     Returns:
         The files, `<study>-loss-curves.png` and so on.
@@ -54,7 +58,10 @@ def draw_report(payload: Mapping[str, Any], out: Path, formats: Sequence[str] = 
 
     out.mkdir(parents=True, exist_ok=True)
     written = []
-    for name, figure in report_figures(payload).items():
+    tell("drawing the figures", 0, 0)
+    figures = report_figures(payload)
+    for done, (name, figure) in enumerate(figures.items()):
+        tell("drawing the figures", done, len(figures))
         for suffix in formats:
             written.append(out / f"{name}.{suffix}")
             with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "gptlab"}):

@@ -16,6 +16,7 @@ import numpy as np
 
 from gptlab.config import Recipe, Study
 from gptlab.errors import UserError
+from gptlab.progress import Tell, tell_nobody
 from gptlab.report.reading import Array, number, series, settings_of
 from gptlab.report.verdicts import Runs
 from gptlab.rundir import RegisteredPlan, RunDir, open_study, read_plan, run_name
@@ -97,8 +98,11 @@ class ReadStudy:
         return {seed: speeds for seed, speeds in found.items() if speeds}
 
 
-def read_study_folder(folder: str | Path) -> ReadStudy:
+def read_study_folder(folder: str | Path, tell: Tell = tell_nobody) -> ReadStudy:
     """Read a study's folder in any state. What cannot be used is left out and named in `warnings`.
+
+    Args:
+        tell: called before each run.
 
     Raises:
         UserError: the folder has no study, or its study.toml is damaged.
@@ -108,7 +112,9 @@ def read_study_folder(folder: str | Path) -> ReadStudy:
     warnings: list[str] = []
     foreign: dict[str, list[str]] = {}  # other studies' summaries
     found: dict[tuple[str, int], ReadRun] = {}
-    for name in sorted({p.name for p in folder.iterdir() if p.is_dir()} | {p.stem for p in folder.glob("*.json")}):
+    names = sorted({p.name for p in folder.iterdir() if p.is_dir()} | {p.stem for p in folder.glob("*.json")})
+    for done, name in enumerate(names):
+        tell(f"reading {folder.name}", done, len(names))
         match = re.fullmatch(r"(.+)_seed(-?\d+)", name)
         if match is None or match[1] not in study.arms:
             if match or (folder / name / "recipe.toml").is_file():

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from gptlab.config import load_comparison
 from gptlab.errors import UserError
+from gptlab.progress import Tell, tell_nobody
 from gptlab.report.analysis import analyse
 from gptlab.report.estimates import Plain
 from gptlab.report.figures import draw_report
@@ -48,6 +49,7 @@ def write_report(
     console: Console | None = None,
     command: str | None = None,
     version: str | None = None,
+    tell: Tell = tell_nobody,
 ) -> Report:
     """Analyse study folders, write report.html, CSV files and figures, and print the tables.
 
@@ -58,6 +60,7 @@ def write_report(
         formats: of the figures: png, svg, pdf.
         console: where the tables are printed, if at all.
         command, version: the command line and gptlab's version, for the last line of the page.
+        tell: called as the work goes on.
 
     Raises:
         UserError: a folder without a study, two folders of one study, a comparison without its studies, or an `out`
@@ -65,18 +68,19 @@ def write_report(
         ConfigError: an invalid comparison.
     """
     folders = list({os.path.realpath(folder): folder for folder in folders}.values())
-    studies = [read_study_folder(folder) for folder in folders]
+    studies = [read_study_folder(folder, tell) for folder in folders]
     names = [read.study.name for read in studies]
     for name in names:
         if names.count(name) > 1:
             twice = [str(read.folder) for read in studies if read.study.name == name]
             raise UserError(f"{' and '.join(twice)} hold the same study, {name}: a report takes it once")
+    tell("analysing the runs", 0, 0)
     payload = _payload(studies, compare) | {"gptlab": version, "command": command}
     out = out or (folders[0] if len(studies) == 1 else Path("results") / "-and-".join(names))
     page = out / "report.html"
     try:
         write_page(payload, page)
-        files = [*write_csv(payload, out), *draw_report(payload, out / "plots", formats)]
+        files = [*write_csv(payload, out), *draw_report(payload, out / "plots", formats, tell)]
     except OSError as error:
         raise UserError(f"{error.filename or out} cannot be written: {error.strerror}; choose --out") from None
     if console:

@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.live import Live
 
 from gptlab import locks, machine
@@ -32,6 +31,7 @@ from gptlab.data.prepare.missing import is_of_this_python, prepare_missing
 from gptlab.errors import ConfigError
 from gptlab.files import printable
 from gptlab.notebook import COLUMNS, Display
+from gptlab.progress import Progress, stderr_console
 from gptlab.rundir import PLAN, read_plan
 from gptlab.status import EXIT_CODES
 from gptlab.study.folder import check_seeds, is_finished, keep_study, rule_of, study_in_use, write_summary
@@ -103,8 +103,9 @@ def run_study(
     if until_decided and arms is not None:
         raise ConfigError("--arm names the arms to train, and --until-decided chooses them: leave one of them out")
     runs = planned_runs(study, folder, arms, seeds)
-    check_datasets([run for run in runs if not is_of_this_python(run.recipe.data)])
-    gpus = visible_gpus() if any(run.recipe.train.device in ("auto", "cuda") for run in runs) else []
+    with Progress("checking the runs", not quiet):
+        check_datasets([run for run in runs if not is_of_this_python(run.recipe.data)])
+        gpus = visible_gpus() if any(run.recipe.train.device in ("auto", "cuda") for run in runs) else []
     jobs = jobs if jobs is not None else default_jobs(runs, gpus)
     if jobs < 1:
         raise ConfigError(f"jobs = {jobs}: must be at least 1")
@@ -185,7 +186,7 @@ class StudyRunner:
         self.workers: dict[int, Worker] = {}  # by slot
         self.states: dict[str, RunState] = {}
         self.failed = self.interrupted = False
-        self.console = Console(file=sys.stderr)
+        self.console = stderr_console()
         self.live: Live | None = None
         self.display = Display() if self.console.is_jupyter and not quiet else None
         self.shown_at = -math.inf
@@ -224,9 +225,7 @@ class StudyRunner:
                 self.show(last=True)
         if not self.draws:
             self.say(f"{self.folder}: {study_progress(list(self.states.values()), self.jobs)}")
-        if self.interrupted:
-            self.say("the same command continues from here")
-        elif self.decider is not None:
+        if not self.interrupted and self.decider is not None:
             for line in self.decider.closing():
                 self.say(line)
         return EXIT_CODES["interrupted" if self.interrupted else "failed" if self.failed else "completed"]

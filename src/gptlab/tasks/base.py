@@ -18,6 +18,7 @@ from gptlab.config import TASKS, Model, Recipe
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.distributed.world import World
 from gptlab.precision.regimes import Regime
+from gptlab.progress import Tell, tell_nobody
 
 Init = int | Callable[[Any], None]  # a seed, or a function that sets a model's weights
 
@@ -118,13 +119,16 @@ class Task(Protocol):
         """What to evaluate after `step` updates."""
         ...
 
-    def evaluate(
-        self, what: list[str], model: Any, regime: Regime, micro_batch: int, check_stop: Callable[[], None]
-    ) -> dict[str, Any]:
-        """Scores by the names of metrics.jsonl, `val_loss` among them. Raises Stopped where `check_stop` does."""
+    def evaluate(self, what: list[str], model: Any, regime: Regime, micro_batch: int, tell: Tell) -> dict[str, Any]:
+        """Scores by the names of metrics.jsonl, `val_loss` among them.
+
+        All ranks call `tell` before each batch; it raises Stopped to end the evaluation.
+        """
         ...
 
-    def evaluate_split(self, model: Any, regime: Regime, micro_batch: int) -> dict[str, float]:
+    def evaluate_split(
+        self, model: Any, regime: Regime, micro_batch: int, tell: Tell = tell_nobody
+    ) -> dict[str, float]:
         """Scores over the whole validation split, for `gptlab eval --on loss`."""
         ...
 

@@ -24,6 +24,7 @@ from gptlab.evals.classification import multi_label_scores, single_label_scores
 from gptlab.interop.hf_encoder import encoder_tokenizer, read_encoder
 from gptlab.model.encoder import Encoder, build_encoder
 from gptlab.precision.regimes import Regime, apply_regime
+from gptlab.progress import Tell, tell_nobody
 
 
 def open_labeled(recipe: Recipe) -> LabeledDataset:
@@ -215,23 +216,23 @@ class Classification:
         every = self.recipe.train.eval_every
         return ["loss"] if last or step == 0 or (every and step % every == 0) else []
 
-    def evaluate(
-        self, what: list[str], model: Encoder, regime: Regime, micro_batch: int, check_stop: Callable[[], None]
-    ) -> dict[str, Any]:
+    def evaluate(self, what: list[str], model: Encoder, regime: Regime, micro_batch: int, tell: Tell) -> dict[str, Any]:
         """val_loss, the scores of a model, and train_eval_loss."""
         result: dict[str, float] = {}
         for split, documents in self.samples.items() if what else ():
-            scored = self.score(split, documents, model, regime, micro_batch, check_stop)
+            scored = self.score(split, documents, model, regime, micro_batch, tell)
             result |= {"train_eval_loss": scored["loss"]} if split == "train" else _named(scored)
         return result
 
-    def evaluate_split(self, model: Encoder, regime: Regime, micro_batch: int) -> dict[str, float]:
+    def evaluate_split(
+        self, model: Encoder, regime: Regime, micro_batch: int, tell: Tell = tell_nobody
+    ) -> dict[str, float]:
         """val_loss and the scores over the whole validation split; test_loss, ... where there is a test split."""
         result: dict[str, float] = {}
         for split in ("val", "test"):
             if split in self.dataset.splits:
                 everything = np.arange(len(self.dataset.splits[split]))
-                scored = self.score(split, everything, model, regime, micro_batch)
+                scored = self.score(split, everything, model, regime, micro_batch, tell)
                 prefixed = {(k if split == "val" and k != "loss" else f"{split}_{k}"): v for k, v in scored.items()}
                 result |= prefixed | {"documents" if split == "val" else "test_documents": len(everything)}
         return result
@@ -243,7 +244,7 @@ class Classification:
         model: Encoder,
         regime: Regime,
         micro_batch: int,
-        check_stop: Callable[[], None] = lambda: None,
+        tell: Tell = tell_nobody,
     ) -> dict[str, float]:
         """Mean loss of some documents in float32, and their scores. No random numbers are drawn."""
         was_training = model.training
@@ -251,8 +252,9 @@ class Classification:
         order, losses, truth = self._by_length(split, documents), 0.0, self.dataset.splits[split]
         logits = torch.zeros(len(order), self.n_labels)
         try:
-            for i in self.world.share(range(0, len(order), micro_batch)):
-                check_stop()
+            batches = range(0, len(order), micro_batch)
+            for done, i in enumerate(self.world.share(batches)):
+                tell(f"{split} loss", done * self.world.size, len(batches))
                 if i is None:
                     continue
                 rows = order[i : i + micro_batch]

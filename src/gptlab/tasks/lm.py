@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,6 +29,7 @@ from gptlab.interop.source import read_source, source_tokenizer
 from gptlab.model.generate import NotFinite, generate
 from gptlab.model.gpt import GPT, build_model
 from gptlab.precision.regimes import Regime, apply_regime
+from gptlab.progress import Tell, tell_nobody
 from gptlab.seeding import address
 from gptlab.streams import say
 
@@ -244,15 +246,13 @@ class LanguageModelling:
             every["samples"] = self.recipe.sample.every
         return [what for what in every if last or step == 0 or (every[what] and step % every[what] == 0)]
 
-    def evaluate(
-        self, what: list[str], model: GPT, regime: Regime, micro_batch: int, check_stop: Callable[[], None]
-    ) -> dict[str, Any]:
+    def evaluate(self, what: list[str], model: GPT, regime: Regime, micro_batch: int, tell: Tell) -> dict[str, Any]:
         """Scores of a model: val_loss, what follows from it, train_eval_loss, HellaSwag.
 
         Args:
             what: as `due` returns it. "samples" adds a list of texts, drawn in float32 or the weights' dtype.
             micro_batch: sequences in a forward pass. It changes scores by rounding only.
-            check_stop: called between batches; raises Stopped to end the evaluation.
+            tell: called before each batch; raises Stopped to end the evaluation.
         """
         result: dict[str, Any] = {}
         if "samples" in what and self.world.first:
@@ -265,7 +265,7 @@ class LanguageModelling:
                 self.device,
                 lambda: regime.context(self.device),
                 micro_batch,
-                check_stop,
+                partial(tell, "HellaSwag"),
                 self.world,
             )
             if self.world.first:
@@ -281,7 +281,7 @@ class LanguageModelling:
                 self.device,
                 lambda: regime.context(self.device),
                 self.documents,
-                check_stop,
+                partial(tell, f"{split} loss"),
                 self.world,
             )
             if split == "train":
@@ -290,7 +290,9 @@ class LanguageModelling:
                 result.update(scores(loss, counts, self.token_bytes))
         return result
 
-    def evaluate_split(self, model: GPT, regime: Regime, micro_batch: int) -> dict[str, float]:
+    def evaluate_split(
+        self, model: GPT, regime: Regime, micro_batch: int, tell: Tell = tell_nobody
+    ) -> dict[str, float]:
         """val_loss, val_perplexity, val_bits_per_byte over the whole validation split, and the tokens predicted."""
         dataset, block = self.datasets[0], self.recipe.model.block_size
         starts = whole_split(dataset.val, block)
@@ -305,6 +307,7 @@ class LanguageModelling:
             self.device,
             lambda: regime.context(self.device),
             self.documents,
+            partial(tell, "val loss"),
         )
         return {**scores(loss, counts, self.token_bytes), "tokens": int(counts.sum())}
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from gptlab.config import Recipe
 from gptlab.errors import RunError
+from gptlab.progress import Pace, clock
 from gptlab.rundir import RunDir
 from gptlab.training.loggers import grouped, open_loggers
 from gptlab.training.state import State
@@ -36,7 +37,7 @@ class Logs:
         self.last: dict[bool, str] = {}  # the last training line (True) and the last evaluation
         self.total_steps, self.unit = total_steps, unit
         self.val_loss: float | None = None
-        self.batches = self.all_batches = 0  # of this evaluation, and of the last
+        self.pace = Pace()  # of an evaluation
         self.loggers = open_loggers(run, recipe, step)
         if self.loggers:
             run.write_json("logs.json", {logger.name: logger.address for logger in self.loggers})
@@ -66,14 +67,14 @@ class Logs:
         self.val_loss = line.get("val_loss", self.val_loss)
         self.terminal.evaluation(line["step"], [f"{key} {_number(value)}" for key, value in scores.items()])
 
-    def evaluating(self) -> None:
-        """Called for each batch of an evaluation; the number of batches is known from the evaluation before."""
-        self.batches += 1
-        of = f" {min(self.batches / self.all_batches, 1):.0%}" if self.all_batches else f", batch {self.batches}"
-        self.terminal.busy(f"evaluating{of}")
+    def evaluating(self, what: str, done: int, total: int) -> None:
+        """Called before each batch of an evaluation: how many of this part of it are done, and of how many."""
+        if done == 0:
+            self.pace = Pace()
+        self.pace.at(done / total)
+        self.terminal.busy(f"evaluating {what} {done / total:.0%}, {clock(self.pace.seconds_left())} left")
 
     def evaluated(self) -> None:
-        self.all_batches, self.batches = self.batches, 0
         self.terminal.busy("")
 
     def samples(self, step: int, texts: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from gptlab.evals.perplexity import (
 from gptlab.planning.memory import auto_micro_batch
 from gptlab.planning.resolve import resolve_recipe
 from gptlab.precision.regimes import Regime, enter_regime
+from gptlab.progress import Count, Tell, tell_nobody
 from gptlab.rundir import RunDir
 from gptlab.streams import say
 from gptlab.tasks.base import open_data, task_of
@@ -44,15 +46,15 @@ class Evaluation:
     micro_batch: int
     tasks: Sequence[str]
     """Of lm-eval."""
+    tell: Tell = tell_nobody
 
     @property
     def device(self) -> torch.device:
         return self.run.model.device
 
-    @property
-    def passes(self) -> tuple[torch.device, Callable[[], AbstractContextManager[object]], int]:
-        """Device, autocast context and micro-batch, as the evaluations take them."""
-        return self.device, partial(self.regime.context, self.device), self.micro_batch
+    def passes(self, what: str) -> tuple[torch.device, Callable[[], AbstractContextManager[object]], int, Count]:
+        """Device, autocast context, micro-batch, and what is called before a batch of `what`."""
+        return self.device, partial(self.regime.context, self.device), self.micro_batch, partial(self.tell, what)
 
 
 def heldout_scores(e: Evaluation) -> dict[str, float]:
@@ -67,7 +69,7 @@ def heldout_scores(e: Evaluation) -> dict[str, float]:
         )
     recipe = e.recipe.replace({"hellaswag.every": 0})  # HellaSwag has a scorer of its own
     task = task_of(recipe)(recipe, data, e.device, e.run.path, SINGLE)
-    return task.evaluate_split(e.run.model, e.regime, e.micro_batch)
+    return task.evaluate_split(e.run.model, e.regime, e.micro_batch, e.tell)
 
 
 def hellaswag_scores(e: Evaluation) -> dict[str, float]:
@@ -76,7 +78,7 @@ def hellaswag_scores(e: Evaluation) -> dict[str, float]:
     rows = open_hellaswag(
         e.recipe.hellaswag.path, e.run.tokenizer, e.recipe.model.block_size, e.recipe.hellaswag.definition
     )
-    answers = evaluate_hellaswag(e.run.model, rows, *e.passes)
+    answers = evaluate_hellaswag(e.run.model, rows, *e.passes("HellaSwag"))
     write_results(e.run.path / "hellaswag_results.jsonl", answers)
     result: dict[str, float] = {}
     for name, share in answers.scores().items():
@@ -89,7 +91,7 @@ def wikitext_scores(e: Evaluation) -> dict[str, float]:
     if not e.recipe.eval.wikitext:
         raise UserError("no WikiText file is named: --eval.wikitext FILE names wiki.test.raw")
     pages = load_wikitext(e.recipe.eval.wikitext)
-    scores = wikitext_perplexity(e.run.model, e.run.tokenizer, pages, *e.passes)
+    scores = wikitext_perplexity(e.run.model, e.run.tokenizer, pages, *e.passes("WikiText"))
     return _of_all_bytes(scores, e.run.tokenizer, [detokenize(page.text) for page in pages])
 
 
@@ -97,7 +99,7 @@ def lambada_scores(e: Evaluation) -> dict[str, float]:
     if not e.recipe.eval.lambada:
         raise UserError("no LAMBADA file is named: --eval.lambada FILE names lambada_test_en.jsonl")
     texts = load_lambada(e.recipe.eval.lambada)
-    scores = lambada_perplexity(e.run.model, e.run.tokenizer, texts, *e.passes)
+    scores = lambada_perplexity(e.run.model, e.run.tokenizer, texts, *e.passes("LAMBADA"))
     return _of_all_bytes(scores, e.run.tokenizer, [passage.text for passage in texts])
 
 
@@ -120,9 +122,11 @@ def harness_scores(e: Evaluation) -> dict[str, float]:
         raise UserError("no task is named: --tasks hellaswag arc_easy runs two of lm-eval's")
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError("--on harness needs lm-eval: pip install 'gptlab[harness]'")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval's bars would be drawn into ours
     from gptlab.evals.harness import HarnessLM, run_harness
 
-    return run_harness(HarnessLM(e.run.model, e.run.tokenizer, *e.passes), e.tasks)
+    e.tell("lm-eval", 0, 0)
+    return run_harness(HarnessLM(e.run.model, e.run.tokenizer, *e.passes("lm-eval")), e.tasks)
 
 
 # by the names of `gptlab eval --on`, in the order in which they are measured
@@ -143,7 +147,9 @@ def forward_sequences(run: Run, recipe: Recipe) -> int:
     return size
 
 
-def evaluate_run(run: Run, on: Sequence[str], overrides: dict[str, Any], tasks: Sequence[str] = ()) -> dict[str, float]:
+def evaluate_run(
+    run: Run, on: Sequence[str], overrides: dict[str, Any], tasks: Sequence[str] = (), tell: Tell = tell_nobody
+) -> dict[str, float]:
     """Score a run in its own precision regime; losses are computed in float32.
 
     Args:
@@ -156,6 +162,7 @@ def evaluate_run(run: Run, on: Sequence[str], overrides: dict[str, Any], tasks: 
             "harness": lm-eval's tasks, see `gptlab.evals.harness.run_harness`.
         overrides: dotted settings, such as data.path for a dataset other than the run's, or hellaswag.path.
         tasks: for "harness": names of lm-eval's tasks, or paths to YAML files.
+        tell: called before each batch.
 
     Raises:
         UserError: a dataset, file or task that is missing or does not fit the run, or lm-eval is not installed.
@@ -167,7 +174,7 @@ def evaluate_run(run: Run, on: Sequence[str], overrides: dict[str, Any], tasks: 
         raise UserError(f"{run.path} is a run of task = {recipe.task}: --on {unknown[0]} does not apply to it")
     if tasks and "harness" not in on:
         raise UserError("--tasks names tasks of lm-eval: --on harness runs them")
-    evaluation = Evaluation(run, recipe, regime, micro_batch, tasks)
+    evaluation = Evaluation(run, recipe, regime, micro_batch, tasks, tell)
     result: dict[str, float] = {"step": run.step}
     for name, scorer in SCORERS.items():
         if name in on:

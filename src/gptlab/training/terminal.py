@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import sys
 import time
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
 from gptlab.files import printable
 from gptlab.notebook import COLUMNS, Display
-from gptlab.streams import patient
+from gptlab.progress import clock, drawn_bar, fitted, stderr_console
 
 PLAIN_SECONDS = 6.0  # between training lines in a file or a batch system: at most ten a minute
 LIVE_SECONDS = 0.5
@@ -30,7 +28,7 @@ class Terminal:
 
     def __init__(self, total: int, step: int, quiet: bool = False) -> None:
         self.total, self.step, self.quiet = total, max(step, 0), quiet
-        self.console = Console(file=patient(sys.stderr))
+        self.console = stderr_console()
         self.fields: list[str] = []
         self.doing = "starting"
         self.began, self.first, self.shown = time.monotonic(), max(step, 0), -PLAIN_SECONDS
@@ -82,19 +80,15 @@ class Terminal:
         head = f"step {self.step:,}/{self.total:,} "
         tail = f" {share:4.0%}  {self._left()} left"
         room = width - len(head) - len(tail)
-        full = round(room * share)
-        bar = "━" * full + "╌" * (room - full) if room >= 4 else ""
+        bar = drawn_bar(share, room, self.console.encoding) if room >= 4 else ""
         return f"{head}{bar}{tail}"[:width], fitted([*([self.doing] if self.doing else []), *self.fields], width)
 
     def _left(self) -> str:
         """Time left, at the pace since this process began."""
         done = self.step - self.first
         if done < 2:
-            return "-:--"
-        seconds = round((time.monotonic() - self.began) / done * (self.total - self.step))
-        hours, minutes = divmod(seconds // 60, 60)
-        days = f"{hours // 24}d " if hours >= 24 else ""
-        return f"{days}{hours % 24}:{minutes:02d}:{seconds % 60:02d}" if hours else f"{minutes}:{seconds % 60:02d}"
+            return clock(None)
+        return clock((time.monotonic() - self.began) / done * (self.total - self.step))
 
     def __rich__(self) -> Text:
         return Text("\n".join(self.lines(self.console.width)), no_wrap=True, overflow="crop")
@@ -103,17 +97,6 @@ class Terminal:
         if self.display is not None and time.monotonic() - self.shown >= seconds:
             self.shown = time.monotonic()
             self.display.show("\n".join(self.lines(COLUMNS)))
-
-
-def fitted(fields: Sequence[str], width: int) -> str:
-    """The fields that fit into a line, from the first on."""
-    line = ""
-    for field in fields:
-        longer = f"{line}  {field}" if line else field
-        if len(longer) > width:
-            break
-        line = longer
-    return line
 
 
 def small_curve(values: Sequence[float], width: int, height: int = 6) -> list[str]:

@@ -19,6 +19,7 @@ from gptlab.errors import RunError, Stopped, UserError
 from gptlab.optim.optimizers import make_optimizer
 from gptlab.planning.plan import plan_here
 from gptlab.precision.regimes import enter_regime
+from gptlab.progress import Progress
 from gptlab.rundir import FAILURE
 from gptlab.seeding import address
 from gptlab.sparsity.pruner import make_pruner
@@ -47,6 +48,13 @@ class Trainer:
 
     def __init__(self, job: Job) -> None:
         self.job, self.run, self.world, self.device = job, job.run, job.world, job.device
+        with Progress("starting", not job.quiet and self.world.first):
+            self._open()
+        self._open_logs()
+
+    def _open(self) -> None:
+        """Everything but the logs, which hold the screen from then on."""
+        job = self.job
         self.began, self.cpu_began, self.energy = time.perf_counter(), time.process_time(), Energy(self.device)
         self.regime = enter_regime(job.recipe.precision, self.device)
         set_determinism(job.recipe.train.deterministic)
@@ -56,7 +64,6 @@ class Trainer:
         self._preflight()
         self._build(init)
         self._restore()
-        self._open_logs()
 
     def _preflight(self) -> None:
         """Refuse what need not or cannot start, before anything is written."""
@@ -187,9 +194,9 @@ class Trainer:
         if self.stop_requested():
             raise Stopped
 
-    def between_batches(self) -> None:
+    def before_batch(self, what: str, done: int, total: int) -> None:
         """What an evaluation calls before each batch."""
-        self.logs.evaluating()
+        self.logs.evaluating(what, done, total)
         self.check_stop()
 
     def evaluate(self, last: bool) -> None:
@@ -206,7 +213,7 @@ class Trainer:
         if self.monitor.pending:  # the guard compares the held-out loss with the training losses up to it
             self.monitor.report(state, None)
         whole = self.task.build(self.regime, self.weights.gather_into) if self.sharded else self.model
-        scores = self.task.evaluate(what, whole, self.regime, self.micro_batch, self.between_batches)
+        scores = self.task.evaluate(what, whole, self.regime, self.micro_batch, self.before_batch)
         self.logs.evaluated()
         self.logs.samples(state.step, scores.pop("samples", []))
         if scores:

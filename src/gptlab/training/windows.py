@@ -17,6 +17,7 @@ from gptlab.data.tokenizers import Tokenizer, load_tokenizer
 from gptlab.errors import RunError
 from gptlab.model.loss import chunk_length
 from gptlab.precision.regimes import enter_regime
+from gptlab.progress import Count, tell_nobody
 from gptlab.rundir import RunDir
 from gptlab.tasks.lm import document_numbers, open_datasets
 from gptlab.training.load import Run
@@ -96,7 +97,7 @@ def _documents(tokens: Tokens, starts: NDArray[np.int64], eot: int | None) -> ND
 
 
 @torch.no_grad()
-def window_losses(run: Run, windows: SharedWindows) -> NDArray[np.float64]:
+def window_losses(run: Run, windows: SharedWindows, before_batch: Count = tell_nobody) -> NDArray[np.float64]:
     """(n,) the mean loss of each window in nats a token, in the run's own precision; losses are float32, sums float64.
 
     No random numbers are drawn.
@@ -106,7 +107,9 @@ def window_losses(run: Run, windows: SharedWindows) -> NDArray[np.float64]:
     eot = windows.tokenizer.eot if run.recipe.model.document_attention else None
     starts = (windows.starts[:, None] + np.arange(0, windows.length, block)).ravel()
     losses = []
-    for i in range(0, len(starts), micro_batch):
+    batches = range(0, len(starts), micro_batch)
+    for done, i in enumerate(batches):
+        before_batch(done, len(batches))
         batch = torch.from_numpy(windows.tokens.gather(starts[i : i + micro_batch], block + 1)).to(device)  # (B, T + 1)
         inputs, targets = batch[:, :-1], batch[:, 1:].flatten()
         with regime.context(device):

@@ -37,19 +37,33 @@ def open_stdlib(wanted: Wanted) -> Corpus:
     """Source and documentation of the Python that runs this."""
     if wanted.source is not None:
         raise DataError("the corpus stdlib is the Python that runs it: for other files use `prepare text --from PATH`")
-    return Corpus(wanted.name, {"python": platform.python_version()}, stdlib_files)
+    reading = Reading(wanted.strict)
+
+    def documents() -> Iterator[tuple[str, str]]:
+        reading.begin({}, {})
+        reading.total = sum(path.stat().st_size for path in stdlib_modules().values())  # the topics are few
+        for name, text in stdlib_files():
+            reading.done += len(text)
+            yield name, text
+
+    return Corpus(wanted.name, {"python": platform.python_version()}, documents, reading=reading)
+
+
+def stdlib_modules() -> dict[str, Path]:
+    """The modules of the standard library but tests, by name, in order."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    found = {path.relative_to(root).as_posix(): path for path in root.rglob("*.py")}
+    wanted = {name for name in found if STDLIB_SKIPPED.isdisjoint(name.split("/"))}
+    return {name: found[name] for name in sorted(wanted) if not found[name].name.startswith("_sysconfigdata")}
 
 
 def stdlib_files() -> Iterator[tuple[str, str]]:
-    """(name, text) of every module of the standard library but tests, then of the topics of `help()`; in order."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
-        name = path.relative_to(root).as_posix()
-        if STDLIB_SKIPPED.isdisjoint(name.split("/")) and not path.name.startswith("_sysconfigdata"):
-            try:
-                yield name, path.read_text(encoding="utf-8")
-            except (UnicodeDecodeError, OSError):
-                continue  # a few old modules are Latin-1
+    """(name, text) of every module of the standard library, then of the topics of `help()`; in order."""
+    for name, path in stdlib_modules().items():
+        try:
+            yield name, path.read_text(encoding="utf-8")
+        except (UnicodeDecodeError, OSError):
+            continue  # a few old modules are Latin-1
     try:
         from pydoc_data.topics import topics  # type: ignore[import-not-found, unused-ignore]
     except ImportError:

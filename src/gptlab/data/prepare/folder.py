@@ -6,6 +6,7 @@ import contextlib
 import errno
 import importlib.metadata
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from gptlab.rundir import write_atomically
 
 RECORD = "progress.json"
 DIGESTS = {"source.sha256", "source.listing_sha256"}
+ROOM_MARGIN = 1.25  # the estimate of the space needed may be too high by this factor
 READER = 2  # changes where documents of the same files are counted in another way
 
 
@@ -133,3 +135,23 @@ def read_record(folder: Path, draft: dict[str, Any], tokenizer: str) -> dict[str
 def write_record(folder: Path, draft: dict[str, Any], documents: int, states: dict[str, Any]) -> None:
     record = {**draft, "reader": READER, "documents": documents, "splits": states}
     write_atomically(folder / RECORD, json.dumps(record))
+
+
+def check_room(folder: Path, written: int, share: float | None) -> None:
+    """Refuse a preparation that the disk has no room for.
+
+    Args:
+        written: bytes of token ids so far.
+        share: share of the source that they come from; nothing is checked if it is unknown.
+
+    Raises:
+        DataError: the rest needs more space than is free.
+    """
+    if not share:
+        return
+    needed, free = written * (1 / share - 1), shutil.disk_usage(folder).free
+    if needed > ROOM_MARGIN * free:
+        raise DataError(
+            f"{folder} needs about {needed / 1e9:,.2f} GB and {free / 1e9:,.2f} GB are free: "
+            "make room, or name a folder on another disk with --out"
+        )

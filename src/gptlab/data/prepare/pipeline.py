@@ -30,7 +30,6 @@ from gptlab.data.corpora.base import AnyCorpus, Corpus, Document, LabeledCorpus
 from gptlab.data.manifest import FORMATS, INEXACT, VERSION, corpus_of, read_manifest
 from gptlab.data.prepare import folder as state
 from gptlab.data.prepare import parts
-from gptlab.data.prepare.progress import Show, check_room, note, progress_line
 from gptlab.data.prepare.summary import lacks_something, summary
 from gptlab.data.prepare.writer import LabeledOutput, LabeledWriter, Output, Piece, ShardOutput, ShardWriter, new_states
 from gptlab.data.tokenizer_files import identify_tokenizer, open_text_tokenizer, open_tokenizer
@@ -38,6 +37,7 @@ from gptlab.data.tokenizers import Tokenizer, UnencodableError, is_learnt, load_
 from gptlab.data.verified import file_sha256
 from gptlab.errors import DataError
 from gptlab.files import because
+from gptlab.progress import Progress, print_folded
 from gptlab.rundir import write_atomically
 
 BATCH_CHARACTERS = 2**20  # of one task for a worker: a third of a second
@@ -95,7 +95,7 @@ def prepare(
         The folder; with `part`, the part's. Raises DataError for a wrong setting, source, or folder.
     """
     folder = Path(out or Data(corpus=corpus, tokenizer=tokenizer).folder)
-    say: Callable[[str], None] = print if progress else lambda text: None
+    say: Callable[[str], None] = print_folded if progress else lambda text: None
     if merge:
         say(f"{folder}: {summary(folder, parts.merge(folder))}")
         return folder
@@ -110,7 +110,8 @@ def prepare(
             raise DataError(f"{name} = {value}: must be at least 1")
     numbers = parts.parse_part(part, format, tokenizer) if part else None
     path = Path(source) if source else None
-    opened = open_corpus(corpus, path, text_field, val_fraction, val_tokens, numbers, label_field, strict)
+    with Progress(f"opening {corpus}", progress, folder.name):
+        opened = open_corpus(corpus, path, text_field, val_fraction, val_tokens, numbers, label_field, strict)
     labeled = isinstance(opened, LabeledCorpus)
     settings: dict[str, Any]
     if isinstance(opened, LabeledCorpus):
@@ -155,8 +156,11 @@ def prepare(
         return folder
     with state.lock(folder):
         record = state.read_record(folder, draft, tokenizer)
+        if record.get("documents"):
+            say(f"{folder}: continuing after {record['documents']:,} documents")
         try:
-            manifest = _prepare(folder, opened, draft, record, tokenizer, workers or os.cpu_count() or 1, progress)
+            with Progress("opening the tokenizer", progress, folder.name) as shown:
+                manifest = _prepare(folder, opened, draft, record, tokenizer, workers or os.cpu_count() or 1, shown)
         except (DataError, OSError):
             if not (folder / state.RECORD).is_file():
                 state.sweep(folder)  # nothing is recorded, so nothing is left in the folder
@@ -172,29 +176,26 @@ def _prepare(
     record: dict[str, Any],
     tokenizer_name: str,
     workers: int,
-    progress: bool,
+    shown: Progress,
 ) -> dict[str, Any]:
     """Write the files of a dataset, from the record on. Returns the manifest."""
     kind: type[Output] = LabeledOutput if "kind" in draft else ShardOutput
     if (folder / "tokenizer.json").is_file():
         tokenizer = load_tokenizer(folder / "tokenizer.json")
     else:
-        texts = _vocabulary_texts(tokenizer_name, corpus, draft["settings"]["max_documents"])
+        texts = _vocabulary_texts(tokenizer_name, corpus, draft["settings"]["max_documents"], shown)
         given = open_tokenizer if kind is LabeledOutput else open_text_tokenizer
         tokenizer = make_tokenizer(tokenizer_name, texts) if is_learnt(tokenizer_name) else given(tokenizer_name)
     consumed = record.get("documents", 0)
     output = kind(folder, draft, tokenizer, record["splits"] if record else new_states(kind))
-    if consumed and progress:
-        print(f"{folder}: continuing after {consumed:,} documents")
-    with progress_line(folder, progress) as show:
-        _write_documents(output, corpus, tokenizer, consumed, workers, show, progress)
+    _write_documents(output, corpus, tokenizer, consumed, workers, shown)
     identity = {**draft["tokenizer"], "vocab_size": tokenizer.vocab_size, "eot": tokenizer.eot}
     identity |= {"file": "tokenizer.json", "sha256": file_sha256(folder / "tokenizer.json")}
     return state.write_manifest(folder, {**draft, "tokenizer": identity, **output.finish(corpus.reading)})
 
 
 def _write_documents(
-    output: Output, corpus: AnyCorpus, tokenizer: Tokenizer, consumed: int, workers: int, show: Show, progress: bool
+    output: Output, corpus: AnyCorpus, tokenizer: Tokenizer, consumed: int, workers: int, shown: Progress
 ) -> None:
     """Tokenize and write the documents after the first `consumed`; record every RECORD_SECONDS what is written."""
     writers: list[ShardWriter | LabeledWriter] = [*output.writers.values()]
@@ -219,7 +220,9 @@ def _write_documents(
             shares.append(corpus.reading.share)
             yield batch
 
-    last_save = time.monotonic()
+    shown.tell("tokenising")
+    began = last_save = time.monotonic()
+    tokens_before = sum(writer.state["tokens"] for writer in writers)
     first_share: float | None = None
     room_checked = False
     for pieces in _map_in_order(partial(_tokenize, tokenizer=tokenizer, output=output), batches(), workers):
@@ -227,7 +230,7 @@ def _write_documents(
             says = f"{output.folder}: document {consumed + index + 1:,}, {why}"
             if corpus.reading.strict:
                 raise DataError(f"{says}: --strict leaves nothing out")
-            note(f"{says}; it is left out", progress)
+            shown.message(f"{says}; it is left out")
         consumed += sum(piece.documents + len(piece.refused) for piece in pieces)
         share = shares.popleft()
         if max_documents and isinstance(corpus, Corpus):
@@ -235,11 +238,12 @@ def _write_documents(
         tokens = sum(writer.state["tokens"] for writer in writers) + sum(len(piece.ids) for piece in pieces)
         first_share = share if first_share is None else first_share
         if share != first_share and not room_checked:  # the share of the first batch counts what was read ahead
-            check_room(output.folder, tokens * output.dtype.itemsize, share)
+            state.check_room(output.folder, tokens * output.dtype.itemsize, share)
             room_checked = True
         for piece in _cut(pieces, val_tokens - output.writers["val"].state["tokens"], tokenizer):
             output.writers[piece.split].write(piece)
-        show(tokens, share)
+        rate = (tokens - tokens_before) / max(time.monotonic() - began, 1e-9)
+        shown.tell_share("tokenising", share, f"{tokens / 1e6:,.1f}M tokens", f"{rate / 1e6:,.2f}M tokens/s")
         if any(writer.unpublished for writer in writers) or time.monotonic() > last_save + RECORD_SECONDS:
             save()
             last_save = time.monotonic()
@@ -247,21 +251,31 @@ def _write_documents(
     save()
 
 
-def _vocabulary_texts(name: str, corpus: AnyCorpus, max_documents: int | None) -> Callable[[], Iterator[str]]:
+def _vocabulary_texts(
+    name: str, corpus: AnyCorpus, max_documents: int | None, shown: Progress
+) -> Callable[[], Iterator[str]]:
     """The texts a vocabulary is learnt from: for char all documents, for bpe-N the beginning of the training split."""
-    if name == "char":
-        return lambda: corpus.texts(max_documents)
+
+    def all_documents() -> Iterator[str]:
+        shown.tell("reading the characters")
+        for text in corpus.texts(max_documents):
+            shown.tell_share("reading the characters", corpus.reading.share)
+            yield text
 
     def beginning() -> Iterator[str]:
+        shown.tell("reading the words")
         characters = 0
         for document in corpus.split(max_documents):
             if characters >= VOCABULARY_CHARACTERS:
-                return
+                break
+            share = corpus.reading.share
+            shown.tell_share("reading the words", share and max(share, characters / VOCABULARY_CHARACTERS))
             if document.split == "train":
                 characters += len(document.text)
                 yield document.text
+        shown.tell(f"learning {int(name.removeprefix('bpe-')) - 257:,} merges")
 
-    return beginning
+    return all_documents if name == "char" else beginning
 
 
 # -- documents to token ids -----------------------------------------------------------------------------------------
