@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from gptlab.config import build_recipe
+from gptlab.config import build_recipe, settings
 from gptlab.errors import RunError
-from gptlab.report.card import card, escape, show, write_card
+from gptlab.report.card import GROUPS, SETTING_NAMES, card, escape, show, write_card
 from gptlab.rundir import RunDir
 
 RESULT = {
@@ -58,6 +58,11 @@ def cells(text, section):
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in table.strip().splitlines()[2:]]
 
 
+def told(text):
+    """The settings' table as {name in words: value}."""
+    return {row[1]: row[2] for row in cells(text, "Settings")}
+
+
 def test_the_facts_are_those_of_the_files(tmp_path):
     run = make_run(tmp_path / "tiny_seed7", seed=7, optim__lr=0.002, model__norm="rmsnorm")
     assert write_card(run) == run.path / "card.md"
@@ -65,14 +70,15 @@ def test_the_facts_are_those_of_the_files(tmp_path):
     assert text == card(run)
     assert text.startswith("# Run tiny\\_seed7\n") and "seed 7." in text
     assert "**completed** after 300 steps and 3M tokens." in text
-    architecture, chosen = dict(cells(text, "Architecture")), dict(cells(text, "Settings"))
-    assert architecture["`model.norm`"] == "rmsnorm" and architecture["parameters"] == "124,439,808 (124M)"
-    assert architecture["`model.n_head`"] == "12 of width 64" and "`model.qk_norm`" not in architecture
-    assert chosen["`optim.lr`"] == "0.002" and chosen["`train.max_steps`"] == "300"
-    assert chosen["`optim.betas`"] == r"\[0.9, 0.95\]" and "`train.deterministic`" not in chosen
-    data = dict(cells(text, "Data"))
-    assert data["train tokens"] == "1,500,000 (1.5M)" and data["passes over the training split"] == "2"
-    assert dict(cells(text, "Hardware and versions"))["PyTorch"] == "2.9.1"
+    names = {row[3]: row[1:3] for row in cells(text, "Settings")}
+    assert names["`model.norm`"] == ["norm", "RMSNorm"] and "`model.qk_norm`" not in names
+    assert names["`model.n_head`"] == ["attention heads", "12 of width 64"]
+    assert names["`optim.lr`"] == ["learning rate", "0.002"] and names["`train.max_steps`"] == ["steps at most", "300"]
+    assert names["`optim.betas`"] == ["betas", "0.9, 0.95"] and "`train.deterministic`" not in names
+    facts = told(text)
+    assert facts["parameters"] == "124,439,808 (124M)" and facts["tokenizer"] == "gpt2"
+    assert facts["train tokens"] == "1,500,000 (1.5M)" and facts["passes over the training split"] == "2"
+    assert dict(cells(text, "Provenance"))["PyTorch"] == "2.9.1"
     results = dict(cells(text, "Results"))
     assert results["final validation loss (nats per token)"] == "3.2000"
     assert results["best validation loss"] == "3.1000 at step 10"
@@ -114,14 +120,32 @@ def test_a_diverged_run_says_where_and_why(tmp_path):
     assert cells(text, "Evaluations")[1][2] == "not finite"
 
 
-def test_results_come_first_and_a_drawn_curve_with_them(tmp_path):
-    run = make_run(tmp_path / "a")
-    assert "![" not in card(run)
+def test_curve_sample_and_results_come_first_and_provenance_last(tmp_path):
+    run = make_run(tmp_path / "a", sample__prompt="def ")
+    assert "![" not in card(run) and "## Sample" not in card(run)
     run.plots.mkdir()
     (run.plots / "train-val_loss.png").write_bytes(b"")
+    (run.path / "samples").mkdir()
+    for step in (100, 300):
+        (run.path / f"samples/step-{step:08d}.txt").write_text(f"def f{step}():\n    return '```'\x1b\n", "utf-8")
     text = card(run)
-    order = ["Status:", "## Results", "![Losses of the run](plots/train-val_loss.png)", "## Evaluations", "## Settings"]
+    assert "after step 300, which goes on from \"def \":\n\n````\ndef f300():\n    return '```'\\x1b\n````" in text
+    order = ["Status:", "![Losses of the run](plots/train-val_loss.png)"]
+    order += [f"## {name}" for name in ("Sample", "Results", "Evaluations", "Settings", "Provenance")]
     assert sorted(order, key=text.index) == order
+    (run.path / "samples/step-00000300.txt").write_text("a" * 5000, "utf-8")
+    assert f"\n{'a' * 1200}…\n" in card(run)
+
+
+def test_settings_stand_in_groups_and_every_section_has_a_title(tmp_path):
+    assert {key.partition(".")[0] for key, _ in settings() if "." in key} == set(GROUPS)
+    assert set(SETTING_NAMES) <= {key for key, _ in settings()}
+    rows = cells(card(make_run(tmp_path / "a", schedule__warmup_steps=7, model__bias=False)), "Settings")
+    groups = [row[0].strip("*") for row in rows if row[0]]
+    assert groups == [title for title in GROUPS.values() if title in groups]  # each once, in order
+    (warmup,) = [i for i, row in enumerate(rows) if row[3] == "`schedule.warmup_steps`"]
+    assert [row[0] for row in rows[: warmup + 1] if row[0]][-1] == "**Learning rate schedule**"
+    assert {row[3]: row[2] for row in rows}["`model.bias`"] == "no"
 
 
 def test_what_is_absent_is_left_out(tmp_path):
@@ -129,7 +153,8 @@ def test_what_is_absent_is_left_out(tmp_path):
     assert "no result yet" in text
     for missing in (
         "## Results",
-        "## Hardware",
+        "## Sample",
+        "PyTorch",
         "## Evaluations",
         "parameters",
         "command was",
@@ -178,7 +203,7 @@ def test_differences_have_dotted_keys_and_both_values(tmp_path):
 def test_markdown_in_texts_is_shown_and_not_obeyed(tmp_path):
     run = make_run(tmp_path / "a", sample__prompt="a | *b* <i>\n# `c`", description="[x](y) & | z")
     text = card(run)
-    assert dict(cells(text, "Settings"))["`sample.prompt`"] == r'"a \| \*b\* \<i\>\\n\# \`c\`"'
+    assert told(text)["prompt"] == r'"a \| \*b\* \<i\>\\n\# \`c\`"'
     assert r"\[x\](y) \& \| z" in text
     assert escape("a\n\tb") == "a b" and show(" x") == '" x"' and show("") == '""' and show(True) == "true"
 
@@ -206,8 +231,8 @@ def test_a_fineweb_edu_run_stands_beside_the_known(tmp_path):
     assert rows[0] == ["**this run**", "FineWeb-Edu, 3M tokens", "3.071", "0.3061", "0.2912", "10 h 3 min"]
     assert rows[1][:5] == ["GPT-2 124M as released", "WebText", "3.292", "0.2955", "0.2859"]
     assert [row[2] for row in rows[2:]] == ["3.08", "3.26", "2.99"]  # none of FineWeb's: another quantity
-    for settings in ({"data__tokenizer": "byte"}, {"task": "classify", "model__mlp": "gelu_erf"}):
-        other = make_run(tmp_path / str(len(settings)), environment=edu, data__corpus="fineweb-edu", **settings)
+    for chosen in ({"data__tokenizer": "byte"}, {"task": "classify", "model__mlp": "gelu_erf"}):
+        other = make_run(tmp_path / str(len(chosen)), environment=edu, data__corpus="fineweb-edu", **chosen)
         assert "Published results" not in card(other)
     novels = make_run(tmp_path / "novels", data__corpus="fineweb-edu")  # by its manifest trained on other text
     assert "Published results" not in card(novels)

@@ -1,4 +1,4 @@
-"""card.md: one run on one page: results first, then settings, data, hardware, and how to repeat it.
+"""card.md: one run on one page: curve, sample and results, then settings by group, then where it all comes from.
 
 The card is made from recipe.toml, environment.json, result.json and metrics.jsonl. What these files do not say is left
 out.
@@ -10,6 +10,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from gptlab.report.words import metric_name
 from gptlab.rundir import RunDir, write_atomically
 
 MOST_EVALUATIONS = 12  # rows of the table: the card is one page
+MOST_SAMPLE = 1200  # characters
 
 # Settings that a card always shows; other settings are shown if they differ from their defaults.
 ARCHITECTURE = (
@@ -56,6 +58,76 @@ ESSENTIAL = (
     "data.sampling",
 )
 NOT_SETTINGS = ("name", "description")
+TOLD_AS_DATA = ("data.corpus", "data.tokenizer", "data.path")
+
+# The sections of a recipe as titles, and settings in words where their names are not words already.
+GROUPS = {
+    "model": "Model",
+    "data": "Data",
+    "batch": "Batch",
+    "optim": "Optimizer",
+    "sparsity": "Sparsity",
+    "schedule": "Learning rate schedule",
+    "train": "Length and device",
+    "eval": "Evaluation",
+    "hellaswag": "HellaSwag",
+    "checkpoint": "Checkpoints",
+    "precision": "Precision",
+    "compile": "torch.compile",
+    "distributed": "Processes",
+    "sample": "Samples",
+    "log": "Logs",
+    "faults": "Injected faults",
+}
+SETTING_NAMES = {
+    "model.n_layer": "layers",
+    "model.n_head": "attention heads",
+    "model.n_embd": "width",
+    "model.block_size": "context, tokens",
+    "model.vocab_size": "vocabulary",
+    "model.position": "positions",
+    "model.norm_eps": "epsilon of the norms",
+    "model.mlp": "MLP",
+    "model.mlp_width": "width of the MLP",
+    "model.bias": "biases",
+    "model.tied": "embedding and head tied",
+    "model.qk_norm": "norm of queries and keys",
+    "model.zero_init": "residual projections start at 0",
+    "batch.tokens_per_step": "tokens per step",
+    "batch.micro_batch": "sequences at a time",
+    "optim.name": "optimizer",
+    "optim.lr": "learning rate",
+    "optim.eps": "epsilon",
+    "optim.grad_clip": "gradients clipped to norm",
+    "optim.muon_lr": "learning rate of Muon's matrices",
+    "optim.muon_momentum": "momentum of Muon's matrices",
+    "schedule.warmup_steps": "warm-up, steps",
+    "schedule.decay_steps": "decay ends at step",
+    "schedule.decay_fraction": "share of the run that decays",
+    "schedule.min_lr": "learning rate at the end",
+    "train.max_steps": "steps at most",
+    "train.max_tokens": "tokens at most",
+    "train.max_epochs": "passes at most",
+    "train.eval_every": "steps between evaluations",
+    "eval.tokens": "tokens of an evaluation",
+    "checkpoint.every": "steps between checkpoints",
+    "checkpoint.keep_last": "newest checkpoints kept",
+    "precision.regime": "numbers",
+    "compile.enabled": "compiled",
+    "sample.every": "steps between samples",
+    "sample.max_tokens": "tokens at most",
+    "log.every": "steps between lines",
+    "log.to": "loggers",
+}
+# Values in words, of settings whose values are names.
+VALUE_NAMES: dict[str, dict[Any, str]] = {
+    "model.position": {"rope": "rotary (RoPE)"},
+    "model.norm": {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"},
+    "model.mlp": {"gelu": "GELU (tanh)", "gelu_erf": "GELU", "relu2": "ReLU²", "swiglu": "SwiGLU"},
+    "optim.name": {"adamw": "AdamW", "muon": "Muon", "sgd": "SGD"},
+    "schedule.shape": {"wsd": "constant, then linear (wsd)"},
+    "precision.regime": {"fp32": "float32", "amp_bf16": "bf16 by autocast (amp\\_bf16)"},
+}
 
 HARDWARE = {
     "device_name": "device",
@@ -104,7 +176,7 @@ EVALUATION_NAMES = {
     "hellaswag_harness_acc": "HellaSwag acc (lm-eval's)",
     "hellaswag_harness_acc_norm": "HellaSwag acc_norm (lm-eval's)",
 }
-TOLD_ELSEWHERE = ("status", "steps", "tokens", "failed_at_step", "reason")
+TOLD_ELSEWHERE = ("status", "steps", "tokens", "failed_at_step", "reason", "timed_steps")
 
 
 def write_card(run: RunDir, compare: RunDir | None = None) -> Path:
@@ -128,16 +200,14 @@ def card(run: RunDir, compare: RunDir | None = None) -> str:
     environment, result, lines = run.read_json("environment.json"), run.read_json("result.json"), run.read_metrics()
     sections = [
         _head(run, recipe, result, lines),
-        _results(result, lines),
         _picture(run),
+        _sample(run, recipe),
+        _results(result, lines),
         _evaluations(lines),
         _published(recipe, environment, result, lines),
         _since(run, compare) if compare else "",
-        _architecture(recipe, environment, result),
-        _settings(recipe),
-        _data(recipe, environment, result),
-        _section("Hardware and versions", _facts(environment, HARDWARE, ("command", "data", "parameters"))),
-        _again(run, environment),
+        _settings(recipe, environment, result),
+        _provenance(run, environment),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -212,7 +282,7 @@ def _head(run: RunDir, recipe: Recipe, result: dict[str, Any], lines: list[dict[
     title = f"# Run {escape(run.path.resolve().name)}"
     about = f"Recipe {escape(recipe.name)}, seed {recipe.seed}."
     if recipe.description:
-        about += f" {escape(recipe.description)}"
+        about += f" {escape(recipe.description).rstrip('.')}."
     if result.get("status"):
         says = f"**{escape(str(result['status']).replace('_', ' '))}**"
         if "failed_at_step" in result:
@@ -228,43 +298,57 @@ def _head(run: RunDir, recipe: Recipe, result: dict[str, Any], lines: list[dict[
     return f"{title}\n\n{about}\n\nStatus: no result yet; the last step logged is {last:,.0f}."
 
 
-def _architecture(recipe: Recipe, environment: dict[str, Any], result: dict[str, Any]) -> str:
-    model, defaults = recipe.model, _defaults()
-    rows = []
-    for key, value in model.model_dump().items():
-        if key in ARCHITECTURE or value != defaults[f"model.{key}"]:
-            says = show(value)
-            if key == "n_head":
-                says += f" of width {model.head_size}"
-            if key == "vocab_size" and value == 0:
-                says = "the tokenizer's"
-            if key == "mlp":
-                says += f", hidden width {model.mlp_hidden}"
-            rows.append((_code(f"model.{key}"), says))
-    parameters = result.get("parameters", environment.get("parameters"))
-    if isinstance(parameters, int):
-        rows.append(("parameters", f"{parameters:,} ({human(parameters)})"))
-    elif parameters:
-        rows.append(("parameters", show(parameters)))
-    return _section("Architecture", rows, ("setting", "value"))
-
-
 def _defaults() -> dict[str, Any]:
     return {key: field.get_default(call_default_factory=True) for key, field in settings()}
 
 
-def _settings(recipe: Recipe) -> str:
-    told_elsewhere = (*NOT_SETTINGS, "data.corpus", "data.tokenizer", "data.path")
+def _shown_setting(key: str, recipe: Recipe) -> str:
+    value = attrgetter(key)(recipe)
+    if key == "model.vocab_size" and value == 0:
+        return "the tokenizer's"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int) and key != "seed":
+        says = f"{value:,}"
+    elif isinstance(value, list | tuple) and value:
+        says = ", ".join(map(show, value))
+    else:
+        says = VALUE_NAMES.get(key, {}).get(value) or show(value)
+    if key == "model.n_head":
+        says += f" of width {recipe.model.head_size}"
+    if key == "model.mlp":
+        says += f", hidden width {recipe.model.mlp_hidden:,}"
+    return says
+
+
+def _settings(recipe: Recipe, environment: dict[str, Any], result: dict[str, Any]) -> str:
+    """Settings that a reader asks for, and those that are not the default's, by section."""
     defaults = _defaults()
+    always = {*ESSENTIAL, *(f"model.{key}" for key in ARCHITECTURE)}
+    groups: dict[str, list[tuple[str, str, str]]] = {group: [] for group in GROUPS}
+    for key, value in settings_of(recipe).items():
+        section, _, leaf = key.rpartition(".")
+        if key not in (*NOT_SETTINGS, *TOLD_AS_DATA) and (key in always or value != defaults[key]):
+            name = SETTING_NAMES.get(key) or leaf.replace("_", " ")
+            groups.setdefault(section or "train", []).append((name, _shown_setting(key, recipe), _code(key)))
+    groups["model"] += _parameters(environment, result)
+    groups["data"] = _data(recipe, environment, result) + groups["data"]
     rows = [
-        (_code(key), show(value))
-        for key, value in settings_of(recipe).items()
-        if not key.startswith("model.") and key not in told_elsewhere and (key in ESSENTIAL or value != defaults[key])
+        ("" if i else f"**{GROUPS.get(group) or escape(group)}**", *row)
+        for group, members in groups.items()
+        for i, row in enumerate(members)
     ]
-    return _section("Settings", rows, ("setting", "value"))
+    return f"## Settings\n\n{_rows(('', '', 'value', 'setting'), rows)}"
 
 
-def _data(recipe: Recipe, environment: dict[str, Any], result: dict[str, Any]) -> str:
+def _parameters(environment: dict[str, Any], result: dict[str, Any]) -> list[tuple[str, str, str]]:
+    parameters = result.get("parameters", environment.get("parameters"))
+    if isinstance(parameters, int):
+        return [("parameters", f"{parameters:,} ({human(parameters)})", "")]
+    return [("parameters", show(parameters), "")] if parameters else []
+
+
+def _data(recipe: Recipe, environment: dict[str, Any], result: dict[str, Any]) -> list[tuple[str, str, str]]:
     facts = environment.get("data")
     facts = dict(facts) if isinstance(facts, dict) else {}
     told = {"corpus": recipe.data.corpus, "tokenizer": recipe.data.tokenizer} if not recipe.data.mixture else {}
@@ -276,11 +360,31 @@ def _data(recipe: Recipe, environment: dict[str, Any], result: dict[str, Any]) -
         if value in (None, "", {}, []):
             continue
         tokens = key.endswith("_tokens") and isinstance(value, int)
-        rows.append((escape(key.replace("_", " ")), f"{value:,} ({human(value)})" if tokens else show(value)))
+        says = f"{value:,} ({human(value)})" if tokens else show(value)
+        if isinstance(value, list):
+            says = ", ".join(map(show, value))
+        setting = f"data.{key}" in TOLD_AS_DATA
+        rows.append((escape(key.replace("_", " ")), says, _code(f"data.{key}") if setting else ""))
     trained, split = number(result.get("tokens")), number(facts.get("train_tokens"))
     if trained > 0 and split > 0:
-        rows.append(("passes over the training split", f"{trained / split:.3g}"))
-    return _section("Data", rows)
+        rows.append(("passes over the training split", f"{trained / split:.3g}", ""))
+    return rows
+
+
+def _sample(run: RunDir, recipe: Recipe) -> str:
+    """The last text that was generated while the run trained."""
+    try:
+        file = max((run.path / "samples").glob("step-*.txt"))
+        text = file.read_text(encoding="utf-8", errors="replace")
+    except (OSError, ValueError):  # ValueError: there is none
+        return ""
+    step = file.stem.removeprefix("step-")
+    if not step.isdecimal() or not text.strip():
+        return ""
+    cut = text[:MOST_SAMPLE] + ("…" if len(text) > MOST_SAMPLE else "")
+    prompt = json.dumps(recipe.sample.prompt, ensure_ascii=False)
+    told = f", which goes on from {escape(prompt)}" if recipe.sample.prompt.strip() else ""
+    return f"## Sample\n\nText of the model after step {int(step):,}{told}:\n\n{_fenced(cut.strip(chr(10)))}"
 
 
 def _picture(run: RunDir) -> str:
@@ -319,7 +423,7 @@ def _told(key: str, value: Any) -> str:
     """A result, in the unit of its name."""
     if key in ("wall_seconds", "cpu_seconds") and np.isfinite(number(value)):
         return duration(value)
-    if key in ("time_per_iter_ms", "peak_memory_gb") and np.isfinite(number(value)):
+    if key.startswith(("time_per_iter_", "peak_memory_")) and np.isfinite(number(value)):
         return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     return _measured(value)
 
@@ -393,11 +497,14 @@ def _since(run: RunDir, compare: RunDir) -> str:
     return text
 
 
-def _again(run: RunDir, environment: dict[str, Any]) -> str:
+def _provenance(run: RunDir, environment: dict[str, Any]) -> str:
+    """What it ran on, and how to repeat it."""
+    facts = _facts(environment, HARDWARE, ("command", "data", "parameters"))
+    text = "## Provenance\n\n" + (f"{_rows(('', ''), facts)}\n\n" if facts else "")
     folder = run.path if run.path.name not in ("", "..") else run.path.resolve()
     # Another folder, because the run in this one is finished.
     repeat = ["gptlab", "train", str(run.recipe_file), "--out", f"{folder}-again"]
-    text = f"## Repeat\n\n{_fenced(shlex.join(repeat))}"
+    text += f"To repeat it:\n\n{_fenced(shlex.join(repeat))}"
     command = environment.get("command")
     if isinstance(command, list):
         command = shlex.join(str(part) for part in command)
