@@ -260,6 +260,13 @@ def test_memory_has_its_own_frontier():
     assert points(figure, "frontier")[1:-1] == [[90.0, 20.0], [100.0, 40.0]]
 
 
+def test_what_an_allocator_adds_does_not_fill_an_axis():
+    arms = [make_arm("a", (3.0,), 100.0, 0.3617), make_arm("b", (3.1,), 100.5, 0.3622)]
+    axes = f.tradeoff(make_study(arms), "memory_gb").axes[0]
+    for (low, high), value in ((axes.get_ylim(), 0.362), (axes.get_xlim(), 100.0)):
+        assert high - low > 0.1 * value and low < 0.97 * value and high > 1.03 * value
+
+
 def test_a_quality_far_out_is_marked_on_the_edge_with_its_value():
     arms = [make_arm(f"a{i}", (3 + i / 100,), 100.0 + i) for i in range(8)] + [make_arm("far", (9.1234,), 100.5)]
     figure = f.tradeoff(make_study(arms), "quality")

@@ -148,6 +148,30 @@ def test_best_and_last_validation_are_annotated_where_they_are(tmp_path):
     assert texts_of(figure, "last") == ["last\n3.5000"]
 
 
+def test_no_words_cover_a_curve_where_two_are_drawn(tmp_path):
+    lines = evaluations([0, 100, 200], [6.0, 4.0, 3.5]) + training([10, 100, 190, 200], [5.0, 4.2, 2.9, 3.6])
+    figure = plots.run_figures([make_run(tmp_path / "a", lines)])["train-val_loss"]
+    assert not figure.axes[0].texts and legend_of(figure)[1] == "validation loss: last and best 3.5000 at step 200"
+
+
+def test_every_run_has_a_line_of_the_same_width_and_runs_with_one_schedule_share_it(tmp_path):
+    same = [{"step": s, "lr": 1e-3, "tokens_per_second": v} for s, v in ((1, 5162.0), (2, 2500.0), (3, 2510.0))]
+    other = [line | {"lr": 2e-3} for line in same]
+    runs = [make_run(tmp_path / name, lines) for name, lines in (("a", same), ("b", other), ("c", same))]
+    drawn = plots.run_figures(runs)
+    assert legend_of(drawn["learning_rate"]) == ["a and 1 more", "b"]
+    for name, gid, count in (("learning_rate", "lr", 2), ("throughput", "raw", 3), ("throughput", "median", 3)):
+        lines = lines_of(drawn[name], gid)
+        assert len(lines) == count and len({line.get_linewidth() for line in lines}) == 1
+    assert drawn["throughput"].axes[0].get_ylim()[1] > 5162 and not lines_of(drawn["throughput"], "above")
+
+
+def test_a_curve_of_few_points_is_shown_whole(tmp_path):
+    run = make_run(tmp_path / "a", evaluations(range(0, 90, 10), [7.7, 4.6, 4.3, 4.0, 3.9, 3.8, 3.7, 3.6, 3.5]))
+    figure = plots.run_figures([run])["validation_loss"]
+    assert figure.axes[0].get_ylim()[1] > 7.7 and not lines_of(figure, "above")
+
+
 def test_overlays_name_each_run_by_its_folder(tmp_path):
     one = make_run(tmp_path / "x" / "same_seed1", training([1, 2], [5.0, 4.0]) + evaluations([0, 2], [6.0, 4.5]))
     two = make_run(tmp_path / "y" / "same_seed1", training([1, 2], [5.5, 4.5]) + evaluations([0, 2], [6.0, 4.25]))

@@ -70,7 +70,7 @@ def ceiling(values: Array) -> float:
         values: (points,), finite, at least one.
     """
     low, top = values.min(), values.max()
-    if len(values) < 5:
+    if len(values) < FEWEST_SMOOTHED:  # each of few points is a part of the curve
         return float(top)
     usual = np.quantile(values, 0.98, method="lower")
     end = values[-max(1, len(values) // 20) :].max()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", "-.", ":")  # an eighth run has the first colour again, dashed
 GREY, PALE, GRID = "#666666", "#8C8C8C", "#E4E4E4"
+WIDTH, LIGHT = 1.8, 1.0  # points, of curves and of what stands behind them
 SMALL = 8.5  # points, of the names in a figure
 TICKS = (1, 2, 2.5, 5, 10)  # steps between ticks that people count in
 
@@ -87,7 +88,7 @@ def frame(tracks: Sequence[Track], subject: str, y_label: str) -> tuple[Figure, 
     axes = figure.add_subplot()
     names, more = tracks[0].name, len(tracks) - 1
     for track in tracks[1:]:
-        if len(names) + len(track.name) > 42:
+        if len(subject) + len(names) + len(track.name) > 86:
             break
         names, more = f"{names}, {track.name}", more - 1
     if len(names) > 56:
@@ -127,7 +128,7 @@ def finish(figure: Figure, axes: Axes, tracks: Sequence[Track], note: str = "") 
         if track.diverged_at is not None and np.isfinite(track.diverged_at):
             whose = f"{track.label} " if len(tracks) > 1 else ""
             color, label = track.color if whose else "black", f"{whose}diverged at step {track.diverged_at:,.0f}"
-            axes.axvline(track.diverged_at, color=color, ls=(0, (1, 1.5)), lw=2, gid="diverged", label=label)
+            axes.axvline(track.diverged_at, color=color, ls=(0, (1, 1.5)), lw=WIDTH, gid="diverged", label=label)
     handles, labels = axes.get_legend_handles_labels()
     widest = max((len(label) for label in labels), default=1)
     columns = max(1, min(4, len(labels), 125 // (widest + 8)))
@@ -175,7 +176,7 @@ def limit_y(
 
 
 def draw_line(
-    axes: Axes, steps: Array, values: Array, color: str, dash: str = "-", width: float = 1.8, **more: Any
+    axes: Axes, steps: Array, values: Array, color: str, dash: str = "-", width: float = WIDTH, **more: Any
 ) -> None:
     """A line, with a marker on each point if there are few."""
     marker = "o" if len(values) <= 40 else None
@@ -194,9 +195,9 @@ def draw_noisy(axes: Axes, track: Track, steps: Array, values: Array, raw_label:
         return
     mean_steps, means, window = smooth(steps, values)
     width = window * float(np.median(np.diff(steps)))
-    axes.plot(*thin(steps, values), color=color, linewidth=0.8, alpha=0.3, gid="raw", label=raw_label or None)
+    axes.plot(*thin(steps, values), color=color, linewidth=LIGHT, alpha=0.35, gid="raw", label=raw_label or None)
     label = label.replace("{steps}", f"{width:,.0f}")
-    axes.plot(mean_steps, means, color=color, ls=track.dash, lw=2, gid="smooth", label=label)
+    axes.plot(mean_steps, means, color=color, ls=track.dash, lw=WIDTH, gid="smooth", label=label)
 
 
 def mark_best_and_last(axes: Axes, track: Track, key: str, color: str, say: bool) -> str:

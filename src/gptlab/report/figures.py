@@ -37,6 +37,7 @@ POINTS: tuple[tuple[str, Look], ...] = (
 UNDATED: dict[str, Look] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
 LONGEST_NAME = 34  # characters; a longer name loses its middle
 LINE = 0.17  # inches from one such name to the next
+LEAST_SHARE = 0.05  # of a speed or a memory, to either side: what an allocator or a clock adds is less
 ENLARGED = 0.4  # share of the steps, the last ones, that the loss curves show again, enlarged
 
 
@@ -239,8 +240,9 @@ def tradeoff(study: Mapping[str, Any], key: str) -> Figure | None:
     figure = _figure(f"Throughput against {label.split(',')[0]}", study["name"], 9, 6)
     labels_of_axes = (f"{study['unit']} per second (higher is better)", f"{label} ({better} is better)")
     axes = style_axes(figure.subplots(), *labels_of_axes, ticks=9)
-    left, right = limits_of(x, np.full(len(arms), True))  # only of quality a point may be out of view
-    bottom, top = limits_of(y, frontier | (not quality), 2 * (metric["margin"] or 0.0) if quality else 0.0)
+    left, right = limits_of(x, np.full(len(arms), True), LEAST_SHARE * np.median(x[:, 0]))
+    least = 2 * (metric["margin"] or 0.0) if quality else LEAST_SHARE * np.median(y[:, 0])
+    bottom, top = limits_of(y, frontier | (not quality), least)  # only of quality a point may be out of view
     axes.set(xlim=(left, right), ylim=(bottom, top))
     axes.xaxis.set_major_formatter(lambda value, _: human(value) if right > 1.1 * left else f"{value:,.6g}")
     axes.ticklabel_format(axis="y", useOffset=False)

@@ -20,8 +20,10 @@ from gptlab.report.drawing import (
     DASHES,
     GREY,
     GRID,
+    LIGHT,
     PALETTE,
     SMALL,
+    WIDTH,
     Track,
     annotate,
     draw_line,
@@ -130,13 +132,13 @@ def _plot_train_val_loss(tracks: Sequence[Track]) -> Figure:
             steps, values = finite_points(*track.series("loss"))
             if len(values) >= FEWEST_SMOOTHED:
                 steps, values, _ = smooth(steps, values)
-            axes.plot(steps, values, color=track.color, linewidth=1, alpha=0.6, linestyle=track.dash, gid="smooth")
-        says = mark_best_and_last(axes, track, "val_loss", val_color, say=alone)
-        label = "validation loss" if alone else f"{track.label}: {says}"
+            axes.plot(steps, values, color=track.color, linewidth=LIGHT, alpha=0.6, linestyle=track.dash, gid="smooth")
+        says = mark_best_and_last(axes, track, "val_loss", val_color, say=False)  # words here would cover a curve
+        label = f"{'validation loss' if alone else track.label}: {says}"
         draw_line(axes, *track.series("val_loss"), val_color, track.dash, gid="val", label=label)
         if alone and track.has("train_eval_loss"):
             same = "training split, measured like validation"
-            draw_line(axes, *track.series("train_eval_loss"), PALETTE[2], "--", 1.4, gid="train_eval", label=same)
+            draw_line(axes, *track.series("train_eval_loss"), PALETTE[2], "--", gid="train_eval", label=same)
         curves += [track.series("loss"), track.series("val_loss")]
         colors += [track.color, val_color]
     limit_y(axes, curves, colors)
@@ -167,12 +169,15 @@ def _plot_learning_rate(tracks: Sequence[Track]) -> Figure:
         closer.grid(color=GRID, linewidth=0.8)
         closer.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         panels.append(closer)
+    alike: dict[bytes, list[Track]] = {}  # runs often share their schedule, and one line would hide the others
+    for track, curve in zip(tracks, curves, strict=True):
+        alike.setdefault(np.stack(curve).tobytes(), []).append(track)
     for panel in panels:
-        for index, (track, (steps, values)) in enumerate(zip(tracks, curves, strict=True)):
-            # Runs often share their schedule: earlier runs are drawn wider, so that they show beneath.
-            width = 2 + 1.4 * min(len(tracks) - 1 - index, 6)
-            label = "learning rate" if alone else track.label
-            draw_line(panel, steps, values, track.color, track.dash, width, gid="lr", label=label)
+        for together in alike.values():
+            first, more = together[0], len(together) - 1
+            label = "learning rate" if alone else first.label + (f" and {more} more" if more else "")
+            curve = finite_points(*first.series("lr"))
+            draw_line(panel, *curve, first.color, first.dash, gid="lr", label=label)
     axes.set_ylim(0, 1.08 * peak or 1.0)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     return finish(figure, axes, tracks)
@@ -197,12 +202,10 @@ def _plot_throughput(tracks: Sequence[Track]) -> Figure:
             median_says = f"median {human(median)} {unit}/s{share}"
             text = f"{median_says}, first interval left out" if alone else f"{track.label}: {median_says}"
             color = "black" if alone else track.color
-            axes.axhline(median, color=color, ls="--", lw=1.4, gid="median", zorder=4, label=text)
+            axes.axhline(median, color=color, ls="--", lw=WIDTH, gid="median", zorder=4, label=text)
         label = "as logged" if alone else None if median_says else track.label
-        alpha = 0.7 if alone else 0.4
-        draw_line(axes, steps, values, track.color, track.dash, 1.0, gid="raw", label=label, alpha=alpha)
-    curves = [finite_points(*track.series(key)) for track in tracks]
-    limit_y(axes, curves, [track.color for track in tracks], bottom=0.0)
+        draw_line(axes, steps, values, track.color, track.dash, gid="raw", label=label, alpha=0.7 if alone else 0.4)
+    axes.set_ylim(0, 1.08 * max(finite_points(*track.series(key))[1].max() for track in tracks) or 1.0)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: human(value)))
     return finish(figure, axes, tracks, "" if alone else "dashed: median, first interval left out")
 
@@ -222,7 +225,7 @@ def _plot_hellaswag_accuracy(tracks: Sequence[Track]) -> Figure:
             norm = key.endswith("acc_norm")
             color = track.color if norm or not alone else PALETTE[1]
             label = says[key] if alone else None if index else f"{track.label}: {', '.join(says.values())}"
-            look = (track.dash, 2.0) if norm else (":", 1.2)
+            look = (track.dash, WIDTH) if norm else (":", LIGHT)
             draw_line(axes, steps, values, color, *look, gid=key.removeprefix("hellaswag_"), label=label)
     marks = {"random": HELLASWAG_RANDOM}
     marks |= {f"GPT-2 124M {key.removeprefix('hellaswag_')}": value for key, value in gpt2.items()}
