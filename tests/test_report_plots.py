@@ -1,5 +1,6 @@
 """The plots say what metrics.jsonl says: checked on the figures' artists, not on pixels."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -246,6 +247,15 @@ def test_hellaswag_shows_chance_and_gpt2(tmp_path):
     assert lines_of(figure, "acc")[0].get_ydata() == pytest.approx([0.26, 0.27])
     assert legend_of(figure) == ["last acc_norm 0.2900", "last acc 0.2700"]
     assert "token-normalised" in figure.legends[0].get_title().get_text()
+
+
+@pytest.mark.parametrize("best", [0.27, 0.9])
+def test_words_beside_an_axis_do_not_overlap(tmp_path, best):
+    lines = [{"step": s, "hellaswag_acc": 0.25, "hellaswag_acc_norm": best} for s in (100, 200)]
+    figure = plots.run_figures([make_run(tmp_path / "a", lines)])["hellaswag_accuracy"]
+    figure.draw_without_rendering()
+    boxes = sorted((text.get_window_extent() for text in figure.axes[0].texts), key=lambda box: box.y0)
+    assert len(boxes) == 3 and all(below.y1 <= above.y0 for below, above in itertools.pairwise(boxes))
 
 
 def test_hellaswag_by_the_harness_has_marks_of_its_own(tmp_path):

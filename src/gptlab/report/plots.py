@@ -39,6 +39,8 @@ from gptlab.rundir import RunDir
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+AXES_HEIGHT = 230.0  # points, at least, of a figure's axes
+
 # HellaSwag validation accuracy: four endings a row, and the released GPT-2 124M weights.
 HELLASWAG_RANDOM = 0.25
 HELLASWAG_GPT2 = {"hellaswag_acc_norm": 0.2955, "hellaswag_acc": 0.2859}
@@ -229,13 +231,19 @@ def _plot_hellaswag_accuracy(tracks: Sequence[Track]) -> Figure:
             draw_line(axes, steps, values, color, *look, gid=key.removeprefix("hellaswag_"), label=label)
     marks = {"random": HELLASWAG_RANDOM}
     marks |= {f"GPT-2 124M {key.removeprefix('hellaswag_')}": value for key, value in gpt2.items()}
-    for mark, value in marks.items():
-        look_of: dict[str, Any] = {"color": GREY, "gid": "reference"}
-        axes.axhline(value, ls=(0, (4, 3)), lw=1.1, zorder=1, **look_of)
-        text = f"{mark}\n{value:.4g}"
-        annotate(axes, text, (1, value), (5, 0), xycoords=("axes fraction", "data"), **look_of)
     room = 0.08 * (max(shown) - min(shown))
-    axes.set_ylim(min(shown) - room, max(shown) + room)
+    low, high = min(shown) - room, max(shown) + room
+    axes.set_ylim(low, high)
+    free = 0.0  # points above the lowest mark at which the next words have room
+    for mark, value in sorted(marks.items(), key=lambda one: one[1]):
+        look_of: dict[str, Any] = {"color": GREY, "gid": "reference"}
+        axes.axhline(value, ls=(0, (4, 3)), lw=LIGHT, zorder=1, **look_of)
+        at = AXES_HEIGHT * (value - low) / (high - low)
+        free = max(free, at)
+        annotate(
+            axes, f"{mark}\n{value:.4g}", (1, value), (5, free - at), xycoords=("axes fraction", "data"), **look_of
+        )
+        free += 3 * SMALL
     note = (
         f"bold: acc_norm, {'token-normalised' if tokens else 'as lm-eval has it'}: the ending with the lowest mean "
         f"loss per {'token' if tokens else 'character'} is the answer; thin, dotted: acc, the lowest summed loss"
