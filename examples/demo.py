@@ -26,6 +26,7 @@ from gptlab.rundir import RunDir
 RECIPE = "stdlib-demo"
 BOUND = 0.95  # of xz's bits per byte, to reach on held-out text; docs/notebook.md has the measurement it comes from
 TEXTS = 8
+CHOICE = f"Of {TEXTS} texts that go on from the prompt, the longest that Python's parser accepts"
 
 
 def gptlab(command: str) -> None:
@@ -53,9 +54,9 @@ def valid_python(text: str) -> str:
 
 
 def keep_text(run: RunDir, step: int, text: str) -> None:
-    """Write the text among the run's samples, which its card and page show."""
+    """Write the text among the run's samples, which its card and page show, and how it was chosen."""
     (run.path / "samples").mkdir(exist_ok=True)
-    (run.path / f"samples/step-{step:08d}.txt").write_text(text + "\n", encoding="utf-8")
+    (run.path / f"samples/step-{step:08d}.txt").write_text(f"# {CHOICE}:\n{text}\n", encoding="utf-8")
     write_card(run)
     write_run_page(run)
 
@@ -82,8 +83,8 @@ def main() -> None:
     for name, bits in rows.items():
         print(f"  {name:28} {bits:.3f}")
 
-    best = max(map(valid_python, load_run(run).sample(samples=TEXTS)), key=len)
-    print(f"\nOf {TEXTS} texts that go on from the prompt, the longest that Python's parser accepts:\n\n{best}")
+    best = max(map(valid_python, load_run(run).sample(recipe.sample.prompt, TEXTS)), key=len)
+    print(f"\n{CHOICE}:\n\n{best}")
     keep_text(RunDir(run), recipe.train.max_steps, best)
 
     print(f"\nThe run is in {run}: look at run.html, card.md and plots/train-val_loss.png. What to type next:")

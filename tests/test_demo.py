@@ -36,5 +36,5 @@ def test_a_text_is_shown_as_far_as_it_is_python(demo: ModuleType, text: str, kep
 
 def test_the_prompt_begins_python_and_the_text_has_room_to_go_on(demo: ModuleType) -> None:
     recipe = load_recipe(demo.RECIPE)
-    ast.parse(recipe.sample.prompt + "x")
-    assert len(recipe.sample.prompt.encode()) / 3 + recipe.sample.max_tokens <= 1.2 * recipe.model.block_size
+    ast.parse(recipe.sample.prompt + 'Put it."""\n')
+    assert len(recipe.sample.prompt) / 3 + recipe.sample.max_tokens <= 1.2 * recipe.model.block_size

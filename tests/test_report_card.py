@@ -130,6 +130,10 @@ def test_curve_sample_and_results_come_first_and_provenance_last(tmp_path):
         (run.path / f"samples/step-{step:08d}.txt").write_text(f"def f{step}():\n    return '```'\x1b\n", "utf-8")
     text = card(run)
     assert "after step 300, which goes on from \"def \":\n\n````\ndef f300():\n    return '```'\\x1b\n````" in text
+    other = make_run(tmp_path / "b", sample__prompt="def f():\n    ")
+    (other.path / "samples").mkdir()
+    (other.path / "samples/step-00000300.txt").write_text("def f():\n    pass\n", "utf-8")
+    assert "## Sample\n\nText of the model after step 300:\n\n```\ndef f" in card(other)
     order = ["Status:", "![Losses of the run](plots/train-val_loss.png)"]
     order += [f"## {name}" for name in ("Sample", "Results", "Evaluations", "Settings", "Provenance")]
     assert sorted(order, key=text.index) == order

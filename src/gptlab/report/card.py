@@ -382,8 +382,9 @@ def _sample(run: RunDir, recipe: Recipe) -> str:
     if not step.isdecimal() or not text.strip():
         return ""
     cut = text[:MOST_SAMPLE] + ("…" if len(text) > MOST_SAMPLE else "")
-    prompt = json.dumps(recipe.sample.prompt, ensure_ascii=False)
-    told = f", which goes on from {escape(prompt)}" if recipe.sample.prompt.strip() else ""
+    prompt = recipe.sample.prompt  # one of several lines is plain in the text, which begins with it
+    told = f", which goes on from {escape(json.dumps(prompt, ensure_ascii=False))}"
+    told = told if prompt.strip() and "\n" not in prompt else ""
     return f"## Sample\n\nText of the model after step {int(step):,}{told}:\n\n{_fenced(cut.strip(chr(10)))}"
 
 
