@@ -80,17 +80,15 @@ def test_a_trained_model_generates_elsewhere_what_it_generates_here(form: str, d
 
 
 @pytest.mark.slow
-def test_lm_eval_loads_the_code(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lm_eval_loads_the_code(dataset: Path, tmp_path: Path, foreign_code: None) -> None:
     pytest.importorskip("lm_eval")
     pytest.importorskip("accelerate")
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
-    from transformers import dynamic_module_utils
 
     from gptlab.evals.harness import HarnessLM
     from gptlab.interop.hf import export_hf
 
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     gptlab.train(tiny_recipe(dataset, model__qk_norm=True), tmp_path / "run", quiet=True)
     run = gptlab.load_run(tmp_path / "run", device="cpu")
     assert export_hf(run.model, run.tokenizer, tmp_path / "out") == "gptlab"

@@ -40,12 +40,9 @@ def roberta_like() -> Tokenizer:
 
 @pytest.mark.parametrize("specials", ["new", "own"])
 @torch.no_grad()
-def test_logits_ids_and_labels(specials: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_ids_and_labels(specials: str, tmp_path: Path, foreign_code: None) -> None:
     transformers = pytest.importorskip("transformers")
-    from transformers import dynamic_module_utils
-
     transformers.logging.disable_progress_bar()
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     tokenizer = roberta_like() if specials == "own" else load_tokenizer({"kind": "byte"})
     ids = special_ids(tokenizer)
     ours = make(ids["vocab_size"] + 4)
@@ -80,11 +77,8 @@ def test_logits_ids_and_labels(specials: str, tmp_path: Path, monkeypatch: pytes
     )
 
 
-def test_loss_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loss_of_training(tmp_path: Path, foreign_code: None) -> None:
     transformers = pytest.importorskip("transformers")
-    from transformers import dynamic_module_utils
-
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     ours = make(300)
     export_classifier(ours, load_tokenizer({"kind": "byte"}), tmp_path / "out")
     assert json.loads((tmp_path / "out/config.json").read_text(encoding="utf-8"))["id2label"]["2"] == "LABEL_2"

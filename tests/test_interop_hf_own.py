@@ -44,13 +44,10 @@ def make(dtype: torch.dtype = torch.float32, **changes: object) -> GPT:
 
 
 @pytest.fixture
-def load(tmp_path, monkeypatch):
+def load(foreign_code):
     """Loads a folder in transformers with its code, which is copied into a cache of this test's own."""
     transformers = pytest.importorskip("transformers")
     transformers.logging.disable_progress_bar()
-    from transformers import dynamic_module_utils
-
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
 
     def loaded(folder: Path, **settings: object):
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
