@@ -126,7 +126,7 @@ def test_a_lost_rank_is_named(how: str, dataset: Path, tmp_path: Path) -> None:
 
 
 def test_a_stack_is_left_by_what_is_ended_and_not_by_what_ends(tmp_path: Path) -> None:
-    file = tmp_path / "run" / "stack-rank-1.txt"
+    file = tmp_path / "stack-rank-1.txt"
     with StopSignal() as asked, stack_on_sigterm(file):
         assert file.read_text(encoding="utf-8") == ""
         os.kill(os.getpid(), signal.SIGTERM)

@@ -22,7 +22,7 @@ from gptlab.tasks.base import Task, TaskData, open_data
 from gptlab.training.checkpoint import checkpoint_step, has_begun, list_checkpoints
 from gptlab.training.result import Result
 from gptlab.training.setup import pick_device, resolve
-from gptlab.training.signals import StopSignal, stack_on_sigterm
+from gptlab.training.signals import StopSignal
 from gptlab.training.state import State
 
 FIRST_STEPS = 10  # a run that runs out of memory later than this is not tried again with smaller micro-batches
@@ -110,9 +110,7 @@ def open_job(recipe: Recipe, out: str | Path | None, resume: str, quiet: bool) -
         run.writes = world.first
         before = run.read_json("result.json")
         signal = StopSignal(run.path if world.first else None)
-        with _locked(run, world), signal, _cpu_threads(recipe.train.threads), contextlib.ExitStack() as several:
-            if world.size > 1:
-                several.enter_context(stack_on_sigterm(run.path / f"stack-rank-{world.rank}.txt"))
+        with _locked(run, world), signal, _cpu_threads(recipe.train.threads):
             yield Job(recipe, run, data, device, world, signal, quiet, before, recipe.batch.micro_batch == "auto")
 
 

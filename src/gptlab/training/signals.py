@@ -101,7 +101,6 @@ def stack_on_sigterm(file: Path) -> Iterator[None]:
     """
     with contextlib.ExitStack() as opened:
         with contextlib.suppress(AttributeError, OSError):  # on Windows; on a full disk
-            file.parent.mkdir(parents=True, exist_ok=True)
             opened.callback(file.unlink, missing_ok=True)
             stream = opened.enter_context(open(file, "w", encoding="utf-8"))
             faulthandler.register(signal.SIGTERM, stream, all_threads=True, chain=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import locale
 import math
 import os
@@ -31,6 +32,7 @@ from gptlab.training.logs import Logs
 from gptlab.training.monitor import Monitor
 from gptlab.training.result import NotStarted, Result
 from gptlab.training.setup import environment, idle_steps, resolve, summary
+from gptlab.training.signals import stack_on_sigterm
 from gptlab.training.state import State
 from gptlab.training.throughput import Energy
 
@@ -48,6 +50,7 @@ class Trainer:
 
     def __init__(self, job: Job) -> None:
         self.job, self.run, self.world, self.device = job, job.run, job.world, job.device
+        self.leaving = contextlib.ExitStack()
         with Progress("starting", not job.quiet and self.world.first):
             self._open()
         self._open_logs()
@@ -174,9 +177,12 @@ class Trainer:
             self.logs.message("HellaSwag is left out: --hellaswag.path FILE names hellaswag_val.jsonl")
 
     def __enter__(self) -> Trainer:
+        if self.world.size > 1:
+            self.leaving.enter_context(stack_on_sigterm(self.run.path / f"stack-rank-{self.world.rank}.txt"))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.leaving.close()
         self.logs.close()
         self.checkpoints.wait()
 
