@@ -56,7 +56,8 @@ if words[:2] == ["study", "run"] and "--until-decided" not in words and "--arm" 
     from gptlab.config import load_study
     words += ["--arm", *list(load_study(words[2]).arms)[:2], "--seeds", "2"]
 if words[0] == "prepare":
-    words += ["--from", str(folder / "text.txt")] if words[1] == "shakespeare" else ["--max-documents", "60"]
+    more = {{"shakespeare": ["--from", str(folder / "text.txt")], "constructs": ["--max-documents", "60"]}}
+    words += more.get(words[1], [])
 from gptlab.cli import main
 main(words)
 """
