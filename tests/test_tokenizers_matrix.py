@@ -181,7 +181,8 @@ def named(family: str, folder: Path) -> str:
 
 LITERALS = [*NAMES, END_OF_TEXT, "<|end_of_text|>", "[CLS]", "[SEP]", "[PAD]", "[EOS]", "[UNK]"]
 pieces = st.sampled_from([*LITERALS, *(name.swapcase() for name in LITERALS), *WORDS[:6], " ", "\n", "  ", "<", "s>"])
-documents = st.lists(st.lists(pieces, min_size=1, max_size=8).map("".join), min_size=3, max_size=12)
+texts_of_pieces = st.lists(pieces, min_size=1, max_size=8).map("".join).filter(str.strip)  # white space is no document
+documents = st.lists(texts_of_pieces, min_size=3, max_size=12)
 
 
 def specials(tokenizer: Tokenizer) -> set[int | None]:
