@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from gptlab import config as schema
-from gptlab.config import Recipe, build_recipe, flag_sections, shipped
+from gptlab.config import Recipe, build_recipe, flag_sections, shipped, value_of
 from gptlab.errors import ConfigError, UserError
 from gptlab.files import because, printable, read_text
 
@@ -172,7 +172,7 @@ class Config:
         lines = [f"CONFIG_RECIPE={_quoted(self.source)}", f"CONFIG_STUDY={_quoted(self.study)}"]
         for title, group in self.sections():
             lines += ["", "#", f"# {title}", "#"] if title else []
-            lines += [line for setting in group for line in setting.lines(_value(self.recipe, setting))]
+            lines += [line for setting in group for line in setting.lines(value_of(self.recipe, setting.name))]
             lines += [f"# end of {title}"] if title else []
         return "\n".join(lines) + "\n"
 
@@ -182,7 +182,7 @@ class Config:
         for symbol, text in (("RECIPE", self.source), ("STUDY", self.study)):
             lines += [f"config {symbol}", "\tstring", f"\tdefault {_no_macro(_quoted(text))}", ""]
         for title, group in self.sections():
-            entries = [line for setting in group for line in setting.entry(_value(self.base, setting))]
+            entries = [line for setting in group for line in setting.entry(value_of(self.base, setting.name))]
             lines += [f"menu {_quoted(title)}", "", *entries, "endmenu", ""] if title else entries
         return "\n".join(lines)
 
@@ -190,12 +190,13 @@ class Config:
         """The words after `gptlab` that run it. A recipe must have been written to FOLDER."""
         if not self.study:
             return ["train", str(FOLDER / "recipe.toml")]
-        chosen = [s for _, group in self.sections() for s in group if _value(self.recipe, s) != _value(self.base, s)]
-        return ["study", "run", self.study, *(f"--{s.name}={as_text(_value(self.recipe, s))}" for s in chosen)]
-
-
-def _value(recipe: Recipe, setting: Setting) -> Any:
-    return functools.reduce(getattr, setting.name.split("."), recipe)
+        chosen = [
+            s
+            for _, group in self.sections()
+            for s in group
+            if value_of(self.recipe, s.name) != value_of(self.base, s.name)
+        ]
+        return ["study", "run", self.study, *(f"--{s.name}={as_text(value_of(self.recipe, s.name))}" for s in chosen)]
 
 
 def start(name: str) -> Config:

@@ -25,6 +25,7 @@ from gptlab.config.recipe import may_change as may_change
 from gptlab.config.recipe import may_differ as may_differ
 from gptlab.config.recipe import settings as settings
 from gptlab.config.recipe import unknown_setting as unknown_setting
+from gptlab.config.recipe import value_of as value_of
 from gptlab.config.sections import OPTIMIZER_NAMES as OPTIMIZER_NAMES
 from gptlab.config.sections import PRESETS as PRESETS
 from gptlab.config.sections import REGIME_NAMES as REGIME_NAMES

@@ -12,7 +12,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from gptlab.config.recipe import Recipe, build_recipe, may_change, settings
+from gptlab.config.recipe import Recipe, build_recipe, may_change, settings, value_of
 from gptlab.errors import ConfigError
 
 LONGEST = 80  # characters of the changed settings; longer ones are named by a hash
@@ -56,11 +56,6 @@ def changed_settings(recipe: Recipe, layer: Mapping[str, Any], flags: Mapping[st
             if before is None or value_of(before, whole) != value_of(recipe, whole):
                 found[name] = flags[name] if name == "model.preset" else value_of(recipe, name)
     return found
-
-
-def value_of(recipe: Recipe, name: str) -> Any:
-    """The value of a setting by its dotted name."""
-    return functools.reduce(getattr, name.split("."), recipe)
 
 
 def _suffix(changed: Mapping[str, Any]) -> str:

@@ -83,11 +83,16 @@ class Recipe(sections.Section):
         """The settings that repr and print show; `to_toml` writes all."""
         limits = (f"train.{limit}" for limit in ("max_steps", "max_tokens", "max_epochs") if getattr(self.train, limit))
         for name in ("name", "task", *IN_REPR, *limits, "seed"):
-            yield name, functools.reduce(getattr, name.split("."), self)
+            yield name, value_of(self, name)
 
     def to_toml(self) -> str:
         """All settings, as a recipe file."""
         return tomli_w.dumps(self.model_dump())
+
+
+def value_of(recipe: Recipe, name: str) -> Any:
+    """The value of a setting by its dotted name."""
+    return functools.reduce(getattr, name.split("."), recipe)
 
 
 def build_recipe(*layers: Mapping[str, Any]) -> Recipe:

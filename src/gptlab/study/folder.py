@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from gptlab.config import Recipe, Study, may_differ, plan_hash, settings, study_plan
+from gptlab.config import Recipe, Study, may_differ, plan_hash, settings, study_plan, value_of
 from gptlab.errors import ConfigError, Locked, RunError
 from gptlab.rundir import PLAN, RunDir, new_plan, open_study, run_name, write_atomically
 from gptlab.study.runs import MOST_SEEDS, RESULTS, PlannedRun
@@ -136,7 +135,7 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
     learning rate has decayed differs from the first 100 steps of a longer run.
     """
     names = [name for name, _ in settings() if not may_differ(name)]
-    values: dict[str, Any] = {name: reduce(getattr, name.split("."), recipe) for name in names}
+    values: dict[str, Any] = {name: value_of(recipe, name) for name in names}
     if recipe.schedule.shape == "constant":
         values["schedule.decay_steps"] = 0
     elif not recipe.schedule.decay_steps:

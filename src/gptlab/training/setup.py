@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gptlab.config import Model, Recipe, may_change, settings
+from gptlab.config import Model, Recipe, may_change, settings, value_of
 from gptlab.data.tokenizer_files import OURS
 from gptlab.data.tokenizers import Tokenizer, load_tokenizer
 from gptlab.distributed.world import SINGLE, World
@@ -115,17 +115,10 @@ def refuse_tokenizer(name: str, tokenizer: Tokenizer | None, data: TaskData, fil
 
 
 def refuse_differences(stored: Recipe, recipe: Recipe, run: RunDir) -> None:
-    before, now = stored.model_dump(), recipe.model_dump()
-
-    def value(tree: dict[str, Any], name: str) -> Any:
-        for part in name.split("."):
-            tree = tree[part]
-        return tree
-
     differ = [
-        f"{name} ({value(before, name)} then, {value(now, name)} now)"
+        f"{name} ({value_of(stored, name)} then, {value_of(recipe, name)} now)"
         for name, _ in settings()
-        if not may_change(name) and value(before, name) != value(now, name)
+        if not may_change(name) and value_of(stored, name) != value_of(recipe, name)
     ]
     if differ:
         raise RunError(
