@@ -25,6 +25,7 @@ from gptlab.errors import UserError
 MOST_BYTES = 2**30  # of a file that is read as a whole, unpacked
 MOST_UNPACKED, LEAST_UNPACKED = 100, 2**26  # times its size may a packed file grow, and bytes that any may have
 GIT_LFS = b"version https://git-lfs.github.com/spec/"  # how a pointer begins
+IS_POINTER = "is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`"
 MOST_LEVELS = 100  # of nested objects and lists; Python's own limit depends on who asks
 
 
@@ -188,7 +189,7 @@ def unpacked_lines(raw: io.BufferedReader) -> Iterator[bytes]:
 def refuse_pointer(path: Path, begins: bytes, error: type[UserError]) -> None:
     """Raise `error` for a file that Git LFS left in the place of a large one, which it begins to tell."""
     if begins.startswith(GIT_LFS):
-        raise error(f"{path} is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`")
+        raise error(f"{path} {IS_POINTER}")
 
 
 def read_text(path: Path, error: type[UserError]) -> str:

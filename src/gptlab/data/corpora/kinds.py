@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from gptlab.errors import DataError
 from gptlab.files import (
     GIT_LFS,
+    IS_POINTER,
     MissingPackage,
     because,
     open_regular,
@@ -133,7 +134,7 @@ def kind_of(path: Path) -> str:
     suffix, packing = _suffixes(path)
     kind = KINDS.get(suffix, "")
     if head.startswith(GIT_LFS):
-        raise Unread(path, POINTER, " is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`")
+        raise Unread(path, POINTER, f" {IS_POINTER}")
     for start, name in (*FOREIGN.items(), (b"ustar", "a tar archive")):
         if head.startswith(start) or (start == b"ustar" and head[257:262] == start):
             raise Unread(path, NOT_TEXT, f" is {name}, not text")
