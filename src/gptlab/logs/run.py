@@ -56,7 +56,7 @@ class How:
 
 
 def curve(steps: ArrayLike, values: ArrayLike) -> Curve:
-    """A curve sorted by step. Where a step was logged twice, the later value counts: a resumed run measured it again."""
+    """A curve sorted by step. Of a step that was logged twice, as a resumed run does, the later value counts."""
     x, y = np.asarray(steps, dtype=np.float64), np.asarray(values, dtype=np.float64)
     kept = np.isfinite(x)
     x, y = x[kept], y[kept]
