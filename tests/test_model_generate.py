@@ -70,8 +70,8 @@ def test_a_prompt_longer_than_the_context_is_read_from_its_end() -> None:
 def counts(logits: list[float], n: int = 4000, **settings: float) -> torch.Tensor:
     rows = torch.tensor(logits).log().repeat(n, 1)
     chosen = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, **settings}
-    generators = [torch.Generator().manual_seed(i) for i in range(n)]
-    return torch.bincount(pick_token(rows, generators=generators, **chosen), minlength=len(logits)) / n
+    draws = torch.rand(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return torch.bincount(pick_token(rows, uniforms=draws, **chosen), minlength=len(logits)) / n
 
 
 def test_draws_have_the_probabilities_of_temperature_top_k_and_top_p() -> None:
@@ -86,3 +86,39 @@ def test_draws_have_the_probabilities_of_temperature_top_k_and_top_p() -> None:
     torch.testing.assert_close(counts(p, top_p=0.75), torch.tensor([0, 4 / 9, 2 / 9, 3 / 9]), **close)
     assert counts(p, top_p=1e-6)[1] == 1  # the most likely id is always kept
     assert counts(p, top_k=3, top_p=0.5)[1] < 1
+
+
+def drawn_by_sorting(logits: torch.Tensor, temperature: float, top_k: int, top_p: float, u: torch.Tensor) -> list[int]:
+    """One row at a time, in float64: sort, cut, and walk along the probabilities; ids that were not sorted keep their
+    order."""
+    found = []
+    for row, below in zip(logits.double() / temperature, u.tolist(), strict=True):
+        cuts = 0 < top_k < len(row) or top_p < 1
+        order = row.sort(descending=True, stable=True).indices if cuts else torch.arange(len(row))
+        order = order[: top_k or None]
+        p = row[order].softmax(0)
+        n = int((p.cumsum(0) - p < top_p).sum()) if top_p < 1 else len(p)
+        p = p[:n] / p[:n].sum()
+        found.append(int(order[min(int((p.cumsum(0) <= below).sum()), n - 1)]))
+    return found
+
+
+@pytest.mark.parametrize("top_k", [0, 1, 5, 3000, 5000])
+@pytest.mark.parametrize("top_p", [1.0, 0.9, 0.3, 1e-9])
+@pytest.mark.parametrize("spread", [0.1, 4.0])
+def test_a_draw_is_that_of_the_sorted_vocabulary(top_k: int, top_p: float, spread: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    logits = spread * torch.randn(40, 3000, generator=generator)
+    u = torch.rand(40, generator=generator, dtype=torch.float64)
+    ours = pick_token(logits, 0.7, top_k, top_p, u).tolist()
+    wanted = drawn_by_sorting(logits, 0.7, top_k, top_p, u)
+    assert sum(a != b for a, b in zip(ours, wanted, strict=True)) <= 1  # a sum in float32 may end at a neighbour
+
+
+@pytest.mark.parametrize("u", [0.0, 1 - 2**-53])
+def test_the_ends_of_the_draw_are_ids_that_can_be_drawn(u: float) -> None:
+    logits = torch.full((1, 2000), -200.0)  # of probability 0 in float64
+    logits[0, [7, 1500]] = torch.tensor([1.0, 1.0])
+    for top_k, top_p in ((0, 1.0), (50, 1.0), (0, 0.9), (50, 0.9)):
+        drawn = pick_token(logits, 0.1, top_k, top_p, torch.tensor([u], dtype=torch.float64))
+        assert drawn.item() in (7, 1500)

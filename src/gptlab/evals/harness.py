@@ -19,7 +19,7 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from gptlab.data.tokenizers import END_OF_TEXT, Tokenizer
 from gptlab.errors import ConfigError, DataError, UserError
 from gptlab.evals.likelihood import Ids, Likelihood, encode_pairs, end_of_text, lay_out, likelihoods, rolling_pairs
-from gptlab.model.generate import pick_token
+from gptlab.model.generate import pick_token, uniforms
 from gptlab.model.gpt import GPT, KVCache
 from gptlab.progress import Count, tell_nobody
 from gptlab.seeding import address
@@ -120,7 +120,7 @@ class HarnessLM(LM):  # type: ignore[misc]  # lm-eval has no types
         """
         temperature = float(settings.get("temperature", 1.0)) if settings["do_sample"] else 0.0
         top_k, top_p = int(settings.get("top_k") or 0), float(settings.get("top_p") or 1.0)
-        generators = [torch.Generator().manual_seed(address("harness", i)) for i in which]
+        draws = torch.stack([*itertools.islice(uniforms([address("harness", i) for i in which]), n_new)])  # (n_new, B)
         B, n_ids = len(prompts), min(self.tokenizer.vocab_size, self.model.config.vocab_size)
         written: list[list[int]] = [[] for _ in prompts]
         done = [False] * B
@@ -132,12 +132,14 @@ class HarnessLM(LM):  # type: ignore[misc]  # lm-eval has no types
         while not all(done):
             with self.context():
                 last = self.model.hidden(new, cache=cache)[:, -1]  # (B, C)
-                logits = self.model.logits(last)[:, :n_ids].float().cpu()  # (B, V)
+                logits = self.model.logits(last)[:, :n_ids].float()  # (B, V)
+                own = draws[[min(len(ids), n_new - 1) for ids in written], range(B)].to(self._device)  # (B,)
+                picked = pick_token(logits, temperature, top_k, top_p, own).tolist()
             ids = [prompt[at] if at < len(prompt) else self.eot for prompt in prompts]
             for b in range(B):
                 if at < len(prompts[b]) or done[b]:
                     continue
-                ids[b] = int(pick_token(logits[b : b + 1], temperature, top_k, top_p, [generators[b]]))
+                ids[b] = picked[b]
                 if ids[b] == self.eot:
                     done[b] = True
                     continue

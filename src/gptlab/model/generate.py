@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from gptlab.errors import RunError, UserError
 from gptlab.model.gpt import GPT, KVCache
 from gptlab.seeding import address
 
+NUCLEUS = 1024  # most likely ids, among which top_p mostly ends
+AT_ONCE = 64  # numbers of a generator
 COLDEST = 1e-30  # logits divided by less may exceed float32, and the most likely id has a probability of 1 long before
 
 
@@ -19,10 +20,10 @@ class NotFinite(RunError):
     """The logits of a model are NaN or infinite."""
 
 
-def pick_token(
-    logits: Tensor, temperature: float, top_k: int, top_p: float, generators: list[torch.Generator]
-) -> Tensor:
-    """Draw the next id of each sequence, (B,), from logits (B, V) on the CPU.
+def pick_token(logits: Tensor, temperature: float, top_k: int, top_p: float, uniforms: Tensor) -> Tensor:
+    """Draw the next id of each sequence, (B,), from logits (B, V).
+
+    The vocabulary is sorted only where `top_p` needs more than its `NUCLEUS` most likely ids.
 
     Args:
         logits: (B, V).
@@ -30,20 +31,32 @@ def pick_token(
         top_k: keep the k most likely ids; 0 keeps all.
         top_p: then keep the smallest set of the most likely ids whose probabilities sum to at least top_p (nucleus
             sampling, Holtzman et al. 2020, arXiv 1904.09751).
-        generators: one per sequence.
+        uniforms: (B,) float64 in [0, 1), one for each sequence: the probability below the id that is drawn.
     """
     if temperature < COLDEST:
         return logits.argmax(dim=-1)
-    logits = logits.float() / temperature
-    values, order = logits.sort(dim=-1, descending=True, stable=True)
-    if top_k:
-        values = values[:, :top_k]
-    probabilities = F.softmax(values, dim=-1)  # (B, k), in descending order
-    if top_p < 1:
-        before = probabilities.cumsum(dim=-1) - probabilities  # mass of more likely ids; the first id is always kept
-        probabilities = probabilities.masked_fill(before >= top_p, 0.0)
-    drawn = [torch.multinomial(row, 1, generator=g) for row, g in zip(probabilities, generators, strict=True)]
-    return order.gather(1, torch.stack(drawn))[:, 0]
+    logits, ids = logits.float() / temperature, None
+    if 0 < top_k < logits.shape[-1]:
+        logits, ids = logits.topk(top_k)  # (B, k), in descending order
+    mass = logits.logsumexp(dim=-1, keepdim=True)
+    if top_p < 1 and ids is None:
+        kept, ids = logits.topk(min(NUCLEUS, logits.shape[-1]))
+        if bool(((kept - mass).exp().sum(dim=-1) < top_p).any()):
+            kept, ids = logits.sort(dim=-1, descending=True, stable=True)
+        logits = kept
+    below = (logits - mass).double().exp().cumsum(dim=-1)  # (B, k): probability of an id and of those before it
+    last = torch.searchsorted(below, below[:, -1:].clamp(max=top_p)).clamp(max=below.shape[1] - 1)  # that is kept
+    total = below.gather(1, last)
+    drawn = torch.searchsorted(below, uniforms[:, None] * total, right=True).minimum(last)
+    return (drawn if ids is None else ids.gather(1, drawn))[:, 0]
+
+
+def uniforms(seeds: Sequence[int]) -> Iterator[Tensor]:
+    """Numbers in [0, 1) for ever, (B,) float64 at a time; each place has its own generator with its seed."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    while True:
+        many = [torch.rand(AT_ONCE, generator=generator, dtype=torch.float64) for generator in generators]
+        yield from torch.stack(many, dim=1)
 
 
 @torch.no_grad()
@@ -82,7 +95,7 @@ def generate(
     model.eval()
     dtype = model.stream_dtype or model.wte.weight.dtype
     B = prompt.shape[0]
-    generators = [torch.Generator().manual_seed(address(seed, "sample", i)) for i in range(B)]
+    draws = uniforms([address(seed, "sample", i) for i in range(B)])
     context = prompt.to(model.device)[:, -block:]  # (B, T): the ids read so far, and `new`
     new, cache = context, None
     try:
@@ -93,12 +106,13 @@ def generate(
             if use_cache and cache is None:
                 cache = KVCache(model, B, min(block, context.shape[1] + max_tokens), dtype)
             last = model.hidden(new if use_cache else context, cache=cache)[:, -1]  # (B, C)
-            logits = model.logits(last)[:, :n_ids].float().cpu()  # (B, V)
-            if not logits.isfinite().all():
+            logits = model.logits(last)[:, :n_ids].float()  # (B, V)
+            drawn = pick_token(logits, temperature, top_k, top_p, next(draws).to(model.device))
+            ids = drawn.where(logits.isfinite().all(dim=-1), -1).cpu()  # the one wait for the device
+            if (ids < 0).any():
                 raise NotFinite("the model's logits are NaN or infinite, as after a diverged training")
-            ids = pick_token(logits, temperature, top_k, top_p, generators)
             yield ids
-            new = ids[:, None].to(model.device)  # (B, 1)
+            new = drawn[:, None]  # (B, 1)
             context = torch.cat((context, new), dim=1)
     finally:
         model.train(was_training)
