@@ -30,6 +30,7 @@ EXPECTED: dict[str, tuple[dict[str, str], tuple[torch.dtype, ...]]] = {
     "fp32": ({"regime": "fp32"}, (F32, F32, F32, F32, F32, F32)),
     "amp_fp16": ({"regime": "amp_fp16"}, (F32, F32, F32, FP16, FP16, F32)),
     "amp_bf16": ({"regime": "amp_bf16"}, (F32, F32, F32, BF16, BF16, F32)),
+    "bf16_master": ({"regime": "bf16_master"}, (F32, F32, F32, BF16, BF16, F32)),
     "bf16_pure": ({"regime": "bf16_pure"}, (BF16, BF16, BF16, BF16, BF16, BF16)),
     "fp16_pure": ({"regime": "fp16_pure"}, (FP16, FP16, FP16, FP16, FP16, FP16)),
     "amp_bf16_fp32_head": ({"regime": "amp_bf16", "head": "fp32"}, (F32, F32, F32, BF16, F32, F32)),
@@ -116,6 +117,25 @@ def test_a_regime_is_what_it_says(name: str, build: Callable[[Regime], tuple[Any
     assert all(p.grad is not None and p.grad.dtype is p.dtype for p in parameters.values())
     with torch.no_grad(), regime.context(CPU):
         assert model(*batch[:1] if build is gpt else batch[:2]).dtype is head_matmul
+
+
+@pytest.mark.parametrize("build", [gpt, encoder], ids=["gpt", "encoder"])
+def test_between_float32_weights_everything_is_bf16(build: Callable[[Regime], tuple[Any, tuple[Any, ...]]]) -> None:
+    """bf16_master: the residual stream and its gradient, which autocast leaves in float32."""
+    found = {}
+    for name in ("amp_bf16", "bf16_master"):
+        regime = enter_regime(Precision(regime=name), CPU)
+        model, batch = build(regime)
+        stream: list[torch.dtype] = []
+        for block in model.h:
+            block.register_forward_hook(lambda _, __, out, s=stream: s.append(out.dtype))
+            block.register_full_backward_hook(lambda _, __, grads, s=stream: s.append(grads[0].dtype))
+        with regime.context(CPU):
+            result = model(*batch, torch.tensor(1 / 32))
+        result.train.backward()
+        found[name] = result.value.item(), set(stream)
+    assert found["amp_bf16"][1] == {F32} and found["bf16_master"][1] == {BF16}
+    assert found["bf16_master"][0] == pytest.approx(found["amp_bf16"][0], rel=2e-3)
 
 
 @pytest.mark.parametrize(

@@ -200,7 +200,7 @@ def generate_timed(model: GPT, regime: Regime, prompt: Tensor, new_tokens: int) 
         The new ids (B, new_tokens), and the seconds of the prefill and of each decode step.
     """
     device, (B, T) = prompt.device, prompt.shape
-    cache = KVCache(model, B, T + new_tokens, cache_dtype(regime))
+    cache = KVCache(model, B, T + new_tokens, regime.matmul)
     watch, new, ids = Stopwatch(device), prompt, []
     # One autocast context for the whole generation: autocast caches the weights that it casts in the prefill. A new
     # context for each token would cast them all again.
@@ -215,11 +215,6 @@ def generate_timed(model: GPT, regime: Regime, prompt: Tensor, new_tokens: int) 
             ids.append(new)
     watch.lap()
     return torch.cat(ids, dim=1), watch.step_seconds
-
-
-def cache_dtype(regime: Regime) -> torch.dtype:
-    """The dtype of the computed keys and values. A cache of another dtype would be cast as a whole for every token."""
-    return regime.autocast or regime.weights
 
 
 def cache_bytes(recipe: Recipe, batch: int, room: int, dtype: torch.dtype) -> int:
@@ -272,7 +267,7 @@ def _generation(
 ) -> list[float]:
     """Seconds of one generation of a cell. Stores the cell's memory."""
     B, regime = cell.batch_size, _enter(recipe, cell.regime, device)  # TF32 is a setting of the whole process
-    cell.cache_bytes = cache_bytes(recipe, B, prompt_tokens + new_tokens, cache_dtype(regime))
+    cell.cache_bytes = cache_bytes(recipe, B, prompt_tokens + new_tokens, regime.matmul)
     if device.type != "cuda" and cell.cache_bytes > (free := free_memory()):
         # Linux would grant the memory and then kill this process
         needs = f"needs {cell.cache_bytes / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"

@@ -44,7 +44,8 @@ PRESETS: dict[str, dict[str, int]] = {
 # What a name stands for is said above this room: OPTIMIZERS in optim/optimizers.py, REGIMES in precision/regimes.py.
 # A task is a class, given by where it is: the one line that lists it.
 OPTIMIZER_NAMES = ["adamw", "adamw_8bit", "adamw-spam", "adamw-prune", "muon", "sgd"]
-REGIME_NAMES = ["fp32", "tf32", "amp_bf16", "amp_fp16", "bf16_pure", "fp16_pure", "fp8_tensorwise", "fp8_rowwise"]
+REGIME_NAMES = ["fp32", "tf32", "amp_bf16", "amp_fp16", "bf16_master", "bf16_pure", "fp16_pure"]
+REGIME_NAMES += ["fp8_tensorwise", "fp8_rowwise"]
 TASKS = {"lm": "gptlab.tasks.lm.LanguageModelling", "classify": "gptlab.tasks.classify.Classification"}
 
 
@@ -361,8 +362,8 @@ class Precision(Section):
     """Numeric formats of weights, matrix multiplications and loss."""
 
     regime: Annotated[str, OneOf(REGIME_NAMES)] = "fp32"
-    """amp_*: fp32 weights and autocast; *_pure: everything in that type; tf32: fp32 with TF32 matrix multiplications;
-    fp8_*: amp_bf16 with torchao's float8 linear layers."""
+    """amp_*: fp32 weights and autocast; bf16_master: fp32 weights and all activations in bf16; *_pure: everything in
+    that type; tf32: fp32 with TF32 matrix multiplications; fp8_*: amp_bf16 with torchao's float8 linear layers."""
     head: Literal["auto", "fp32"] = "auto"
     """Output head: as the regime says, or stored and multiplied in float32."""
     loss: Literal["auto", "fp32", "bf16"] = "auto"

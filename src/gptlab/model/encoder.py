@@ -96,7 +96,7 @@ class Encoder(nn.Module):
         device, dtype = x.device.type, self.head_dtype
         if dtype is None:
             autocast = torch.is_autocast_enabled(device)
-            dtype = torch.get_autocast_dtype(device) if autocast else self.head.weight.dtype
+            dtype = torch.get_autocast_dtype(device) if autocast else self.stream_dtype or self.head.weight.dtype
         with torch.autocast(device, enabled=False):
             return F.linear(x.to(dtype), self.head.weight.to(dtype), self.head.bias.to(dtype))
 

@@ -46,6 +46,15 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.to(dtype), self.weight.shape, self.weight.to(dtype), self.eps).to(x.dtype)
 
 
+class Linear(nn.Linear):
+    """A linear layer that casts its weights to the dtype of its input, without autocast, which keeps its casts."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype is self.weight.dtype or torch.is_autocast_enabled(x.device.type):
+            return super().forward(x)
+        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+
 def make_norm(config: Model) -> nn.Module:
     return LayerNorm(config) if config.norm == "layernorm" else RMSNorm(config.n_embd, config.norm_eps)
 
@@ -92,8 +101,8 @@ class Attention(nn.Module):
     def __init__(self, config: Model) -> None:
         super().__init__()
         self.n_head, self.dropout = config.n_head, config.dropout
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.c_attn = Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.c_proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.q_norm = RMSNorm(config.head_size, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_size, config.norm_eps) if config.qk_norm else None
 
@@ -126,9 +135,9 @@ class MLP(nn.Module):
     def __init__(self, config: Model) -> None:
         super().__init__()
         self.activation, self.dropout = config.mlp, config.dropout
-        self.c_fc = nn.Linear(config.n_embd, config.mlp_hidden, bias=config.bias)
-        self.c_gate = nn.Linear(config.n_embd, config.mlp_hidden, bias=config.bias) if config.mlp == "swiglu" else None
-        self.c_proj = nn.Linear(config.mlp_hidden, config.n_embd, bias=config.bias)
+        self.c_fc = Linear(config.n_embd, config.mlp_hidden, bias=config.bias)
+        self.c_gate = Linear(config.n_embd, config.mlp_hidden, bias=config.bias) if config.mlp == "swiglu" else None
+        self.c_proj = Linear(config.mlp_hidden, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, C)
         h = self.c_fc(x)  # (B, T, mlp_hidden)
@@ -242,7 +251,8 @@ class GPT(nn.Module):
     def logits(self, x: Tensor) -> Tensor:
         """Logits (..., V) of hidden states (..., C)."""
         if self.head_dtype is None:
-            return F.linear(x, self.head_weight)
+            weight = self.head_weight
+            return F.linear(x, weight if torch.is_autocast_enabled(x.device.type) else weight.to(x.dtype))
         with torch.autocast(x.device.type, enabled=False):
             return F.linear(x.to(self.head_dtype), self.head_weight.to(self.head_dtype))
 

@@ -32,12 +32,12 @@ class Shape:
     @property
     def stream(self) -> torch.dtype:
         """Dtype of the residual stream."""
-        return FP32 if self.regime.autocast else self.regime.weights
+        return FP32 if self.regime.autocast else self.regime.stream or self.regime.weights
 
     @property
     def matmul(self) -> torch.dtype:
         """Dtype of the matrix multiplications inside the blocks."""
-        return self.regime.autocast or self.regime.weights
+        return self.regime.matmul
 
     def lay_out(self, layers: int | None = None) -> GPT | Encoder:
         """The model in its regime's dtypes, on the meta device.

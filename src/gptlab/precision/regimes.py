@@ -25,6 +25,9 @@ class Regime:
     """Dtype of the parameters, their gradients and moments."""
     autocast: torch.dtype | None = None
     """Dtype of matmuls and attention under autocast. Norms and the loss stay float32."""
+    stream: torch.dtype | None = None
+    """Dtype of activations and their gradients, and of matmuls, to which the weights are cast explicitly: the residual
+    stream is in it too, which autocast leaves in float32. Norms and the loss are computed in float32."""
     tf32: bool = False
     """Compute float32 matmuls in TF32 (10 bits of mantissa). Few matmuls are left in float32 under autocast."""
     loss_scaling: bool = False
@@ -42,8 +45,15 @@ class Regime:
 
     @property
     def gathered(self) -> torch.dtype | None:
-        """Dtype in which FSDP may gather the block matrices, if autocast casts them to it anyway. None: unchanged."""
-        return self.autocast if self.float8 is None else None  # float8 scales are computed from the float32 weights
+        """Dtype in which FSDP may gather the block matrices, if they are cast to it anyway. None: unchanged."""
+        if self.float8:
+            return None  # its scales are computed from the float32 weights
+        return self.autocast or self.stream
+
+    @property
+    def matmul(self) -> torch.dtype:
+        """Dtype of the matmuls, keys and values."""
+        return self.autocast or self.stream or self.weights
 
     @property
     def matmul_format(self) -> Format:
@@ -52,7 +62,7 @@ class Regime:
         The float8 regimes have bf16, because head and attention are not in float8; their MFU is thus comparable with
         that of amp_bf16. The format of the head (`precision.head`) is ignored.
         """
-        low = self.autocast or self.weights
+        low = self.matmul
         if low is FP32:
             return "tf32" if self.tf32 else "fp32"
         return "bf16" if low is BF16 else "fp16"
@@ -69,6 +79,7 @@ REGIMES = {
         Regime("tf32", tf32=True),
         Regime("amp_bf16", autocast=BF16, tf32=True),
         Regime("amp_fp16", autocast=FP16, tf32=True, loss_scaling=True),
+        Regime("bf16_master", stream=BF16, tf32=True),
         Regime("bf16_pure", weights=BF16, loss=BF16),
         Regime("fp16_pure", weights=FP16, loss=FP16),
         Regime("fp8_tensorwise", autocast=BF16, tf32=True, float8="tensorwise"),
@@ -139,7 +150,7 @@ def apply_regime(model: nn.Module, regime: Regime) -> None:
     if regime.head and getattr(model, "lm_head", True) is None:
         model.wte.to(regime.head)
     parts: Any = model
-    parts.stream_dtype = regime.weights if regime.autocast is None else None
+    parts.stream_dtype = (regime.stream or regime.weights) if regime.autocast is None else None
     parts.head_dtype, parts.loss_dtype = regime.head, regime.loss
     if regime.float8:
         _to_float8(model, regime)
