@@ -285,6 +285,28 @@ def test_ndcg_is_scikit_learns_without_ties(seed):
     assert ours["ndcg_at_5"] == ours["ndcg_at_5_few"] == pytest.approx(ndcg_score(true, logits, k=5))
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_f1_is_scikit_learns(seed):
+    """Equal to the last bit, as studies that were reported with scikit-learn's were."""
+    from sklearn.metrics import accuracy_score, f1_score
+
+    logits, true = random_split(seed)
+    true = np.hstack([true, true[:, :2]])  # the model has no logits of the last two
+    predicted = np.hstack([logits > 0, np.zeros((len(true), 2), dtype=bool)])
+    few = np.arange(32) % 3 == 0
+    ours = multi_label_scores(logits, [np.flatnonzero(row) for row in true], np.where(few, 7, 70))
+    how = {"zero_division": 0.0}
+    assert ours["micro_f1"] == f1_score(true, predicted, average="micro", **how)
+    assert ours["macro_f1"] == f1_score(true, predicted, average="macro", **how)
+    assert ours["micro_f1_few"] == f1_score(true, predicted, labels=np.flatnonzero(few), average="micro", **how)
+
+    truth = np.random.default_rng(seed).integers(0, 32, len(logits))  # some labels never occur, some have no logits
+    ours, predicted = single_label_scores(logits, truth), logits.argmax(axis=1)
+    assert ours["accuracy"] == accuracy_score(truth, predicted)
+    for key, labels in (("macro_f1", np.arange(30)), ("macro_f1_present", np.unique(truth))):
+        assert ours[key] == f1_score(truth, predicted, labels=labels, average="macro", **how)
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_single_label_scores_are_those_of_torchmetrics(seed):
     classification = pytest.importorskip("torchmetrics.classification")

@@ -1,7 +1,7 @@
 """Scores of document classifiers: F1, and for documents of many labels how well the best-scored ones are the true ones.
 
-F1 is scikit-learn's. It has no precision at K, and its nDCG averages over ties, so what is ranked is counted here:
-labels are ranked by logit, equal logits by label id, and what is not a number stands last.
+F1 is 0 for a label that is neither true nor predicted. Labels are ranked by logit, equal ones by label id, and what is
+not a number stands last.
 """
 
 from __future__ import annotations
@@ -42,9 +42,6 @@ def multi_label_scores(
         train_counts: how many training documents have each label.
         threshold: a label of a larger probability is predicted.
     """
-    from scipy.sparse import csr_array
-    from sklearn.metrics import f1_score  # 1.7 seconds, for those who classify
-
     (N, L), n_labels = logits.shape, len(train_counts)
     assert N == len(truth) > 0, "a row of logits for each document"
     assert n_labels >= max(2, L), "a training count for each label, of several"
@@ -53,13 +50,14 @@ def multi_label_scores(
         true[i, np.asarray(labels, dtype=np.int64)] = True
     predicted = np.zeros((N, n_labels), dtype=bool)
     predicted[:, :L] = logits > np.log(threshold / (1 - threshold))
-    sparse_true, sparse_predicted = csr_array(true), csr_array(predicted)  # 250 times faster for 4,000 labels
+    right = np.count_nonzero(true & predicted, axis=0)  # (n_labels,), as are the next two
+    either = np.count_nonzero(true, axis=0) + np.count_nonzero(predicted, axis=0)
+    by_label = _f1(right, either)
 
     def micro_f1(labels: np.ndarray) -> float:
-        return float(f1_score(sparse_true, sparse_predicted, labels=labels, average="micro", zero_division=0.0))
+        return float(_f1(right[labels].sum(), either[labels].sum()))
 
     everything = np.arange(n_labels)
-    by_label = f1_score(sparse_true, sparse_predicted, average=None, zero_division=0.0)  # (n_labels,)
     scores = {"micro_f1": micro_f1(everything), "macro_f1": float(by_label.mean())}
     if not true.any():
         return scores
@@ -81,6 +79,11 @@ def multi_label_scores(
             scores["micro_f1" + name] = micro_f1(labels)
         scores |= _ranking(_hits(logits, true, labels), true[:, labels], name)
     return scores
+
+
+def _f1(right: np.ndarray, either: np.ndarray) -> np.ndarray:
+    """F1 from how often a label is true and predicted, and how often it is the one plus how often the other."""
+    return 2 * right / np.maximum(either, 1)
 
 
 def _hits(logits: np.ndarray, true: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -114,17 +117,15 @@ def single_label_scores(logits: np.ndarray, truth: np.ndarray) -> dict[str, floa
         logits: (N, K).
         truth: (N,) ids; one from K on never occurred in training, and its document is missed.
     """
-    from sklearn.metrics import accuracy_score, f1_score
-
     assert len(logits) == len(truth) > 0, "a row of logits for each document"
     predicted = np.fmax(logits, -np.inf).argmax(axis=1)  # of a number and none, the number
-
-    def macro_f1(labels: np.ndarray) -> float:
-        return float(f1_score(truth, predicted, labels=labels, average="macro", zero_division=0.0))
-
+    scored, most = logits.shape[1], max(logits.shape[1], int(truth.max()) + 1)
+    right = np.bincount(truth[truth == predicted], minlength=most)
+    by_label = _f1(right, np.bincount(truth, minlength=most) + np.bincount(predicted, minlength=most))  # (most,)
+    accuracy = float(np.mean(truth == predicted))
     return {
-        "accuracy": float(accuracy_score(truth, predicted)),
-        "micro_f1": float(f1_score(truth, predicted, average="micro", zero_division=0.0)),
-        "macro_f1": macro_f1(np.arange(logits.shape[1])),
-        "macro_f1_present": macro_f1(np.unique(truth)),
+        "accuracy": accuracy,
+        "micro_f1": accuracy,
+        "macro_f1": float(by_label[:scored].mean()),
+        "macro_f1_present": float(by_label[np.unique(truth)].mean()),
     }
