@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from gptlab.cli import (
     bench,
     compare,
+    completion,
     doctor,
     evaluate,
     init,
@@ -133,7 +134,7 @@ def make_parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"gptlab {VERSION}")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
     looks = (runs, watch, compare, plan, evaluate, output, verify)
-    for module in (init, prepare, train, *looks, study, launch, bench, doctor, schema):
+    for module in (init, prepare, train, *looks, study, launch, bench, doctor, schema, completion):
         module.add_to(verbs)
     for kind in ("recipes", "studies"):
         add_verb(verbs, kind, do_list, f"List the shipped {kind}.")
