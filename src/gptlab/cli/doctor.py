@@ -39,7 +39,7 @@ def do_doctor(options: argparse.Namespace) -> None:
             break
         name, value = one
         found[name] = value
-        print(f"{name:12} {value}", flush=True)
+        print(f"{name:15} {value}", flush=True)
     if options.json:
         write_json(options.json, found)
 
