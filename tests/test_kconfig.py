@@ -310,7 +310,17 @@ def test_test_matrix_wants_a_study(capsys: pytest.CaptureFixture[str]) -> None:
 
 def make(*words: str) -> subprocess.CompletedProcess[str]:
     """make with the repository's Makefile, here, without installing anything."""
-    command = ["make", "-f", ROOT / "Makefile", "-o", "install", f"BIN={Path(sys.executable).parent}", *words]
+    command = [
+        "make",
+        "-f",
+        ROOT / "Makefile",
+        "-o",
+        "install",
+        "-o",
+        "install-dev",
+        f"BIN={Path(sys.executable).parent}",
+        *words,
+    ]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
