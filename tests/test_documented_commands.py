@@ -3,7 +3,7 @@
 Only the work is shortened: programs named gptlab and torchrun stand first on the PATH. They put short recipes and
 studies of the same names in the place of the shipped ones, give `prepare` a local text where it would download one, run
 two arms of a study, and start two processes where a block asks for eight. The README's commands have the packages of
-`make install` only.
+`make demo` only.
 """
 
 import importlib.metadata
@@ -108,8 +108,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str
     return tmp_path_factory.mktemp("typed"), environment
 
 
-def beyond_make_install() -> list[str]:
-    """The modules of this environment that `make install` does not bring."""
+def beyond_the_demo() -> list[str]:
+    """The modules of this environment that `make demo` does not install."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["offline"]]
     needs = [(Requirement(line), "") for line in wanted]
@@ -139,7 +139,7 @@ def test_every_command_of_the_pages_runs_in_order(place: tuple[Path, dict[str, s
     folder, environment = place
     for page in PAGES:
         assert len(commands(page)) >= 3
-        has = environment | {"NOT_INSTALLED": " ".join(beyond_make_install() if page == "README.md" else [])}
+        has = environment | {"NOT_INSTALLED": " ".join(beyond_the_demo() if page == "README.md" else [])}
         for command in commands(page):
             done = subprocess.run(
                 ["bash", "-ec", command], cwd=folder, env=has, capture_output=True, text=True, timeout=600

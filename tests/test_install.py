@@ -96,7 +96,7 @@ def test_the_demo_installs_no_more_than_it_needs(tmp_path: Path) -> None:
         done = subprocess.run(["make", "-n", target], cwd=tmp_path, capture_output=True, text=True, check=True)
         return {extra for group in re.findall(r"-e '\.\[(.*?)\]'", done.stdout) for extra in group.split(",")}
 
-    for target in ("install", "demo", "run", "menuconfig", "test-matrix", "defconfig-smoke-lm"):
+    for target in ("install-demo", "demo", "run", "menuconfig", "test-matrix", "defconfig-smoke-lm"):
         assert installed(target) == {"offline", "menuconfig"}, target
-    for target in ("install-dev", "test", "test-all", "test-faults", "lint", "format"):
+    for target in ("install", "test", "test-all", "test-faults", "lint", "format"):
         assert installed(target) == {*EXTRAS} - {"wandb", "trackio"}, target

@@ -317,7 +317,7 @@ def make(*words: str) -> subprocess.CompletedProcess[str]:
         "-o",
         "install",
         "-o",
-        "install-dev",
+        "install-demo",
         f"BIN={Path(sys.executable).parent}",
         *words,
     ]

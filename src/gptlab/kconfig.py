@@ -286,7 +286,7 @@ def menuconfig() -> None:
         from kconfiglib import Kconfig
         from menuconfig import menuconfig as open_menu
     except ImportError:
-        raise UserError("menuconfig needs kconfiglib: `make install` or `pip install kconfiglib`") from None
+        raise UserError("menuconfig needs kconfiglib: `make install-demo` or `pip install kconfiglib`") from None
     CONFIG.write_text(config.to_text(), encoding="utf-8")  # in Kconfig's quoting, even if it was written by hand
     open_menu(Kconfig(str(write_kconfig(config))))
     read()
