@@ -23,10 +23,12 @@ from gptlab.errors import UserError
 from gptlab.hardware import GB, GPUS, device_name
 from gptlab.model.gpt import build_model
 from gptlab.planning import measure, memory
+from gptlab.planning.choose import facts as facts_of_a_choice
 from gptlab.planning.device import Device
 from gptlab.planning.memory import largest_that_fits, step_memory
 from gptlab.planning.plan import plan_here, plan_recipe, say_time
 from gptlab.planning.resolve import resolve_recipe
+from gptlab.planning.shape import laid_out
 from gptlab.planning.study import plan_study, plan_sweep
 from gptlab.planning.tables import plan_table, study_plan_table, sweep_table
 from gptlab.rundir import RunDir
@@ -298,6 +300,35 @@ def test_the_time_is_that_of_an_earlier_run_with_the_same_steps(
     write_run(runs / "newer", recipe, 54321.0)
     assert cli("plan", "mine.toml") == 0
     assert "54,321 tokens/s measured here" in capsys.readouterr().out
+
+
+def test_a_gpu_reaches_the_mfu_of_the_earlier_run_that_is_nearest_in_size(tmp_path: Path) -> None:
+    recipe, peak = small(compile__enabled=False), 1e12
+    shape = shape_of(recipe)
+    own = laid_out(shape).parameter_count()
+    line = {"step": 9, "loss": 3.0, "lr": 1e-3, "tokens_per_second": 500.0, "mfu": 0.1}
+    for name, scale, changes in (
+        ("near", 1.5, {}),
+        ("far", 20, {}),
+        ("compiled", 1, {"compile.enabled": True}),
+        ("elsewhere", 1, {"device_name": "another GPU"}),
+        ("unknown", 1, {"mfu": None}),
+    ):
+        facts = {"parameters": int(scale * own)} | {k: changes.pop(k) for k in ["device_name"] if k in changes}
+        logged = line | {"mfu": changes.pop("mfu", 0.4 if name == "far" else 0.1)}
+        write_run(tmp_path / name, recipe.replace(changes), 1000.0, **facts)
+        (tmp_path / name / "metrics.jsonl").write_text(json.dumps(logged) + "\n", encoding="utf-8")
+    earlier = list(measure.earlier_runs(CPU, sorted(tmp_path.iterdir())))
+    assert {one.run.path.name for one in earlier} == {"near", "far", "compiled", "unknown"}
+    found = measure.speed_by_mfu(recipe, shape, peak, earlier)
+    assert found is not None and found.mfu == pytest.approx(0.2)  # 1000 tokens a second in all, 500 in the last step
+    assert found.tokens == pytest.approx(0.2 * peak / laid_out(shape).flops_per_token())
+    plan = plan_recipe(recipe, Device.named("H100"), measure=lambda *_: found)
+    assert not plan.measured and plan.rate.endswith("assumed at 20% MFU")
+    assert plan.notes[-1] == f"the MFU is that of {tmp_path / 'near'}, of {1.5 * own / 1e6:,.3g}M parameters"
+    assert plan.notes[-1] in list(facts_of_a_choice(recipe, plan, math.inf))
+    assert measure.speed_by_mfu(recipe, shape, None, earlier) is None  # a GPU that the table lacks
+    assert measure.speed_by_mfu(recipe.replace({"precision.regime": "bf16_pure"}), shape, peak, earlier) is None
 
 
 def test_what_does_not_go_with_so_many_processes() -> None:

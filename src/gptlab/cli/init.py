@@ -17,6 +17,7 @@ from gptlab.config import build_recipe
 from gptlab.config.schema import schema_file
 from gptlab.errors import DataError, UserError
 from gptlab.files import printable
+from gptlab.progress import Progress
 from gptlab.status import EXIT_CODES
 from gptlab.streams import say
 
@@ -70,21 +71,22 @@ def write_recipe(options: argparse.Namespace) -> int:
     minutes = known_time(options.minutes) if options.minutes is not None else ask("minutes of training", known_time)
     gpu = options.gpu or (ask("GPU (Enter: this machine)", known_gpu, "this machine") if asked else "")
 
-    print(printable(f"looking at {name}" + ", and timing this machine" * (not gpu)), flush=True)
-    from gptlab.machine import is_busy, spin_less
+    with Progress(f"looking at {name}"):
+        from gptlab.machine import is_busy, spin_less
 
-    spin_less(os.environ)  # as training does, before PyTorch is loaded
-    from gptlab.planning.choose import choose, facts
-    from gptlab.planning.device import Device
+        spin_less(os.environ)  # as training does, before PyTorch is loaded
+        from gptlab.planning.choose import choose, facts
+        from gptlab.planning.device import Device
 
-    device, measure = (Device.named(gpu), None) if gpu else this_machine()
-    measure = measure and functools.partial(measure, seconds=SECONDS)
-    found = look(name, options.text_field, device.kind == "cpu")
+        device, measure = (Device.named(gpu), None) if gpu else this_machine()
+        found = look(name, options.text_field, device.kind == "cpu")
     print(printable(found.says), flush=True)
-    layer, plan = choose(
-        found.data, found.tokens, 60 * minutes, device, measure, lambda text: print(f"  {text}", flush=True)
-    )
-    lines = list(facts(build_recipe(layer), plan, found.tokens))
+    timed = ", each timed on this machine" * (device.kind == "cpu")
+    with Progress(f"comparing sizes of model{timed}") as shown:
+        measure = measure and functools.partial(measure, seconds=SECONDS)
+        how = (60 * minutes, device, measure, lambda text: shown.message(f"  {text}"))
+        layer, plan = choose(found.data, found.tokens, *how)
+        lines = list(facts(build_recipe(layer), plan, found.tokens))
     if plan.measured and is_busy():
         lines.append("other programs are using these cores: without them the run is shorter than planned")
     write(options.out, layer, [found.says, *lines])

@@ -103,7 +103,7 @@ def choose(
     layer = _layer(depth, tokens, different, data, regime)
     recipe, speed = build_recipe(layer), plan.tokens_per_second
     if not plan.measured or speed is None:
-        return layer, plan_recipe(recipe, device)
+        return layer, plan_recipe(recipe, device, measure=measure)
     return layer, plan_recipe(recipe, device, measure=lambda *_: Speed(speed, plan.notes[-1]))
 
 
@@ -173,3 +173,4 @@ def facts(recipe: Recipe, plan: Plan, different: float) -> Iterator[str]:
     if tokens > 0.95 * MOST_EPOCHS * different:
         yield f"the text is short: reading it more than {MOST_EPOCHS} times would bring little, so the run is shorter"
     yield plan.verdict
+    yield from (note for note in plan.notes if note.startswith("the MFU is that of"))

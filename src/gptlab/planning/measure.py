@@ -1,10 +1,11 @@
-"""The training speed of this machine: that of an earlier run of the same recipe, or timed on the CPU."""
+"""The training speed of this machine: that of an earlier run, by its steps or its MFU, or timed on the CPU."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -37,6 +38,7 @@ OF_SPEED = attrgetter(
     "sparsity.method",
     "train.activation_checkpointing",
 )
+OF_MFU = attrgetter("task", "precision", "compile.enabled")
 
 
 @dataclass(frozen=True)
@@ -47,35 +49,83 @@ class Speed:
     """Training tokens a second."""
     note: str
     """What was timed."""
+    mfu: float | None = None
+    """The share of the peak FLOP/s that another model reached here, of which tokens follow; None: they were timed."""
 
 
-def speed_of_a_run(recipe: Recipe, micro_batch: int, device: torch.device, runs: Iterable[Path]) -> Speed | None:
-    """The speed of the newest run that took the same steps on a device of this name, in one process; None without one.
+@dataclass(frozen=True)
+class Earlier:
+    """A run that was timed on this device, in one process."""
 
-    On a CPU, the number of threads must be the same too. A run of a few steps, or with damaged files, does not count.
+    run: RunDir
+    recipe: Recipe
+    tokens: float
+    """Training tokens a second."""
+    parameters: int
+    threads: int | None
+    ended: float
 
-    Args:
-        recipe: resolved.
-        micro_batch: sequences.
-        runs: run directories.
-    """
-    threads = recipe.train.threads or torch.get_num_threads()
-    best: tuple[float, Speed] | None = None
+    def mfu(self) -> float | None:
+        """The share of the device's peak FLOP/s; None where it is not known."""
+        line = self.run.last_line("mfu") or {}
+        if not (line.get("mfu") and line.get("tokens_per_second") and self.parameters):
+            return None
+        return self.tokens * float(line["mfu"]) / float(line["tokens_per_second"])  # of the run in place of a step
+
+
+def earlier_runs(device: torch.device, runs: Iterable[Path]) -> Iterator[Earlier]:
+    """The runs on a device of this name. A run of a few steps, or with damaged files, is left out."""
     for run in map(RunDir, runs):
         try:
             result, facts = run.read_json("result.json"), run.read_json("environment.json")
             tokens = result.get("tokens_per_second") if result.get("timed_steps", 0) >= LEAST_STEPS else None
-            same = facts.get("device_name") == device_name(device) and facts.get("processes") == 1
-            same = same and (device.type == "cuda" or facts.get("threads") == threads)
-            if not (tokens and same and run.exists()):
-                continue
-            earlier, ended = run.read_recipe(), (run.path / "result.json").stat().st_mtime
+            if tokens and facts.get("device_name") == device_name(device) and facts.get("processes") == 1:
+                recipe, ended = run.read_recipe(), (run.path / "result.json").stat().st_mtime
+                yield Earlier(run, recipe, tokens, facts.get("parameters", 0), facts.get("threads"), ended)
         except (RunError, OSError):
             continue
-        same = OF_SPEED(earlier) == OF_SPEED(recipe) and earlier.batch.micro_batch == micro_batch
-        if same and (best is None or ended > best[0]):
-            best = ended, Speed(tokens, f"tokens a second are those of {run.path}")
-    return best and best[1]
+
+
+def speed_of_a_run(recipe: Recipe, micro_batch: int, device: torch.device, earlier: Sequence[Earlier]) -> Speed | None:
+    """The speed of the newest run that took the same steps; None without one.
+
+    On a CPU, the number of threads must be the same too.
+
+    Args:
+        recipe: resolved.
+        micro_batch: sequences.
+        earlier: runs on the device.
+    """
+    threads = recipe.train.threads or torch.get_num_threads()
+    same = [
+        one
+        for one in earlier
+        if (device.type == "cuda" or one.threads == threads)
+        and OF_SPEED(one.recipe) == OF_SPEED(recipe)
+        and one.recipe.batch.micro_batch == micro_batch
+    ]
+    if not same:
+        return None
+    newest = max(same, key=lambda one: one.ended)
+    return Speed(newest.tokens, f"tokens a second are those of {newest.run.path}")
+
+
+def speed_by_mfu(recipe: Recipe, shape: Shape, peak: float | None, earlier: Sequence[Earlier]) -> Speed | None:
+    """The speed at the MFU that the run whose model is nearest in size reached; None without one.
+
+    Args:
+        recipe: resolved. The run has its task and its regime, and is compiled if it is.
+        peak: FLOP/s of the device in the regime's matmul format.
+        earlier: runs on the device.
+    """
+    model = laid_out(shape)
+    alike = [(one, share) for one in earlier if OF_MFU(one.recipe) == OF_MFU(recipe) and (share := one.mfu())]
+    if not alike or not peak:
+        return None
+    parameters = model.parameter_count()
+    one, share = min(alike, key=lambda each: (abs(math.log(each[0].parameters / parameters)), -each[0].ended))
+    note = f"the MFU is that of {one.run.path}, of {one.parameters / 1e6:,.3g}M parameters"
+    return Speed(share * peak / model.flops_per_token(), note, share)
 
 
 def measure_speed(

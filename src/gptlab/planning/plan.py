@@ -191,7 +191,7 @@ def plan_recipe(
     if measure is not None and largest:
         try:
             if found := measure(recipe, shape, min(micro_batch, largest)):
-                speed, measured = found, True
+                speed, measured, mfu = found, found.mfu is None, found.mfu or mfu
                 notes.append(found.note)
         except UserError as error:
             notes.append(str(error))
