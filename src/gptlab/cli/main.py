@@ -1,7 +1,9 @@
 """The entry point of `gptlab`, and its parser. A verb imports what is heavy when it is called."""
 
 import argparse
+import atexit
 import errno
+import gc
 import io
 import os
 import shlex
@@ -44,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run a command line and exit with its status; gptlab.status says what each status means."""
     given = list(sys.argv[1:] if argv is None else argv)
     fill_descriptors()
+    atexit.register(gc.freeze)  # else Python looks for garbage among PyTorch's objects before it ends, for a second
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # in an ASCII locale ± is printed as ?

@@ -6,6 +6,8 @@ result.json.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -65,6 +67,7 @@ def _train(recipe: Recipe, out: Path) -> Result:
 
 
 if __name__ == "__main__":
+    atexit.register(gc.freeze)  # as `gptlab train` does
     with best_effort():  # worker.log may be on a full disk
         status = main(sys.argv[1:])
     sys.exit(status)
