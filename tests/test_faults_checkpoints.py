@@ -16,6 +16,7 @@ from safetensors.torch import load
 
 from gptlab.config import Optim, Recipe, build_recipe
 from gptlab.errors import RunError
+from gptlab.interop.files import write_safetensors
 from gptlab.model.gpt import build_model
 from gptlab.optim.optimizers import make_optimizer
 from gptlab.rundir import RunDir
@@ -30,7 +31,6 @@ from gptlab.training.checkpoint import (
 )
 from gptlab.training.load import load_run
 from gptlab.training.loop import train
-from gptlab.training.tensors import write_safetensors
 
 
 def load_file(file: Path) -> dict[str, torch.Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gptlab.config import Optim, build_recipe
 from gptlab.errors import ConfigError, RunError
+from gptlab.interop.files import write_safetensors
 from gptlab.optim.adamw import AdamW
 from gptlab.optim.optimizers import describe, make_optimizer, parameter_groups, set_lr
 from gptlab.optim.rounding import LostUpdates, round_stochastically
@@ -18,7 +19,7 @@ from gptlab.precision.regimes import NotApplicable
 from gptlab.rundir import RunDir
 from gptlab.seeding import address
 from gptlab.training.checkpoint import Checkpoints
-from gptlab.training.tensors import Saved, load_optimizer, optimizer_tensors, write_safetensors
+from gptlab.training.tensors import Saved, load_optimizer, optimizer_tensors
 
 BF16 = torch.bfloat16
 

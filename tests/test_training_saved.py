@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from gptlab.errors import RunError
+from gptlab.interop.files import DTYPES, write_safetensors
 from gptlab.rundir import RunDir
 from gptlab.training.checkpoint import Checkpoints, find_checkpoint
-from gptlab.training.tensors import DTYPES, Saved, write_safetensors
+from gptlab.training.tensors import Saved
 
 
 def test_the_library_reads_every_dtype_and_shape(tmp_path: Path) -> None:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptlab.config import Study, load_study
 from gptlab.errors import DataError, UserError
+from gptlab.progress import Progress, Tell, tell_nobody
 from gptlab.report import report
 from gptlab.report.card import card
 from gptlab.report.listing import Runs, list_runs
@@ -69,7 +70,8 @@ class Run(load.Run):
         """
         from gptlab.training.scoring import evaluate_run
 
-        return evaluate_run(self, [on] if isinstance(on, str) else on, settings, tasks)
+        with Progress(f"evaluating {self.path}") as shown:
+            return evaluate_run(self, [on] if isinstance(on, str) else on, settings, tasks, shown.tell)
 
     def plot(self, name: str = "train-val_loss") -> Figure:
         """A plot of the run, which a notebook shows.
@@ -111,12 +113,16 @@ class Run(load.Run):
         for name, given, kinds in (("push", push, ["hf"]), ("license", license, ["hf", "gguf"])):
             if given and to not in kinds:
                 raise UserError(f"{name} = {given!r}: is for {' and '.join(kinds)}, not for {to}")
-        for remark in export_run(self, to, Path(folder), license, push):
+        with Progress(f"exporting {self.path}") as shown:
+            remarks = export_run(self, to, Path(folder), license, push, shown.tell)
+        for remark in remarks:
             say(remark)
         if push:
             from gptlab.interop.push import upload
 
-            say(f"pushed: {upload(Path(folder), push)}")
+            with Progress(f"uploading to {push}"):
+                address = upload(Path(folder), push)
+            say(f"pushed: {address}")
         return Path(folder)
 
     @property
@@ -236,7 +242,7 @@ def export_run(
     target: Path,
     license: str = "",
     push: str = "",
-    tell: Callable[[str], None] = lambda what: None,
+    tell: Tell = tell_nobody,
 ) -> list[str]:
     """Write a run's model in another library's format; nothing is uploaded.
 
@@ -266,13 +272,14 @@ def export_run(
         raise UserError(f"{run.path} is a classifier, which --to hf alone exports")
     writing = f"writing {sum(p.numel() * p.element_size() for p in model.parameters()) / 1e9:,.2f} GB"
     if push:
-        tell("asking the hub")
+        tell("asking the hub", 0, 0)
         create_repository(push)
-    tell(writing)
+    tell(writing, 0, 0)
+    written = partial(tell, writing)
     if to == "sparse24":
-        export_sparse24(model, tokenizer, target)
+        export_sparse24(model, tokenizer, target, written=written)
     elif to == "gguf":
-        export_gguf(model, tokenizer, target, run.recipe.name, license)
+        export_gguf(model, tokenizer, target, run.recipe.name, license, written)
     else:
         remote_code = classifier or hf_model_type(model.config) == "gptlab"
         readme = model_card(RunDir.open(run.path), run.step, push or str(target), license, remote_code)
@@ -282,9 +289,9 @@ def export_run(
             except DataError as error:
                 labels, multi = None, None
                 remarks.append(f"the labels are numbered, as their names are not at hand: {error}")
-            export_classifier(model, tokenizer, target, labels, multi, readme)
+            export_classifier(model, tokenizer, target, labels, multi, readme, written)
         else:
-            export_hf(model, tokenizer, target, run.recipe.sample, readme)
+            export_hf(model, tokenizer, target, run.recipe.sample, readme, written)
         if not license:
             remarks.append("README.md names no licence: --license mit, or another id, would")
         if remote_code:

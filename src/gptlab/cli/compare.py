@@ -54,8 +54,8 @@ def do_compare(options: argparse.Namespace) -> None:
     if len(together) > LONGEST:
         together = f"{together[:LONGEST]}-{hashlib.sha256(together.encode()).hexdigest()[:8]}"
     out = options.out or Path("plots") / together
-    with Progress("drawing the curves"):
-        drawn = draw(runs, out)
+    with Progress("reading the runs") as shown:
+        drawn = draw(runs, out, shown.tell)
     says = f"\ncurves: {len(drawn)} plots in {out}" if drawn else "\ncurves: no run has logged any"
     _say(console, says, soft_wrap=True)
     _models(console, options, runs, labels)

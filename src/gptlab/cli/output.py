@@ -44,8 +44,7 @@ def do_plot(options: argparse.Namespace) -> None:
         runs = runs_in(options.folders)
         earlier = RunDir.open(options.compare) if options.compare else None
         out = options.out or (runs[0].plots if len(runs) == 1 else Path("plots"))
-        shown.tell(f"drawing {runs[0].path}" if len(runs) == 1 else f"drawing {len(runs)} runs")
-        drawn = draw(runs, out)
+        drawn = draw(runs, out, shown.tell)
     for file in drawn:
         print(file)
     for run in runs:
@@ -81,7 +80,9 @@ def do_export(options: argparse.Namespace) -> None:
         print(remark, file=sys.stderr)
     print(f"{options.to} model: {options.target}")
     if options.push:
-        print(f"pushed: {upload(options.target, options.push)}")
+        with Progress(f"uploading to {options.push}"):
+            address = upload(options.target, options.push)
+        print(f"pushed: {address}")
 
 
 def do_import(options: argparse.Namespace) -> None:

@@ -1,7 +1,7 @@
 """gptlab verify"""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,8 @@ from gptlab.cli.common import add_verb, named
 from gptlab.errors import DataError, UserError
 from gptlab.progress import Progress
 from gptlab.status import EXIT_CODES
+
+Read = Callable[[int], None]
 
 
 def add_to(verbs: Any) -> None:
@@ -22,12 +24,20 @@ def do_verify(options: argparse.Namespace) -> int:
     folder, damage = options.folder, 0
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder: name a prepared dataset, a run directory or a study's folder")
+    done, total = 0, 0
+
+    def read(size: int) -> None:
+        nonlocal done
+        done += size
+        shown.tell(f"reading {folder}", done, total)
+
     if (folder / "study.toml").is_file():
-        found = _study(folder)
+        found = _study(folder, read)
     else:
-        found = _run(folder) if (folder / "recipe.toml").is_file() else _dataset(folder)
+        found = _run(folder, read) if (folder / "recipe.toml").is_file() else _dataset(folder, read)
     while True:
-        with Progress(f"reading {folder}"):
+        with Progress(f"reading {folder}") as shown:
+            total = total or sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
             one = next(found, None)
         if one is None:
             break
@@ -37,7 +47,7 @@ def do_verify(options: argparse.Namespace) -> int:
     return EXIT_CODES["failed"] if damage else 0
 
 
-def _dataset(folder: Path) -> Iterator[tuple[str, str]]:
+def _dataset(folder: Path, read: Read) -> Iterator[tuple[str, str]]:
     from gptlab.data.labeled import LabeledDataset
     from gptlab.data.shards import Dataset
     from gptlab.files import read_json
@@ -51,10 +61,10 @@ def _dataset(folder: Path) -> Iterator[tuple[str, str]]:
             raise
         yield str(folder), str(error)
         return
-    yield str(folder), _fault(dataset.verify)
+    yield str(folder), _fault(lambda: dataset.verify(read))
 
 
-def _run(folder: Path) -> Iterator[tuple[str, str]]:
+def _run(folder: Path, read: Read) -> Iterator[tuple[str, str]]:
     from gptlab.data.tokenizers import load_tokenizer
     from gptlab.rundir import RunDir
     from gptlab.training.checkpoint import list_checkpoints, verify
@@ -71,10 +81,10 @@ def _run(folder: Path) -> Iterator[tuple[str, str]]:
         fault = f"{run.metrics_file}: {run.damaged_lines} lines are damaged" if run.damaged_lines else ""
         yield f"{run.metrics_file}, {lines} lines", fault
     for path in list_checkpoints(run):
-        yield str(path), _fault(lambda path=path: verify(path))
+        yield str(path), _fault(lambda path=path: verify(path, read=read))
 
 
-def _study(folder: Path) -> Iterator[tuple[str, str]]:
+def _study(folder: Path, read: Read) -> Iterator[tuple[str, str]]:
     from gptlab.rundir import RunDir, open_study, read_plan
 
     study = open_study(folder)
@@ -82,7 +92,7 @@ def _study(folder: Path) -> Iterator[tuple[str, str]]:
     summaries = {file.stem: file for file in folder.glob("*_seed*.json")}
     runs = {recipe.parent.name: recipe.parent for recipe in folder.glob("*_seed*/recipe.toml")}
     for name in sorted(summaries | runs):
-        found = list(_run(runs[name])) if name in runs else []
+        found = list(_run(runs[name], read)) if name in runs else []
         if name in summaries:
             file = summaries[name]
             found.append((str(file), _fault(lambda file=file: RunDir(folder).read_json(file.name))))

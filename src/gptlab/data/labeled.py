@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from gptlab.data.tokenizers import Tokenizer, load_tokenizer
 from gptlab.data.verified import verify_files
 from gptlab.errors import DataError
 from gptlab.files import because, damaged
+from gptlab.progress import tell_nobody
 
 
 def bucket_length(longest: int, block_size: int) -> int:
@@ -206,9 +207,9 @@ class LabeledDataset:
             for name in ("tokens", "offsets", "labels", "label_offsets"):
                 yield self.path / f"{split}.{name}.npy", entry["files"][name]["sha256"]
 
-    def verify(self) -> None:
-        """Read all files. Raises DataError if the sha256 of one is not the manifest's."""
-        verify_files(self.path, list(self._recorded()), again=True)
+    def verify(self, read: Callable[[int], None] = tell_nobody) -> None:
+        """Read all files; `read` is called with the bytes of each block. Raises DataError for a wrong sha256."""
+        verify_files(self.path, list(self._recorded()), again=True, read=read)
 
     def verify_new(self) -> None:
         """As `verify`, of the files that have not been verified since they were written."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from gptlab.data.manifest import MOST_LOST, lost_share, prepared_folder, read_ma
 from gptlab.data.tokenizers import Tokenizer, load_tokenizer, make_tokenizer
 from gptlab.data.verified import verify_files
 from gptlab.errors import DataError
+from gptlab.progress import tell_nobody
 
 MAX_OPEN_SHARDS = 128  # a map holds a file descriptor; 256 is the smallest usual limit
 RELEASE_EVERY = 1024  # windows; each maps at most some 64 KiB of pages, so about 64 MiB stay resident
@@ -245,11 +246,15 @@ class Dataset:
             of_ids = sum(int(lengths[ids].sum()) for shard in self.val.shards for ids in _scan(shard))
         return lengths * (split["bytes"] / max(of_ids, 1))
 
-    def verify(self) -> None:
-        """Read all shards. Raises DataError if the sha256 of one is not the manifest's, or if none is recorded."""
+    def verify(self, read: Callable[[int], None] = tell_nobody) -> None:
+        """Read all shards. Raises DataError if the sha256 of one is not the manifest's, or if none is recorded.
+
+        Args:
+            read: called with the bytes of each block that is read.
+        """
         if not all(shard.sha256 for shard in self.shards):
             raise DataError(f"{self.path} records no sha256: only what `gptlab prepare` made can be verified")
-        verify_files(self.path, self._recorded(), again=True)
+        verify_files(self.path, self._recorded(), again=True, read=read)
 
     def verify_new(self) -> None:
         """As `verify`, of the files with a recorded sha256 that have not been verified since they were written."""

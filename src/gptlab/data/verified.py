@@ -7,14 +7,16 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gptlab import files
 from gptlab.errors import DataError
+from gptlab.progress import tell_nobody
 
 REMEMBERED_BYTES = 10**8  # smaller datasets are hashed at each start, in a tenth of a second
 SAID_BYTES = 10**9  # a second or more of reading is announced
+BLOCK = 2**20
 
 
 def cache_folder() -> Path:
@@ -22,13 +24,22 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gptlab"
 
 
-def file_sha256(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
+def file_sha256(path: Path, read: Callable[[int], None] = tell_nobody) -> str:
+    """The sha256 of a file, in hexadecimal. `read` is called with the bytes of each block."""
+    digest = hashlib.sha256()
     with files.open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(BLOCK):
+            digest.update(block)
+            read(len(block))
+    return digest.hexdigest()
 
 
-def verify_files(folder: Path, recorded: Sequence[tuple[Path, str]], again: bool = False) -> None:
+def verify_files(
+    folder: Path,
+    recorded: Sequence[tuple[Path, str]],
+    again: bool = False,
+    read: Callable[[int], None] = tell_nobody,
+) -> None:
     """Compare files with the sha256s that a manifest records.
 
     What was right is remembered in the user's cache folder with the file's size, time and inode, and is not read again
@@ -38,6 +49,7 @@ def verify_files(folder: Path, recorded: Sequence[tuple[Path, str]], again: bool
         folder: of the dataset.
         recorded: (file, sha256).
         again: read every file, remembered or not.
+        read: called with the bytes of each block that is read.
 
     Raises:
         DataError: a file is missing or is not what was written; the sentence names the first.
@@ -58,7 +70,7 @@ def verify_files(folder: Path, recorded: Sequence[tuple[Path, str]], again: bool
         print(f"{folder}: verifying {size / 1e9:.1f} GB in {len(unread)} files, once", file=sys.stderr, flush=True)
     for path, sha256 in unread:
         try:
-            right = file_sha256(path) == sha256
+            right = file_sha256(path, read) == sha256
         except OSError as error:
             raise DataError(f"{path} cannot be read: {files.because(error)}") from None
         if not right:

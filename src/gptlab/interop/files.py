@@ -6,11 +6,12 @@ None of it needs transformers: a model folder is JSON and safetensors.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import os
 import pickle
 import re
 import shutil
-import stat
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from functools import partial
@@ -21,13 +22,13 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from gptlab.config import Model
 from gptlab.data.tokenizer_files import FILES
 from gptlab.errors import HubError
 from gptlab.files import because, open_regular, printable, read_json, refuse_pointer
+from gptlab.progress import Count, tell_nobody
 
 Stored = dict[str, Callable[[], Tensor]]  # name of a stored tensor -> function that reads the tensor
 
@@ -288,12 +289,60 @@ def write_hub_json(file: Path, value: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def save_tensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a .safetensors file with the permissions of other new files; the library's are its owner's alone."""
-    file.touch()
-    mode = stat.S_IMODE(file.stat().st_mode)
-    save_file(tensors, file, metadata)
-    file.chmod(mode)
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+def write_safetensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    written: Count = tell_nobody,
+) -> str:
+    """Write a safetensors file one tensor at a time. Returns its sha256.
+
+    The library's own writer needs all tensors in host memory at once. The format is eight bytes of length, a JSON
+    header padded to eight bytes, and the data, here with the widest types first so that all tensors are aligned.
+
+    Args:
+        metadata: texts for the header.
+        written: called before each tensor with the bytes that are written, of all.
+    """
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name in order:
+        tensor = tensors[name]
+        begin, end = end, end + tensor.nbytes
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
+    with open(path, "wb") as file:
+
+        def write(data: Any) -> None:
+            file.write(data)
+            digest.update(data)
+
+        write(len(text).to_bytes(8, "little"))
+        write(text)
+        for name in order:
+            written(header[name]["data_offsets"][0], end)
+            tensor = tensors[name].detach().cpu().contiguous()
+            write(tensor.flatten().view(torch.uint8).numpy().data)
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest()
 
 
 def write_more(folder: Path, more: Mapping[str, bytes] | None) -> None:

@@ -17,11 +17,19 @@ from gptlab.errors import HubError
 from gptlab.interop import files
 from gptlab.interop.hf import hf_model_type, hf_parameters
 from gptlab.model.gpt import GPT
+from gptlab.progress import Count, tell_nobody
 
 NORMAL, CONTROL, UNUSED = 1, 3, 5  # gguf.TokenType
 
 
-def export_gguf(model: GPT, tokenizer: Tokenizer, file: str | Path, name: str, license: str = "") -> None:
+def export_gguf(
+    model: GPT,
+    tokenizer: Tokenizer,
+    file: str | Path,
+    name: str,
+    license: str = "",
+    written: Count = tell_nobody,
+) -> None:
     """Write a model and its tokenizer as one GGUF file.
 
     Args:
@@ -30,6 +38,7 @@ def export_gguf(model: GPT, tokenizer: Tokenizer, file: str | Path, name: str, l
         file: a new file; it appears complete or not at all.
         name: of the model, for people.
         license: an id such as mit.
+        written: called with the bytes of weights that are written, of all.
 
     Raises:
         HubError: llama.cpp has no such model or tokenizer, the package gguf is missing, or the file exists.
@@ -64,8 +73,8 @@ def export_gguf(model: GPT, tokenizer: Tokenizer, file: str | Path, name: str, l
             writer.add_rope_dimension_count(config.head_size)
             writer.add_rope_freq_base(config.rope_theta)
         kinds = gguf.LlamaFileType
-        kind = {torch.float16: kinds.MOSTLY_F16, torch.bfloat16: kinds.MOSTLY_BF16}
-        writer.add_file_type(kind.get(model.wte.weight.dtype, kinds.ALL_F32))
+        mostly = {torch.float16: kinds.MOSTLY_F16, torch.bfloat16: kinds.MOSTLY_BF16}
+        writer.add_file_type(mostly.get(model.wte.weight.dtype, kinds.ALL_F32))
 
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre("gpt-2")
@@ -78,6 +87,7 @@ def export_gguf(model: GPT, tokenizer: Tokenizer, file: str | Path, name: str, l
         writer.add_add_bos_token(False)
 
         names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], config.n_layer)
+        arrays = []
         for hf_name, tensor in hf_parameters(model, architecture):
             if architecture == "llama" and (".q_proj." in hf_name or ".k_proj." in hf_name):
                 tensor = _neighbours(tensor, config.n_head)
@@ -87,13 +97,19 @@ def export_gguf(model: GPT, tokenizer: Tokenizer, file: str | Path, name: str, l
                 tensor = tensor.float()
             tensor = tensor.contiguous()
             if tensor.dtype == torch.bfloat16:  # NumPy has no such dtype
-                raw = tensor.view(torch.uint8).numpy()
-                writer.add_tensor(gguf_name, raw, raw_dtype=gguf.GGMLQuantizationType.BF16)
+                array, kind = tensor.view(torch.uint8).numpy(), gguf.GGMLQuantizationType.BF16
             else:
-                writer.add_tensor(gguf_name, tensor.numpy())
+                array, kind = tensor.numpy(), None
+            writer.add_tensor_info(gguf_name, array.shape, array.dtype, array.nbytes, raw_dtype=kind)
+            arrays.append(array)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
+        writer.write_ti_data_to_file()
+        done, total = 0, sum(array.nbytes for array in arrays)
+        for array in arrays:
+            written(done, total)
+            writer.write_tensor_data(array)
+            done += array.nbytes
         writer.close()
 
 

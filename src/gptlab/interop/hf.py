@@ -27,6 +27,7 @@ from gptlab.errors import HubError
 from gptlab.files import damaged
 from gptlab.interop import files
 from gptlab.model.gpt import GPT
+from gptlab.progress import Count, tell_nobody
 
 Init = Callable[[GPT], None]
 
@@ -192,6 +193,7 @@ def export_hf(
     folder: str | Path,
     sample: Sample | None = None,
     more: Mapping[str, bytes] | None = None,
+    written: Count = tell_nobody,
 ) -> str:
     """Write a model as a Hugging Face folder that `AutoModelForCausalLM` and `AutoTokenizer` load.
 
@@ -204,6 +206,7 @@ def export_hf(
         folder: new or empty; it appears complete or not at all.
         sample: how `generate()` draws if it is not told.
         more: further files by name, such as README.md.
+        written: called with the bytes of weights that are written, of all.
 
     Returns:
         The `model_type`; "gptlab" needs `trust_remote_code=True`.
@@ -226,7 +229,7 @@ def export_hf(
                 (temporary / code.name).write_bytes(code.read_bytes())
         files.write_more(temporary, more)
         tensors = _hf_tensors(model, model_type, dtype)
-        files.save_tensors(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
+        files.write_safetensors(temporary / "model.safetensors", tensors, {"format": "pt"}, written)
     return model_type
 
 

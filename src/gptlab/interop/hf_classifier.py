@@ -15,6 +15,7 @@ from gptlab.interop import files
 from gptlab.interop.hf import REMOTE
 from gptlab.interop.hf_encoder import encoder_names
 from gptlab.model.encoder import Encoder
+from gptlab.progress import Count, tell_nobody
 
 
 def export_classifier(
@@ -24,6 +25,7 @@ def export_classifier(
     labels: Sequence[str] | None = None,
     multi: bool | None = None,
     more: Mapping[str, bytes] | None = None,
+    written: Count = tell_nobody,
 ) -> None:
     """Write a classifier as a folder that `AutoModelForSequenceClassification` loads with `trust_remote_code`.
 
@@ -34,6 +36,7 @@ def export_classifier(
         labels: names of the model's outputs, in order; None numbers them.
         multi: whether a document has several labels; None if that is not known.
         more: further files by name, such as README.md.
+        written: called with the bytes of weights that are written, of all.
 
     Raises:
         HubError: the folder is not empty.
@@ -81,7 +84,7 @@ def export_classifier(
         _write_tokenizer(tokenizer, specials, config.block_size, temporary)
         (temporary / code.name).write_bytes(code.read_bytes())
         files.write_more(temporary, more)
-        files.save_tensors(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
+        files.write_safetensors(temporary / "model.safetensors", tensors, {"format": "pt"}, written)
 
 
 def _write_tokenizer(tokenizer: Tokenizer, specials: Mapping[str, int], block_size: int, folder: Path) -> None:

@@ -28,6 +28,7 @@ from gptlab.errors import HubError
 from gptlab.files import because, damaged, read_json
 from gptlab.interop import files
 from gptlab.model.gpt import GPT, build_model
+from gptlab.progress import Count, tell_nobody
 
 FORMAT, VERSION = "gptlab-sparse24", 1
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -76,7 +77,11 @@ def block_matrices(model: GPT) -> dict[str, nn.Linear]:
 
 @torch.no_grad()
 def export_sparse24(
-    model: GPT, tokenizer: Tokenizer | None, folder: str | Path, dtype: torch.dtype = torch.bfloat16
+    model: GPT,
+    tokenizer: Tokenizer | None,
+    folder: str | Path,
+    dtype: torch.dtype = torch.bfloat16,
+    written: Count = tell_nobody,
 ) -> None:
     """Write a model with 2:4 block matrices as a folder that `load_sparse24` reads.
 
@@ -86,6 +91,7 @@ def export_sparse24(
         folder: new or empty; it appears complete or not at all.
         dtype: bfloat16 or float16, for all weights, which are rounded to nearest. There are no float32 kernels for
             2:4 matrices.
+        written: called with the bytes of weights that are written, of all.
 
     Raises:
         HubError: a matrix is not 2:4, a weight is not finite in this dtype, or the folder is not empty.
@@ -113,7 +119,7 @@ def export_sparse24(
         files.write_hub_json(temporary / "config.json", config)
         if tokenizer is not None:
             files.write_hub_json(temporary / "tokenizer.json", tokenizer.spec())
-        files.save_tensors(tensors, temporary / "model.safetensors")
+        files.write_safetensors(temporary / "model.safetensors", tensors, written=written)
 
 
 def _refuse_dense(name: str, weight: Tensor) -> None:

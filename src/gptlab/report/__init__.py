@@ -32,13 +32,16 @@ class _Callable(ModuleType):
         Raises:
             UserError: a folder without a study, or an `out` that cannot be written.
         """
+        from gptlab.progress import Progress
         from gptlab.report.write import write_report
         from gptlab.version import VERSION
 
         folders = [Path(folder), *map(Path, more)]
         flags = [*(["--compare", str(compare)] if compare else []), *(["--out", str(out)] if out else [])]
         command = shlex.join(["gptlab", "study", "report", *map(str, folders), *flags])
-        return write_report(folders, compare, Path(out) if out else None, command=command, version=VERSION)
+        with Progress("opening the studies") as shown:
+            to = Path(out) if out else None
+            return write_report(folders, compare, to, command=command, version=VERSION, tell=shown.tell)
 
 
 if TYPE_CHECKING:

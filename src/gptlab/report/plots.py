@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gptlab.errors import RunError
+from gptlab.progress import Tell, tell_nobody
 from gptlab.report.curves import FEWEST_SMOOTHED, SMOOTHING, finite_points, smooth
 from gptlab.report.drawing import (
     DASHES,
@@ -47,18 +48,21 @@ HELLASWAG_GPT2 = {"hellaswag_acc_norm": 0.2955, "hellaswag_acc": 0.2859}
 HARNESS_GPT2 = {"hellaswag_harness_acc_norm": 0.3114, "hellaswag_harness_acc": 0.2892}  # lm-eval's definition
 
 
-def draw(runs: Sequence[RunDir], out: Path) -> list[Path]:
+def draw(runs: Sequence[RunDir], out: Path, tell: Tell = tell_nobody) -> list[Path]:
     """Draw every plot that the runs have data for; several runs are drawn over each other.
 
     Args:
         runs: run directories; runs without metrics are left out.
         out: folder of the PNG files, created if it is needed.
+        tell: called as the work goes on.
 
     Returns:
         The files written, in the order of `PLOTS`.
     """
-    written = []
-    for name, figure in run_figures(runs).items():
+    written = list[Path]()
+    figures = run_figures(runs, tell)
+    for name, figure in figures.items():
+        tell("writing the plots", len(written), len(figures))
         out.mkdir(parents=True, exist_ok=True)
         file = out / f"{name}.png"
         figure.savefig(file, dpi=120)
@@ -66,19 +70,23 @@ def draw(runs: Sequence[RunDir], out: Path) -> list[Path]:
     return written
 
 
-def run_figures(runs: Sequence[RunDir]) -> dict[str, Figure]:
+def run_figures(runs: Sequence[RunDir], tell: Tell = tell_nobody) -> dict[str, Figure]:
     """The figures that `draw` saves, by the name of their file."""
-    tracks = read_tracks(runs)
+    tracks = read_tracks(runs, tell)
     built = {}
-    for name, (build, needs) in PLOTS.items():
+    for i, (name, (build, needs)) in enumerate(PLOTS.items()):
+        tell("drawing the plots", i, len(PLOTS))
         if shown := [track for track in tracks if any(all(map(track.has, keys.split())) for keys in needs)]:
             built[name] = build(shown)
     return built
 
 
-def read_tracks(runs: Sequence[RunDir]) -> list[Track]:
+def read_tracks(runs: Sequence[RunDir], tell: Tell = tell_nobody) -> list[Track]:
     """The runs that have metrics, each once, each with its own name and look."""
-    found = {run.path.resolve(): (run, run.read_metrics()) for run in runs}
+    found = {}
+    for i, run in enumerate(runs):
+        tell("reading the runs", i, len(runs))
+        found[run.path.resolve()] = run, run.read_metrics()
     drawn = [(run, lines) for run, lines in found.values() if lines]
     names = short_names([run.path for run, _ in drawn])
     looks = itertools.cycle((color, dash) for dash in DASHES for color in PALETTE)

@@ -22,6 +22,7 @@ import os
 import re
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gptlab.config import Recipe
+from gptlab.data.verified import file_sha256
 from gptlab.distributed.shard import Weights, shard_spec
 from gptlab.distributed.world import SINGLE, World
 from gptlab.errors import RunError
-from gptlab.files import because, open_regular
+from gptlab.files import because
+from gptlab.interop.files import write_safetensors
 from gptlab.machine import free_memory
+from gptlab.progress import tell_nobody
 from gptlab.rundir import RunDir, write_atomically
 from gptlab.sparsity.pruner import NoPruner, Pruner
 from gptlab.sparsity.schedule import ramp
@@ -52,7 +56,6 @@ from gptlab.training.tensors import (
     read_index,
     read_object,
     read_part,
-    write_safetensors,
 )
 
 VERSION = 1  # of manifest.json
@@ -128,8 +131,8 @@ def read_progress(path: Path, run_id: str = "") -> dict[str, Any]:
     return progress
 
 
-def verify(path: Path, run_id: str = "") -> dict[str, Any]:
-    """Read all files of a checkpoint. Returns its training.json.
+def verify(path: Path, run_id: str = "", read: Callable[[int], None] = tell_nobody) -> dict[str, Any]:
+    """Read all files of a checkpoint. Returns its training.json. `read` is called with the bytes of each block.
 
     Raises:
         Foreign: the checkpoint is of another run than `run_id`.
@@ -137,7 +140,7 @@ def verify(path: Path, run_id: str = "") -> dict[str, Any]:
     """
     progress, (digests, _) = read_progress(path, run_id), read_manifest(path, run_id)
     for name, digest in digests.items():
-        _check_digest(path, name, digest)
+        _check_digest(path, name, digest, read)
     for entries in read_index(path).values():
         for entry in entries.values():
             if unlisted := [file for file, _, _ in entry["pieces"] if file not in digests]:
@@ -145,10 +148,9 @@ def verify(path: Path, run_id: str = "") -> dict[str, Any]:
     return progress
 
 
-def _check_digest(path: Path, name: str, digest: str) -> None:
+def _check_digest(path: Path, name: str, digest: str, read: Callable[[int], None] = tell_nobody) -> None:
     try:
-        with open_regular(path / name) as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = file_sha256(path / name, read)
     except OSError as error:
         raise RunError(f"checkpoint {path} is damaged: {name}: {because(error)}") from None
     if found != digest:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -22,51 +19,6 @@ from gptlab.optim.optimizers import plain_tensors
 
 BLOCK = 256  # numbers that share a scale in 8-bit moments
 SCALES, TABLES = ("scale", "absmax1", "absmax2"), ("qmap", "qmap1", "qmap2")  # of torchao's and bitsandbytes'
-
-DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-
-
-def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> str:
-    """Write a safetensors file one tensor at a time. Returns its sha256.
-
-    The library's own writer needs all tensors in host memory at once. The format is eight bytes of length, a JSON
-    header padded to eight bytes, and the data, here with the widest types first so that all tensors are aligned.
-    """
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header: dict[str, Any] = {}
-    end = 0
-    for name in order:
-        tensor = tensors[name]
-        begin, end = end, end + tensor.nbytes
-        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    digest = hashlib.sha256()
-    with open(path, "wb") as file:
-
-        def write(data: Any) -> None:
-            file.write(data)
-            digest.update(data)
-
-        write(len(text).to_bytes(8, "little"))
-        write(text)
-        for name in order:
-            tensor = tensors[name].detach().cpu().contiguous()
-            write(tensor.flatten().view(torch.uint8).numpy().data)
-        file.flush()
-        os.fsync(file.fileno())
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,12 @@ import ast
 import platform
 import textwrap
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
-from gptlab.data.corpora.base import SPLITS, LabeledCorpus, Row, Wanted, fraction_of
-from gptlab.data.corpora.text import stdlib_files
+from gptlab.data.corpora.base import SPLITS, LabeledCorpus, Reading, Row, Wanted, fraction_of
+from gptlab.data.corpora.text import stdlib_files, stdlib_modules
 from gptlab.errors import DataError
+from gptlab.progress import tell_nobody
 
 SHORTEST, LONGEST = 60, 180  # characters of a function: as long as a small encoder reads whole
 
@@ -35,11 +36,30 @@ def open_constructs(wanted: Wanted) -> LabeledCorpus:
     if wanted.source is not None or wanted.label_field is not None:
         raise DataError("the corpus constructs is made from the Python that runs it: it takes no --from or fields")
 
-    def splits() -> dict[str, Iterable[Row]]:
-        rows = [(split, Row(text, labels or None, "a function")) for split, text, labels in documents()]
-        return {name: [row for split, row in rows if split == name] for name in SPLITS}
+    reading = Reading(wanted.strict)
 
-    return LabeledCorpus(wanted.name, {"python": platform.python_version()}, splits)
+    def read(size: int) -> None:
+        reading.done += size
+
+    def splits() -> dict[str, Iterable[Row]]:
+        """Rows of the splits, which are read in this order; the library is read once."""
+        reading.begin({}, {})
+        reading.total = sum(path.stat().st_size for path in stdlib_modules().values())
+        kept: dict[str, list[Row]] = {name: [] for name in SPLITS}
+        found = documents(read)
+
+        def rows(name: str) -> Iterator[Row]:
+            yield from kept[name]
+            for split, text, labels in found:
+                row = Row(text, labels or None, "a function")
+                if split == name:
+                    yield row
+                elif SPLITS.index(split) > SPLITS.index(name):
+                    kept[split].append(row)
+
+        return {name: rows(name) for name in SPLITS}
+
+    return LabeledCorpus(wanted.name, {"python": platform.python_version()}, splits, reading=reading)
 
 
 def constructs_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
@@ -62,8 +82,10 @@ def constructs_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]
     return sorted(found)
 
 
-def documents() -> Iterator[tuple[str, str, list[str]]]:
+def documents(read: Callable[[int], None] = tell_nobody) -> Iterator[tuple[str, str, list[str]]]:
     """(split, source of a function, its labels), in the order of the library's files and of their lines.
+
+    `read` is called with the size of each file.
 
     Top-level functions and methods of top-level classes are taken. All functions of a module are in one split, chosen
     by a hash of the module's name: about 80, 10 and 10 percent of the modules are train, val and test. A function
@@ -71,6 +93,7 @@ def documents() -> Iterator[tuple[str, str, list[str]]]:
     """
     seen: set[str] = set()
     for module, text in stdlib_files():
+        read(len(text))
         if not module.endswith(".py"):
             continue  # a topic of help()
         try:

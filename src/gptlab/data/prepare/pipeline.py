@@ -216,11 +216,17 @@ def _write_documents(
     shares: deque[float | None] = deque()  # of the source, read with each of the batches that are in work
 
     def batches() -> Iterator[list[Document]]:
-        for batch in _batches(itertools.islice(corpus.split(max_documents), consumed, None)):
+        for batch in _batches(told(itertools.islice(corpus.split(max_documents), consumed, None))):
             shares.append(corpus.reading.share)
             yield batch
 
-    shown.tell("tokenising")
+    def told(documents: Iterable[Document]) -> Iterator[Document]:
+        for document in documents:
+            if first_share is None:  # nothing is tokenised yet: what is read is all that there is to tell of
+                shown.tell_share("reading", corpus.reading.share)
+            yield document
+
+    shown.tell("reading")
     began = last_save = time.monotonic()
     tokens_before = sum(writer.state["tokens"] for writer in writers)
     first_share: float | None = None
