@@ -11,7 +11,9 @@ import http.server
 import io
 import json
 import lzma
+import math
 import os
+import random
 import re
 import shutil
 import sys
@@ -26,7 +28,7 @@ import pytest
 from conftest import text_of, tiny_recipe
 from readers import STUDY
 
-from gptlab import files, train
+from gptlab import files, rundir, train
 from gptlab.cli import main
 from gptlab.config import Recipe, build_recipe, load_study
 from gptlab.data import download, verified
@@ -99,7 +101,7 @@ def test_what_was_verified_is_not_read_again_until_it_changes(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(verified, "REMEMBERED_BYTES", 1)
     hashed = verified.file_sha256
-    monkeypatch.setattr(verified, "file_sha256", lambda path: read.append(path.name) or hashed(path))
+    monkeypatch.setattr(verified, "file_sha256", lambda path, *told: read.append(path.name) or hashed(path, *told))
     Dataset(data).verify_new()
     assert sorted(read) == ["tokenizer.json", "train-000000.bin", "val-000000.bin"]
     read.clear()
@@ -525,6 +527,53 @@ def test_a_long_run_is_thinned_with_its_spikes_and_ends(tmp_path: Path) -> None:
     assert run.last_line("nothing") is None
     assert run.cut_metrics(1000) == (1002, 0)
     assert [line["step"] for line in run.read_metrics() if "loss" in line] == list(range(1001))
+
+
+def thinned(lines: list[str], every: int) -> list[dict[str, Any]]:
+    """What of whole lines is kept: evaluations, each `every`-th line of training, the spikes between, the last."""
+    kept, seen, level, spike = [], 0, -1.0, None
+    for line in map(json.loads, lines):
+        if "loss" not in line:
+            kept.append(line)
+            continue
+        loss = math.inf if line["loss"] is None else line["loss"]
+        if seen % every == 0:
+            kept += [spike] * bool(spike)
+            kept.append(line)
+            level, spike = loss, None
+        elif loss > (max(1.5 * level, -1.0) if spike is None else math.inf if spike["loss"] is None else spike["loss"]):
+            spike = line
+        seen += 1
+    kept += [spike] * bool(spike)
+    last = [line for line in map(json.loads, lines) if "loss" in line][-1:]
+    return kept + last * (seen % every != 1)
+
+
+@pytest.mark.parametrize("block", [200, 3000, 2**20])
+def test_what_is_kept_of_a_long_run_does_not_depend_on_how_it_is_read(
+    block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = random.Random(block)
+    losses = [draw.choice([3.0, 3.5, 9.0, 1e3, draw.random(), None]) for _ in range(3000)]
+    lines = [{"step": n, "loss": loss, "lr": 1e-3} for n, loss in enumerate(losses)]
+    for n in range(0, 3000, 70):
+        lines.insert(n, {"step": n, "val_loss": 2.5})
+    text = [json.dumps(line) for line in lines]
+    run = metrics(tmp_path / "run", text)
+    monkeypatch.setattr(rundir, "MOST_LINE_BYTES", block)
+    for most in (100, 400):
+        expected = thinned(text, -(-len(text) // most))
+        assert run.read_metrics(most) == expected and run.damaged_lines == 0
+    nothing = [line.replace('"loss": null', '"loss": NaN') for line in text]
+    numbers = thinned([line.replace('"loss": null', '"loss": -1e300') for line in text], 8)
+    found = metrics(tmp_path / "nan", nothing).read_metrics(-(-len(text) // 8))
+    told = [(line["step"], line.get("loss")) for line in numbers]
+    assert [
+        (line["step"], -1e300 if line.get("loss") != line.get("loss") else line.get("loss")) for line in found
+    ] == told
+    damaged = metrics(tmp_path / "damaged", [line[: -3 * (i % 5 == 4)] or line for i, line in enumerate(text)])
+    damaged.read_metrics(100)
+    assert damaged.damaged_lines == len(text) // 5
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import re
 import secrets
@@ -37,6 +38,7 @@ FAILURE = "failure.txt"  # what a failed run leaves
 
 MOST_LINES = 50_000  # of training in memory: more than a plot has pixels, and some 60 MB
 MOST_LINE_BYTES = 2**20  # a longer line is none of ours
+LOSS = re.compile(rb'"loss": ([^,}]+)')
 STANDS_OUT = 1.5  # a loss this many times the last one kept is kept too
 
 
@@ -176,7 +178,8 @@ class RunDir:
         return any(isinstance(line["step"], int) and line["step"] > 0 for line in self._metric_lines(1))
 
     def _metric_lines(self, every: int) -> Iterator[dict[str, Any]]:
-        kept, seen, highest, spike = -1.0, -1, -1.0, b""
+        left = 0  # lines of training until the next that is kept
+        kept, highest, spike = -1.0, -1.0, b""
 
         def parsed(line: bytes) -> Iterator[dict[str, Any]]:
             if (value := parse_metrics(line)) is not None:
@@ -184,25 +187,36 @@ class RunDir:
             elif line.strip():
                 self.damaged_lines += 1
 
-        for line in _raw_lines(self.metrics_file):
-            if every <= 1 or (b'"loss"' not in line and line.startswith(b"{")):
-                yield from parsed(line)
+        for block in _blocks(self.metrics_file):
+            lines = block.removesuffix(b"\n").split(b"\n")
+            if every <= 1:
+                for line in lines:
+                    yield from parsed(line)
                 continue
-            seen += 1
-            loss = _loss_of(line)
-            if seen % every:
-                if not line.endswith(b"}\n"):
-                    self.damaged_lines += 1
-                elif loss > max(highest, STANDS_OUT * kept):
-                    highest, spike = loss, line
-                continue
-            if spike:
-                yield from parsed(spike)
-            kept, highest, spike = loss, -1.0, b""
-            yield from parsed(line)
+            others = [i for i, line in enumerate(lines) if b'"loss"' not in line and line.startswith(b"{")]
+            losses, damaged = _losses(block, lines, others)
+            at = 0  # of a line; its loss is `passed` places before
+            for passed, stop in enumerate([*others, len(lines)]):
+                while at < stop:
+                    begin, end = at - passed, min(at + left, stop) - passed
+                    if left:
+                        top = max(losses[begin:end])
+                        if top > max(highest, STANDS_OUT * kept):
+                            highest, spike = top, lines[losses.index(top, begin) + passed]
+                        self.damaged_lines += sum(damaged[begin:end])
+                        left, at = left - (end - begin), end + passed
+                        continue
+                    if spike:
+                        yield from parsed(spike)
+                    kept, highest, spike, left = losses[begin], -1.0, b"", every - 1
+                    yield from parsed(lines[at])
+                    at += 1
+                if stop < len(lines):
+                    yield from parsed(lines[stop])
+                    at += 1
         if spike:
             yield from parsed(spike)
-        if every > 1 and seen % every and (last := self.last_line("loss")) is not None:
+        if every > 1 and left != every - 1 and (last := self.last_line("loss")) is not None:
             yield last
 
     def lines_with(self, key: str) -> Iterator[dict[str, Any]]:
@@ -311,13 +325,48 @@ def _lines_backwards(file: Path) -> Iterator[bytes]:
         yield rest
 
 
+def _blocks(file: Path) -> Iterator[bytes]:
+    """A file in blocks of whole lines. A missing file has none; what is longer than any line of ours is a block."""
+    if not file.is_file():
+        return
+    with open(file, "rb") as opened:
+        rest = b""
+        while part := opened.read(MOST_LINE_BYTES):
+            rest += part
+            cut = rest.rfind(b"\n") + 1 or len(rest) * (len(rest) > MOST_LINE_BYTES)
+            if cut:
+                yield rest[:cut]
+                rest = rest[cut:]
+        if rest:
+            yield rest
+
+
+def _losses(block: bytes, lines: list[bytes], others: list[int]) -> tuple[list[float], list[bool]]:
+    """The loss in each line of training, which is not parsed, and whether the line is damaged.
+
+    It is infinite if it is no number, and minus infinity if it is NaN or the line is damaged.
+
+    Args:
+        lines: of the block.
+        others: the positions of those that are not of training.
+    """
+    if block.count(b"}\n") == len(lines):
+        with contextlib.suppress(ValueError):
+            losses = [*map(float, LOSS.findall(block))]
+            if len(losses) == len(lines) - len(others) and not math.isnan(sum(losses)):
+                return losses, []
+    skipped = set(others)
+    training = [line for i, line in enumerate(lines) if i not in skipped]
+    damaged = [not line.endswith(b"}") for line in training]
+    return [-math.inf if d else _loss_of(line) for line, d in zip(training, damaged, strict=True)], damaged
+
+
 def _loss_of(line: bytes) -> float:
-    """The loss in a line, without parsing the line; infinite if it is no number."""
-    begin = line.find(b'"loss": ') + 8
     try:
-        return float(line[begin : line.find(b",", begin)])
-    except ValueError:
-        return float("inf")
+        loss = float(LOSS.findall(line)[0])
+    except (ValueError, IndexError):
+        return math.inf
+    return -math.inf if math.isnan(loss) else loss
 
 
 # -- a study's folder: study.toml, plan.json, a run directory for each arm and seed, and a summary of each run beside it

@@ -20,7 +20,6 @@ from gptlab.config import Recipe, settings
 from gptlab.files import printable
 from gptlab.report.known import DEFINITIONS, beside_the_known
 from gptlab.report.reading import duration, human, number, series, settings_of, short_names
-from gptlab.report.words import metric_name
 from gptlab.rundir import RunDir, write_atomically
 
 MOST_EVALUATIONS = 12  # rows of the table: the card is one page
@@ -417,7 +416,11 @@ def _outcome(result: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, A
 
 
 def _name(key: str) -> str:
-    return escape(RESULT_NAMES.get(key) or EVALUATION_NAMES.get(key) or metric_name(key))
+    if name := RESULT_NAMES.get(key) or EVALUATION_NAMES.get(key):
+        return escape(name)
+    from gptlab.report.words import metric_name  # loads SciPy, which a page of a run does without
+
+    return escape(metric_name(key))
 
 
 def _told(key: str, value: Any) -> str:
