@@ -10,6 +10,7 @@ from test_cli import call
 
 import gptlab
 from gptlab.errors import RunError
+from gptlab.report import comparing
 from gptlab.report.comparing import FEWEST, models_differ, paired_difference
 from gptlab.report.statistics import bootstrap
 from gptlab.rundir import RunDir
@@ -126,6 +127,32 @@ def test_the_sentence_is_about_the_models():
     ]
 
 
+@pytest.mark.parametrize(
+    ("n", "pairs", "trials"),
+    [(60, 3, 30), *(pytest.param(*one, marks=pytest.mark.slow) for one in ((30, 3, 300), (60, 7, 150)))],
+)
+def test_several_intervals_hold_together(n, pairs, trials, monkeypatch):
+    """Of models that do not differ, one is said to be better in about 5% of the comparisons; of 7 pairs alone in 25%."""
+    monkeypatch.setattr(comparing, "RESAMPLES", 300)
+    draw = np.random.default_rng(n)
+    wrong = 0
+    for _ in range(trials):
+        first = draw.normal(3, 0.5, n)  # all pairs share the reference
+        others = [draw.normal(3, 0.5, n) for _ in range(pairs)]
+        found = [paired_difference(first, other, None, pairs)[0] for other in others]
+        wrong += any(not one.low <= 0 <= one.high for one in found)
+    assert wrong <= 0.075 * trials + 2 * (0.05 * 0.95 * trials) ** 0.5
+
+
+def test_an_interval_of_several_is_wider_and_asks_for_more_windows():
+    draw = np.random.default_rng(1)
+    first, other = draw.normal(3, 0.5, 40), draw.normal(3, 0.5, 40)
+    widths = [one.high - one.low for one in (paired_difference(first, other, None, pairs)[0] for pairs in (1, 5))]
+    assert widths[1] / widths[0] == pytest.approx(2.576 / 1.96, rel=0.1)  # of a normal distribution, 99% over 95%
+    assert "too few" in models_differ(("A", "B"), (first[:25], other[:25]), None, 32, pairs=2)[0]
+    assert "95% interval" in models_differ(("A", "B"), (first[:25], other[:25]), None, 32)[0]
+
+
 # -- the command --------------------------------------------------------------------------------------------------
 
 
@@ -133,7 +160,7 @@ def test_the_sentence_is_about_the_models():
 def test_the_command_shows_all_of_it(runs, tmp_path, monkeypatch, capsys, width):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("gptlab.cli.compare.wide_console", lambda _: console(width))
-    monkeypatch.setattr("gptlab.report.plots.draw", lambda runs, out: [out / "validation_loss.png"])
+    monkeypatch.setattr("gptlab.report.plots.draw", lambda runs, out, tell: [out / "validation_loss.png"])
     status, out, err = call(
         capsys, "compare", runs["a"].path, runs["slow"].path, "--prompt", "the cat", "--max-tokens", 8
     )
@@ -149,7 +176,7 @@ def test_the_command_shows_all_of_it(runs, tmp_path, monkeypatch, capsys, width)
 
 def test_the_command_goes_on_where_the_models_cannot_be_compared(runs, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("gptlab.report.plots.draw", lambda runs, out: [])
+    monkeypatch.setattr("gptlab.report.plots.draw", lambda runs, out, tell: [])
     other = copied(runs["slow"], tmp_path / "other")
     status, out, err = call(capsys, "compare", runs["a"].path, other.path)
     assert status == 0, err
@@ -162,6 +189,7 @@ def test_the_command_goes_on_where_the_models_cannot_be_compared(runs, tmp_path,
     status, out, _ = call(capsys, "compare", *three, "--prompt", "the")
     flat = " ".join(out.split())
     assert status == 0 and "better than B" in flat and "C minus A" in flat and flat.count("over 30 windows") == 2
+    assert flat.count("(simultaneous: 97.5% each, Bonferroni over 2 pairs)") == 2
     status, _, err = call(capsys, "compare", runs["a"].path)
     assert status == 2 and "takes 2 to 8" in err
 

@@ -97,7 +97,8 @@ def _models(console: Any, options: argparse.Namespace, runs: Sequence[Any], labe
                 reference = {length: window_losses(trained, windows, tell) for length, windows in by_length.items()}
             elif windows := pairs.get(i):
                 losses = reference[windows.length], window_losses(trained, windows, tell)
-                says += models_differ((labels[0], labels[i]), losses, windows.documents, windows.length)
+                names = labels[0], labels[i]
+                says += models_differ(names, losses, windows.documents, windows.length, len(pairs))
             asked = shown.each(f"asking {labels[i]}", prompts, len(prompts))
             if trained.recipe.task == "lm":
                 answers.append([_answer(trained, prompt, options.max_tokens, drawing) for prompt in asked])

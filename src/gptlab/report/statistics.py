@@ -166,7 +166,7 @@ def finite(values: Mapping[int, float]) -> dict[int, float]:
     return {seed: value for seed, value in values.items() if np.isfinite(value)}
 
 
-def bootstrap(a: ArrayLike, b: ArrayLike, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
+def bootstrap(a: ArrayLike, b: ArrayLike, seed: int = 0, resamples: int = RESAMPLES, alpha: float = ALPHA) -> Estimate:
     """Mean difference of two runs' scores over documents (or windows), by BCa (Efron 1987).
 
     The interval holds for other documents and these weights; it says nothing about other seeds. Windows of one document
@@ -175,6 +175,7 @@ def bootstrap(a: ArrayLike, b: ArrayLike, seed: int = 0, resamples: int = RESAMP
     Args:
         a, b: a score for each document, (documents,), in the same order.
         seed: of the resampling.
+        alpha: error of the interval.
     """
     delta = np.subtract(a, b, dtype=np.float64)
     n = len(delta)
@@ -187,6 +188,6 @@ def bootstrap(a: ArrayLike, b: ArrayLike, seed: int = 0, resamples: int = RESAMP
     bias = special.ndtri(np.clip(below, 1 / resamples, 1 - 1 / resamples))
     centred = delta - mean
     acceleration = (centred**3).sum() / (6 * (centred**2).sum() ** 1.5)  # of a mean, what the jackknife gives
-    z = bias + special.ndtri([ALPHA / 2, 1 - ALPHA / 2])
+    z = bias + special.ndtri([alpha / 2, 1 - alpha / 2])
     low, high = np.quantile(means, special.ndtr(bias + z / (1 - acceleration * z)))
     return Estimate(mean, float(low), float(high), n, "documents")
