@@ -132,7 +132,7 @@ def test_the_sentence_is_about_the_models():
     [(60, 3, 30), *(pytest.param(*one, marks=pytest.mark.slow) for one in ((30, 3, 300), (60, 7, 150)))],
 )
 def test_several_intervals_hold_together(n, pairs, trials, monkeypatch):
-    """Of models that do not differ, one is said to be better in about 5% of the comparisons; of 7 pairs alone in 25%."""
+    """Of models that do not differ, one is said to be better in 5% of the comparisons; of 7 pairs alone in 25%."""
     monkeypatch.setattr(comparing, "RESAMPLES", 300)
     draw = np.random.default_rng(n)
     wrong = 0

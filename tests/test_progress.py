@@ -264,16 +264,20 @@ def test_a_dataset_where_its_recipe_looks_for_it_needs_no_path(tmp_path: Path, m
 
 @pytest.mark.parametrize(("status", "says"), [(0, "next: gptlab study report 'my results'"), (4, "to go on: gptlab")])
 def test_a_study_ends_with_the_next_command(
-    status: int, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    status: int, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from gptlab.study import runner
 
     monkeypatch.setattr(runner, "run_study", lambda *_: status)
+    monkeypatch.chdir(tmp_path)
+    Path("my results").mkdir()
+    Path("my results/study.toml").write_bytes(shipped("studies")["architecture-smoke"].read_bytes())
     words = ["study", "run", "architecture-smoke", "--out", "my results"]
     with pytest.raises(SystemExit) as ended:
         cli.main(words)
     assert ended.value.code == status
-    line = capsys.readouterr().out.splitlines()[-1]
+    *above, line = capsys.readouterr().out.splitlines()
+    assert any("classic" in shown and "baseline" in shown for shown in above) is (status == 0)
     assert line == says if status == 0 else line == f"to go on: {shlex.join(['gptlab', *words])}"
 
 

@@ -12,7 +12,6 @@ from gptlab.cli.common import Parser, add_verb, named, output_file, wide_console
 from gptlab.config import Study, load_study
 from gptlab.errors import UserError
 from gptlab.progress import Progress
-from gptlab.status import EXIT_CODES
 from gptlab.streams import best_effort
 from gptlab.version import VERSION
 
@@ -106,11 +105,7 @@ def do_study_run(options: argparse.Namespace) -> int:
         study, folder, seeds = requested_study(options, options.study)
     decided = (options.until_decided, options.most_seeds, options.budget)
     status = run_study(study, folder, options.arm, seeds, options.jobs, False, *decided)
-    if status == EXIT_CODES["interrupted"]:
-        print(f"to go on: {options.command}")
-    else:
-        print(f"next: gptlab study report {shlex.quote(str(folder))}")
-    return status
+    return sweep.told(status, folder, options.command)
 
 
 def do_study_status(options: argparse.Namespace) -> None:

@@ -9,6 +9,8 @@ from gptlab.cli.common import add_verb, named, recipe_or_study, wide_console
 from gptlab.config import sweep_study
 from gptlab.errors import UserError
 from gptlab.files import printable
+from gptlab.progress import Progress
+from gptlab.status import EXIT_CODES
 from gptlab.streams import best_effort
 
 
@@ -29,8 +31,9 @@ def add_to(parts: Any) -> None:
 
 @best_effort()
 def do_sweep(options: argparse.Namespace) -> int:
-    from gptlab.study.runner import run_study
-    from gptlab.study.runs import MOST_SEEDS
+    with Progress(f"opening {options.name}"):
+        from gptlab.study.runner import run_study
+        from gptlab.study.runs import MOST_SEEDS
 
     layer, is_study = recipe_or_study(options)
     if is_study:
@@ -41,17 +44,27 @@ def do_sweep(options: argparse.Namespace) -> int:
     folder = options.out or Path("results") / study.name
     runs = f"{len(study.arms)} arms x {options.seeds} seeds; the baseline is {study.baseline}"
     print(printable(f"study: {folder / 'study.toml'}, {runs}"), flush=True)
-    status = run_study(study, folder, jobs=options.jobs)
-    if status == 0:
-        print_verdicts(folder)
+    return told(run_study(study, folder, jobs=options.jobs), folder, options.command)
+
+
+def told(status: int, folder: Path, command: str) -> int:
+    """Print how a study stands: its arms beside its baseline as `gptlab study report` has them, and what to type next.
+
+    Args:
+        status: of `run_study`, which is returned.
+        command: the command line that ran the study.
+    """
+    if status == EXIT_CODES["interrupted"]:
+        print(printable(f"to go on: {command}"))
+        return status
+    with Progress("opening the study") as shown:
+        from gptlab.report.analysis import analyse
+        from gptlab.report.studies import read_study_folder
+        from gptlab.report.tables import print_report
+
+        read = read_study_folder(folder, shown.tell)
+        shown.tell("analysing the runs")
+        payload = analyse([read])
+    print_report(payload, wide_console(160))
     print(printable(f"next: gptlab study report {shlex.quote(str(folder))}"))
     return status
-
-
-def print_verdicts(folder: Path) -> None:
-    """The arms of a study beside its baseline, as `gptlab study report` prints them."""
-    from gptlab.report.analysis import analyse
-    from gptlab.report.studies import read_study_folder
-    from gptlab.report.tables import print_report
-
-    print_report(analyse([read_study_folder(folder)]), wide_console(160))

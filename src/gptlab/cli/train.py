@@ -183,13 +183,11 @@ def loss_curve(out: Path) -> list[str]:
 
 def draw_run(out: Path) -> None:
     """Draw the plots and write the card and the page of a run that has measured something."""
-    from gptlab.report.card import write_card
     from gptlab.report.plots import draw
-    from gptlab.report.run_page import write_run_page
+    from gptlab.report.run_page import MEASURED, write_pages
     from gptlab.rundir import RunDir
 
     run = RunDir(out)
-    if run.read_json("result.json").get("status") in ("completed", "diverged", "interrupted"):
+    if run.read_json("result.json").get("status") in MEASURED:
         draw([run], run.plots)
-        write_card(run)
-        write_run_page(run)
+    write_pages(run)

@@ -17,7 +17,7 @@ import numpy as np
 
 from gptlab.config import Recipe, assignment, settings
 from gptlab.errors import UserError
-from gptlab.report.card import ARCHITECTURE, ESSENTIAL, EVALUATION_NAMES, RESULT_NAMES
+from gptlab.report.card import ARCHITECTURE, ESSENTIAL, EVALUATION_NAMES, RESULT_NAMES, write_card
 from gptlab.report.curves import thin
 from gptlab.report.listing import Listed, lowest, read_run, tell_apart
 from gptlab.report.page import DIGITS, RUNS, fill_page
@@ -158,6 +158,16 @@ class Follower:
             return self.run.read_json(name)
         except (UserError, OSError):  # the status says that the run is damaged
             return {}
+
+
+MEASURED = ("completed", "diverged", "interrupted")  # statuses of runs that are worth a page
+
+
+def write_pages(run: RunDir) -> None:
+    """Write card.md and run.html of a run that has ended and measured something."""
+    if run.read_json("result.json").get("status") in MEASURED:
+        write_card(run)
+        write_run_page(run)
 
 
 def write_run_page(run: RunDir) -> Path:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from gptlab.config import Recipe
 from gptlab.errors import Locked, UserError
 from gptlab.machine import process_is_alive
-from gptlab.rundir import open_study, run_name
+from gptlab.rundir import RunDir, open_study, run_name
 from gptlab.status import EXIT_CODES
 from gptlab.streams import best_effort
 
@@ -32,13 +32,20 @@ LOCK_SECONDS = 600.0  # time for an orphan of a killed runner to end its step an
 
 def main(arguments: list[str]) -> int:
     folder, arm, seed = arguments
+    out = Path(folder) / run_name(arm, int(seed))
     # before PyTorch is imported, as the runner may end at any time
     threading.Thread(target=_end_with_runner, daemon=True).start()
     try:
-        result = _train(open_study(folder).build(arm, int(seed)), Path(folder) / run_name(arm, int(seed)))
+        result = _train(open_study(folder).build(arm, int(seed)), out)
     except UserError as error:
         print(f"gptlab: {error}", file=sys.stderr)
         return 2
+    try:
+        from gptlab.report.run_page import write_pages
+
+        write_pages(RunDir(out))  # a tenth of a second; plots take ten times as long, `gptlab plot` draws them
+    except (UserError, OSError) as error:  # the run has ended as it has
+        print(f"{out}: no card.md and run.html: {error}", file=sys.stderr)
     return EXIT_CODES[result.status]
 
 
