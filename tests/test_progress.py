@@ -130,12 +130,12 @@ def test_a_notebook_has_one_display(monkeypatch: pytest.MonkeyPatch, now: Simple
     pages: list[str] = []
     made: list[str] = []
 
-    def display(page: Any, display_id: bool) -> Any:
-        made.append(page)
-        return SimpleNamespace(update=pages.append)
+    def display(page: dict[str, str], raw: bool, display_id: bool) -> Any:
+        made.append(page["text/html"])
+        return SimpleNamespace(update=lambda page, raw: pages.append(page["text/html"]))
 
     fake: Any = ModuleType("IPython.display")
-    fake.display, fake.HTML = display, str
+    fake.display = display
     monkeypatch.setitem(sys.modules, "IPython", ModuleType("IPython"))
     monkeypatch.setitem(sys.modules, "IPython.display", fake)
     console = SimpleNamespace(is_jupyter=True, is_terminal=False, encoding="utf-8")
@@ -144,7 +144,7 @@ def test_a_notebook_has_one_display(monkeypatch: pytest.MonkeyPatch, now: Simple
         for i in range(8):
             now.now += 0.3  # it is updated twice a second
             shown.tell("reading", i, 8)
-    assert made == ["<pre>opening &lt;b></pre>"]
+    assert len(made) == 1 and "opening &lt;b&gt;</pre>" in made[0]
     assert len(pages) == 5 and " 87%" in pages[-2] and pages[-1] == ""
 
 
@@ -333,3 +333,59 @@ def test_stdout_is_for_machines(run: Path) -> None:
     ended = subprocess.run(words, capture_output=True, text=True, check=True, env={**os.environ, "FORCE_COLOR": "1"})
     assert json.loads(ended.stdout)["step"] == 2
     assert "\x1b" not in ended.stderr and "\r" not in ended.stderr
+
+
+# Ends a command when it begins to import what takes long.
+UNTIL_IT_LOADS = """
+import os, sys
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("torch", "matplotlib", "scipy", "transformers", "datasets"):
+            os.write(2, f"\\nloads {name}\\n".encode())
+            os._exit(0)
+sys.meta_path.insert(0, Slow())
+from gptlab.cli import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="has no pseudo-terminals")
+@pytest.mark.parametrize(
+    "words",
+    [
+        "doctor",
+        "init --data stdlib --minutes 1 --out mine.toml",
+        "prepare stdlib --tokenizer byte --out set",
+        "train smoke-lm",
+        "eval RUN",
+        "sample RUN",
+        "compare RUN RUN",
+        "plot RUN --out plots",
+        "export RUN --to hf out",
+        "import nanogpt ckpt.pt --out imported",
+        "verify RUN",
+        "runs RUN",
+        "plan smoke-lm",
+        "plan precision-lm --gpu H100",
+        "bench inference RUN",
+        "study run architecture-smoke",
+        "study sweep smoke-lm optim.lr=1e-3,3e-3",
+        "study report STUDY",
+        "study status STUDY",
+        "study power architecture-smoke --effect 0.1",
+        "launch smoke-lm --on slurm --print",
+        "stop RUN",
+    ],
+)
+def test_a_line_is_written_before_anything_slow_is_loaded(words: str, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study/study.toml").write_bytes(shipped("studies")["architecture-smoke"].read_bytes())
+    places = {"RUN": str(run), "STUDY": str(tmp_path / "study")}
+    typed = shlex.join(places.get(word, word) for word in words.split())
+    source = os.path.dirname(os.path.dirname(cli.__file__))
+    begin = f"cd {shlex.quote(str(tmp_path))}; PYTHONPATH={shlex.quote(os.path.dirname(source))}"
+    python = shlex.join([sys.executable, "-c", UNTIL_IT_LOADS])
+    lines, _ = on_a_terminal(80, "sh", "-c", f"{begin} exec {python} {typed}")
+    said = [line for line in lines if line]
+    assert said and not said[0].startswith("loads "), said

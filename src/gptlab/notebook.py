@@ -44,11 +44,11 @@ def short_value(value: Any) -> str:
 class Display:
     """One place of a notebook: the newest messages, and below them a text that is replaced as it changes."""
 
-    def __init__(self) -> None:
+    def __init__(self, text: str = "") -> None:
         from IPython.display import display
 
         self.messages: deque[str] = deque(maxlen=MOST_MESSAGES)
-        self.text = ""
+        self.text = text
         self._handle: Any = display(self._page(), raw=True, display_id=True)
 
     def message(self, text: str) -> None:
@@ -60,5 +60,6 @@ class Display:
         self._handle.update(self._page(), raw=True)
 
     def _page(self) -> dict[str, str]:
-        text = "\n".join([*self.messages, "", self.text])
-        return {"text/plain": text, "text/html": f'<pre style="line-height: 1.3">{escape(text, quote=False)}</pre>'}
+        text = "\n".join([*self.messages, "", self.text]).strip("\n")
+        html = f'<pre style="line-height: 1.3">{escape(text, quote=False)}</pre>' if text else ""
+        return {"text/plain": text, "text/html": html}

@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from gptlab.files import printable
+from gptlab.notebook import COLUMNS, Display
 from gptlab.streams import patient
 
 if TYPE_CHECKING:  # `gptlab --help` does without
@@ -53,7 +54,7 @@ class Progress:
         self.wanted = wanted and os.environ.get("RANK", "0") == "0"
         self.console = stderr_console()
         self.live: Live | None = None
-        self.display: Any = None
+        self.display: Display | None = None
         self.shown_at = time.monotonic()
         self._begin(what)
 
@@ -66,9 +67,7 @@ class Progress:
         if not self.wanted:
             return self
         if self.console.is_jupyter:
-            from IPython.display import display
-
-            self.display = display(self._notebook(self.line(100)), display_id=True)
+            self.display = Display(self.line(COLUMNS))
         elif self.console.is_terminal:
             from rich.live import Live
 
@@ -79,7 +78,7 @@ class Progress:
                 refresh_per_second=1 / LIVE_SECONDS,
                 redirect_stdout=False,  # it may be a file
             )
-            self.live.start()
+            self.live.start(refresh=True)  # at once: an import may hold up the thread that draws
             self.console.show_cursor(True)  # a process that is killed would leave it hidden
         return self
 
@@ -87,7 +86,7 @@ class Progress:
         if self.live is not None:
             self.live.stop()
         if self.display is not None:
-            self.display.update(self._notebook(""))
+            self.display.show("")
 
     def tell(self, what: str, done: float = 0, total: float = 0, *fields: str) -> None:
         """Show how far the work is.
@@ -109,7 +108,7 @@ class Progress:
         since = now - self.shown_at
         if self.display is not None and since >= NOTEBOOK_SECONDS:
             self.shown_at = now
-            self.display.update(self._notebook(self.line(100)))
+            self.display.show(self.line(COLUMNS))
         elif self.display is None and since >= PLAIN_SECONDS:
             self.shown_at = now
             says = ", ".join([*self._times(), *self.fields])
@@ -152,12 +151,6 @@ class Progress:
         from rich.text import Text
 
         return Text(self.line(self.console.width - 1), no_wrap=True, overflow="crop")
-
-    def _notebook(self, line: str) -> Any:
-        from IPython.display import HTML
-
-        escaped = line.replace("&", "&amp;").replace("<", "&lt;")
-        return HTML(f"<pre>{escaped}</pre>" if line else "")
 
 
 class Pace:

@@ -31,23 +31,25 @@ def add_to(verbs: Any) -> None:
 
 
 def do_compare(options: argparse.Namespace) -> None:
-    from gptlab.report.comparing import differing_settings, results_beside
-    from gptlab.report.listing import read_run, runs_in
-    from gptlab.report.plots import draw
-    from gptlab.report.reading import short_names
+    with Progress("reading the runs") as shown:
+        from gptlab.report.comparing import differing_settings, results_beside
+        from gptlab.report.listing import read_run, runs_in
+        from gptlab.report.plots import draw
+        from gptlab.report.reading import short_names
 
-    runs = runs_in(options.folders)
-    if not 2 <= len(runs) <= MOST_RUNS:
-        raise UserError(
-            f"`gptlab compare` takes 2 to {MOST_RUNS} runs; named {'is' if len(runs) == 1 else 'are'} {len(runs)}"
-        )
+        runs = runs_in(options.folders)
+        if not 2 <= len(runs) <= MOST_RUNS:
+            raise UserError(
+                f"`gptlab compare` takes 2 to {MOST_RUNS} runs; named {'is' if len(runs) == 1 else 'are'} {len(runs)}"
+            )
+        settings = [(name, [_written(value) for value in values]) for name, values in differing_settings(runs)]
+        rows = [read_run(run.path)[0] for run in shown.each("reading the runs", runs, len(runs))]
+        results = results_beside(runs, rows)
     labels, console = [chr(ord("A") + i) for i in range(len(runs))], wide_console(160)
     for label, run in zip(labels, runs, strict=True):
         _say(console, f"{label}  {run.path}", soft_wrap=True)
-    settings = [(name, [_written(value) for value in values]) for name, values in differing_settings(runs)]
     _table(console, "Differing settings", labels, settings, "no setting differs")
-    rows = [read_run(run.path)[0] for run in runs]
-    _table(console, "Results", labels, results_beside(runs, rows), "no run has a result")
+    _table(console, "Results", labels, results, "no run has a result")
 
     names = [name.replace("/", "-") for name in short_names([run.path for run in runs])]
     together = "-and-".join(names)

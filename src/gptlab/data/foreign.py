@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import pickletools
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from gptlab.data.containers import INSTEAD, Shard, packer, read_shard
+from gptlab.data.corpora.base import SPLITS
+from gptlab.data.corpora.splits import splits_of
 from gptlab.data.manifest import refuse_unfinished
 from gptlab.data.tokenizers import END_OF_TEXT, CharTokenizer
 from gptlab.errors import DataError
@@ -32,14 +33,6 @@ INDEX_KEYS = {  # of an index.json
     "chunks": "LitData's chunks (index.json)",
     "shards": "MosaicML's streaming shards (index.json)",
 }
-SPLIT_WORDS = {
-    split: re.compile(rf"(^|[_\-.])({words})\d*([_\-.]|$)")
-    for split, words in (
-        ("train", "train|training"),
-        ("val", "val|valid|validation|dev|eval"),
-        ("test", "test|testing"),
-    )
-}
 
 
 def foreign_shards(folder: Path, say: bool) -> dict[str, list[Shard]]:
@@ -56,7 +49,7 @@ def foreign_shards(folder: Path, say: bool) -> dict[str, list[Shard]]:
     for file in sorted(folder.iterdir()):
         if file.suffix not in (".bin", ".npy") or file.name.startswith("."):
             continue
-        said = [split for split, words in SPLIT_WORDS.items() if words.search(file.stem)]
+        said = [split for split in splits_of(file.stem) if split in SPLITS]
         if len(said) > 1:
             raise DataError(
                 f"{file} says both {' and '.join(said)} in its name, and a file belongs to one split: rename it, or "

@@ -41,7 +41,7 @@ class Terminal:
             self._update(0.0)
         elif self.console.is_terminal:
             self.live = Live(self, console=self.console, transient=True, refresh_per_second=1 / LIVE_SECONDS)
-            self.live.start()
+            self.live.start(refresh=True)  # at once: an import may hold up the thread that draws
 
     def message(self, text: str) -> None:
         """A line above the status."""
