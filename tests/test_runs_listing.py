@@ -167,7 +167,7 @@ def test_a_folder_of_runs_stands_for_its_runs(tmp_path, monkeypatch, capsys):
     with pytest.raises(RunError, match="no run is below it"):
         runs_in([tmp_path / "runs/a/nothing"])
     drawn = []
-    monkeypatch.setattr("gptlab.report.plots.draw", lambda runs, out: drawn.append((runs, out)) or [])
+    monkeypatch.setattr("gptlab.report.plots.draw", lambda runs, out, tell: drawn.append((runs, out)) or [])
     assert call(capsys, "plot", "runs")[0] == 0
     assert [([run.path for run in runs], out) for runs, out in drawn] == [
         ([Path("runs/a"), Path("runs/b")], Path("plots"))

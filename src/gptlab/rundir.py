@@ -158,6 +158,24 @@ class RunDir:
             raise RunError(f"{error}{again if name in ('result.json', 'environment.json') else ''}") from None
         return content
 
+    # -- how far the run is
+
+    def status(self, result: dict[str, Any], running: bool | None = None) -> str:
+        """running, the status of the result.json, stopped (killed), or waiting.
+
+        Args:
+            running: whether a process trains the run; None asks its lock.
+        """
+        if running or (running is None and self.is_held()):
+            return "running"
+        begun = self.metrics_file.exists() or self.checkpoints.exists()
+        return str(result.get("status") or ("stopped" if begun else "waiting"))
+
+    def limit(self, recipe: Recipe) -> int | None:
+        """Steps of the whole run; None while only a dataset tells that no process has opened."""
+        tokens = self.read_json("environment.json").get("data", {}).get("train_tokens")
+        return recipe.step_limit(tokens or 0) if tokens or not recipe.train.max_epochs else None
+
     # -- metrics: appended line by line. A kill can leave half a line, which readers skip.
 
     def read_metrics(self, most: int = MOST_LINES) -> list[dict[str, Any]]:

@@ -208,11 +208,7 @@ def _read_run(run: RunDir) -> tuple[Listed, Recipe]:
     path = run.path
     recipe, result = run.read_recipe(), run.read_json("result.json")
     row = Listed(path, recipe.name, age_seconds=_age(path), reason=printable(str(result.get("reason") or "")))
-    begun = run.metrics_file.exists() or run.checkpoints.exists()
-    row.status = "running" if run.is_held() else result.get("status") or ("stopped" if begun else "waiting")
-    data = run.read_json("environment.json").get("data", {})
-    if not recipe.train.max_epochs or data.get("train_tokens"):
-        row.limit = recipe.step_limit(data.get("train_tokens") or 0)
+    row.status, row.limit = run.status(result), run.limit(recipe)
     row.step = (run.last_line("step") or {"step": 0})["step"]
     if row.status == result.get("status") and result.get("steps"):
         row.step = result["steps"]

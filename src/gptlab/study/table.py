@@ -18,7 +18,6 @@ from rich.text import Text
 from gptlab.config import Study
 from gptlab.errors import RunError
 from gptlab.files import printable
-from gptlab.locks import is_held
 from gptlab.rundir import RunDir, open_study, parse_metrics, run_name
 from gptlab.status import STATUSES
 from gptlab.study.order import run_order
@@ -79,17 +78,9 @@ def read_state(folder: Path, study: Study, arm: str, seed: int, running: bool | 
 def _read_state(folder: Path, study: Study, arm: str, seed: int, running: bool | None) -> RunState:
     run = RunDir(folder / run_name(arm, seed))
     result = run.read_json("result.json") or ({} if run.exists() else read_summary(folder, study, arm, seed))
-    if running or (running is None and is_held(run.path)):
-        status = "running"
-    else:
-        begun = run.metrics_file.exists() or run.checkpoints.exists()
-        status = result.get("status") or ("stopped" if begun else "waiting")
-
     recipe = run.read_recipe() if run.exists() else study.build(arm, seed)
-    data = run.read_json("environment.json").get("data", {})
-    state = RunState(arm, seed, status, reason=result.get("reason", "") if status == result.get("status") else "")
-    if not recipe.train.max_epochs or data.get("train_tokens"):
-        state.limit = recipe.step_limit(data.get("train_tokens") or 0)
+    state = RunState(arm, seed, status := run.status(result, running), limit=run.limit(recipe))
+    state.reason = result.get("reason", "") if status == result.get("status") else ""
     for line in last_metrics(run.metrics_file):
         state.step = line["step"]
         state.loss, state.val_loss = line.get("loss", state.loss), line.get("val_loss", state.val_loss)
