@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -16,7 +17,7 @@ from made_report import EVIL, evil
 from planted_runs import write_runs
 
 import gptlab
-from gptlab import api
+from gptlab import api, progress
 from gptlab.config import Study
 from gptlab.errors import RunError, UserError
 from gptlab.report.listing import Listed, Runs
@@ -172,6 +173,16 @@ def test_export_writes_what_the_command_writes(run: gptlab.Run, tmp_path: Path) 
     assert not (tmp_path / "other").exists()
 
 
+def test_what_takes_a_while_shows_how_far_it_is(
+    run: gptlab.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.0)
+    run.evaluate()
+    assert re.search(r": +\d+%, .* left", capsys.readouterr().err)
+    run.export("hf", tmp_path / "hf", license="mit")
+    assert re.search(r"writing 0.00 GB: +\d+%, .* left", capsys.readouterr().err)
+
+
 def test_runs_are_listed(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(trained.parent.parent)
     (row,) = gptlab.runs()
@@ -240,7 +251,10 @@ def test_a_report_shows_answers_and_arms_and_runs_no_script() -> None:
     assert len(repr(report)) < 2000
 
 
-def test_report_answers_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report_answers_a_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.0)
     arms: dict[str, Any] = {"slow": {}, "fast": {"settings": {"optim": {"lr": 1e-2}}}}
     question: Any = {"id": "Q1", "claim": "fast learns more", "contrast": ["fast", "slow"], "confirmed_if": "better"}
     monkeypatch.setattr("gptlab.report.write.draw_report", lambda *_: [])  # takes a second
@@ -254,11 +268,12 @@ def test_report_answers_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert repr(report) == f"Report(two, answers={{'Q1': 'confirmed'}}, page='{tmp_path / 'two' / 'report.html'}')"
     assert "confirmed" in report._repr_html_() and "6 of 6 runs" in report._repr_html_() and report.page.is_file()
     assert f"gptlab study report {tmp_path / 'two'}" in report.page.read_text(encoding="utf-8")
+    assert "analysing the runs" in capsys.readouterr().err
 
     calls: list[Any] = []
     monkeypatch.setattr(api.runner, "run_study", lambda *given: calls.append(given))
     again = gptlab.run_study(tmp_path / "two" / "study.toml", out=tmp_path / "two", seeds=[0], quiet=True)
-    assert repr(again) == repr(report)
+    assert repr(again) == repr(report) and capsys.readouterr().err == ""
     assert calls == [(study, tmp_path / "two", None, [0], None, True)]
     with pytest.raises(RunError, match="is not a study's folder"):
         gptlab.report(tmp_path)

@@ -198,7 +198,7 @@ def run_study(
     study = study if isinstance(study, Study) else load_study(study)
     folder = Path(out or f"results/{study.name}")
     runner.run_study(study, folder, arms, seeds, jobs, quiet)
-    return report(folder)
+    return report(folder, quiet=quiet)
 
 
 # -- what the methods are made of -----------------------------------------------------------------------------------

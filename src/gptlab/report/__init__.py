@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 
 class _Callable(ModuleType):
     def __call__(
-        self, folder: str | Path, *more: str | Path, compare: str | Path | None = None, out: str | Path | None = None
+        self,
+        folder: str | Path,
+        *more: str | Path,
+        compare: str | Path | None = None,
+        out: str | Path | None = None,
+        quiet: bool = False,
     ) -> "Report":
         """Answer the questions of studies, and write report.html, CSV tables and figures.
 
@@ -28,6 +33,7 @@ class _Callable(ModuleType):
             folder, more: of studies, finished or not.
             compare: a comparison of two studies: precision, or a TOML file.
             out: folder of the page; default: the study's own, or results/A-and-B of several.
+            quiet: do not show how far it is.
 
         Raises:
             UserError: a folder without a study, or an `out` that cannot be written.
@@ -39,7 +45,7 @@ class _Callable(ModuleType):
         folders = [Path(folder), *map(Path, more)]
         flags = [*(["--compare", str(compare)] if compare else []), *(["--out", str(out)] if out else [])]
         command = shlex.join(["gptlab", "study", "report", *map(str, folders), *flags])
-        with Progress("opening the studies") as shown:
+        with Progress("opening the studies", not quiet) as shown:
             to = Path(out) if out else None
             return write_report(folders, compare, to, command=command, version=VERSION, tell=shown.tell)
 
