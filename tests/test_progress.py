@@ -195,6 +195,29 @@ def test_the_first_evaluation_of_a_run_has_a_percent(
     assert "evaluating train loss 0%, -:-- left" in first and first[-1] == ""
 
 
+def test_what_reads_or_writes_much_has_a_percent(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from gptlab.data.corpora import constructs
+
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.0)
+    modules = [
+        (f"{i}.py", f"def f{i}(x):\n    return [x + {i} for x in range(x, {i} + x)] if x else 3\n") for i in range(60)
+    ]
+    monkeypatch.setattr(constructs, "stdlib_files", lambda: iter(modules))
+    monkeypatch.setattr("gptlab.report.plots.PLOTS", {})  # take a second
+    for words, says in (
+        (["verify", str(run)], f"reading {run}"),
+        (["plot", str(run), "--out", str(tmp_path / "plots")], "reading the runs"),
+        (["prepare", "constructs", "--tokenizer", "byte", "--out", str(tmp_path / "set")], "set: reading"),
+        (["verify", str(tmp_path / "set")], f"reading {tmp_path / 'set'}"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(words)
+        assert ended.value.code == 0
+        assert re.search(rf"^{re.escape(says)}: +\d+%, .* left$", capsys.readouterr().err, re.M), words
+
+
 # -- the next command
 
 
