@@ -55,7 +55,7 @@ SHORT: dict[str, Any] = {
     "compile": {"enabled": False},
     "hellaswag": {"every": 0},
 }
-MINE = "--train.max-steps 4 --train.eval-every 2 --eval.tokens 512 --batch.micro-batch 2 --batch.tokens-per-step 1024"
+MINE = "--train.max-steps 4 --train.eval-every 2 --eval.tokens 512 --model.n-layer 1 --compile.enabled false"
 RECIPES = ("shakespeare-char-cpu", "shakespeare-char-fast", "gpt2-124m-openwebtext", "gpt2-124m-fineweb-edu")
 STUDIES = ("architecture-smoke", "precision-lm-smoke", "precision-lm")
 
