@@ -594,9 +594,10 @@ def test_a_study_of_real_runs(
     file = study_file(tmp_path, dataset, arms=arms, model__dropout=0.0, train__max_steps=8, train__threads=1)
     folder = tmp_path / "results/tiny"
     words = ["study", "run", file, "--seed", "0", "--arm", "plain"]
-    status, _, err = call(capsys, *words)
+    status, out, err = call(capsys, *words)
     assert status == 0, err
     assert "plain seed 0: completed at step 8, val_loss" in err
+    assert "detects" in out and out.splitlines()[-1] == "next: gptlab study report results/tiny"
     assert summary(folder, "plain_seed0")["status"] == "completed"
     # the run is what `gptlab train` of its recipe makes
     train(RunDir(folder / "plain_seed0").read_recipe(), tmp_path / "alone", quiet=True)
@@ -608,6 +609,12 @@ def test_a_study_of_real_runs(
     result = RunDir(folder / "tf32_seed0").read_json("result.json")
     assert (result["status"], "TF32 needs an NVIDIA GPU" in result["reason"]) == ("not_applicable", True)
     assert worker.main([str(folder), "hot", "0"]) == 3
+    pages = {path.parent.name for path in folder.glob("*/run.html")}
+    assert pages == {"plain_seed0", "hot_seed0"} == {path.parent.name for path in folder.glob("*/card.md")}
+    (folder / "hot_seed0/run.html").unlink()
+    (folder / "hot_seed0/run.html").mkdir()  # it cannot be written, and the run has ended as it has
+    assert worker.main([str(folder), "hot", "0"]) == 3
+    assert "hot_seed0: no card.md and run.html: " in capsys.readouterr().err
     assert call(capsys, *words, "hot")[0] == 0  # a result as any other: it is not tried again
     assert summary(folder, "hot_seed0")["status"] == "diverged"
     assert statuses(folder)["tf32 0"] == "not_applicable"
