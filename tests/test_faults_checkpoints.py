@@ -463,11 +463,11 @@ def test_a_checkpoint_that_is_pruned_while_it_is_read_is_read_anew(
 
     real, calls = checkpoint_module._check_digest, []
 
-    def check(path: Path, name: str, digest: str) -> None:
+    def check(path: Path, name: str, digest: str, *told: Any) -> None:
         calls.append(name)
         if len(calls) in (2, 5):  # in the middle of a checkpoint
             next_one()
-        real(path, name, digest)
+        real(path, name, digest, *told)
 
     monkeypatch.setattr(checkpoint_module, "_check_digest", check)
     assert load_run(run.path, device="cpu").step == 4

@@ -268,12 +268,12 @@ def test_export_is_whole_or_not_there(tmp_path, monkeypatch):
     os.umask(umask := os.umask(0))
     export_hf(make(CLASSIC), None, tmp_path / "empty")
     modes = {stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "empty").iterdir()}
-    assert modes == {0o666 & ~umask}  # safetensors' own files are their owner's alone
+    assert modes == {0o666 & ~umask}
 
     def full_disk(*_: object, **__: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(files, "save_file", full_disk)
+    monkeypatch.setattr(files, "write_safetensors", full_disk)
     with pytest.raises(OSError, match="No space"):
         export_hf(make(CLASSIC), None, tmp_path / "broken")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "full"]

@@ -239,7 +239,9 @@ def test_an_export_overwrites_nothing_and_appears_whole(tmp_path: Path, monkeypa
     assert [file.name for file in (tmp_path / "full").iterdir()] == ["mine.txt"]
     (tmp_path / "empty").mkdir()
     export_sparse24(sparse_model(), None, tmp_path / "empty")
-    monkeypatch.setattr(sparse24.files, "save_file", lambda *_: (_ for _ in ()).throw(OSError("the disk is full")))
+    monkeypatch.setattr(
+        sparse24.files, "write_safetensors", lambda *_, **__: (_ for _ in ()).throw(OSError("the disk is full"))
+    )
     with pytest.raises(OSError, match="the disk is full"):
         export_sparse24(sparse_model(), None, tmp_path / "half")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["empty", "full"]
