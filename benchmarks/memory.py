@@ -39,6 +39,7 @@ SHAPES = {
 }
 PREDICTED = "gpt2"
 WHOLE_BELOW, SCALED = 4096, 256  # 8-bit Adam: smaller tensors stay float32; numbers per float32 scale
+SIDE = 10_000  # longest side of a matrix that has eigenvectors in SOAP
 UPDATES = 2  # the masks are made after the first update and used in the second
 RAMP = 100  # steps of the sparsity ramp; longer than UPDATES, as movement drops its scores at the end of the ramp
 
@@ -49,6 +50,8 @@ class Counts:
 
     all: int
     blocks: int  # in the matrices of the blocks, which Muon updates and which can be pruned
+    rows: int  # of those matrices
+    squares: int  # in a square matrix for each side of a matrix, if it is at most SIDE long
     whole: int  # in tensors whose moments 8-bit Adam keeps in float32
     tensors: int
 
@@ -59,6 +62,8 @@ def count(config: Model) -> Counts:
     return Counts(
         sum(p.numel() for p in parameters.values()),
         sum(p.numel() for name, p in parameters.items() if name.startswith("h.") and p.dim() == 2),
+        sum(len(p) for name, p in parameters.items() if name.startswith("h.") and p.dim() == 2),
+        sum(n * n for p in parameters.values() if p.dim() == 2 for n in p.shape if n <= SIDE),
         sum(p.numel() for p in parameters.values() if p.numel() < WHOLE_BELOW),
         len(parameters),
     )
@@ -90,6 +95,11 @@ ROWS: list[tuple[str, dict[str, Any], dict[str, Any], Bytes, Bytes]] = [
     ("adamw-spam, stable", {"name": "adamw-spam", "spam_form": "stable"}, {}, moments(2), moments(0)),
     ("adamw_8bit", {"name": "adamw_8bit"}, {}, eight_bit, moments(0)),
     ("muon", {"name": "muon"}, {}, lambda c: 4 * c.blocks + 8 * (c.all - c.blocks), moments(0)),
+    ("normuon", {"name": "normuon"}, {}, lambda c: 4 * c.blocks + 4 * c.rows + 8 * (c.all - c.blocks), moments(0)),
+    ("lion", {"name": "lion"}, {}, moments(1), moments(0)),
+    ("ademamix", {"name": "ademamix"}, {}, moments(3), moments(0)),
+    ("adamw-schedule-free", {"name": "adamw-schedule-free"}, {}, moments(2), moments(0)),
+    ("soap", {"name": "soap"}, {}, lambda c: 8 * c.all + 8 * c.squares, moments(0)),
     ("sgd with momentum", {"name": "sgd"}, {}, moments(1), moments(0)),
     ("adamw + magnitude", ADAMW, {"method": "magnitude"}, moments(2), packed),
     (

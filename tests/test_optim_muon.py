@@ -117,8 +117,19 @@ def test_singular_values_end_near_one(dtype: torch.dtype, low: float, high: floa
 # -- the optimizer
 
 
-def reference(model: nn.Module, steps: int) -> dict[str, Tensor]:
+def per_neuron(x: Tensor, square: Tensor) -> Tensor:
+    """NorMuon (arXiv 2510.05491) as its authors' code has it: each row over its root mean square, at x's own norm."""
+    square.copy_(0.7 * square + 0.3 * x.square().mean(1))
+    scaled = x / square.sqrt()[:, None]
+    return scaled * x.norm() / scaled.norm()
+
+
+def reference(model: nn.Module, steps: int, neurons: bool = False, cautious: bool = False) -> dict[str, Tensor]:
     """Muon matrix by matrix and AdamW by the papers' rules, in float64; which is which stands here by hand."""
+    rows = {
+        name: torch.zeros(3, len(p) // 3 if "c_attn" in name else len(p)).double()
+        for name, p in model.named_parameters()
+    }
     weights = {name: p.detach().clone() for name, p in model.named_parameters()}
     mean, square = ({name: torch.zeros_like(w) for name, w in weights.items()} for _ in range(2))
     hidden = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
@@ -132,23 +143,48 @@ def reference(model: nn.Module, steps: int) -> dict[str, Tensor]:
                 nesterov = g + 0.9 * mean[name]
                 parts = nesterov.chunk(3) if name.endswith("c_attn.weight") else (nesterov,)
                 scale = math.sqrt(max(1, parts[0].shape[0] / parts[0].shape[1]))
-                step_of = scale * torch.cat([by_svd(part) for part in parts])
+                found = [by_svd(part) for part in parts]
+                if neurons:
+                    found = [per_neuron(x, square_of) for x, square_of in zip(found, rows[name], strict=False)]
+                step_of = scale * torch.cat(found)
             else:
                 lr = 3e-3 * factor
                 mean[name] = 0.8 * mean[name] + 0.2 * g
                 square[name] = 0.9 * square[name] + 0.1 * g * g
                 corrected = mean[name] / (1 - 0.8 ** (step + 1)), square[name] / (1 - 0.9 ** (step + 1))
                 step_of = corrected[0] / (corrected[1].sqrt() + 1e-6)
-            weights[name] = w - lr * decay * w - lr * step_of
+            agree = step_of * w >= 0 if cautious else 1.0
+            weights[name] = w - lr * decay * agree * w - lr * step_of
     return weights
 
 
-def test_200_steps_against_the_reference() -> None:
+@pytest.mark.parametrize("neurons, cautious", [(False, False), (True, False), (False, True)])
+def test_200_steps_against_the_reference(neurons: bool, cautious: bool) -> None:
     model = build_model(SHAPE.model_copy(update={"n_layer": 1}), "cpu", torch.float64, 3)
-    expected = reference(model, 200)
-    run(model, make_optimizer(model, OPTIM), 200)
+    expected = reference(model, 200, neurons, cautious)
+    name = "normuon" if neurons else "muon"
+    changes = {"name": name, "normuon_beta2": 0.7, "cautious_decay": cautious}
+    run(model, make_optimizer(model, OPTIM.model_copy(update=changes)), 200)
     for name, p in model.named_parameters():
         assert (p - expected[name]).norm() <= 1e-6 * expected[name].norm(), name
+
+
+@pytest.mark.parametrize("shape", [(16, 48), (48, 16)])
+def test_one_matrix_of_normuon_against_another_library(shape: tuple[int, int]) -> None:
+    """Theirs iterates in bf16 wherever it is: the same up to that."""
+    others = pytest.importorskip("pytorch_optimizer")
+    ours, theirs = (nn.Parameter(drawn(*shape, seed=1, dtype=torch.float32)) for _ in range(2))
+    a = Muon([{"params": [ours], "muon": True}], lr=0.1, weight_decay=0.2, neuron_beta=0.9)
+    b = others.NorMuon([{"params": [theirs], "use_muon": True}], lr=0.1, weight_decay=0.2, momentum=0.95, beta2=0.9)
+    for step in range(5):
+        before = ours.detach().clone()
+        with torch.no_grad():
+            theirs.copy_(ours)
+        ours.grad = gradient(ours, step, 0)
+        theirs.grad = ours.grad.clone()
+        a.step()
+        b.step()
+        assert (ours - theirs).norm() < 0.03 * (ours - before).norm()
 
 
 def test_batched_is_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,12 @@ CASES: dict[str, tuple[dict[str, Any], torch.dtype]] = {
     "adamw-prune": ({"name": "adamw-prune"}, FP64),
     "muon": ({"name": "muon", "muon_lr": 0.05}, FP64),
     "sgd": ({"name": "sgd"}, FP64),
+    "adamw cautious": ({"cautious_decay": True}, FP64),
+    "lion": ({"name": "lion", "cautious_decay": True}, FP64),
+    "ademamix": ({"name": "ademamix", "ademamix_warmup": 20}, FP64),
+    "normuon": ({"name": "normuon", "muon_lr": 0.05}, FP64),
+    "adamw-schedule-free": ({"name": "adamw-schedule-free"}, FP64),
+    "muon ema": ({"name": "muon"}, FP64),
 }
 EXACT = ("adamw bf16", "adamw stochastic", "adamw kahan", "adamw_8bit")  # rounding would make more of a difference
 
@@ -104,7 +110,7 @@ def optimizer_of(weights: Weights, name: str) -> torch.optim.Optimizer:
 
         _refuse_other_blocks(weights, whole_blocks=True)
         return AdamW8bit(parameter_groups(weights, 0.1), lr=0.01)
-    return make_optimizer(weights, Optim(**CASES[name][0]), seed=4)
+    return make_optimizer(weights, Optim(**CASES[name][0]), seed=4, ema=0.9 if name.endswith("ema") else 0.0)
 
 
 def shape_of(name: str) -> Model:
@@ -228,6 +234,12 @@ def test_8_bits_where_blocks_would_be_others(shape: tuple[int, ...], n: int, bit
                 NotApplicable, match=r"adamw_8bit.* fsdp would split weight inside .*\([\d,]+ values, .*ddp"
             ):
                 _refuse_other_blocks(Cut(shape, n), whole_blocks)
+
+
+def test_soap_wants_whole_matrices() -> None:
+    with pytest.raises(NotApplicable, match="optim.name = soap: .* pass --distributed.strategy ddp"):
+        make_optimizer(Cut((64, 64), 2), Optim(name="soap"))
+    make_optimizer(Cut((64, 64), 1), Optim(name="soap"))
 
 
 def test_make_optimizer_asks() -> None:

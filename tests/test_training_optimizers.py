@@ -32,6 +32,17 @@ ARMS: dict[str, dict[str, Any]] = {
     "bitter0": {**PRUNED, "sparsity__method": "state", "sparsity__variant": "bitter0", "optim__name": "adamw-prune"},
     "rigl": {**PRUNED, "sparsity__method": "rigl"},
     "two_of_four": {"sparsity__method": "2:4"},
+    "cautious": {"optim__cautious_decay": True},
+    "lion": {"optim__name": "lion", "optim__lr": 1e-3},
+    "ademamix": {"optim__name": "ademamix"},
+    "normuon": {"optim__name": "normuon", "optim__cautious_decay": True},
+    "schedule_free": {"optim__name": "adamw-schedule-free", "schedule__shape": "constant"},
+    "soap": {"optim__name": "soap", "optim__soap_every": 4},
+    "ema": {"train__ema": 0.8},
+    "ema_muon": {"train__ema": 0.8, "optim__name": "muon"},
+    "ema_8bit": {"train__ema": 0.8, "optim__name": "adamw_8bit"},
+    "ema_spam": {"train__ema": 0.8, **SPAM},
+    "magnitude_lion": {**PRUNED, "sparsity__method": "magnitude", "optim__name": "lion"},
     "magnitude_muon": {**PRUNED, "sparsity__method": "magnitude", "optim__name": "muon"},
 }
 # what takes the way through the others is tried in `make test`, the rest in `make test-all`

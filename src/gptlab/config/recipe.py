@@ -266,6 +266,9 @@ def _step_rules(recipe: Recipe) -> Iterator[str]:
         yield "the run has no end: set train.max_steps, train.max_tokens or train.max_epochs"
 
 
+CAUTIOUS = ("adamw", "lion", "ademamix", "muon", "normuon")  # optimizers that have optim.cautious_decay
+
+
 def _optim_rules(recipe: Recipe) -> Iterator[str]:
     optim, regime = recipe.optim, recipe.precision.regime
     if optim.rounding != "nearest" and regime != "bf16_pure":
@@ -278,8 +281,27 @@ def _optim_rules(recipe: Recipe) -> Iterator[str]:
             yield f"optim.kernel = {optim.kernel}: {needs}"
         if optim.amsgrad is True:
             yield f"optim.amsgrad = true: {needs}"
-    if optim.name == "muon" and regime == "fp16_pure":
-        yield "optim.name = muon: does not work with precision.regime = fp16_pure, where its momentum would underflow"
+    if optim.name in ("muon", "normuon") and regime == "fp16_pure":
+        wrong = f"optim.name = {optim.name}: does not work with precision.regime = fp16_pure"
+        yield f"{wrong}, where its momentum would underflow"
+    pure = regime in ("bf16_pure", "fp16_pure")
+    if optim.name in ("ademamix", "adamw-schedule-free", "soap") and pure:
+        wrong = f"optim.name = {optim.name}: does not work with precision.regime = {regime}"
+        yield f"{wrong}, which would round its averages"
+    if optim.cautious_decay and (optim.name not in CAUTIOUS or optim.kernel != "fused" or optim.amsgrad is True):
+        names = f"{', '.join(CAUTIOUS[:-1])} or {CAUTIOUS[-1]}"
+        yield f"optim.cautious_decay = true: works only with optim.name = {names}, without amsgrad and kernel = foreach"
+    if optim.cautious_decay and optim.name in ("muon", "normuon") and pure:
+        yield f"optim.cautious_decay = true: does not work with optim.name = {optim.name} and {regime}"
+    if optim.name == "adamw-schedule-free":
+        if recipe.schedule.shape != "constant":
+            wrong = f"schedule.shape = {recipe.schedule.shape}: must be constant with optim.name = adamw-schedule-free"
+            yield f"{wrong}, which averages the weights instead of lowering the rate; a warm-up may precede it"
+        if not optim.betas[0]:
+            yield "optim.betas: the first must be above 0 with optim.name = adamw-schedule-free"
+    if recipe.train.ema and (pure or optim.name == "adamw-schedule-free"):
+        other = f"precision.regime = {regime}, which would round the average" if pure else f"optim.name = {optim.name}"
+        yield f"train.ema = {recipe.train.ema}: does not work with {other}"
     if optim.name == "adamw-spam" and optim.spam_form == "stable":
         if optim.spam_theta != "auto":
             yield f"optim.spam_theta = {optim.spam_theta}: has no meaning with optim.spam_form = stable; remove it"
@@ -296,6 +318,9 @@ def _sparsity_rules(recipe: Recipe) -> Iterator[str]:
         yield f"sparsity.method = state: works only with optim.name = adamw-prune, not {name}"
     if sparsity.method != "state" and name == "adamw-prune":
         yield f"optim.name = adamw-prune: works only with sparsity.method = state, not {sparsity.method}"
+    if sparsity.method != "none" and (name in ("adamw-schedule-free", "soap") or recipe.train.ema):
+        other = f"train.ema = {recipe.train.ema}" if recipe.train.ema else f"optim.name = {name}"
+        yield f"sparsity.method = {sparsity.method}: does not work with {other}"
     if sparsity.method != "none" and sparsity.begin >= sparsity.end:
         yield f"sparsity.begin = {sparsity.begin}: must be before sparsity.end = {sparsity.end}"
     if sparsity.method == "2:4" and sparsity.target != 0.5:

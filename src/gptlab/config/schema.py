@@ -32,7 +32,7 @@ def _study_schema(recipe: dict[str, Any]) -> dict[str, Any]:
     study["$defs"] |= recipe["$defs"]
     parts = {key: part for key, part in recipe["properties"].items() if key not in ("name", "description", "seed")}
     settings = {"type": "object", "properties": parts, "additionalProperties": False}
-    for name, own in (("Arm", ("group", "note")), ("Factor", ("note",))):
+    for name, own in (("Arm", ("group", "note", "measured")), ("Factor", ("note",))):
         table = study["$defs"][name]
         kept = {key: table["properties"][key] for key in own}
         study["$defs"][name] = settings | {"description": table["description"], "properties": {**kept, **parts}}

@@ -43,7 +43,8 @@ PRESETS: dict[str, dict[str, int]] = {
 
 # What a name stands for is said above this room: OPTIMIZERS in optim/optimizers.py, REGIMES in precision/regimes.py.
 # A task is a class, given by where it is: the one line that lists it.
-OPTIMIZER_NAMES = ["adamw", "adamw_8bit", "adamw-spam", "adamw-prune", "muon", "sgd"]
+OPTIMIZER_NAMES = ["adamw", "adamw_8bit", "adamw-spam", "adamw-prune", "muon", "sgd", "lion", "ademamix", "normuon"]
+OPTIMIZER_NAMES += ["adamw-schedule-free", "soap"]
 REGIME_NAMES = ["fp32", "tf32", "amp_bf16", "amp_fp16", "bf16_master", "bf16_pure", "fp16_pure"]
 REGIME_NAMES += ["fp8_tensorwise", "fp8_rowwise"]
 TASKS = {"lm": "gptlab.tasks.lm.LanguageModelling", "classify": "gptlab.tasks.classify.Classification"}
@@ -190,7 +191,8 @@ class Optim(Section):
     name: Annotated[str, OneOf(OPTIMIZER_NAMES)] = "adamw"
     """AdamW (arXiv 1711.05101); AdamW with 8-bit moments (arXiv 2110.02861); AdamW with spike handling; AdamW whose
     moments decide what sparsity.method = state prunes; Muon for the blocks' matrices and AdamW for the rest; SGD with
-    momentum betas[0]."""
+    momentum betas[0]; Lion (arXiv 2302.06675); AdEMAMix (arXiv 2409.03137); NorMuon, which is Muon with a second
+    moment per neuron (arXiv 2510.05491); Schedule-Free AdamW (arXiv 2405.15682); SOAP (arXiv 2409.11321)."""
     kernel: Literal["fused", "foreach"] = "fused"
     """PyTorch's kernel for AdamW: fused computes in float32, foreach in the dtype of the weights."""
     rounding: Literal["nearest", "stochastic", "kahan"] = "nearest"
@@ -203,12 +205,26 @@ class Optim(Section):
     """Added to the square root of the second moment."""
     weight_decay: float = Field(0.1, ge=0)
     """Decoupled weight decay; multiplied by the learning rate (Muon's own for Muon's matrices)."""
+    cautious_decay: bool = False
+    """Decay only where update and weight agree in sign (arXiv 2510.12402). For adamw, lion, ademamix, muon, normuon."""
     grad_clip: float = Field(1.0, ge=0)
     """Maximum global norm of the gradients; 0 turns clipping off."""
     muon_lr: float = Field(0.02, gt=0)
     """Peak learning rate of Muon's matrices (kellerjordan.github.io/posts/muon); follows the same schedule as lr."""
     muon_momentum: Decay = 0.95
     """Decay rate of Muon's Nesterov momentum."""
+    normuon_beta2: Decay = 0.95
+    """Decay rate of NorMuon's second moment per neuron; muon_lr and muon_momentum are its too."""
+    ademamix_alpha: float = Field(8.0, ge=0)
+    """Weight of AdEMAMix's slow average, reached after ademamix_warmup steps."""
+    ademamix_beta3: float = Field(0.9999, gt=0, lt=1)
+    """Decay rate of AdEMAMix's slow average, reached after ademamix_warmup steps."""
+    ademamix_warmup: Count = 0
+    """Steps over which alpha rises from 0, and beta3 from betas[0]. 0: schedule.decay_steps; 1: none."""
+    soap_every: Positive = 10
+    """Steps between two QR decompositions that refresh SOAP's eigenvectors."""
+    soap_largest_side: Positive = 10000
+    """A longer side of a matrix gets no eigenvectors (one-sided SOAP), such as the vocabulary."""
     amsgrad: bool | Literal["auto"] = "auto"
     """Divide by the largest second moment so far (arXiv 1904.09237). auto: only adamw-spam with spam_form = seed."""
     spam_form: Literal["seed", "paper", "stable"] = "seed"
@@ -273,14 +289,15 @@ class Faults(Section):
 class Schedule(Section):
     """Learning rate schedule: linear warm-up, then a decay to min_lr."""
 
-    shape: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
-    """Decay: cosine, linear, none, or linear over the last decay_fraction only (wsd, arXiv 2404.06395)."""
+    shape: Literal["cosine", "linear", "constant", "wsd", "wsd-sqrt"] = "cosine"
+    """Decay: cosine, linear, none, or over the last decay_fraction only, linear (wsd, arXiv 2404.06395) or as 1 - sqrt
+    of the share that is done (wsd-sqrt, arXiv 2405.18392)."""
     warmup_steps: Count = 0
     """Steps of linear warm-up; may be longer than the run."""
     decay_steps: Count = 0
     """Step at which min_lr is reached. 0: the limit at the start of the run, also if the limit is raised later."""
     decay_fraction: float = Field(0.2, gt=0, le=1)
-    """Share of decay_steps over which wsd decays."""
+    """Share of decay_steps over which wsd and wsd-sqrt decay."""
     min_lr: float = Field(0.0, ge=0)
     """Learning rate at the end of the decay."""
 
@@ -298,6 +315,9 @@ class Train(Section):
     """Steps between evaluations. 0: evaluate only at the start and at the end."""
     eval_only: bool = False
     """Evaluate once and stop without training."""
+    ema: Decay = 0.0
+    """Evaluate, sample and save as the model the exponential moving average of the weights with this decay rate, such
+    as 0.999; training goes on from the raw weights, which checkpoints hold too. 0 is off."""
     init_from: str = ""
     """Run directory, or Hugging Face folder or id, to take initial weights from; its shape replaces [model]."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

@@ -15,11 +15,13 @@ from torch.optim.adamw import adamw
 from gptlab.config import Optim
 from gptlab.distributed.shard import ShardSpec, Weights, global_shape, local_rows, shard_spec
 from gptlab.optim.cost import OptimizerBytes, Parameters, total_bytes, widest
+from gptlab.optim.elementwise import decay
 
 # The quintic a x + b x^3 + c x^5 and its number of iterations (Jordan et al. 2024). It is the steepest at 0 of those
 # that bring every singular value near 1, though not to 1.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
+SMALLEST_ROOT = 1e-10  # added to what NorMuon divides by
 SMALLEST_NORM = 1e-7  # lower bound of the norm that a matrix is divided by; a zero matrix stays zero
 AT_ONCE = 2**26  # elements in one batch, which bounds temporary memory: GPT-2's 24 MLP matrices, 128 MiB in bf16
 
@@ -96,10 +98,20 @@ class Muon(torch.optim.Optimizer):
     authors' code, in float32 elsewhere, and in float64 for float64 weights. Weights in 16 bits are rounded to nearest
     once per step; the momentum has their dtype. Under FSDP the momentum is local, and the input of O is gathered.
 
+    NorMuon (Li et al. 2025, arXiv 2510.05491), with `neuron_beta`, divides each row of O, the update of one neuron, by
+    the root of a moving average of its mean square, and then gives the matrix the norm that O had:
+
+        v <- beta v + (1 - beta) mean(O^2 of a row);    O <- O / sqrt(v), times |O before| / |O after|
+
+    That is the authors' code, whose learning rate is Muon's. The paper's algorithm 1 has the norm 0.2 sqrt(rows cols).
+
     Args:
         params: groups, each with `muon`, and with `parts` if `muon` is true. `set_lr` multiplies with `lr_scale`.
         lr, betas, eps, weight_decay: of AdamW. A Muon group has its own lr and weight_decay.
         momentum: mu.
+        neuron_beta: of NorMuon's second moment; None is Muon.
+        cautious_decay: decay only where update and weight agree in sign; see `decay`. Weights of AdamW in 16 bits are
+            then rounded twice.
     """
 
     def __init__(
@@ -110,9 +122,12 @@ class Muon(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.1,
         momentum: float = 0.95,
+        neuron_beta: float | None = None,
+        cautious_decay: bool = False,
     ) -> None:
         # fused says, as in PyTorch's optimizers, that AdamW's step counts are on the device of the weights
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "momentum": momentum}
+        defaults |= {"neuron_beta": neuron_beta, "cautious_decay": cautious_decay}
         super().__init__(params, {**defaults, "muon": False, "parts": 1, "lr_scale": 1.0, "fused": True})
         for group in self.param_groups:
             for p in group["params"] if group["muon"] else ():
@@ -152,12 +167,29 @@ class Muon(torch.optim.Optimizer):
         outputs = shared_out(torch.cat(inputs), dtype, shard).split([len(x) for x in inputs])
         for (group, p), x in zip(members, outputs, strict=True):
             rows, cols = global_shape(p)[0] // group["parts"], p.shape[1]
-            update = local_rows((x.mT if rows > cols else x).flatten(0, 1), p)  # (parts * rows, cols), as p
+            x = x.mT if rows > cols else x  # (parts, rows, cols)
+            x = x if group["neuron_beta"] is None else self._per_neuron(group, p, x.to(wide))
+            update = local_rows(x.flatten(0, 1), p)  # (parts * rows, cols), as p
             weight = p.to(wide)  # p itself if it is wide already
-            weight.mul_(1 - group["lr"] * group["weight_decay"])
+            if group["cautious_decay"]:
+                weight.add_(decay(group, weight, update))
+            else:
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
             weight.add_(update, alpha=-group["lr"] * math.sqrt(max(1, rows / cols)))
             if weight is not p:
                 p.copy_(weight)
+
+    def _per_neuron(self, group: dict[str, Any], p: Tensor, x: Tensor) -> Tensor:
+        """NorMuon's form of the orthogonal update x (parts, rows, cols) of a parameter."""
+        if "neuron_sq" not in self.state[p]:
+            self.state[p]["neuron_sq"] = x.new_zeros(len(p), 1)
+        square = self.state[p]["neuron_sq"]
+        square.lerp_(local_rows(x.square().mean(2).view(-1, 1), p), 1 - group["neuron_beta"])
+        shard = shard_spec(p)
+        square = square if shard is None else shard.all_gather(square)
+        scaled = x / (square.view(*x.shape[:2], 1).sqrt() + SMALLEST_ROOT)
+        before, after = (torch.linalg.vector_norm(y, dim=(1, 2), keepdim=True) for y in (x, scaled))
+        return scaled * (before / (after + SMALLEST_ROOT))
 
     def _adamw(self, group: dict[str, Any], params: list[Tensor]) -> None:
         """Update the other parameters with the kernel of torch.optim.AdamW(fused=True)."""
@@ -165,6 +197,8 @@ class Muon(torch.optim.Optimizer):
             if not self.state[p]:
                 self.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
                 self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
+            if group["cautious_decay"] and p.grad is not None:  # the kernel's update has the sign of the new mean
+                p.add_(decay(group, p, self.state[p]["exp_avg"].lerp(p.grad, 1 - group["betas"][0])))
         adamw(
             params,
             [p.grad for p in params if p.grad is not None],
@@ -177,7 +211,7 @@ class Muon(torch.optim.Optimizer):
             beta1=group["betas"][0],
             beta2=group["betas"][1],
             lr=group["lr"],
-            weight_decay=group["weight_decay"],
+            weight_decay=0.0 if group["cautious_decay"] else group["weight_decay"],
             eps=group["eps"],
             maximize=False,
         )
@@ -220,3 +254,11 @@ def muon_bytes(parameters: Parameters, optim: Optim, gpu: bool) -> OptimizerByte
     per_element = 2 * widest(parameters) + (4 + 3 * 2 if gpu else 4 * 4)  # on a GPU the iteration is in bf16
     kept = 2 * total_bytes(parameters) - total_bytes(matrices)
     return OptimizerBytes(kept, min(AT_ONCE, elements) * per_element)
+
+
+def normuon_bytes(parameters: Parameters, optim: Optim, gpu: bool) -> OptimizerBytes:
+    """Muon's bytes and one float32 number per row; temporarily the updates of one matrix in float32, twice."""
+    kept, temporary = muon_bytes(parameters, optim, gpu)
+    matrices = muon_matrices(parameters).values()
+    widest_update = max(global_shape(p).numel() for p in matrices)
+    return OptimizerBytes(kept + 4 * sum(len(p) for p in matrices), temporary + 3 * 4 * widest_update)

@@ -14,8 +14,13 @@ from gptlab.config import Optim
 from gptlab.distributed.shard import Weights, global_shape, shard_spec
 from gptlab.errors import NotApplicable, UserError
 from gptlab.optim.adamw import AdamW, adamw_bytes
+from gptlab.optim.ademamix import AdEMAMix, ademamix_bytes
+from gptlab.optim.average import WeightAverage
 from gptlab.optim.cost import OptimizerBytes, Parameters, largest, total_bytes
-from gptlab.optim.muon import Muon, muon_bytes, muon_groups
+from gptlab.optim.lion import Lion, lion_bytes
+from gptlab.optim.muon import Muon, muon_bytes, muon_groups, normuon_bytes
+from gptlab.optim.schedule_free import ScheduleFreeAdamW, schedule_free_bytes
+from gptlab.optim.soap import SOAP, soap_bytes
 from gptlab.optim.spam import AdamWSPAM, spam_bytes
 from gptlab.precision.libraries import load_library
 
@@ -35,10 +40,11 @@ def parameter_groups(model: Weights, weight_decay: float) -> list[dict[str, obje
 
 def _adamw(model: Weights, optim: Optim, seed: int) -> torch.optim.Optimizer:
     groups = parameter_groups(model, optim.weight_decay)
-    if optim.rounding != "nearest":
-        if all(p.dtype is not torch.bfloat16 for p in model.parameters()):
-            raise NotApplicable(f"optim.rounding = {optim.rounding}: rounds bf16 weights, and this model has none")
-        return AdamW(groups, **_common(optim), rounding=optim.rounding, seed=seed)
+    if optim.rounding != "nearest" and all(p.dtype is not torch.bfloat16 for p in model.parameters()):
+        raise NotApplicable(f"optim.rounding = {optim.rounding}: rounds bf16 weights, and this model has none")
+    if optim.rounding != "nearest" or optim.cautious_decay:
+        rounding, cautious = optim.rounding, optim.cautious_decay
+        return AdamW(groups, **_common(optim), rounding=rounding, seed=seed, cautious_decay=cautious)
     fused = optim.kernel == "fused"
     return torch.optim.AdamW(groups, **_common(optim), amsgrad=optim.amsgrad is True, fused=fused, foreach=not fused)
 
@@ -64,7 +70,43 @@ def _spam(model: Weights, optim: Optim, seed: int) -> torch.optim.Optimizer:
 
 
 def _muon(model: Weights, optim: Optim, seed: int) -> torch.optim.Optimizer:
-    return Muon(muon_groups(model, optim), **_common(optim), momentum=optim.muon_momentum)
+    return Muon(
+        muon_groups(model, optim),
+        **_common(optim),
+        momentum=optim.muon_momentum,
+        neuron_beta=optim.normuon_beta2 if optim.name == "normuon" else None,
+        cautious_decay=optim.cautious_decay,
+    )
+
+
+def _lion(model: Weights, optim: Optim, seed: int) -> torch.optim.Optimizer:
+    groups = parameter_groups(model, optim.weight_decay)
+    return Lion(groups, lr=optim.lr, betas=optim.betas, cautious_decay=optim.cautious_decay)
+
+
+def _ademamix(model: Weights, optim: Optim, seed: int) -> torch.optim.Optimizer:
+    return AdEMAMix(
+        parameter_groups(model, optim.weight_decay),
+        **_common(optim),
+        beta3=optim.ademamix_beta3,
+        alpha=optim.ademamix_alpha,
+        warmup=optim.ademamix_warmup,
+        cautious_decay=optim.cautious_decay,
+    )
+
+
+def _schedule_free(model: Weights, optim: Optim, seed: int) -> torch.optim.Optimizer:
+    return ScheduleFreeAdamW(parameter_groups(model, optim.weight_decay), **_common(optim))
+
+
+def _soap(model: Weights, optim: Optim, seed: int) -> torch.optim.Optimizer:
+    if any((shard := shard_spec(p)) is not None and shard.group.size() > 1 for p in model.parameters()):
+        raise NotApplicable(
+            "optim.name = soap: works with the eigenvectors of whole matrices, which no process has under fsdp; "
+            "pass --distributed.strategy ddp"
+        )
+    groups = parameter_groups(model, optim.weight_decay)
+    return SOAP(groups, **_common(optim), every=optim.soap_every, largest_side=optim.soap_largest_side)
 
 
 def _sgd(model: Weights, optim: Optim, seed: int) -> torch.optim.Optimizer:
@@ -138,30 +180,57 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
     "adamw-prune": OptimizerEntry(_adamw, adamw_bytes),  # gptlab.sparsity prunes by its moments
     "muon": OptimizerEntry(_muon, muon_bytes),
     "sgd": OptimizerEntry(_sgd, _sgd_bytes),
+    "lion": OptimizerEntry(_lion, lion_bytes),
+    "ademamix": OptimizerEntry(_ademamix, ademamix_bytes),
+    "normuon": OptimizerEntry(_muon, normuon_bytes),
+    "adamw-schedule-free": OptimizerEntry(_schedule_free, schedule_free_bytes),
+    "soap": OptimizerEntry(_soap, soap_bytes),
 }
 
 
-def make_optimizer(model: Weights, optim: Optim, seed: int = 0) -> torch.optim.Optimizer:
+def make_optimizer(model: Weights, optim: Optim, seed: int = 0, ema: float = 0.0) -> torch.optim.Optimizer:
     """The optimizer of a recipe.
 
     Args:
         model: on its device, which decides the library for 8-bit moments. Under FSDP the local rows.
         optim: the settings.
         seed: of stochastic rounding and of sparse momentum.
+        ema: decay rate of the average of the weights, train.ema; 0 is none.
 
     Raises:
         NotApplicable: the library for 8-bit moments is not installed or does not work; FSDP would split one of its
-            blocks; or the rounding is for bf16 weights and there are none.
+            blocks, or SOAP's matrices; or the rounding is for bf16 weights and there are none.
     """
-    return OPTIMIZERS[optim.name].make(model, optim, seed)
+    optimizer = OPTIMIZERS[optim.name].make(model, optim, seed)
+    if ema:
+        WeightAverage(optimizer, ema)
+    return optimizer
 
 
-def optimizer_bytes(model: Weights, optim: Optim, gpu: bool) -> OptimizerBytes:
+def is_averaging(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the weights that are evaluated and saved are others than those at which gradients are taken."""
+    return hasattr(optimizer, "before_gradients")
+
+
+def before_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Set the weights at which a step takes its gradients, where they are not those that are evaluated and saved."""
+    if is_averaging(optimizer):
+        optimizer.before_gradients()  # type: ignore[attr-defined]
+
+
+def after_update(optimizer: torch.optim.Optimizer) -> None:
+    """Set the weights that are evaluated and saved again. `step` does it, unless loss scaling has skipped it."""
+    if is_averaging(optimizer):
+        optimizer.after_update()  # type: ignore[attr-defined]
+
+
+def optimizer_bytes(model: Weights, optim: Optim, gpu: bool, ema: float = 0.0) -> OptimizerBytes:
     """What an optimizer needs beside weights and gradients, as it states itself.
 
     Args:
         model: with or without memory. Under FSDP the local rows.
         gpu: on a GPU or on a CPU.
+        ema: train.ema, whose average is as large as the weights.
 
     Raises:
         UserError: the optimizer states nothing.
@@ -172,7 +241,11 @@ def optimizer_bytes(model: Weights, optim: Optim, gpu: bool) -> OptimizerBytes:
             f"optim.name = {optim.name}: does not state the memory that it needs, so the run cannot be planned; "
             "add a function that does to its entry in gptlab.optim.optimizers.OPTIMIZERS"
         )
-    return memory({name: p for name, p in model.named_parameters() if p.requires_grad}, optim, gpu)
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    kept, temporary = memory(parameters, optim, gpu)
+    if ema:  # the swap copies one tensor at a time
+        kept, temporary = kept + total_bytes(parameters), max(temporary, max(p.nbytes for p in parameters.values()))
+    return OptimizerBytes(kept, temporary)
 
 
 def _refuse_other_blocks(model: Weights, whole_blocks: bool) -> None:

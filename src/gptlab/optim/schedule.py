@@ -12,7 +12,7 @@ def learning_rate(step: int, peak: float, schedule: Schedule) -> float:
 
     Warm-up is linear, lr = peak (step + 1) / warmup_steps, so its last step is at the peak. Then the shape falls to
     min_lr at decay_steps, and stays there (cosine: Loshchilov and Hutter 2017, arXiv 1608.03983; wsd: Hu et al. 2024,
-    arXiv 2404.06395, with a linear decay).
+    arXiv 2404.06395, with a linear decay; wsd-sqrt: Hägele et al. 2024, arXiv 2405.18392, with 1 - sqrt).
 
     Args:
         step: updates done before this one.
@@ -24,11 +24,12 @@ def learning_rate(step: int, peak: float, schedule: Schedule) -> float:
         return peak * (step + 1) / warmup
     if schedule.shape == "constant":
         return peak
-    begin = max(warmup, end - round(schedule.decay_fraction * end)) if schedule.shape == "wsd" else warmup
+    begin = max(warmup, end - round(schedule.decay_fraction * end)) if schedule.shape in ("wsd", "wsd-sqrt") else warmup
     if step < begin:
         return peak
     if step >= end:
         return floor
     done = (step - begin) / (end - begin)  # in [0, 1)
-    share = 0.5 * (1 + math.cos(math.pi * done)) if schedule.shape == "cosine" else 1 - done
+    falls = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "wsd-sqrt": 1 - math.sqrt(done)}
+    share = falls.get(schedule.shape, 1 - done)
     return floor + (peak - floor) * share

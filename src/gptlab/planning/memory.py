@@ -148,7 +148,7 @@ def step_memory(
     rows, config, tokens = laid_out(shape, over), shape.model, sequences * shape.model.block_size
     gradients = bytes_of(rows.parameters())
     weights = gradients + bytes_of(rows.buffers())
-    kept, temporary = optimizer_bytes(rows, recipe.optim, gpu)
+    kept, temporary = optimizer_bytes(rows, recipe.optim, gpu, recipe.train.ema)
     masks = pruner_bytes(rows, recipe.sparsity)
     head = _head(shape, model, tokens, kind)
     gathered, reduced, root = _gathered(shape, over)

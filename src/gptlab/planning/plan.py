@@ -198,7 +198,7 @@ def plan_recipe(
     tokens = None if steps is None else steps * recipe.batch.tokens_per_step
     hours = _hours(recipe, steps, speed)
     price_per_hour = price * processes or recipe.train.price_per_hour
-    state = bytes_of(model.parameters()) + optimizer_bytes(model, recipe.optim, gpu).kept
+    state = bytes_of(model.parameters()) + optimizer_bytes(model, recipe.optim, gpu, recipe.train.ema).kept
     checkpoint = state + pruner_bytes(model, recipe.sparsity)
     # weights go to a GPU one at a time, from float32
     host = HOST[device.kind] + (4 * model.wte.weight.numel() if gpu else need.peak)

@@ -81,6 +81,9 @@ def resolve_recipe(
         settled["batch.micro_batch"] = stored.batch.micro_batch
     if not recipe.schedule.decay_steps and (stored or found.steps is not None):
         settled["schedule.decay_steps"] = stored.schedule.decay_steps if stored else found.steps
+    if not recipe.optim.ademamix_warmup and recipe.optim.name == "ademamix":
+        steps = settled.get("schedule.decay_steps", recipe.schedule.decay_steps)
+        settled["optim.ademamix_warmup"] = stored.optim.ademamix_warmup if stored else steps
     return Resolved(recipe.replace(settled), found.shape, epoch, notes)
 
 

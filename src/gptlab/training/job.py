@@ -110,7 +110,7 @@ def open_job(recipe: Recipe, out: str | Path | None, resume: str, quiet: bool) -
         run.writes = world.first
         before = run.read_json("result.json")
         signal = StopSignal(run.path if world.first else None)
-        with _locked(run, world), signal, _cpu_threads(recipe.train.threads):
+        with _locked(run, world), signal, cpu_threads(recipe.train.threads):
             yield Job(recipe, run, data, device, world, signal, quiet, before, recipe.batch.micro_batch == "auto")
 
 
@@ -131,7 +131,7 @@ def _locked(run: RunDir, world: World) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _cpu_threads(number: int) -> Iterator[None]:
+def cpu_threads(number: int) -> Iterator[None]:
     """Set PyTorch's number of CPU threads, and restore it for the next run in this process. 0 leaves it as it is."""
     before = torch.get_num_threads()
     if number:

@@ -102,7 +102,7 @@ class Trainer:
         self.task = task_of(recipe)(recipe, self.job.data, self.device, self.run.path, world)
         self.model = self.task.build(self.regime, init, self.sharded)
         self.weights = LocalShards(self.model) if self.sharded else self.model  # this rank's part of them
-        self.optimizer = make_optimizer(self.weights, recipe.optim, recipe.seed)
+        self.optimizer = make_optimizer(self.weights, recipe.optim, recipe.seed, recipe.train.ema)
         self.pruner = make_pruner(self.weights, self.optimizer, recipe)
         self.scaler = make_scaler(self.device, self.regime.loss_scaling, self.sharded)
         self.checkpoints = Checkpoints(
