@@ -66,15 +66,6 @@ def write_json(path: Path | None, measured: dict[str, Any]) -> None:
         path.write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
 
 
-def hf_gpt2(**shape: int) -> Any:
-    """Hugging Face's GPT-2 of a shape (n_layer, n_head, n_embd, n_positions, vocab_size), for training, no dropout."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    ids = {"bos_token_id": 0, "eos_token_id": 0}
-    return GPT2LMHeadModel(GPT2Config(**shape, **dropout, **ids, use_cache=False, attn_implementation="sdpa")).train()
-
-
 def in_turn(names: Sequence[str], rounds: int) -> Iterator[str]:
     """Every name once per round, in alternating order, so that a slowdown of the machine affects all names alike."""
     for r in range(rounds):

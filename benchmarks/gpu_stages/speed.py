@@ -1,9 +1,10 @@
 """Training of GPT-2 124M: throughput, MFU, memory against the plan, kernels, and a comparison with two other loops.
 
 The classic model is the recipe gpt2-124m-fineweb-edu (B = 64, T = 1,024), the modern model is
-gpt2-124m-fineweb-edu-modern (B = 32). Both are compiled, in amp_bf16, with 524,288 tokens per update. `plain` is a
-plain loop in the style of nanoGPT, `hugging face` is GPT2LMHeadModel. Both are compiled too, with the same autocast,
-fused AdamW and the same tokens. GPT2LMHeadModel keeps all logits in float32, so it starts with half the micro-batch.
+gpt2-124m-fineweb-edu-modern (B = 32). Both are compiled, in amp_bf16, with 524,288 tokens per update. The peers
+are those of `gptlab bench step`: `nanogpt-loop`, and `hf`, which is GPT2LMHeadModel. Both are compiled too, with the
+same autocast, fused AdamW and the same tokens. GPT2LMHeadModel keeps all logits in float32, so it starts with half the
+micro-batch.
 
 The sides take turns of one update each, in alternating order. A ratio compares neighbouring turns; above 1, gptlab is
 faster. The peak memory of a side excludes the memory that the other side holds.
@@ -11,15 +12,13 @@ faster. The peak memory of a side excludes the memory that the other side holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import importlib.util
 from typing import Any
 
 import torch
-import torch.nn as nn
-import torch.nn.functional as F
-from common import hf_gpt2, in_turn, ratios, show, spread
-from torch import Tensor
+from common import in_turn, ratios, show, spread
 
+from gptlab.bench.peers import Peer
 from gptlab.config import load_recipe
 from gpu_stages.stage import NotHere, Row, Stage, kernels_of, let_go, pick, run, status_of, synchronize
 from gpu_stages.trained import Trained, compile_many, seconds_of, settings_of
@@ -28,110 +27,11 @@ CLASSIC, MODERN = "gpt2-124m-fineweb-edu", "gpt2-124m-fineweb-edu-modern"
 ROUNDS = 5
 
 
-# -- the plain loop, without gptlab ---------------------------------------------------------------------------------
-
-
-class Block(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:  # (B, T, C)
-        B, T, C = x.shape
-        parts = self.qkv(self.norm_1(x)).split(C, dim=-1)
-        q, k, v = (part.view(B, T, self.heads, -1).transpose(1, 2) for part in parts)  # (B, H, T, D)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.out(y.transpose(1, 2).reshape(B, T, C))
-        return x + self.down(F.gelu(self.up(self.norm_2(x)), approximate="tanh"))
-
-
-class Plain(nn.Module):
-    """A straightforward GPT-2: the logits of all tokens at once, and F.cross_entropy over them."""
-
-    def __init__(self, layers: int, heads: int, width: int, block: int, vocabulary: int) -> None:
-        super().__init__()
-        self.tokens, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(block, width)
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
-        self.head.weight = self.tokens.weight
-        for p in self.parameters():
-            if p.dim() == 2:
-                nn.init.normal_(p, std=0.02)
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:  # (B, T) each
-        h = self.tokens(x) + self.positions(torch.arange(x.shape[1], device=x.device))
-        for block in self.blocks:
-            h = block(h)
-        logits = self.head(self.norm(h))  # (B, T, V)
-        return F.cross_entropy(logits.flatten(0, 1), y.flatten())
-
-
-class Peer:
-    """Another model with torch's AdamW in a short loop.
-
-    Args:
-        model: the model to train.
-        loss: function of inputs and targets, (B, T) each.
-        of: our model; it provides the device, the regime and the tokens.
-        micro: sequences in a micro-batch.
-    """
-
-    def __init__(self, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], of: Trained, micro: int) -> None:
-        self.model, self.loss, self.of, self.micro = model, loss, of, micro
-        groups = [
-            {"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": 0.1},
-            {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW(groups, lr=6e-4, betas=(0.9, 0.95), fused=of.device.type == "cuda")
-        self.step, self.losses = 0, [0.0]
-        if of.recipe.compile.enabled:
-            self.loss = torch.compile(loss, dynamic=False)
-
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for x, y, *_ in self.of.task.micro_batches(self.step, self.micro):
-            yield x.contiguous(), y.contiguous()
-
-    def update(self) -> None:
-        count = -(-self.of.recipe.sequences_per_step // self.micro)
-        total = torch.zeros((), device=self.of.device)
-        for x, y in self.batches():
-            with self.of.regime.context(self.of.device):
-                loss = self.loss(x, y) / count
-            loss.backward()
-            total += loss.detach()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        self.losses.append(total)  # type: ignore[arg-type]
-
-
-def plain(of: Trained, micro: int) -> Peer:
-    m = of.recipe.model
-    with of.device:
-        model = Plain(m.n_layer, m.n_head, m.n_embd, m.block_size, m.vocab_size)
-    return Peer(model, model, of, micro)
-
-
-def hugging_face(of: Trained, micro: int) -> Peer:
-    m = of.recipe.model
-    shape = {"n_layer": m.n_layer, "n_head": m.n_head, "n_embd": m.n_embd, "n_positions": m.block_size}
-    try:
-        with of.device:
-            model = hf_gpt2(**shape, vocab_size=m.vocab_size)
-    except ImportError as error:
-        raise NotHere(f"transformers: {error}") from None
-
-    def loss(x: Tensor, y: Tensor) -> Tensor:
-        return model(input_ids=x, labels=x).loss  # the model shifts the labels, so each sequence has one target less
-
-    return Peer(model, loss, of, micro)
-
-
-PEERS = {"plain": plain, "hugging face": hugging_face}
+def peer(name: str, of: Trained, micro: int) -> Peer:
+    """A peer of `gptlab bench step` with the weights that our model began with."""
+    if name == "hf" and importlib.util.find_spec("transformers") is None:
+        raise NotHere("transformers is not installed")
+    return Peer(name, of.recipe, of.task, of.regime, of.recipe.seed, of.device, micro)
 
 
 # -- items ----------------------------------------------------------------------------------------------------------
@@ -216,22 +116,22 @@ class Speed:
         """Compare another loop with ours, in turns."""
         ours = self.trained(recipe)
         assert isinstance(ours.recipe.batch.micro_batch, int)
-        micro = ours.recipe.batch.micro_batch // (2 if name == "hugging face" else 1)
+        micro = ours.recipe.batch.micro_batch // (2 if name == "hf" else 1)
         held = torch.cuda.memory_allocated() if self.device.type == "cuda" else 0
         while True:
             try:
-                peer = PEERS[name](ours, micro)
-                first = seconds_of(peer.update, self.device)
-                peer.update()
+                other = peer(name, ours, micro)
+                first = seconds_of(other.update, self.device)
+                other.update()
                 break
             except Exception as error:
                 if status_of(error) != "out_of_memory" or micro == 1:
                     raise
-                peer, micro = None, micro // 2  # type: ignore[assignment]
+                other, micro = None, micro // 2  # type: ignore[assignment]
                 print(f"{name}: out of memory; trying micro-batch {micro}", flush=True)
             let_go()
         ours.update()
-        sides: dict[str, Any] = {"gptlab": ours, name: peer}
+        sides: dict[str, Any] = {"gptlab": ours, name: other}
         seconds: dict[str, list[float]] = {side: [] for side in sides}
         peaks: dict[str, float] = {}
         for side in in_turn(list(sides), 2 if self.stage.tiny else ROUNDS):
@@ -250,7 +150,7 @@ class Speed:
             "tokens_per_second": speed,
             "gptlab_is_faster_by": gain,
             "peak_gb": peaks,
-            "loss": {"gptlab": float(ours.losses[-1]), name: float(peer.losses[-1])},
+            "loss": {"gptlab": float(ours.losses[-1]), name: float(other.losses[-1])},
             "says": f"gptlab / {name}: {show(gain, '.3f')}; {name} {show(speed[name], ',.0f')} tokens/s, micro-batch "
             f"{micro}, compiled in {first:.0f} s",
         }
@@ -268,10 +168,10 @@ def main(stage: Stage) -> None:
         {
             "classic": lambda: speed.steps(CLASSIC),
             "classic kernels": lambda: speed.kernels(CLASSIC),
-            "classic beside plain": lambda: speed.beside("plain"),
+            "classic beside nanogpt-loop": lambda: speed.beside("nanogpt-loop"),
             "modern": lambda: speed.steps(MODERN),
             "modern kernels": lambda: speed.kernels(MODERN),
-            "classic beside hugging face": lambda: speed.beside("hugging face"),
+            "classic beside hf": lambda: speed.beside("hf"),
         },
         expects=10.0,
         most=120.0,

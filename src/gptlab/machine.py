@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import MutableMapping, Sequence
-from pathlib import PureWindowsPath
+from pathlib import Path, PureWindowsPath
 
 
 def cores() -> int:
@@ -40,6 +41,21 @@ def peak_memory() -> int:
         return int(getattr(memory, "peak_wset", memory.rss))
     unit = 1 if sys.platform == "darwin" else 1024  # macOS reports bytes, Linux KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def forget_peak() -> None:
+    """Let `peak_memory_since` count from here. Only Linux can."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # see proc(5)
+
+
+def peak_memory_since() -> int:
+    """Peak host memory of this process in bytes since `forget_peak`; elsewhere than on Linux, since its start."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return peak_memory()
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), peak_memory())
 
 
 def process_is_alive(number: int) -> bool:

@@ -1,16 +1,29 @@
-"""gptlab bench inference"""
+"""gptlab bench step, data, inference"""
 
 import argparse
 import sys
 from typing import Any
 
-from gptlab.cli.common import Parser, add_verb, output_file, wide_console, write_json
+from gptlab.cli.common import Parser, add_json, add_verb, json_too, wide_console
 from gptlab.progress import Progress
 
 
 def add_to(verbs: Any) -> None:
-    v = add_verb(verbs, "bench", None, "Measure the speed of a model.")
-    parts = v.add_subparsers(dest="part", required=True, metavar="inference", parser_class=Parser)
+    v = add_verb(verbs, "bench", None, "Measure the speed of training, of its data, or of generation.")
+    parts = v.add_subparsers(dest="part", required=True, metavar="step|data|inference", parser_class=Parser)
+    help = "Time the optimizer steps of a recipe, part by part, beside other trainers."
+    v = add_verb(parts, "step", do_bench_step, help, settings=True)
+    v.add_argument("name", metavar="RECIPE", help="where its data is not prepared: on random tokens")
+    help = "peers of the same shape, dtype and weights: transformers' GPT-2; a plain loop in the style of nanoGPT"
+    v.add_argument("--vs", nargs="+", default=[], choices=["hf", "nanogpt-loop"], metavar="PEER", help=help)
+    v.add_argument("--profile", action="store_true", help="also name the operations that take most of a step")
+    v.add_argument("--rounds", type=int, default=10, metavar="N", help="timed steps of each (default: 10)")
+    add_json(v)
+    help = "Time the making of a recipe's batches, beside the steps that need them."
+    v = add_verb(parts, "data", do_bench_data, help, settings=True)
+    v.add_argument("name", nargs="?", metavar="RECIPE", help="default: gpt2-124m-openwebtext")
+    v.add_argument("--rounds", type=int, default=10, metavar="N", help="timed steps (default: 10)")
+    add_json(v)
     help = "Time prefill and greedy decoding, not compiled, for several precision regimes and batch sizes."
     v = add_verb(parts, "inference", do_bench_inference, help, settings=True)
     help = "a recipe (random weights) or a run directory (default: gpt2-124m-openwebtext)"
@@ -20,16 +33,41 @@ def add_to(verbs: Any) -> None:
     v.add_argument("--prompt-tokens", type=int, metavar="N", help="default: half of the context, at most 256")
     v.add_argument("--new-tokens", type=int, metavar="N", help="default: a quarter of the context, at most 64")
     v.add_argument("--repeats", type=int, default=5, metavar="N", help="timed generations (default: 5)")
-    v.add_argument("--json", type=output_file, metavar="FILE", help="also write the report to this file")
+    add_json(v)
+
+
+def progress(text: str) -> None:
+    """A line that is written over: a spinner's thread would run while something is timed."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def do_bench_step(options: argparse.Namespace) -> None:
+    with Progress("loading PyTorch"):
+        from gptlab.bench.step import bench_step, render
+
+    report = bench_step(options.name, options.overrides, options.vs, options.rounds, options.profile, progress)
+    progress("")
+    with json_too(options.json) as tell:
+        tell(report)
+        wide_console(160).print(render(report))
+
+
+def do_bench_data(options: argparse.Namespace) -> None:
+    with Progress("loading PyTorch"):
+        from gptlab.bench.inference import DEFAULT_RECIPE
+        from gptlab.bench.step import bench_data, render_data
+
+    report = bench_data(options.name or DEFAULT_RECIPE, options.overrides, options.rounds, progress)
+    progress("")
+    with json_too(options.json) as tell:
+        tell(report)
+        wide_console(200).print(render_data(report))
 
 
 def do_bench_inference(options: argparse.Namespace) -> None:
     with Progress("loading PyTorch"):
         from gptlab.bench.inference import DEFAULT_RECIPE, DEFAULT_REGIMES, bench_inference, render
-
-    def progress(text: str) -> None:  # a spinner's thread would run while a generation is timed
-        if sys.stderr.isatty():
-            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
     report = bench_inference(
         options.name or DEFAULT_RECIPE,
@@ -42,8 +80,6 @@ def do_bench_inference(options: argparse.Namespace) -> None:
         progress,
     )
     progress("")
-    try:
-        if options.json:
-            write_json(options.json, report)
-    finally:
+    with json_too(options.json) as tell:
+        tell(report)
         wide_console(200).print(render(report))

@@ -174,6 +174,25 @@ def _hf_tensors(model: GPT, model_type: str, dtype: torch.dtype) -> dict[str, Te
     return {name: (t.t() if _is_conv1d(name, model_type) else t).contiguous() for name, t in tensors}
 
 
+def hf_gpt2(model: GPT) -> Any:
+    """transformers' `GPT2LMHeadModel` with this GPT's shape, dropout and weights, for training.
+
+    Raises:
+        ImportError: transformers is missing.
+    """
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    described = _config_json(model.config, "gpt2", torch.float32, None)
+    left_out = ("architectures", "model_type", "dtype", "torch_dtype")
+    shape = {key: value for key, value in described.items() if key not in left_out}
+    shape |= {"use_cache": False, "attn_implementation": "sdpa"}
+    hf = GPT2LMHeadModel(GPT2Config(**shape))
+    hf.loss_type = "ForCausalLM"  # its default, without a warning
+    unknown = hf.load_state_dict(_hf_tensors(model, "gpt2", torch.float32), strict=False)
+    assert not unknown.unexpected_keys and set(unknown.missing_keys) <= {"lm_head.weight"}, unknown
+    return hf.train()
+
+
 def _write_tokenizer(tokenizer: Any, block_size: int, folder: Path) -> None:
     """Write tokenizer.json, and the tokenizer_config.json that makes AutoTokenizer load it unchanged."""
     described = tokenizer.hf_json()
