@@ -24,6 +24,7 @@ from gptlab.config import Optim, Recipe, load_study
 from gptlab.distributed.shard import LocalShards, init_shards
 from gptlab.distributed.world import SINGLE
 from gptlab.distributed.wrap import make_scaler, replicate, shard
+from gptlab.guard import Diverged
 from gptlab.model.gpt import GPT, build_model
 from gptlab.optim.optimizers import make_optimizer
 from gptlab.planning.memory import step_memory
@@ -31,7 +32,6 @@ from gptlab.planning.shape import Shape
 from gptlab.precision.regimes import NotApplicable, apply_regime, enter_regime
 from gptlab.rundir import RunDir
 from gptlab.tasks.lm import LanguageModelling
-from gptlab.training.guard import Diverged
 from gptlab.training.job import open_job
 from gptlab.training.loop import fit
 from gptlab.training.outcome import result_of_run
@@ -250,6 +250,10 @@ RESUMED = {
     "amp_fp16": {"precision__regime": "amp_fp16"},
     "bf16_pure, stochastic rounding": {"precision__regime": "bf16_pure", "optim__rounding": "stochastic"},
     "muon": {"optim__name": "muon"},
+    "normuon": {"optim__name": "normuon", "optim__cautious_decay": True},
+    "schedule-free": {"optim__name": "adamw-schedule-free", "schedule__shape": "constant"},
+    "soap": {"optim__name": "soap", "optim__soap_every": 3},
+    "average under loss scaling": {"train__ema": 0.9, "precision__regime": "amp_fp16"},
     "adamw-prune": {"optim__name": "adamw-prune", "sparsity__method": "state"},
     "8-bit moments": {"optim__name": "adamw_8bit", "precision__regime": "amp_bf16"},
     "fp8_tensorwise": {"precision__regime": "fp8_tensorwise", "batch__tokens_per_step": 96, "batch__micro_batch": 2},

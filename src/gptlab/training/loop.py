@@ -14,9 +14,9 @@ import torch
 from gptlab.config import Recipe, load_recipe
 from gptlab.distributed.wrap import sync_gradients, with_last
 from gptlab.errors import Stopped
-from gptlab.optim.optimizers import set_lr
+from gptlab.guard import Diverged
+from gptlab.optim.optimizers import after_update, before_gradients, is_averaging, set_lr
 from gptlab.optim.schedule import learning_rate
-from gptlab.training.guard import Diverged
 from gptlab.training.job import Job, open_job
 from gptlab.training.outcome import outcome_of, result_of_run
 from gptlab.training.result import Result
@@ -106,6 +106,7 @@ def update(t: Trainer, step: int) -> Seen:
     """One optimizer step. It follows from the recipe, the weights, the optimizer's state and `step`."""
     set_lr(t.optimizer, lr := learning_rate(step, t.recipe.optim.lr, t.recipe.schedule))
     t.seed_dropout(step)
+    before_gradients(t.optimizer)
 
     # losses are summed over the tokens of the whole step: a smaller last micro-batch has its proper weight
     factor = t.scaler.scale(torch.full((), 1 / t.task.per_step, device=t.device))
@@ -122,8 +123,10 @@ def update(t: Trainer, step: int) -> Seen:
     t.inject_faults(step)
     t.pruner.before_update(step)
     norms = clip_gradients(t.weights, t.max_norm)
-    with t.monitor.lost_updates(t.logs_at(step + 1)):
+    # a step that ends at an average says nothing of what rounding loses
+    with t.monitor.lost_updates(t.logs_at(step + 1) and not is_averaging(t.optimizer)):
         t.scaler.step(t.optimizer)
+    after_update(t.optimizer)
     t.pruner.after_update(step + 1)
     t.scaler.update()
     t.optimizer.zero_grad(set_to_none=t.frees_gradients)

@@ -12,13 +12,13 @@ import torch
 from gptlab.config import Recipe
 from gptlab.distributed.shard import Weights
 from gptlab.distributed.world import World
+from gptlab.guard import Diverged, Divergence, Guard
 from gptlab.hardware import gpu_of, mfu
 from gptlab.optim.rounding import LostUpdates
 from gptlab.precision.regimes import Regime
 from gptlab.rundir import RunDir
 from gptlab.sparsity.pruner import NoPruner, Pruner
 from gptlab.tasks.base import Task
-from gptlab.training.guard import Diverged, Divergence, Guard
 from gptlab.training.logs import Logs
 from gptlab.training.state import State
 from gptlab.training.step_buffer import Seen, StepBuffer, Update

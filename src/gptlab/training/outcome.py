@@ -16,9 +16,9 @@ import torch
 from gptlab.distributed.world import World, is_lost_rank
 from gptlab.errors import DataError, LostRank, NotApplicable, OutOfMemory, UserError
 from gptlab.files import printable
+from gptlab.guard import Diverged
 from gptlab.rundir import FAILURE, RunDir, write_atomically
 from gptlab.streams import say
-from gptlab.training.guard import Diverged
 from gptlab.training.job import Job
 from gptlab.training.result import NotStarted, Result
 from gptlab.training.throughput import peak_memory_gb, percentile

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from gptlab.distributed.shard import Weights, all_reduce_shards, norms
 from gptlab.distributed.world import SINGLE, World
+from gptlab.guard import Diverged, Divergence
 from gptlab.rundir import RunDir
-from gptlab.training.guard import Diverged, Divergence
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,12 +38,28 @@ class SharedWindows:
     """Tokens that are predicted in a window."""
     documents: NDArray[np.int64] | None  # (n,) the document that a window begins in; None without end-of-text
     tokenizer: Tokenizer
+    data: str = ""
+    """Fingerprint of the dataset."""
 
     def beginnings(self, count: int, length: int = 24) -> list[str]:
         """The texts that some windows begin with, as prompts."""
         chosen = self.starts[np.linspace(0, len(self.starts) - 1, min(count, len(self.starts))).round().astype(int)]
         length = min(length, self.length)
         return [self.tokenizer.decode(row.tolist()) for row in self.tokens.gather(chosen, length)]
+
+    def lines(self, losses: NDArray[np.float64]) -> str:
+        """JSON lines: each window's first token in the split, its number of tokens, document, loss and beginning."""
+        documents = self.documents.tolist() if self.documents is not None else [None] * len(self.starts)
+        texts = self.beginnings(len(self.starts))
+        rows = zip(self.starts.tolist(), documents, losses.tolist(), texts, strict=True)
+        return "".join(
+            json.dumps(
+                {"window": start, "tokens": self.length, "document": document}
+                | {"loss": loss if math.isfinite(loss) else None, "data": self.data, "text": text}
+            )
+            + "\n"
+            for start, document, loss, text in rows
+        )
 
 
 def shared_windows(runs: Sequence[RunDir], overrides: Mapping[str, Any]) -> SharedWindows:
@@ -67,14 +85,16 @@ def shared_windows(runs: Sequence[RunDir], overrides: Mapping[str, Any]) -> Shar
             "measure for both; their bits per byte are, where they were measured on the same text"
         )
     prints = [run.read_json("environment.json").get("data", {}).get("fingerprint") for run in runs]
-    if other := [run for run, known in zip(runs, prints, strict=True) if known != prints[0] or known is None]:
+    other = [run for run, known in zip(runs, prints, strict=True) if known != prints[0] or known is None]
+    if other and len(runs) > 1:
         raise RunError(
             f"{runs[0].path} and {other[0].path} were not trained on the same data, as far as environment.json says "
             f"({prints[0]}, {prints[runs.index(other[0])]}): no text is held out from both"
         )
     recipe = recipes[0].replace(overrides)
     dataset, *more = open_datasets(recipe)
-    if " ".join(one.fingerprint() for one in (dataset, *more)) != prints[0]:
+    data = " ".join(one.fingerprint() for one in (dataset, *more))
+    if data != (prints[0] or data):  # of one run it may be unknown
         raise RunError(f"{dataset.path} is not the dataset that the runs were trained on: --data.path names another")
     length = max(one.model.block_size for one in recipes)
     if odd := [one.model.block_size for one in recipes if length % one.model.block_size]:
@@ -82,7 +102,7 @@ def shared_windows(runs: Sequence[RunDir], overrides: Mapping[str, Any]) -> Shar
     dataset.val.vocab_size = recipe.model.vocab_size
     starts = evaluation_windows(dataset.val, length, recipe.eval.tokens, recipe.eval.seed)
     documents = _documents(dataset.val, starts, dataset.tokenizer.eot)
-    return SharedWindows(dataset.val, starts, length, documents, dataset.tokenizer)
+    return SharedWindows(dataset.val, starts, length, documents, dataset.tokenizer, data)
 
 
 def _documents(tokens: Tokens, starts: NDArray[np.int64], eot: int | None) -> NDArray[np.int64] | None:

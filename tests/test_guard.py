@@ -12,9 +12,9 @@ import pytest
 from conftest import tiny_recipe
 from test_training_resume import train_until
 
+from gptlab.guard import Divergence, Guard
 from gptlab.rundir import RunDir
 from gptlab.training.checkpoint import list_checkpoints
-from gptlab.training.guard import Divergence, Guard
 from gptlab.training.loop import train
 
 Curve = np.ndarray

@@ -3,7 +3,7 @@
 The guard keeps the medians of blocks of 50 losses; the lowest of the last six is the level. A rise is a divergence
 when it is far above the level, has lasted, and is not falling back. Every threshold is a share of the level, of the
 noise or of what has been learnt, so that the nats of a language model and the thousandths of a multi-label loss are
-judged alike. The numbers were chosen on the synthetic curves of tests/test_training_guard.py, which states the guard's
+judged alike. The numbers were chosen on the synthetic curves of tests/test_guard.py, which states the guard's
 error rates on them.
 
 A held-out loss has risen when it stands far above its best and the training losses stand far above what they were then.
@@ -192,11 +192,15 @@ class Guard:
         if self._comes_back(self.level):
             return None
         index, level = self._beginning()
-        began = step - len(self.recent) + 1 + index
+        began = self.told(step - len(self.recent) + 1 + index)
         reason = f"the training loss rose from {level:.3g} to {now:.3g} at step {began} and stayed up"
         if near := self._near(median(last[-20:-10]), median(last[-10:])):
             reason += f", no better than a constant prediction's {self.constant:.3g},"
-        return Divergence(began, "collapse" if near else "spike", f"{reason} for {step - began + 1} steps")
+        return Divergence(began, "collapse" if near else "spike", f"{reason} for {self.told(step) - began + 1} steps")
+
+    def told(self, step: int) -> int:
+        """The number by which a rise is dated; of a curve that has not every update, not the count of its losses."""
+        return step
 
     def _comes_back(self, level: float) -> bool:
         """Whether the last losses are nearer to the level than those before: a spike, if a slow one."""
