@@ -9,9 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from gptlab.errors import UserError
+
 Array = NDArray[np.float64]
 Curve = tuple[Array, Array]
 """Steps and values, both (points,), sorted by step."""
+
+
+class Unclear(UserError):
+    """What a log holds cannot be told apart without an option; of any other error the log is left out."""
 
 
 @dataclass
@@ -21,11 +27,14 @@ class LogRun:
     source: Path
     """The file or folder."""
     form: str
-    """What kind of log it is: csv, jsonl, parquet, text, gptlab, metrics, trainer_state, tensorboard, wandb, mlflow."""
+    """What kind of log it is: csv, jsonl, parquet, text, gptlab, metrics, trainer_state, tensorboard, wandb, mlflow,
+    trackio."""
     curves: dict[str, Curve]
     """Each logged metric by its name."""
     arm: str | None = None
     seed: int | None = None
+    counted: bool = False
+    """Whether the seed only counts runs, and is not what was set before training."""
     name: str = ""
     """What the log calls the run, if anything."""
     status: str = "completed"
@@ -34,6 +43,8 @@ class LogRun:
     """What the log has of the run's settings, by dotted name."""
     result: dict[str, Any] = field(default_factory=dict)
     """Final numbers that are no curve: a summary, a table's value without a step."""
+    remarks: list[str] = field(default_factory=list)
+    """What the reader guessed or left out, one sentence each; of a file with many runs the first has them."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +70,8 @@ def curve(steps: ArrayLike, values: ArrayLike) -> Curve:
     """A curve sorted by step. Of a step that was logged twice, as a resumed run does, the later value counts."""
     x, y = np.asarray(steps, dtype=np.float64), np.asarray(values, dtype=np.float64)
     kept = np.isfinite(x)
-    x, y = x[kept], y[kept]
+    if not kept.all():
+        x, y = x[kept], y[kept]
     if len(x) > 1 and not (np.diff(x) > 0).all():
         order = np.argsort(x, kind="stable")
         x, y = x[order], y[order]
