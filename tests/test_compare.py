@@ -1,17 +1,20 @@
 """Two runs side by side: their losses window by window, and what may be said of them."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import tiny_recipe
 from rich.cells import cell_len
+from scipy import stats
 from test_cli import call
 
 import gptlab
 from gptlab.errors import RunError
 from gptlab.report import comparing
-from gptlab.report.comparing import FEWEST, models_differ, paired_difference
+from gptlab.report.comparing import FEWEST, differ_data, models_differ, paired_difference
+from gptlab.report.scores import compare_scores
 from gptlab.report.statistics import bootstrap
 from gptlab.rundir import RunDir
 from gptlab.training.load import load_run
@@ -153,7 +156,50 @@ def test_an_interval_of_several_is_wider_and_asks_for_more_windows():
     assert "95% interval" in models_differ(("A", "B"), (first[:25], other[:25]), None, 32)[0]
 
 
+def heavy(seed):
+    rng = np.random.default_rng(seed)
+    return rng.choice([-1, 1], 30) * rng.lognormal(0, 1, 30)
+
+
+def test_a_window_that_differs_much_shows_nothing():
+    delta = heavy(23)
+    estimate = bootstrap(delta, np.zeros(30))
+    assert estimate.high < 0 and estimate.p == pytest.approx(stats.ttest_1samp(delta, 0).pvalue) and estimate.p > 0.1
+    losses = np.zeros(30), delta
+    assert models_differ(("A", "B"), losses, None, 32)[0].startswith("No difference")
+    assert differ_data(("A", "B"), losses, None)["verdict"] == "not resolved"
+
+
+@pytest.mark.slow
+def test_equal_models_are_called_different_in_five_percent():
+    """The bootstrap's interval alone is too short for them."""
+    first, wrong, alone = np.zeros(30), 0, 0
+    for k in range(300):
+        delta = heavy(k)
+        wrong += not models_differ(("A", "B"), (first, delta), None, 32)[0].startswith("No difference")
+        estimate = bootstrap(delta, first, resamples=500)
+        alone += not estimate.low <= 0 <= estimate.high
+    assert wrong < 27 < alone  # 5% and three standard errors are 26
+
+
 # -- the command --------------------------------------------------------------------------------------------------
+
+
+def test_the_command_as_json(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("gptlab.report.plots.draw", lambda runs, out, tell: [out / "validation_loss.png"])
+    words = ["compare", runs["a"].path, runs["slow"].path, "--prompt", "the cat", "--max-tokens", 4, "--json"]
+    status, out, err = call(capsys, *words)
+    told = json.loads(out)
+    assert status == 0 and err == ""
+    assert [run["label"] for run in told["runs"]] == ["A", "B"] and told["runs"][0]["status"] == "completed"
+    assert {"name": "optim.lr", "values": [0.01, 0.001]} in told["settings"]
+    (row,) = told["comparisons"]
+    assert (row["a"], row["b"], row["windows"]) == ("B", "A", 30)
+    losses = [run.read_json("result.json")["final_val_loss"] for run in (runs["slow"], runs["a"])]
+    assert row["difference"] == pytest.approx(losses[0] - losses[1], rel=0.2)
+    assert row["verdict"] == "worse" and row["low"] > 0 and f"{row['difference']:+.4f}" in told["text"][0]
+    assert told["prompts"][0]["prompt"] == "the cat" and len(told["prompts"][0]["answers"]) == 2
 
 
 @pytest.mark.parametrize("width", [80, 160])
@@ -198,3 +244,20 @@ def console(width: int):
     from rich.console import Console
 
     return Console(width=width)
+
+
+def test_windows_of_two_runs_document_by_document(runs, tmp_path, capsys):
+    for name in ("a", "slow"):
+        words = ["eval", runs[name].path, "--windows", tmp_path / f"new/{name}.jsonl", "--eval.tokens", 960]
+        status, out, _ = call(capsys, *words)
+        assert status == 0 and "val_loss" in json.loads(out)
+    files = [tmp_path / "new/a.jsonl", tmp_path / "new/slow.jsonl"]
+    report = compare_scores(files)
+    (row,) = report["comparisons"]
+    assert report["metric"] == "loss" and report["arms"][0]["form"] == "windows" and row["rows"] == 30
+    losses = [run.read_json("result.json")["final_val_loss"] for run in (runs["a"], runs["slow"])]
+    assert [arm["mean"] for arm in report["arms"]] == pytest.approx(losses, rel=1e-5)
+    assert row["verdict"] == "worse" and row["difference"] > 0.1 and len(row["moved"][0]["text"]) > 10
+    call(capsys, "eval", runs["slow"].path, "--windows", files[1], "--eval.tokens", 640)
+    fewer = compare_scores(files)  # other windows of the same text
+    assert fewer["comparisons"][0]["rows"] < 30 and fewer["warnings"]

@@ -382,8 +382,22 @@ def test_the_order_of_two_arms_is_known_where_their_paired_t_says_so(n):
     assert verdicts == {True, False}
 
 
-def test_diverged_arms_rank_last_and_tied():
-    lost = {"x": Runs({}, diverged=3), "y": Runs({0: -1e9}, diverged=2)}
+def test_an_arm_of_which_one_run_diverged_is_not_the_last_but_has_no_rank():
+    """Nothing shows that it diverges more often, and what survived is no fair sample."""
+    a, b = study([0, 50, 100, 25], sd=0.1), study([0, 50, 100, 25], sd=0.1)
+    one = a | {"d": Runs({0: 25.0, 1: 25.0}, diverged=1)}
+    assert rankings.diverging(one) == {"d": False}
+    for first, second in ((one, b), (b, one)):
+        got = rankings.ranking(first, second, ("lower", "lower"))
+        assert (got.value, got.n) == (pytest.approx(1), 3)
+    many = {name: Runs(seeds([float(i)] * 10)) for i, name in enumerate("abc")}
+    many |= {"d": Runs(seeds([0.0] * 4), diverged=6)}  # 6 of 10, and none of 30
+    assert rankings.diverging(many) == {"d": True}
+    assert rankings.ranking(many, many, ("lower", "lower")).n == 4
+
+
+def test_arms_without_a_completed_run_rank_last_and_tied():
+    lost = {"x": Runs({}, diverged=3), "y": Runs({}, diverged=2)}
     a = study([0, 50, 100], sd=0.1) | lost
     got = rankings.ranking(a, study([0, 50, 100], sd=0.1) | lost, ("lower", "lower"))
     assert (got.value, got.low, got.high, got.n) == (pytest.approx(1), 1, 1, 5)

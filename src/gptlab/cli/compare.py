@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gptlab.cli.common import add_verb, named, wide_console
+from gptlab.cli.common import add_json, add_verb, json_too, named, wide_console
 from gptlab.errors import DataError, RunError, UserError
 from gptlab.files import printable
 from gptlab.progress import Progress
@@ -28,9 +28,16 @@ def add_to(verbs: Any) -> None:
     v.add_argument("--prompt", action="append", metavar="TEXT", help="may be given several times (default: some)")
     v.add_argument("--max-tokens", type=int, default=48, metavar="N", help="tokens of an answer (default: 48)")
     v.add_argument("--out", type=named, metavar="DIR", help="folder of the curves (default: plots/A-and-B)")
+    add_json(v)
 
 
 def do_compare(options: argparse.Namespace) -> None:
+    with json_too(options.json) as tell:
+        tell(_compare(options))
+
+
+def _compare(options: argparse.Namespace) -> dict[str, Any]:
+    """Print the comparison; returns it as plain data."""
     with Progress("reading the runs") as shown:
         from gptlab.report.comparing import differing_settings, results_beside
         from gptlab.report.listing import read_run, runs_in
@@ -42,7 +49,8 @@ def do_compare(options: argparse.Namespace) -> None:
             raise UserError(
                 f"`gptlab compare` takes 2 to {MOST_RUNS} runs; named {'is' if len(runs) == 1 else 'are'} {len(runs)}"
             )
-        settings = [(name, [_written(value) for value in values]) for name, values in differing_settings(runs)]
+        differing = differing_settings(runs)
+        settings = [(name, [_written(value) for value in values]) for name, values in differing]
         rows = [read_run(run.path)[0] for run in shown.each("reading the runs", runs, len(runs))]
         results = results_beside(runs, rows)
     labels, console = [chr(ord("A") + i) for i in range(len(runs))], wide_console(160)
@@ -60,18 +68,24 @@ def do_compare(options: argparse.Namespace) -> None:
         drawn = draw(runs, out, shown.tell)
     says = f"\ncurves: {len(drawn)} plots in {out}" if drawn else "\ncurves: no run has logged any"
     _say(console, says, soft_wrap=True)
-    _models(console, options, runs, labels)
+    return {
+        "runs": [{"label": label, **row.to_json()} for label, row in zip(labels, rows, strict=True)],
+        "settings": [{"name": name, "values": values} for name, values in differing],
+        "plots": [str(file) for file in drawn],
+        **_models(console, options, runs, labels),
+    }
 
 
-def _models(console: Any, options: argparse.Namespace, runs: Sequence[Any], labels: Sequence[str]) -> None:
+def _models(console: Any, options: argparse.Namespace, runs: Sequence[Any], labels: Sequence[str]) -> dict[str, Any]:
     """Whether the models differ, and what they answer; each is loaded once, one after another."""
     with Progress("loading PyTorch"):
-        from gptlab.report.comparing import NOT_THE_METHODS, models_differ
+        from gptlab.report.comparing import NOT_THE_METHODS, differ_data, models_differ
         from gptlab.training.load import load_run
         from gptlab.training.windows import SharedWindows, shared_windows, window_losses
 
     pairs: dict[int, SharedWindows] = {}  # of the first run and another
     says: list[str] = []
+    found: list[dict[str, Any]] = []
     for i in range(1, len(runs)):
         try:
             pairs[i] = shared_windows([runs[0], runs[i]], options.overrides)
@@ -101,6 +115,7 @@ def _models(console: Any, options: argparse.Namespace, runs: Sequence[Any], labe
                 losses = reference[windows.length], window_losses(trained, windows, tell)
                 names = labels[0], labels[i]
                 says += models_differ(names, losses, windows.documents, windows.length, len(pairs))
+                found.append(differ_data(names, losses, windows.documents, len(pairs)))
             asked = shown.each(f"asking {labels[i]}", prompts, len(prompts))
             if trained.recipe.task == "lm":
                 answers.append([_answer(trained, prompt, options.max_tokens, drawing) for prompt in asked])
@@ -108,14 +123,18 @@ def _models(console: Any, options: argparse.Namespace, runs: Sequence[Any], labe
                 answers.append(["(a classifier generates no text)"] * len(prompts))
             del trained  # the next model takes its memory
     if fault is not None:
-        _say(console, f"\nThe models are not compared: {fault}.")
-        return
+        says = [f"The models are not compared: {fault}."]
+        _say(console, f"\n{says[0]}")
+        return {"comparisons": [], "text": says, "prompts": []}
     _title(console, "Models")
-    for sentence in [*says, *([NOT_THE_METHODS] if pairs else [])]:
+    says += [NOT_THE_METHODS] if pairs else []
+    for sentence in says:
         _say(console, sentence)
     how = "greedy" if not drawing["temperature"] else f"temperature {drawing['temperature']:g}, seed {drawing['seed']}"
     for i, prompt in enumerate(prompts):
         _table(console, f"Prompt {prompt!r}, {how}", labels, [("", [answer[i] for answer in answers])], "")
+    told = [{"prompt": prompt, "answers": [of[i] for of in answers]} for i, prompt in enumerate(prompts)]
+    return {"comparisons": found, "text": says, "prompts": told}
 
 
 def _answer(trained: Any, prompt: str, max_tokens: int, drawing: dict[str, Any]) -> str:

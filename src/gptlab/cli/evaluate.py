@@ -4,6 +4,7 @@ import argparse
 import itertools
 import json
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from gptlab.cli.common import add_trained_run, add_verb, output_file, write_json
@@ -22,6 +23,11 @@ def add_to(verbs: Any) -> None:
     v.add_argument("--on", nargs="+", choices=SCORES, default=["loss"], help="what to measure (default: loss)")
     v.add_argument("--tasks", nargs="+", default=[], metavar="TASK", help="harness: names of lm-eval's tasks, or files")
     v.add_argument("--out", type=output_file, metavar="FILE.json", help="also write the scores to this file")
+    help = (
+        "write the loss of each window that the run is evaluated on (--eval.tokens N takes more) to this file, for "
+        "`gptlab compare-scores`"
+    )
+    v.add_argument("--windows", type=output_file, metavar="FILE.jsonl", help=help)
 
     add_trained_run(v := add_verb(verbs, "sample", do_sample, "Generate text with a trained model."))
     v.add_argument("--prompt", metavar="TEXT", help="text to continue (default: the recipe's sample.prompt)")
@@ -44,8 +50,21 @@ def do_evaluate(options: argparse.Namespace) -> None:
     try:
         if options.out:
             write_json(options.out, scores)
+        if options.windows:
+            _write_windows(run, options)
     finally:  # what has been measured is shown, whether it can be written or not
         print(json.dumps(scores, indent=2))
+
+
+def _write_windows(run: Any, options: argparse.Namespace) -> None:
+    from gptlab.rundir import RunDir, write_atomically
+    from gptlab.training.windows import shared_windows, window_losses
+
+    windows = shared_windows([RunDir(options.folder)], options.overrides)
+    with Progress("measuring the windows") as shown:
+        losses = window_losses(run, windows, partial(shown.tell, "measuring the windows"))
+    options.windows.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(options.windows, windows.lines(losses))
 
 
 def do_sample(options: argparse.Namespace) -> None:

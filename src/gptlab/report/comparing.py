@@ -115,6 +115,11 @@ def fewest(pairs: int) -> int:
     return FEWEST if pairs == 1 else FEWEST_OF_SEVERAL
 
 
+def _differs(estimate: Estimate, pairs: int) -> bool:
+    """Whether a difference is shown: its interval and the paired t agree on it."""
+    return estimate.p < ALPHA / pairs and not estimate.low <= 0 <= estimate.high
+
+
 def models_differ(
     names: tuple[str, str], losses: tuple[Array, Array], documents: Documents, length: int, pairs: int = 1
 ) -> list[str]:
@@ -127,7 +132,7 @@ def models_differ(
         return [f"{a} and {b} have the same loss on every window: the models are equal in what was measured."]
     if estimate.n < fewest(pairs):
         return [f"{told} over {what} of {length} tokens: too few for an interval; --eval.tokens N takes more."]
-    if estimate.low <= 0 <= estimate.high:
+    if not _differs(estimate, pairs):
         verdict = f"No difference between the models {a} and {b} is seen"
     else:
         verdict = f"The model {b if estimate.value < 0 else a} is better than {a if estimate.value < 0 else b}"
@@ -136,10 +141,21 @@ def models_differ(
     return [
         f"{verdict}. {told}, 95% interval [{estimate.low:+.4f}, {estimate.high:+.4f}]{together}, "
         f"paired over {what} of the validation split, {length} tokens each.",
-        f"The interval is of the mean over other {unit} of this kind for these weights, by a bootstrap (BCa). Windows "
-        "do not overlap"
+        f"The interval is of the mean over other {unit} of this kind for these weights, by a bootstrap (BCa); a "
+        "difference is shown where the paired t agrees. Windows do not overlap"
         + (", and are taken as independent, which neighbours in one document are in part." if alike else "."),
     ]
+
+
+def differ_data(names: tuple[str, str], losses: tuple[Array, Array], documents: Documents, pairs: int = 1) -> Plain:
+    """The same as plain data: the second model, `a`, against the first, `b`."""
+    (b, a), (estimate, unit) = names, paired_difference(*losses, documents, pairs)
+    few = estimate.n < fewest(pairs)
+    low, high = (float("nan"), float("nan")) if few else (estimate.low, estimate.high)
+    shown = not few and _differs(estimate, pairs)
+    verdict = ("better" if estimate.value < 0 else "worse") if shown else "not resolved"
+    told = {"a": a, "b": b, "metric": "loss", "difference": estimate.value, "low": low, "high": high, "p": estimate.p}
+    return told | {"verdict": verdict, "n": estimate.n, "of": unit, "windows": len(losses[0])}
 
 
 NOT_THE_METHODS = (

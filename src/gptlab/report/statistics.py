@@ -172,6 +172,10 @@ def bootstrap(a: ArrayLike, b: ArrayLike, seed: int = 0, resamples: int = RESAMP
     The interval holds for other documents and these weights; it says nothing about other seeds. Windows of one document
     are not independent: average them first.
 
+    p is that of the paired t. Where a few documents differ much, the interval is too short (it misses in up to 11% with
+    50 documents) and t is not; where the differences are skewed it is the other way round. Call a difference shown
+    where both agree, which errs in 4 to 7% from 50 documents on.
+
     Args:
         a, b: a score for each document, (documents,), in the same order.
         seed: of the resampling.
@@ -190,4 +194,5 @@ def bootstrap(a: ArrayLike, b: ArrayLike, seed: int = 0, resamples: int = RESAMP
     acceleration = (centred**3).sum() / (6 * (centred**2).sum() ** 1.5)  # of a mean, what the jackknife gives
     z = bias + special.ndtri([alpha / 2, 1 - alpha / 2])
     low, high = np.quantile(means, special.ndtr(bias + z / (1 - acceleration * z)))
-    return Estimate(mean, float(low), float(high), n, "documents")
+    p = float(t_test(mean, delta.std(ddof=1) / np.sqrt(n), n - 1))
+    return Estimate(mean, float(low), float(high), n, "documents", p)
