@@ -79,6 +79,10 @@ def _acquire(folder: Path, busy: UserError) -> int:
         except FileNotFoundError:  # the previous holder has just removed the folder
             continue
         except OSError as error:
+            if (
+                isinstance(error, FileExistsError) and not folder.is_file()
+            ):  # removed, and perhaps made again, meanwhile
+                continue
             raise UserError(f"{folder} cannot be written: {error.strerror}") from None
         locked = _lock(descriptor, shared=False)
         with contextlib.suppress(OSError):  # the previous holder may have removed the file after it was opened here
