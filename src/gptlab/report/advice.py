@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from gptlab.config import Metric, Question, factors_on
-from gptlab.report import divergence, frontiers, timing, verdicts, words
+from gptlab.report import divergence, frontiers, noise, timing, verdicts, words
 from gptlab.report import statistics as st
 from gptlab.report.divergence import Divergence, kinds_of, of_arm
 from gptlab.report.effects import effect_name
-from gptlab.report.estimates import Plain, contrast_of, memory_ratio, steps_ratio
+from gptlab.report.estimates import Plain, contrast_of, judged_against, memory_ratio, steps_ratio
 from gptlab.report.grids import BestOf
 from gptlab.report.runs import mean_seconds
 from gptlab.report.studies import ReadStudy
@@ -33,7 +33,7 @@ def _lost(read: ReadStudy, arms: Sequence[str]) -> dict[str, tuple[int, int]]:
 
 def _cost(read: ReadStudy, arm: str, reference: str) -> tuple[float, float, float]:
     """Ratios of speed, memory and steps; NaN if unknown."""
-    speed = timing.speedup(read.speeds(arm), read.speeds(reference)).value
+    speed = timing.speedup(read.paces(arm), read.paces(reference)).value
     return speed, memory_ratio(read, arm, reference), steps_ratio(read, arm, reference)
 
 
@@ -77,7 +77,7 @@ def recommend(
         if not judged.p_equivalent * family < st.ALPHA:
             once = f"{arm} and {reference} are equivalent taken alone, but not as one of {family} comparisons"
             return f"no arm is recommended {start}: {once} (p = {judged.p_equivalent * family:.2g}, Bonferroni)"
-        ratio = timing.speedup(read.speeds(arm), read.speeds(reference))
+        ratio = timing.speedup(read.paces(arm), read.paces(reference))
         if not (ratio.p * family < st.ALPHA and max(ratio.value, 1 / ratio.value) >= LEAST_SPEEDUP):
             return f"{start}: use {arm} or {reference}; {quality} is equivalent, neither is significantly faster{lost}"
         if ratio.value > 1:
@@ -103,8 +103,8 @@ def recommend_overall(read: ReadStudy, arms: Sequence[Plain]) -> Plain:
     sound = [a for a in others if not {"diverged", "failed", "out_of_memory"} & a["statuses"].keys()]
     good = [a for a in sound if a["comparison"]["verdict"] in ("better", "equivalent")]
     better = [a for a in good if a["comparison"]["verdict"] == "better"]
-    base = read.speeds(baseline)
-    ps = st.holm([timing.speedup(read.speeds(a["name"]), base).p for a in others])
+    base = read.paces(baseline)
+    ps = st.holm([timing.speedup(read.paces(a["name"]), base).p for a in others])
     sure = {a["name"] for a, p in zip(others, ps, strict=True) if p < st.ALPHA}
     faster = [a for a in sound if a["name"] in sure and a["speedup"]["value"] >= LEAST_SPEEDUP]
     fast = shown_as_good(faster)
@@ -178,7 +178,7 @@ def _cost_of(read: ReadStudy, factor: str) -> str:
         logs = [[math.log(value) for arm in side for value in of(arm) if value > 0] for side in sides]
         return math.exp(np.mean(logs[0]) - np.mean(logs[1])) if all(logs) else st.NAN
 
-    speed = ratio(lambda arm: [float(np.median(speeds)) for speeds in read.speeds(arm).values()])
+    speed = ratio(lambda arm: [one.median for one in read.paces(arm).values()])
     memory = ratio(lambda arm: [run.value("peak_memory_gb") for run in read.of(arm)])
     steps = ratio(lambda arm: [run.value("steps") for run in read.of(arm)])
     return words.cost_text(speed, memory, steps, f"the arms without {factor}")
@@ -201,7 +201,8 @@ def _smallest(read: ReadStudy, best: Plain, better: Sequence[Plain]) -> tuple[Pl
     """
     parts = [a for a in better if a["name"] in _nested(best, better)]
     metric = read.study.metric
-    judged = verdicts.judge({a["name"]: contrast_of(read, best["name"], a["name"], metric) for a in parts})
+    others = noise.Others(read, metric.name)
+    judged = verdicts.judge({a["name"]: contrast_of(read, best["name"], a["name"], metric, others) for a in parts})
     enough = [a for a in parts if judged[a["name"]].verdict != "better"]
     if not enough:
         return best, ""
@@ -225,7 +226,7 @@ def default_of(read: ReadStudy) -> Plain:
     rule, metric = read.study.default, read.study.metric
     assert rule is not None
     limit_arm = rule.time_of or rule.incumbent
-    judged = verdicts.judge({arm: contrast_of(read, arm, rule.incumbent, metric) for arm in rule.among})
+    judged = judged_against(read, rule.among, rule.incumbent)
     seconds = {arm: mean_seconds(read, arm) for arm in (*rule.among, limit_arm)}
     better = {arm: j.contrast.difference.mean for arm, j in judged.items() if j.verdict == "better"}
     quick = [arm for arm in better if seconds[arm] <= 1.02 * seconds[limit_arm]]

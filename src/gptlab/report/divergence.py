@@ -76,11 +76,12 @@ def more_often(counts: Mapping[str, Counts]) -> dict[str, Divergence]:
     found = {}
     while untested:
         lost, runs = (sum(count[i] for count in pool.values()) for i in (0, 1))
-        others = {arm: (lost - counts[arm][0], runs - counts[arm][1]) for arm in untested}
-        ps = {arm: fisher(counts[arm], others[arm]) for arm in untested}
-        arm = min(untested, key=lambda arm: ps[arm])
-        worst = max(worst, min(1.0, ps[arm] * len(untested)))
-        found[arm] = Divergence(*counts[arm], others[arm], ps[arm], worst, len(counts))
+        others = {count: (lost - count[0], runs - count[1]) for count in {counts[arm] for arm in untested}}
+        ps = {count: fisher(count, other) for count, other in others.items()}
+        arm = min(untested, key=lambda arm: ps[counts[arm]])
+        own, p = counts[arm], ps[counts[arm]]
+        worst = max(worst, min(1.0, p * len(untested)))
+        found[arm] = Divergence(*own, others[own], p, worst, len(counts))
         untested.remove(arm)
         if found[arm].shown:
             del pool[arm]

@@ -11,12 +11,16 @@ import base64
 import hashlib
 import html
 import json
+import math
 import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from gptlab.report.curves import thin
 from gptlab.rundir import write_atomically
 
 SHARED = ("base.js", "table.js", "picture.js", "charts.js", "curves.js")
@@ -24,6 +28,7 @@ REPORT, RUNS = (
     (*SHARED, "effects.js", "page.js"),
     (*SHARED, "runs.js"),
 )  # scripts of the two pages, joined in this order
+MOST_POINTS = 400_000  # of all curves of a report together: some 6 MB
 DIGITS = 5  # of a loss in a curve: a tenth of a pixel where a chart of 400 pixels shows a tenth of the loss
 
 
@@ -37,7 +42,7 @@ def render_page(payload: dict[str, Any]) -> str:
     """The page of a report as HTML.
 
     Args:
-        payload: as `analyse` returns it. Losses of its curves are rounded here.
+        payload: as `analyse` returns it. Losses of its curves are rounded here, and curves thinned if there are many.
 
     Raises:
         ValueError: the payload holds a NaN or an infinity.
@@ -87,18 +92,31 @@ def embedded(value: Any) -> str:
 
 def _packed(payload: dict[str, Any]) -> dict[str, Any]:
     """The payload with each curve as two lists, steps and rounded losses, which halves the size of the page."""
+    curves = [
+        curve
+        for study in payload["studies"]
+        for of in (*study["runs"], *study["means"].values())
+        for kind in ("train", "val")
+        if (curve := of.get(kind))
+    ]
+    most = MOST_POINTS // len(curves) if sum(map(len, curves)) > MOST_POINTS else 0
     studies = []
     for study in payload["studies"]:
-        runs = [run | {kind: _two_lists(run.get(kind)) for kind in ("train", "val")} for run in study["runs"]]
+        runs = [run | {kind: _two_lists(run.get(kind), most) for kind in ("train", "val")} for run in study["runs"]]
         means = {
-            arm: {kind: _two_lists(curve) for kind, curve in kinds.items()} for arm, kinds in study["means"].items()
+            arm: {kind: _two_lists(curve, most) for kind, curve in kinds.items()}
+            for arm, kinds in study["means"].items()
         }
-        studies.append(study | {"runs": runs, "means": means})
+        groups = study.get("groups")  # of whose pairs, up to half a million, the page shows none
+        groups = groups and {key: value for key, value in groups.items() if key != "pairs"}
+        studies.append(study | {"runs": runs, "means": means, "groups": groups})
     return payload | {"studies": studies}
 
 
-def _two_lists(points: list[list[float | None]] | None) -> list[list[float | None]]:
-    """[[step, loss], ...] as [[step, ...], [loss, ...]]."""
-    points = points or []
-    losses = [None if loss is None else float(f"{loss:.{DIGITS}g}") for _, loss in points]
-    return [[step for step, _ in points], losses]
+def _two_lists(points: list[list[float | None]] | None, most: int = 0) -> list[list[float | None]]:
+    """[[step, loss], ...] as [[step, ...], [loss, ...]], with about `most` points if that is not 0."""
+    steps, losses = ([*axis] for axis in zip(*points, strict=True)) if points else ([], [])
+    if most and len(steps) > most:
+        x, y = thin(np.array(steps), np.array(losses, dtype=np.float64), most)
+        steps, losses = x.tolist(), [None if math.isnan(loss) else loss for loss in y.tolist()]
+    return [steps, [None if loss is None else float(f"{loss:.{DIGITS}g}") for loss in losses]]

@@ -5,12 +5,11 @@ All contrasts that are asked about together are one family, which Holm's correct
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from gptlab.config import Clause, Question, clauses
-from gptlab.report import frontiers, sentences, verdicts, words
+from gptlab.config import Clause, Question, arms_like, clauses
+from gptlab.report import frontiers, noise, sentences, verdicts, words
 from gptlab.report.advice import by_task, recommend
 from gptlab.report.divergence import Divergence, kinds_of, of_questions, steps_of, times_of
 from gptlab.report.estimates import Plain, comparison_data, contrast_of
@@ -62,11 +61,14 @@ def evidence_on(questions: Sequence[Question], studies: Mapping[str, ReadStudy])
     contrasted = {question.id: question for question in questions if question.contrast and question.target is None}
     family: dict[tuple[str, ...], verdicts.Contrast] = {}
     asked: list[tuple[str, str]] = []
+    others: dict[tuple[str, str], noise.Others] = {}  # by study and metric
     for id_, question in contrasted.items():
         for name, read in studies.items():
-            if all(fnmatch.filter(read.study.arms, arm) for arm in question.contrast):
+            if all(arms_like(read.study.arms, arm) for arm in question.contrast):
                 arm, reference = question.contrast
-                family[id_, name] = contrast_of(read, arm, reference, question.metric or read.study.metric)
+                metric = question.metric or read.study.metric
+                known = others.setdefault((name, metric.name), noise.Others(read, metric.name))
+                family[id_, name] = contrast_of(read, arm, reference, metric, known)
                 if any(clause.verdict == "diverges" for clause in question.asked):
                     asked.append((id_, name))
         for name, than in {(clause.study, clause.than) for clause in question.asked if clause.than}:
@@ -116,7 +118,7 @@ def _answer_contrast(
         when = times_of(first, second, arm)
     texts += [words.times_text(when, list(studies))] if when and any(k for k, _ in when.within) else []
     known = dict.fromkeys(arm for read in studies.values() for arm in read.study.arms)
-    evidence = [arm for pattern in question.contrast for arm in fnmatch.filter(known, pattern)]
+    evidence = [arm for pattern in question.contrast for arm in arms_like(known, pattern)]
     recommended = "; ".join(advice) or "no arm is recommended: no study has these arms"
     told, advised = _question_data(question, answer_to(question, found), ". ".join(texts), recommended, evidence)
     if rows:  # else the text says that no study has these arms

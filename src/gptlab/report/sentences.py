@@ -14,7 +14,7 @@ from typing import Any
 
 from gptlab.report import statistics as st
 from gptlab.report.looks import HOPELESS
-from gptlab.report.words import SECOND_LOOK, counted
+from gptlab.report.words import SECOND_LOOK, counted, more_text, sample
 
 Row = Mapping[str, Any]
 
@@ -40,14 +40,18 @@ def finding(row: Row, where: str = "here") -> str:
     metric, _, unit = row["label"].partition(", ")
     unit = f" {unit}" if unit else ""
     verdict, n = row["verdict"], row["n"]
-    seeds = counted(n, "seed") + (f" in which {b} did not diverge" if row["reference_diverged"][0] else "")
+    seeds = sample(n, row["runs"])
+    if row["reference_diverged"][0]:
+        seeds += f", without those of {b} that diverged" if row["runs"] else f" in which {b} did not diverge"
     if verdict in ("better", "worse"):
         way = row["better"] if verdict == "better" else OTHER_WAY[row["better"]]
         ends = sorted((abs(row["low"]), abs(row["high"])))
-        wins = row["wins"] if verdict == "better" else n - row["wins"]
+        over = f"over {seeds}"
+        if not row["runs"]:
+            over = f"in {row['wins'] if verdict == 'better' else n - row['wins']} of {seeds}"
         size = _between(abs(row["mean"]), *ends)
         return (
-            f"{a} is {verdict} than {b} {where}: {way} {metric} by {size}{unit}, in {wins} of {seeds}; if "
+            f"{a} is {verdict} than {b} {where}: {way} {metric} by {size}{unit}, {over}; if "
             f"there were no difference, at most {chance(row['p_holm'])} of such studies would show one this clear."
         )
     if verdict == "equivalent":
@@ -68,12 +72,14 @@ def finding(row: Row, where: str = "here") -> str:
     open_ = f"It is open whether {a} or {b} is better {where}"
     if verdict == "reference diverges":
         return f"{open_}: {k_b} of {counted(of_b, 'run')} of {b} diverged, and {k} of {of} of {a}."
+    if not n and row["runs"]:
+        return f"{open_}: not both have a completed run with a {metric}."
     if not n:
         return f"{open_}: no seed has a completed run of both with a {metric}."
     if row["why"].startswith("differs"):
         open_ = f"{a} differs from {b} {where}, but it is open whether by more than the margin of {row['margin']:g}"
     found = f"the first minus the second is {_between(row['mean'], row['low'], row['high'], '+')}{unit} in {metric}"
-    return f"{open_}: {found}, {'in the one seed so far' if n == 1 else f'over {seeds}'}."
+    return f"{open_}: {found}, {'in the one seed so far' if n == 1 and not row['runs'] else f'over {seeds}'}."
 
 
 def _divergence(found: Row, arm: str, where: str) -> str:
@@ -200,10 +206,11 @@ def outlook(row: Row, folder: str) -> str:
             ended = f"It is open after {most} seeds, as many as were planned."
             parts.append(given_up if row["hopeless"] else add if row["n"] < most else ended)
         elif row["n"] < 2:
-            parts.append("Two seeds or more that both have completed are needed.")
+            both = "Two seeds or more that both have completed are needed."
+            parts.append("Two completed runs or more of each are needed." if row["runs"] else both)
         elif more := row["more_seeds"]:
             parts.append(
-                f"{more:,} more seed{'s' * (more > 1)} would settle it in four of five cases if the difference and the "
+                f"{more_text(more, not row['runs'])} would settle it in four of five cases if the difference and the "
                 f"spread are as seen, but {SECOND_LOOK}."
             )
         elif not row["margin"]:
@@ -278,6 +285,8 @@ def _between(value: float, low: float | None, high: float | None, sign: str = ""
     """`0.31 (0.21 to 0.40)`: two digits of the interval's width, at most three of the value."""
     if low is None or high is None:
         return f"{value:{sign}.3g}"
+    if not 1e-5 <= (abs(value) or 1.0) < 1e7:
+        return f"{value:{sign}.3g} ({low:.3g} to {high:.3g})"
     digits = max(0, min(1 - floor(log10(high - low)) if high > low else 8, 2 - floor(log10(abs(value) or 1e-6))))
     return f"{value:{sign},.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
 

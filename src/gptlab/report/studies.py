@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gptlab.config import Recipe, Study
+from gptlab.config import Recipe, Study, arms_like
 from gptlab.errors import UserError
 from gptlab.progress import Tell, tell_nobody
 from gptlab.report.reading import Array, number, series, settings_of
+from gptlab.report.timing import Pace, pace
 from gptlab.report.verdicts import Runs
 from gptlab.rundir import RegisteredPlan, RunDir, open_study, read_plan, run_name
 from gptlab.status import STATUSES
@@ -55,17 +57,45 @@ class ReadRun:
         """A number from the result of a completed run; NaN if there is none."""
         return number(self.result.get(key)) if self.status == "completed" else float("nan")
 
-    def speeds(self, unit: str) -> list[float]:
+    def speeds(self, unit: str) -> Array:
         """Tokens or samples per second of each logged interval after warm-up; else the summary's median."""
         key = f"{unit}_per_second"
         steps, values = self.curves.get(key, (np.array([]), np.array([])))
-        steady: list[float] = values[steps > WARM_UP].tolist()
-        rate = number(self.result.get(key))
-        return steady or ([rate] if rate > 0 else [])
+        steady, rate = values[steps > WARM_UP], number(self.result.get(key))
+        return steady if len(steady) else np.array([rate] if rate > 0 else [])
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """What a report says of runs that something else trained, in place of their recipe and machine."""
+
+    command: str
+    """That judged them."""
+    sources: list[str]
+    """Files and folders that they were read from."""
+    paired: bool = True
+    """Whether one seed is the same seed in all arms."""
+    all_pairs: bool = False
+    """Whether each arm is compared with each other, and not with the baseline alone."""
+    tabled: frozenset[str] = frozenset()
+    """Questions that the table of a target answers, by their ids."""
+    notes: list[str] = field(default_factory=list)
+    """How the runs were read."""
+
+
+Look = tuple[str, str, float, tuple[str, ...]]
+"""What a comparison asks: study, metric, margin, and the two arms in either order."""
+
+
+def look_at(of: Mapping[str, Any]) -> Look:
+    """The question of a comparison in a report or a ledger."""
+    return of["study"], of["metric"], float(of.get("margin") or 0.0), tuple(sorted((of["a"], of["b"])))
 
 
 @dataclass
 class ReadStudy:
+    """A study with its runs, which do not change: what is worked out of them for one question is kept for the next."""
+
     study: Study
     folder: Path
     runs: dict[tuple[str, int], ReadRun]
@@ -73,10 +103,25 @@ class ReadStudy:
     warnings: list[str]
     plan: RegisteredPlan | None = None
     """What the study asked at its first run; None if that was not recorded."""
+    elsewhere: Elsewhere | None = None
+    """Of runs that gptlab did not train; they have no recipe."""
+    ledger: Mapping[tuple[Look, str], tuple[float, int]] | None = None
+    """Adjusted p of all that was asked so far, as `gptlab.report.ledger.family_of` gives it; None: each report has its
+    own families."""
+
+    _paces: dict[tuple[str, int], Pace | None] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _digests: dict[tuple[str, str], str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
+    def paired(self) -> bool:
+        """Whether arms are compared seed by seed."""
+        return not self.study.measured if self.elsewhere is None else self.elsewhere.paired
+
+    @cached_property
     def unit(self) -> str:
-        """What the runs count: "tokens" or "samples"."""
+        """What the runs count: "tokens" or "samples"; "" if that is not known."""
+        if self.elsewhere:
+            return ""
         counts = {
             unit for run in self.runs.values() for unit in ("tokens", "samples") if run.result.get(f"{unit}_per_second")
         }
@@ -84,7 +129,17 @@ class ReadStudy:
 
     def of(self, arm: str) -> list[ReadRun]:
         """The runs of an arm, or of all arms that match a pattern such as `adamw_*`."""
-        return [run for run in self.runs.values() if fnmatchcase(run.arm, arm)]
+        if arm in self.study.arms:
+            return list(self._by_arm.get(arm, ()))
+        names = arms_like(self.study.arms, arm)
+        return [run for run in self.runs.values() if run.arm in names]
+
+    @cached_property
+    def _by_arm(self) -> dict[str, list[ReadRun]]:
+        found: dict[str, list[ReadRun]] = {}
+        for run in self.runs.values():
+            found.setdefault(run.arm, []).append(run)
+        return found
 
     def values(self, arm: str, key: str) -> Runs:
         """An arm's runs in one metric, as the statistics take them. Runs that the hardware cannot do are none."""
@@ -92,10 +147,29 @@ class ReadStudy:
         lost = [run.seed for run in runs if run.status == "diverged"]
         return Runs({run.seed: run.value(key) for run in runs}, len(lost), lost)
 
-    def speeds(self, arm: str) -> dict[int, list[float]]:
-        """Seed to speeds, for completed runs with any logged speed."""
-        found = {run.seed: run.speeds(self.unit) for run in self.of(arm) if run.status == "completed"}
-        return {seed: speeds for seed, speeds in found.items() if speeds}
+    def digest(self, sides: Sequence[str], key: str) -> str:
+        """A hash of what a comparison of two arms in a metric rests on, the same in either direction."""
+        for side in sides:
+            if (side, key) not in self._digests:
+                values = {f"{run.arm} {run.seed}": run.value(key) for run in self.of(side)}
+                known = {name: value for name, value in sorted(values.items()) if math.isfinite(value)}
+                self._digests[side, key] = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
+        return "-".join(sorted(self._digests[side, key] for side in sides))
+
+    def paces(self, arm: str) -> dict[int, Pace]:
+        """Seed to speed, for completed runs with any logged speed."""
+        unit, found = self.unit, {}
+        for run in self.of(arm):
+            if run.status == "completed" and (one := self._pace(run, unit)):
+                found[run.seed] = one
+        return found
+
+    def _pace(self, run: ReadRun, unit: str) -> Pace | None:
+        key = (run.arm, run.seed)
+        if key not in self._paces:
+            speeds = run.speeds(unit)
+            self._paces[key] = pace(speeds) if len(speeds) else None
+        return self._paces[key]
 
 
 def read_study_folder(folder: str | Path, tell: Tell = tell_nobody) -> ReadStudy:
@@ -211,7 +285,8 @@ def _unlike_runs(study: Study, runs: list[ReadRun]) -> list[str]:
         if "data" not in own:  # else the arm differs in its data on purpose, and below in its length
             facts["data"] = environment["data"].get("fingerprint") or None
         if run.status == "completed" and not {"train", "batch"} & own.keys():
-            work = {key: number(run.result.get(key)) for key in ("steps", "tokens", "samples") if key in run.result}
+            known = ("steps",) if study.measured else ("steps", "tokens", "samples")
+            work = {key: number(run.result.get(key)) for key in known if key in run.result}
             facts["length"] = ", ".join(f"{n:,.0f} {key}" for key, n in work.items())
         for what, value in facts.items():
             if value is not None:

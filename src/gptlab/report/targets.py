@@ -18,17 +18,17 @@ import numpy as np
 from scipy import special
 
 from gptlab.config import Question
-from gptlab.report import sentences, words
+from gptlab.report import sentences, unpaired, words
 from gptlab.report import statistics as st
 from gptlab.report.estimates import Plain
 from gptlab.report.looks import Looks
 from gptlab.report.reading import Array, number
-from gptlab.report.studies import ReadRun, ReadStudy
+from gptlab.report.studies import ReadRun, ReadStudy, look_at
 
 READ_OFF = (
-    "The first evaluation at or below the target counts, read linearly between it and the one before. Mean: geometric, "
-    "with a 95% interval of the logs by t. Where a run does not reach the target: the median, with an interval by "
-    "order statistics, which may have no upper end, and from fewer than six runs is unknown."
+    "The first evaluation at or {side} the target counts, read linearly between it and the one before. Mean: "
+    "geometric, with a 95% interval of the logs by t. Where a run does not reach the target: the median, with an "
+    "interval by order statistics, which may have no upper end, and from fewer than six runs is unknown."
 )
 
 
@@ -54,8 +54,43 @@ def answer_targets(read: ReadStudy) -> dict[str, Plain]:
     """
     asked = [question for question in read.study.questions if question.target is not None]
     found = [_tested(read, question) for question in asked]
+    looks = [_look(read, question, ps) for question, ps in zip(asked, found, strict=True)]
     confirm, reject = (st.holm([ps[side] for ps in found]) for side in (0, 1))
-    return {q.id: _answer(read, q, float(confirm[i]), float(reject[i]), len(asked)) for i, q in enumerate(asked)}
+    over = f", Holm over {len(asked)} targets" if len(asked) > 1 else ""
+    if read.ledger is not None:
+        held = [read.ledger.get((look_at(look), look["data"]), (1.0, 0))[0] if look else 1.0 for look in looks]
+        confirm, reject = (
+            np.array([p if ps[side] <= ps[1 - side] else 1.0 for p, ps in zip(held, found, strict=True)])
+            for side in (0, 1)
+        )
+        over = ", over the ledger"
+    answers = {q.id: _answer(read, q, float(confirm[i]), float(reject[i]), over) for i, q in enumerate(asked)}
+    for look, answer in zip(looks, answers.values(), strict=True):
+        answer["look"] = look and look | {"verdict": answer["answer"]}
+    return answers
+
+
+def _look(read: ReadStudy, question: Question, ps: tuple[float, float]) -> Plain | None:
+    """What the ledger keeps of a question: a two-sided p of a mean at the target; None without a p."""
+    metric, (arm,) = question.metric or read.study.metric, question.contrast
+    if not all(map(math.isfinite, ps)):
+        return None
+    values = np.array([*st.finite(read.values(arm, metric.name).values).values()]) - (question.target or 0.0)
+    low, high = st.t_interval(values.mean(), values.std(ddof=1) / np.sqrt(len(values)), len(values) - 1)
+    return {
+        "study": read.study.name,
+        "metric": metric.name,
+        "margin": None,
+        "a": arm,
+        "b": f"target {question.target:.10g}",
+        "n": len(values),
+        "difference": float(values.mean()),
+        "low": float(low),
+        "high": float(high),
+        "p": min(1.0, 2 * min(ps)),
+        "data": read.digest((arm,), metric.name),
+        "most_seeds": read.study.most_seeds if read.study.until_decided else None,
+    }
 
 
 def _tested(read: ReadStudy, question: Question) -> tuple[float, float]:
@@ -79,10 +114,11 @@ def looks_at(read: ReadStudy, question: Question) -> Looks:
     return Looks(values - (question.target or 0.0), read.study.most_seeds, rounding)
 
 
-def _answer(read: ReadStudy, question: Question, confirm: float, reject: float, family: int) -> Plain:
+def _answer(read: ReadStudy, question: Question, confirm: float, reject: float, over: str) -> Plain:
     metric, (arm,), level = question.metric or read.study.metric, question.contrast, question.level or st.ALPHA
     runs, target = read.values(arm, metric.name), question.target
     values = np.array([*st.finite(runs.values).values()])
+    noun = "seed" if read.paired else "run"
     side, other = ("at most", "above") if metric.better == "lower" else ("at least", "below")
     answer = "confirmed" if confirm < level else "rejected" if reject < level else "not resolved"
     sentence = ""
@@ -97,23 +133,25 @@ def _answer(read: ReadStudy, question: Question, confirm: float, reject: float, 
     else:
         text = f"{arm}: mean {words.metric_name(metric.name)} {values.mean():.6g}"
         if len(values) < 2 or not np.ptp(values):
-            text += f" in {words.counted(len(values), 'seed')}, without a spread to test against"
+            text += f" in {words.counted(len(values), noun)}, without a spread to test against"
         else:
             low, high = st.t_interval(values.mean(), values.std(ddof=1) / np.sqrt(len(values)), len(values) - 1)
-            holm = f", Holm over {family} targets" if family > 1 else ""
             shown, p = (other, reject) if answer == "rejected" else (side, confirm)
-            text += f" [{low:.6g}, {high:.6g}] over {words.counted(len(values), 'seed')}; {shown} {target:g} "
-            text += f"with one-sided p = {p:.2g} (level {level:g}{holm})"
+            text += f" [{low:.6g}, {high:.6g}] over {words.counted(len(values), noun)}; {shown} {target:g} "
+            text += f"with one-sided p = {p:.2g} (level {level:g}{over})"
             ends, name = f"{values.mean():.4g} ({low:.4g} to {high:.4g})", words.metric_name(metric.name)
             sentence = f"It is open whether {arm} is {side} {target:g} in mean {name} here: {ends}"
-            sentence += f" over {words.counted(len(values), 'seed')}"
+            sentence += f" over {words.counted(len(values), noun)}"
             if answer != "not resolved":
                 extreme = "low" if shown in ("at most", "below") else "high"
                 sentence = f"{arm} is {shown} {target:g} in mean {name} here: {ends} over "
-                sentence += f"{words.counted(len(values), 'seed')}; if its true mean were {target:g}, at most "
+                sentence += f"{words.counted(len(values), noun)}; if its true mean were {target:g}, at most "
                 sentence += f"{sentences.chance(p)} of such studies would show one as {extreme}"
             sentence += "."
-    told = {"id": question.id, "claim": question.claim, "answer": answer, "text": text, "contrast": question.contrast}
+    told: Plain = {"id": question.id, "claim": question.claim, "answer": answer, "text": text}
+    told |= {"contrast": question.contrast}
+    tabled = read.elsewhere is not None and question.id in read.elsewhere.tabled
+    told |= {"target": target, "p": reject if answer == "rejected" else confirm, "tabled": tabled}
     said = {"sentence": sentence or f"{text[:1].upper()}{text[1:]}.", "cost": "", "change": "", "comparisons": []}
     return told | said | {"evidence": list(question.contrast)}
 
@@ -200,6 +238,8 @@ def _median(shortest: Array, longest: Array) -> Time:
 def ratio_of(arm: Mapping[int, Reached], reference: Mapping[int, Reached]) -> Time:
     """How many times fewer the arm takes than the reference, paired by seed: above 1, the arm is faster.
 
+    `unpaired_ratio` is of arms whose runs share no seeds.
+
     Where only runs of the reference do not reach the target, a lower bound may be left. Where a run of the arm does
     not, nothing is.
     """
@@ -210,23 +250,41 @@ def ratio_of(arm: Mapping[int, Reached], reference: Mapping[int, Reached]) -> Ti
     return time_to(pairs)
 
 
+def unpaired_ratio(arm: Sequence[Reached], reference: Sequence[Reached]) -> Time:
+    """The ratio of the geometric means, with an interval of the logs; unknown unless all runs reach the target."""
+    unknown = Time(st.NAN, st.NAN, st.NAN, "geometric mean")
+    if not (arm and reference and all(run.reached and run.at > 0 for run in (*arm, *reference))):
+        return unknown
+    logs = [{i: math.log(run.at) for i, run in enumerate(runs)} for runs in (reference, arm)]
+    d, _ = unpaired.difference(*logs)
+    return Time(math.exp(d.mean), math.exp(d.low), math.exp(d.high), "geometric mean")
+
+
 def targets_of(read: ReadStudy) -> list[Plain]:
-    """For each target of the study: each arm's steps, tokens and seconds to that validation loss."""
+    """For each target of the study: each arm's steps, tokens and seconds to that validation loss.
+
+    Of runs that were trained elsewhere: the steps to that value of the study's metric.
+    """
     study = read.study
-    asked = [q.target for q in study.questions if (q.metric or study.metric).name == "final_val_loss"]
+    if read.elsewhere and not any(len(run.curves["val_loss"][0]) for run in read.runs.values()):
+        return []
+    curve = study.metric.name if read.elsewhere else "final_val_loss"
+    asked = [q.target for q in study.questions if (q.metric or study.metric).name == curve]
     wanted = dict.fromkeys([*study.targets, *(target for target in asked if target is not None)])
-    return [_target(read, target) for target in sorted(wanted, reverse=True)]
+    return [_target(read, target) for target in sorted(wanted, reverse=study.metric.better == "lower")]
 
 
 def _target(read: ReadStudy, target: float) -> Plain:
-    units = ("steps", read.unit, "seconds")
+    units = ("steps", read.unit, "seconds") if read.unit else ("steps",)
     base = _arm_runs(read, read.study.baseline, target)
     arms = []
     for name in read.study.arms:
         runs = _arm_runs(read, name, target)
         times = {unit: time_to([run[unit] for run in runs.values()]) for unit in units}
+        sides = {unit: [{seed: run[unit] for seed, run in of.items()} for of in (runs, base)] for unit in units}
         ratios = {
-            unit: ratio_of(*({seed: run[unit] for seed, run in of.items()} for of in (runs, base))) for unit in units
+            unit: ratio_of(*both) if read.paired else unpaired_ratio(*([*side.values()] for side in both))
+            for unit, both in sides.items()
         }
         row = {
             "name": name,
@@ -240,18 +298,25 @@ def _target(read: ReadStudy, target: float) -> Plain:
             "ratio": {unit: vars(ratios[unit]) for unit in units} if name != read.study.baseline else None,
         }
         arms.append(row | {"text": _time_text(row, target, read.study.baseline)})
-    return {"target": target, "units": list(units), "arms": arms, "note": READ_OFF}
+    side = "below" if read.study.metric.better == "lower" else "above"
+    label = words.metric_name(read.study.metric.name) if read.elsewhere else "validation loss"
+    note = READ_OFF.format(side=side)
+    return {"target": target, "label": label, "units": list(units), "arms": arms, "note": note}
 
 
 def _arm_runs(read: ReadStudy, arm: str, target: float) -> dict[int, dict[str, Reached]]:
     """Seed to when the run reaches the target, by unit, of all runs that trained."""
     runs = [run for run in read.of(arm) if run.status != "not_applicable"]
-    return {run.seed: _run_times(run, read.unit, target) for run in runs}
+    if read.elsewhere:
+        runs = [run for run in runs if len(run.curves["val_loss"][0])]
+    sign = 1 if read.study.metric.better == "lower" else -1
+    return {run.seed: _run_times(run, read.unit, target, sign if read.elsewhere else 1) for run in runs}
 
 
-def _run_times(run: ReadRun, unit: str, target: float) -> dict[str, Reached]:
+def _run_times(run: ReadRun, unit: str, target: float, sign: int) -> dict[str, Reached]:
+    """`sign`: -1 where the curve is of a metric that is better if it is higher."""
     steps, losses = run.curves.get("val_loss", (np.array([]), np.array([])))
-    step = crossing(steps, losses, target)
+    step = crossing(steps, sign * losses, sign * target)
     reached = math.isfinite(step)
     if not reached:
         step = float(max(steps, default=0))

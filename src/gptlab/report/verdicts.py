@@ -10,6 +10,7 @@
 * Where only the reference diverged, the seeds in which it did not are compared. Every difference is then one of seeds
   in which both arms survive. The error holds if divergence is independent of what a run's loss would be, and also, as
   both sides of a pair are chosen alike, where both arms have one law of losses and divergence, however they depend.
+* Runs that share no seeds are compared unpaired: see gptlab.report.unpaired, whose p takes the place of the paired t's.
 * not run: an arm or its reference has no run at all. A comparison that was tried and is open is not resolved.
 """
 
@@ -69,8 +70,12 @@ class Contrast:
     """Seeds in which the reference diverged, if known."""
     prior: Prior | None = field(default=None, kw_only=True)
     """What the study's other arms add to the difference's variance."""
+    runs: tuple[int, int] | None = field(default=None, kw_only=True)
+    """Where the two share no seeds: how many runs of each have a value."""
     looks: Looks | None = field(default=None, kw_only=True)
     """In a study that runs until it is decided: the difference's p and interval, and `p_within`, hold at every look."""
+    ledger: tuple[float, int] | None = field(default=None, kw_only=True)
+    """p adjusted over all that was asked so far, which then replaces Holm's over the family; and how many that are."""
 
     @property
     def any_diverged(self) -> bool:
@@ -220,6 +225,7 @@ def judge(family: Mapping[Name, Contrast]) -> dict[Name, Judgement]:
     of the arm diverged, the surviving runs decide nothing: they are not a fair sample. See `Contrast.any_diverged`.
     """
     adjusted = st.holm([contrast.p for contrast in family.values()])
+    adjusted = np.array([c.ledger[0] if c.ledger else p for c, p in zip(family.values(), adjusted, strict=True)])
     found = adjusted < st.ALPHA
     return {
         name: _judge(c, float(p), len(family), st.ALPHA / (len(family) - int(found.sum()) + int(own)))
@@ -249,6 +255,8 @@ def _judge(contrast: Contrast, p_holm: float, family: int, level: float) -> Judg
         why = "differs, by less than the margin" if significant else ""
     elif not tested:
         why = ("no seed in common", "one seed has no spread", "every seed shows the same difference")[min(d.n, 2)]
+        if contrast.runs:
+            why = ("an arm has no value", "one run has no spread", "neither arm has a spread")[min(d.n, 2)]
         why = "every run has the same value, which measures nothing" if d.n > 1 and d.mean == 0 else why
     elif not margin:
         why = NO_MARGIN

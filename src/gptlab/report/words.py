@@ -66,8 +66,8 @@ def metric_name(key: str) -> str:
 
 
 def metric_label(key: str, unit: str) -> str:
-    """The name of a metric with its unit; `unit` is tokens or samples."""
-    if not key.endswith("_loss"):
+    """The name of a metric with its unit; `unit` is tokens or samples, or "" where it is not known."""
+    if not key.endswith("_loss") or not unit:
         return metric_name(key)
     return f"{metric_name(key)}, nats" + " per token" * (unit == "tokens")
 
@@ -83,10 +83,26 @@ def decimals(metric: Mapping[str, Any]) -> int:
     return min(6, max(2, 1 - floor(log10(margin)))) if margin else 4
 
 
-def interval(value: float, low: float | None, high: float | None, digits: int) -> str:
+def number_form(study: Mapping[str, Any]) -> str:
+    """How values of a study's metric are printed: `.4f`, or `.5g` where they are too small or too large for it.
+
+    The usual spread has a digit too, however wide the margin is.
+    """
+    margin = study["metric"]["margin"]
+    largest = max((abs(arm["quality"]["mean"]) for arm in study["arms"] if arm["quality"]), default=0.0)
+    tiny = 0 < largest < 0.01 and not (margin and margin >= 1e-5)
+    if tiny or largest >= 1e6:
+        return ".5g"
+    known = [arm["quality"] for arm in study["arms"] if arm["quality"]]
+    spreads = [one["sd"] for one in known if one["sd"] and one["sd"] > 1e-6 * largest]  # less is rounding
+    spread = median(spreads) if spreads else 1.0
+    return f".{max(decimals(study['metric']), min(6, -floor(log10(spread))))}f"
+
+
+def interval(value: float, low: float | None, high: float | None, form: str) -> str:
     """`+0.012 [-0.030, 0.054]`, or `+0.012` without an interval."""
-    ends = "" if low is None or high is None else f" [{low:.{digits}f}, {high:.{digits}f}]"
-    return f"{value:+.{digits}f}{ends}"
+    ends = "" if low is None or high is None else f" [{low:{form}}, {high:{form}}]"
+    return f"{value:+{form}}{ends}"
 
 
 def signed(value: float, low: float, high: float) -> str:
@@ -117,6 +133,11 @@ def memory_text(ratio: float) -> str:
 
 def counted(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'s' * (n != 1)}"
+
+
+def sample(n: int, runs: Sequence[int] | None, noun: str = "seed") -> str:
+    """What a comparison rests on: `3 seeds`, or, where the arms share none, `5 and 10 runs`."""
+    return f"{runs[0]:,} and {runs[1]:,} runs" if runs else counted(n, noun)
 
 
 def seeds_text(seeds: Sequence[int]) -> str:
@@ -151,6 +172,11 @@ def went_wrong(arm: Mapping[str, Any]) -> str:
 def shown_verdict(arm: Mapping[str, Any]) -> str:
     """The verdict as tables and figures show it."""
     return str(arm["comparison"]["verdict"]) if arm["comparison"] else "baseline"
+
+
+def told_apart(of: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The questions that are answered one by one; the table of a target answers the others."""
+    return [question for question in of["questions"] if not question.get("tabled")]
 
 
 # -- comparisons ----------------------------------------------------------------------------------------------------
@@ -188,6 +214,8 @@ def question_text(judged: verdicts.Judgement, metric: str, family: int, arm: str
     if judged.verdict == "not run":
         return f"{arm} or {reference} has no run yet"
     if not judged.contrast.difference.n and not judged.contrast.any_diverged:
+        if judged.contrast.runs:
+            return f"{arm} or {reference} has no completed run with a {metric}"
         return f"no seed has completed runs of both {arm} and {reference} with a {metric}"
     return (
         f"{NAMED_VERDICTS[judged.verdict].format(arm, reference)}: {evidence_text(judged, metric, family, reference)}"
@@ -204,12 +232,14 @@ def evidence_text(judged: verdicts.Judgement, metric: str, family: int, referenc
         else:
             parts.append("{} of {} runs of {} diverged".format(*c.reference_diverged, reference))
         return "; ".join(parts)
-    seeds = counted(d.n, "seed")
+    seeds = sample(d.n, c.runs)
     if d.identical and not d.low < d.high:  # of grids, other arms than the chosen ones count too
         return f"bit-identical in {seeds}{survivors_text(c, reference)}" + (f"; {judged.why}" if judged.why else "")
     text = f"{signed(d.mean, d.low, d.high)} in {metric_name(metric)} over {seeds}{survivors_text(c, reference)}"
     if math.isfinite(d.p):
-        text += f" (p = {judged.p_holm:.2g}, Holm-adjusted over {counted(family, 'comparison')})"
+        over = f"Holm-adjusted over {counted(family, 'comparison')}"
+        over = f"adjusted over the {counted(c.ledger[1], 'look')} in the ledger" if c.ledger else over
+        text += f" (p = {judged.p_holm:.2g}, {over})"
     if judged.why:
         text += f"; {judged.why}"
     if judged.verdict == "equivalent" and judged.p_equivalent > 0:
@@ -226,15 +256,21 @@ def more_seeds(judged: verdicts.Judgement) -> str:
     """What would resolve a comparison, as a clause; empty if it is resolved or unknown."""
     if not judged.more_seeds or judged.contrast.any_diverged:
         return ""
-    seeds = f"{judged.more_seeds:,} more seed{'s' * (judged.more_seeds > 1)}"
+    seeds = more_text(judged.more_seeds, judged.contrast.runs is None)
     would = "would resolve it in four of five cases if the difference and the spread are as seen"
     return f"; {seeds} {would}, but {SECOND_LOOK}"
+
+
+def more_text(n: int, paired: bool) -> str:
+    return counted(n, "more seed" if paired else "more run") + ("" if paired else " of each")
 
 
 def survivors_text(c: verdicts.Contrast, reference: str) -> str:
     """Over which seeds an arm is compared with a reference that diverged in others, as a clause."""
     if c.any_diverged or not c.reference_diverged[0]:
         return ""
+    if c.runs:
+        return f", compared with the {counted(c.runs[1], 'run')} of {reference} that did not diverge"
     seeds = f" (it did in {seeds_text(c.reference_lost)})"
     return f", compared over the {counted(c.difference.n, 'seed')} in which {reference} did not diverge" + (
         seeds if c.reference_lost else ""
@@ -376,13 +412,18 @@ def by_more_text(judged: verdicts.Judgement, first: str, second: str, family: in
 # -- across studies -------------------------------------------------------------------------------------------------
 
 
-def ranking_text(tau: st.Estimate) -> str:
-    if not math.isfinite(tau.value):
-        return "fewer than two arms can be ranked in both studies"
-    return (
-        f"Kendall's tau-b of the two rankings: {tau.value:.2f} [{tau.low:.2f}, {tau.high:.2f}] over {tau.n} arms "
-        f"(p = {tau.p:.2g} of no association)"
-    )
+def ranking_text(tau: st.Estimate, unranked: Sequence[str]) -> str:
+    """How alike the rankings of two studies are.
+
+    Args:
+        unranked: arms with a diverged run that are not shown to diverge more often.
+    """
+    text = "fewer than two arms can be ranked in both studies"
+    if math.isfinite(tau.value):
+        text = f"Kendall's tau-b of the two rankings: {tau.value:.2f} [{tau.low:.2f}, {tau.high:.2f}] over "
+        text += f"{tau.n} arms (p = {tau.p:.2g} of no association)"
+    without = f"; not ranked, as runs diverged, but too few to call it last: {', '.join(unranked)}"
+    return text + (without if unranked else "")
 
 
 def flip_text(flip: verdicts.Flip, studies: Iterable[str]) -> str:

@@ -77,8 +77,9 @@ function copyable(text, label) {
 const NONE = "–";
 const known = (value) => typeof value === "number" && Number.isFinite(value);
 
-function fixed(value, decimals, sign = false) {
+function fixed(value, decimals, sign = false) {  // decimals below 0: five significant digits
   if (!known(value)) return NONE;
+  if (decimals < 0) return (value < 0 ? "−" : sign && value ? "+" : "") + digits(Math.abs(value), 5);
   const [whole, part] = Math.abs(value).toFixed(decimals).split(".");
   const text = whole.replace(/\B(?=(\d{3})+$)/g, "\u2009") + (part ? "." + part : "");
   const zero = !Number(value.toFixed(decimals));
@@ -88,7 +89,7 @@ function fixed(value, decimals, sign = false) {
 function digits(value, count = 3) {  // `count` significant digits, without an exponent if possible
   if (!known(value)) return NONE;
   const size = Math.abs(value);
-  if (value && (size >= 1e9 || size < 1e-5)) return value.toExponential(count - 1).replace("-", "−");
+  if (value && (size >= 1e9 || size < 1e-5)) return value.toExponential(count - 1).replaceAll("-", "−");
   return fixed(value, value ? Math.min(8, Math.max(0, count - 1 - Math.floor(Math.log10(size)))) : 0);
 }
 
@@ -100,18 +101,22 @@ function human(value) {
   return String(Number(value.toPrecision(3))).replace("-", "−");
 }
 
+const fair = (one) => (one?.verdict === "diverges" ? { ...one, mean: null, low: null, high: null } : one);  // survivors are no fair sample
 const between = (low, high, show) => (known(low) && known(high) ? `[${show(low)}, ${show(high)}]` : "");
 const said = (status) => String(status).replaceAll("_", " ");
 const percent = (share) => (known(share) ? `${Math.round(100 * share)}%` : NONE);
 
 function decimalsOf(study) {  // of the metric: two digits of the margin, else of the smallest spread
   const spreads = study.arms.map((arm) => arm.quality?.sd).filter((sd) => sd > 0);
+  const means = study.arms.map((arm) => Math.abs(arm.quality?.mean ?? 0)), largest = Math.max(0, ...means);
+  if (largest >= 1e6 || (largest > 0 && largest < 0.01 && !(study.metric.margin >= 1e-5))) return -1;
   const scale = study.metric.margin || Math.min(...spreads, 0.05);
   return Math.min(6, Math.max(1, 1 - Math.floor(Math.log10(scale))));
 }
 
 // -- which arms are picked, and how they look ------------------------------------------------------------------------
 
+const MANY = 24;  // arms; of more, the legend shows those that are picked
 const COLORS = 7, DASHES = [[], [7, 4], [2, 3], [9, 3, 2, 3]];
 const looks = new Map();  // arm -> slot; an arm looks the same in every study
 const redraws = new Set();  // charts to redraw when picks, colours or widths change
@@ -185,7 +190,7 @@ function legend(arms) {
   const chips = arms.map((name) => h("button",
     { type: "button", class: "chip", "data-arm": name, "data-pick": name, "aria-pressed": "false" }, swatch(name), name));
   const preset = (text, arms) => h("button", { type: "button", onclick: () => setPicks(arms()) }, text);
-  return h("div", { class: `legend${chips.length > 24 ? " long" : ""}`, role: "group", "aria-label": "arms in the charts" },
+  return h("div", { class: `legend${chips.length > MANY ? " long" : ""}`, role: "group", "aria-label": "arms in the charts" },
     h("span", { class: "presets" }, "In colour:",
       preset("suggested", firstPicks), preset("all", everyArm), preset("none", () => [])), chips);
 }

@@ -50,7 +50,8 @@ function ticks(low, high, most, log = false, whole = false) {
   const factor = [1, 2, whole ? 2 : 2.5, 5, 10].find((one) => one * power >= rough * 0.999), step = factor * power;
   const first = Math.ceil(low / step - 1e-9), count = Math.floor(high / step + 1e-9) - first + 1;
   const decimals = Math.max(0, -Math.floor(Math.log10(step) + 1e-9) + (factor === 2.5 ? 1 : 0));
-  const show = (value) => (Math.abs(value) >= 1e4 || step >= 1000 ? human(value) : fixed(value, decimals));
+  const small = (value) => (Math.abs(value) < step / 2 ? "0" : Number(value.toPrecision(3)).toExponential().replaceAll("-", "−"));
+  const show = (value) => (Math.abs(value) >= 1e4 || step >= 1000 ? human(value) : step < 1e-6 ? small(value) : fixed(value, decimals));
   return { all: Array.from({ length: count }, (_, i) => (first + i) * step), show };
 }
 
@@ -176,19 +177,25 @@ function freePlace(text, px, py, area, taken) {  // for a label, without coverin
 
 // -- paired differences: a row for each arm; places are in percent, so that no other width needs another drawing -------
 
+const MOST_TOLD = 60;  // rows with their whole text; of judged runs, whose names and notes are long, fewer
+const MOST_TOLD_ELSEWHERE = 12;
+
 function forest(study, arms) {
-  const margin = study.metric.margin ?? 0, d = decimalsOf(study), compared = finite(study.arms.map((arm) => arm.comparison?.mean));
-  if (!compared.length) return note("No arm has a seed in common with the baseline yet.");
-  const ends = study.arms.flatMap((arm) => [arm.comparison?.mean, arm.comparison?.low, arm.comparison?.high]);
+  const margin = study.metric.margin ?? 0, d = decimalsOf(study), of = (arm) => fair(arm.comparison);
+  const compared = finite(study.arms.map((arm) => of(arm)?.mean));
+  if (!compared.length && !study.arms.some((arm) => arm.comparison?.verdict === "diverges")) return note(study.paired ? "No arm has a seed in common with the baseline yet." : "No arm has a value beside the baseline's.");
+  const ends = study.arms.flatMap((arm) => [of(arm)?.mean, of(arm)?.low, of(arm)?.high]);
   const [low, high] = limits([-1.4 * margin, 0, 1.4 * margin, ...ends]), inside = (value) => value >= low && value <= high;
   const at = (value) => `${(100 * (within(value, low, high) - low)) / (high - low)}%`;
   const reference = study.arms.find((arm) => arm.name === study.baseline)?.values ?? {};
   const band = { class: "margin", x: at(-margin), width: `${(200 * margin) / (high - low)}%`, height: "100%" };
+  const brief = arms.length > (study.elsewhere ? MOST_TOLD_ELSEWHERE : MOST_TOLD);  // the rest at the pointer
   const interval = (kind, ...parts) => s("svg", { class: `interval ${kind}`, "aria-hidden": "true" }, parts);
 
   function row(arm) {
-    const one = arm.comparison, reach = finite([one.mean, one.low, one.high]);
-    const seeds = Object.keys(arm.values).filter((seed) => known(reference[seed])).map((seed) => arm.values[seed] - reference[seed]);
+    const one = of(arm), reach = finite([one.mean, one.low, one.high]);
+    const seeds = !study.paired || !known(one.mean) ? [] : Object.keys(arm.values).filter((seed) => known(reference[seed])).map((seed) => arm.values[seed] - reference[seed]);
+    const text = afterVerdict(one.verdict, one.text), told = brief ? text.split(/; | \(p = /)[0] : text;
     return h("div", { class: "forest-row", role: "listitem", "data-arm": arm.name, "data-pick": arm.name },
       h("div", { class: "who" }, swatch(arm.name), h("span", null, breakable(arm.name))),
       interval("", margin > 0 && s("rect", band), line("zero", at(0), 0, at(0), "100%"),
@@ -197,14 +204,15 @@ function forest(study, arms) {
         Math.min(...reach) < low ? s("text", { y: "50%", dy: 4 }, "◂") : null,
         Math.max(...reach) > high ? s("text", { x: "100%", y: "50%", dy: 4, "text-anchor": "end" }, "▸") : null,
         inside(one.mean) && one.mean !== null ? s("circle", { class: "mean", cx: at(one.mean), cy: "50%", r: 5 }) : null),
-      h("div", { class: "says" }, badge(one.verdict), h("span", null, afterVerdict(one.verdict, one.text))));
+      h("div", { class: "says", "data-tip": brief && text }, badge(one.verdict), h("span", null, told)));
   }
 
   const tick = ticks(low, high, 5), [left, right] = study.metric.better === "lower" ? ["better", "worse"] : ["worse", "better"];
   const scaled = interval("scale", tick.all.map((value) => [line("axis", at(value), 0, at(value), 5),
     write("", at(value), 18, (value > 0 ? "+" : "") + tick.show(value), "middle")]));
-  const ways = interval("scale", s("text", { x: at(0), dx: -10, y: 13, "text-anchor": "end" }, `← ${left}`),
-    s("text", { x: at(0), dx: 10, y: 13 }, `${right} →`));
+  const zero = -low / (high - low);  // near an end there is room for one of the two only
+  const ways = interval("scale", zero > 0.15 && s("text", { x: at(0), dx: -10, y: 13, "text-anchor": "end" }, `← ${left}`),
+    zero < 0.85 && s("text", { x: at(0), dx: 10, y: 13 }, `${right} →`));
   const edge = (middle) => h("div", { class: "forest-row edge", "aria-hidden": "true" }, h("div"), middle, h("div"));
   const list = h("div", { class: "forest", role: "list", "aria-label": "differences to the baseline" },
     edge(ways), arms.filter((arm) => arm.comparison).map(row), edge(scaled));

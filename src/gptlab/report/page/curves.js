@@ -19,6 +19,12 @@ const LOSSES = {
     { label: "training", keys: ["train"], axis: "training loss", late: true }],
 };
 
+function lossesOf(study) {  // of runs trained elsewhere the curves are of the metric that judges them
+  if (!study.elsewhere) return LOSSES;
+  const [own, training] = LOSSES.kinds, { key, label, better } = study.metric;
+  return { ...LOSSES, title: "Curves", none: `The logs hold no curve of ${label}.`, kinds: [{ ...own, label: key, axis: label, late: better === "lower" }, training] };
+}
+
 function smooth(values) {  // as `gptlab plot` does: a mean with Hann weights, over fewer points towards the ends
   const half = Math.max(2, Math.round((SMOOTHED * values.length) / 2));
   return values.map((value, i) => {

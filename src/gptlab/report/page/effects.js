@@ -29,11 +29,17 @@ function targetParts(study, part) {
   const followed = (arm, unit) => Math.max(...finite(arm.each.map((run) => run[unit])));
   const never = (arm, unit, form) => arm.reached === 0 && arm.each.length > 0 && `not in ${form(followed(arm, unit))}`;
   const ends = (one, form) => known(one.value) && known(one.low) && (known(one.high) ? between(one.low, one.high, form) : `at least ${form(one.low)}`);
-  return (study.targets ?? []).map((target, i) => part(`target-${i}`, `To a validation loss of ${target.target}`,
+  const tabled = (study.questions ?? []).filter((one) => one.tabled);
+  const asked = (arm, { target }) => tabled.find((one) => one.target === target && one.contrast[0] === arm.name) ?? {};
+  const mean = (target) => plain("mean reaches it", "mean", (arm) => stacked(badge(asked(arm, target).answer),
+    known(asked(arm, target).p) && `p = ${digits(asked(arm, target).p, 2)}`), { sort: (arm) => asked(arm, target).p,
+    csv: [["mean", (arm) => asked(arm, target).answer], ["p", (arm) => asked(arm, target).p]],
+    hint: "whether the arm's mean reaches it: one-sided t, after Holm over all arms and targets" });
+  return (study.targets ?? []).map((target, i) => part(`target-${i}`, `To a ${target.label ?? "validation loss"} of ${target.target}`,
     dataTable({
-      name: `${study.name}-to-${target.target}`, caption: `time to ${target.target} of ${study.name}`, rows: target.arms,
+      name: `${study.name}-to-${target.target}`, caption: `time to ${target.target} of ${study.name}`, rows: rankedArms(study).map((arm) => target.arms.find((one) => one.name === arm.name)),
       words: (arm) => arm.text,
-      columns: [plain("arm", "name"),
+      columns: [plain("arm", "name"), tabled.some((one) => one.target === target.target) && mean(target),
         plain("runs", "reached", (arm) => `${arm.reached} of ${arm.runs}`, { number: true, hint: "runs that reach it" }),
         ...target.units.map((unit) => ({
           label: unit, number: true, sort: (arm) => arm[unit].value ?? arm[unit].low,
@@ -45,10 +51,10 @@ function targetParts(study, part) {
         })),
         ...target.units.map((unit) => ({
           label: `times fewer ${unit}`, number: true, more: unit !== "steps", sort: (arm) => arm.ratio?.[unit].value,
-          hint: `than ${study.baseline}, paired by seed, with its 95% interval`,
+          hint: `than ${study.baseline}${bySeed(study)}, with its 95% interval`,
           cell: (arm) => (arm.ratio ? stacked(told({ ...arm.ratio[unit], of: "" }, ratio), ends(arm.ratio[unit], ratio)) : ""),
           csv: cells(`times_fewer_${unit}_`, (arm) => arm.ratio?.[unit], ["value", "low", "high"]),
-        }))],
+        }))].filter(Boolean),
       rowAttributes: (arm) => ({ "data-arm": arm.name, "data-pick": arm.name }),
     }), note(target.note)));
 }

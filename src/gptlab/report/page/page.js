@@ -40,10 +40,10 @@ function facts(study) {
   const fact = (label, value, more) => h("div", null, h("dt", null, label), h("dd", null, value, more && h("small", null, more)));
   return h("dl", { class: "facts" },
     fact("runs completed", `${ended.completed ?? 0} of ${study.runs_planned}`, others.join(", ")),
-    fact("arms", String(study.arms.length), study.baseline && `baseline: ${study.baseline}`),
-    fact("seeds", String(study.seeds.length), study.seeds.length <= 12 && study.seeds.join(", ")),
+    fact("arms", String(study.arms.length), study.arms.length > 1 && `baseline: ${study.baseline}`),
+    study.paired && fact("seeds", String(study.seeds.length), study.seeds.length <= 12 && study.seeds.join(", ")),
     fact("metric", study.metric.label, `${study.metric.better} is better${margin}`),
-    fact("hardware", study.provenance?.hardware?.join("; ") || NONE),
+    !study.elsewhere && fact("hardware", study.provenance?.hardware?.join("; ") || NONE),
     study.plan && fact("plan registered", `${study.plan.registered.slice(0, 10)}, sha256 ${study.plan.sha256.slice(0, 12)}`));
 }
 
@@ -63,7 +63,7 @@ function evidence(arms, study) {
 }
 
 function answers(part, study) {  // one sentence for each question, then what follows from all
-  const cards = (part.questions ?? []).map((question) => h("article", { class: "card", "aria-label": question.id },
+  const cards = (part.questions ?? []).filter((question) => !question.tabled).map((question) => h("article", { class: "card", "aria-label": question.id },
     h("p", { class: "card-head" }, badge(question.answer), " ", h("strong", null, question.id), " ", question.claim),
     h("p", { class: "finding" }, question.sentence), h("p", { class: "card-text" }, `${question.cost} ${question.change}`),
     h("details", null, h("summary", null, "Numbers"), h("p", { class: "card-text" }, question.text), evidence(question.evidence, study))));
@@ -76,6 +76,7 @@ function answers(part, study) {  // one sentence for each question, then what fo
 
 // -- tables ----------------------------------------------------------------------------------------------------------
 
+const bySeed = (study) => (study.paired ? ", paired by seed" : ""), differencesOf = (study) => (study.paired ? "Paired differences" : "Differences");
 const filterBy = (label, rows, read, more) => ({
   label, options: unique(rows.map(read).flat().filter(Boolean)).map((value) => [value, said(value)]),
   test: (row, value) => [read(row)].flat().includes(value), ...more,
@@ -100,9 +101,9 @@ function statusCell(arm) {
 
 function armColumns(study) {
   const d = decimalsOf(study), show = (value) => fixed(value, d), signed = (value) => fixed(value, d, true);
-  const ratio = (value) => fixed(value, 2), first = (arm) => arm.name === study.baseline, number = true;
+  const first = (arm) => arm.name === study.baseline, number = true;
   const order = ["better", "equivalent", "not resolved", "reference diverges", "worse", "diverges", "not run"];
-  const difference = (arm) => arm.comparison, speed = (arm) => arm.throughput, gain = (arm) => arm.speedup;
+  const difference = (arm) => arm.comparison, speed = (arm) => arm.throughput;
   const statuses = unique(study.arms.flatMap((arm) => Object.keys(arm.statuses)));
   const measured = (one, text, form) => stacked(one ? text(one) : NONE, one && between(one.low, one.high, form));
   const extra = ({ key, label }) => ({
@@ -119,12 +120,29 @@ function armColumns(study) {
     { label: study.metric.label, number, hint: "mean ± standard deviation (number of seeds); below it the 95% interval of the mean",
       sort: (arm) => arm.quality?.mean, cell: (arm) => stacked(quality(study, arm), between(arm.quality?.low, arm.quality?.high, show)),
       csv: cells(`${study.metric.key}_`, (arm) => arm.quality, ["mean", "sd", "n", "low", "high"]) },
-    { label: "difference", number, hint: `from ${study.baseline}, paired by seed, with its 95% interval`,
-      sort: (arm) => difference(arm)?.mean, cell: (arm) => (first(arm) ? "" : measured(difference(arm), (one) => signed(one.mean), signed)),
+    { label: "difference", number, hint: `from ${study.baseline}${bySeed(study)}, with its 95% interval`,
+      sort: (arm) => fair(difference(arm))?.mean, cell: (arm) => (first(arm) ? "" : measured(fair(difference(arm)), (one) => signed(one.mean), signed)),
       csv: cells("difference_", difference, ["mean", "sd", "n", "low", "high", "p", "p_holm", "p_equivalent", "mde"]) },
-    { label: "verdict", hint: "the numbers behind the verdict are under Paired differences",
+    { label: "verdict", hint: `the numbers behind the verdict are under ${differencesOf(study)}`,
       sort: (arm) => difference(arm) && order.indexOf(difference(arm).verdict), csv: cells("", difference, ["verdict"]),
       cell: (arm) => difference(arm) && h("span", { "data-tip": difference(arm).text }, badge(difference(arm).verdict)) },
+    study.groups && plain("groups", "groups", (arm) => study.groups.letters[arm.name] ?? NONE,
+      { sort: (arm) => study.groups.order.indexOf(arm.name), csv: [["groups", (arm) => study.groups.letters[arm.name]]],
+        hint: "arms that share a letter cannot be told apart" }),
+    ...(study.elsewhere ? [] : machineColumns(study)),
+    study.arms.some((arm) => known(arm.frontier))
+      && plain("frontier", "frontier", (arm) => (known(arm.frontier) ? percent(arm.frontier) : ""),
+        { number, more: true, hint: "share of simulated draws in which the arm is on the frontier of throughput and quality" }),
+    !study.elsewhere && { label: `${study.unit}/s, 95% interval`, number, more: true, sort: (arm) => speed(arm)?.low,
+      cell: (arm) => between(speed(arm)?.low, speed(arm)?.high, digits) || NONE },
+    ...(study.columns ?? []).map(extra),
+  ].filter(Boolean);
+}
+
+function machineColumns(study) {
+  const ratio = (value) => fixed(value, 2), first = (arm) => arm.name === study.baseline, number = true;
+  const speed = (arm) => arm.throughput, gain = (arm) => arm.speedup;
+  return [
     { label: `${study.unit}/s`, number, hint: `${study.unit} per second; below it the speed-up over the baseline with its 95% interval`,
       sort: (arm) => speed(arm)?.value, cell: (arm) => stacked(digits(speed(arm)?.value),
         !first(arm) && gain(arm) && `${ratio(gain(arm).value)}× ${between(gain(arm).low, gain(arm).high, ratio)}`),
@@ -133,19 +151,17 @@ function armColumns(study) {
     { label: "memory, GB", number, hint: "peak memory, and its ratio to the baseline's", sort: (arm) => arm.memory_gb?.mean,
       cell: (arm) => stacked(digits(arm.memory_gb?.mean), !first(arm) && known(arm.memory_ratio) && `${ratio(arm.memory_ratio)}×`),
       csv: [["memory_gb", (arm) => arm.memory_gb?.mean], ["memory_ratio", (arm) => arm.memory_ratio]] },
-    study.arms.some((arm) => known(arm.frontier))
-      && plain("frontier", "frontier", (arm) => (known(arm.frontier) ? percent(arm.frontier) : ""),
-        { number, more: true, hint: "share of simulated draws in which the arm is on the frontier of throughput and quality" }),
-    { label: `${study.unit}/s, 95% interval`, number, more: true, sort: (arm) => speed(arm)?.low,
-      cell: (arm) => between(speed(arm)?.low, speed(arm)?.high, digits) || NONE },
-    ...(study.columns ?? []).map(extra),
-  ].filter(Boolean);
+  ];
+}
+
+function rankedArms(study) {  // the best mean first, where all pairs are compared
+  return study.groups ? study.groups.order.map((name) => study.arms.find((arm) => arm.name === name)) : study.arms;
 }
 
 function armTable(study, shown) {
   const settings = (arm) => Object.entries(arm.settings ?? {}).map((one) => one.join(" "));
   return dataTable({
-    name: study.name, caption: `arms of ${study.name}`, rows: study.arms, columns: armColumns(study), shown,
+    name: study.name, caption: `arms of ${study.name}`, rows: rankedArms(study), columns: armColumns(study), shown,
     words: (arm) => [arm.name, arm.group, arm.note, arm.comparison?.verdict, ...settings(arm)].join(" "),
     filters: [filterBy("group", study.arms, (arm) => arm.group), filterBy("status", study.arms, (arm) => Object.keys(arm.statuses)),
       filterBy("verdict", study.arms, (arm) => arm.comparison?.verdict)],
@@ -155,7 +171,7 @@ function armTable(study, shown) {
 
 function failureTable(study) {
   const rows = study.failures ?? [];
-  return rows.length === 0 ? note("No run diverged, ran out of memory or failed.") : dataTable({
+  return rows.length === 0 ? note(study.elsewhere ? "No run diverged or ended early." : "No run diverged, ran out of memory or failed.") : dataTable({
     name: `${study.name}-failures`, caption: `runs of ${study.name} that failed`, rows, words: (row) => Object.values(row).join(" "),
     columns: [plain("arm", "arm"), plain("seed", "seed", null, { number: true }),
       plain("status", "status", (row) => h("span", { class: `status ${row.status}` }, said(row.status))),
@@ -218,27 +234,29 @@ function flipTable(across) {
 
 function firstPicks() {
   const said = [payload.across, ...payload.studies].filter(Boolean).flatMap((part) =>
-    [...(part.recommendations ?? []), ...(part.questions ?? [])].flatMap((one) => one.evidence ?? []));
+    [...(part.recommendations ?? []), ...(part.questions ?? []).filter((one) => !one.tabled)].flatMap((one) => one.evidence ?? []));
   const flips = (payload.across?.ranks ?? []).filter((rank) => rank.flip).map((rank) => rank.arm);
   const best = payload.studies.flatMap((study) => {
     const sign = study.metric.better === "lower" ? 1 : -1;
     return study.arms.filter((arm) => arm.quality).sort((a, b) => sign * (a.quality.mean - b.quality.mean));
   });
-  const order = [...payload.studies.map((study) => study.baseline), ...flips, ...said, ...best.map((arm) => arm.name)];
-  return unique([...order, ...everyArm()]).filter((arm) => everyArm().includes(arm)).slice(0, COLORS);
+  const order = [...payload.studies.map((study) => study.baseline), ...flips, ...said, ...best.map((arm) => arm.name)], all = everyArm();
+  const picks = unique([...order, ...all]).filter((arm) => all.includes(arm)), worst = all.length > MANY && best.at(-1)?.name;
+  return unique([...picks.slice(0, COLORS - Boolean(worst)), ...(worst ? [worst] : [])]);
 }
 
 function provenance(study) {
   const from = study.provenance ?? {}, fold = (title, content) => h("details", null, h("summary", null, title), content);
   const named = Object.entries(from.versions ?? {}).filter(([, all]) => all.length);
   const versions = named.map(([what, all]) => `${what} ${all.join(", ")}`);
-  const rows = Object.entries({ Hardware: from.hardware, Versions: versions, Commits: from.commits, Folder: [study.folder] });
+  const rows = Object.entries(study.elsewhere ? { "Read from": from.sources }
+    : { Hardware: from.hardware, Versions: versions, Commits: from.commits, Folder: [study.folder] });
   const told = ([label, all]) => all?.filter(Boolean).length > 0
     && [h("dt", null, label), h("dd", null, all.map((one) => h("div", null, one)))];
   const overrides = Object.entries(from.overrides ?? {}).map(([arm, text]) => h("tr", { "data-arm": arm },
     h("th", { scope: "row" }, arm), h("td", null, h("pre", null, String(text).trim() || "the recipe unchanged"))));
   return [
-    from.command && [h("h4", null, "Repeat this study"), copyable(from.command, "command that repeats the study")],
+    from.command && [h("h4", null, study.elsewhere ? "Judge again" : "Repeat this study"), copyable(from.command, "command that repeats the study")],
     h("dl", { class: "origin" }, rows.map(told)),
     from.flags && fold("Command-line flags that override the recipe", copyable(String(from.flags), "flags")),
     from.recipe && fold("Recipe, as TOML", copyable(from.recipe, "recipe")),
@@ -268,14 +286,15 @@ function studySection(study) {
     tradeOff(study, "Throughput against memory", memory, speed)].filter(Boolean);
   return section(
     factorPart(study, part),
-    part("table", "Arms", note("Click a row to show or hide the arm in the charts; click a header to sort. Intervals are 95%. Differences "
-      + "are paired by seed."), study.questions?.length > 0 && note(study.summary), (study.notes ?? []).map(note), table),
-    part("curves", "Charts", legend(study.arms.map((arm) => arm.name)), curveChart(study, LOSSES), charts.length > 0 && h("div", { class: "pair" }, charts),
-      note(charts.length === 0 ? "Fewer than two arms have both a quality and a throughput."
+    part("table", "Arms", note("Click a row to show or hide the arm in the charts; click a header to sort. Intervals are 95%."
+      + (study.paired ? " Differences are paired by seed." : "")), study.groups && note(groupsNote(study)),
+    study.questions?.some((one) => !one.tabled) && note(study.summary), (study.notes ?? []).map(note), table),
+    part("curves", "Charts", legend(study.arms.map((arm) => arm.name)), curveChart(study, lossesOf(study)), charts.length > 0 && h("div", { class: "pair" }, charts),
+      !study.elsewhere && note(charts.length === 0 ? "Fewer than two arms have both a quality and a throughput."
         : "The line is the Pareto frontier of the means: no other arm is as good in both and better in one. Bars are 95% "
         + "intervals. Hollow marks are arms with diverged runs, which are left out of the frontier.")),
-    part("differences", "Paired differences", note(`Each arm minus ${study.baseline}, paired by seed, in ${study.metric.label}. `
-      + "Dot and line: mean with its 95% interval. Small rings: single seeds. Rows follow the order and filters of the table."
+    study.arms.length > 1 && part("differences", differencesOf(study), note(`Each arm minus ${study.baseline}${bySeed(study)}, in ${study.metric.label}. `
+      + `Dot and line: mean with its 95% interval.${study.paired ? " Small rings: single seeds." : ""} Rows follow the order and filters of the table.`
       + (known(margin) ? ` Band: the margin of ${margin}; differences inside it are too small to matter.` : "")), differences),
     (study.equal ?? []).length ? part("equal", "At equal cost", note("Validation loss when each run had spent as much as the cheapest "
       + `run spent in total; below it the difference from ${study.baseline} with its 95% interval, not adjusted. A longer run is read off `
@@ -285,6 +304,12 @@ function studySection(study) {
       + "seed, and its 95% interval over rows (bootstrap). The interval holds for other rows and these weights; it says nothing "
       + "about other seeds."), withinTable(study)) : null,
     part("failures", "Failures", failureTable(study)), origin);
+}
+
+function groupsNote(study) {
+  const { groups, family } = study.groups;
+  return `All ${many(family, "pair")} of arms are compared, as one family. Arms that share a letter cannot be told apart; of two arms `
+    + `without a letter in common, one is better.${groups.length ? "" : " There are too many groups to name."}`;
 }
 
 function acrossSection(across) {
@@ -312,7 +337,7 @@ function navigation() {
   return h("div", { class: "wide" }, anchors);
 }
 
-put("top", h("p", { class: "eyebrow" }, "Study report"), h("h1", null, payload.title), warnings());
+put("top", h("p", { class: "eyebrow" }, payload.studies[0]?.elsewhere ? "Runs judged" : "Study report"), h("h1", null, payload.title), warnings());
 put("main", payload.across && acrossSection(payload.across), payload.studies.map(studySection));
 put("foot", h("p", null, `gptlab ${payload.gptlab ?? ""}`, payload.command && [": ", h("code", null, payload.command)]));
 put("nav", navigation());
