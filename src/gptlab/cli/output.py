@@ -2,12 +2,14 @@
 
 import argparse
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
-from gptlab.cli.common import add_trained_run, add_verb, named
+from gptlab.cli.common import Parser, add_reading, add_trained_run, add_verb, how_of, named
 from gptlab.errors import UserError
+from gptlab.files import printable
 from gptlab.progress import Progress
 
 
@@ -27,12 +29,19 @@ def add_to(verbs: Any) -> None:
     help = "also upload the hf folder to this repository of the Hugging Face hub; a new one is private"
     v.add_argument("--push", metavar="USER/NAME", help=help)
 
-    v = add_verb(verbs, "import", do_import, "Make a run from a model that was trained elsewhere.", settings=True)
-    v.add_argument("kind", choices=["hf", "nanogpt"], help="format of SRC")
-    v.add_argument(
-        "source", metavar="SRC", help="hf: a Hugging Face folder or id; nanogpt: a ckpt.pt; build-nanogpt's model_*.pt"
-    )
-    v.add_argument("--out", type=named, required=True, metavar="RUN", help="run directory to write")
+    v = add_verb(verbs, "import", None, "Make a run of a model, or a study of logs, that come from elsewhere.")
+    kinds = v.add_subparsers(dest="kind", required=True, metavar="hf|nanogpt|log", parser_class=Parser)
+    for kind, source in (("hf", "a Hugging Face folder or id"), ("nanogpt", "a ckpt.pt; build-nanogpt's model_*.pt")):
+        v = add_verb(kinds, kind, do_import, f"Make a run of {source}.", settings=True)
+        v.add_argument("source", metavar="SRC", help=source)
+        v.add_argument("--out", type=named, required=True, metavar="RUN", help="run directory to write")
+    v = add_verb(kinds, "log", do_import_log, "Make a study of runs that something else trained, to add arms to.")
+    add_reading(v)
+    v.add_argument("--out", type=named, required=True, metavar="DIR", help="the study's folder, to write")
+    v.add_argument("--baseline", default="", metavar="NAME", help="default: one called so, or that with the most runs")
+    v.add_argument("--better", choices=["lower", "higher"], default="", help="default: by the metric's name")
+    help = "a recipe's name or path: the settings of arms that are added (default: gptlab's own)"
+    v.add_argument("--recipe", default="", metavar="NAME", help=help)
 
 
 def do_plot(options: argparse.Namespace) -> None:
@@ -83,6 +92,21 @@ def do_export(options: argparse.Namespace) -> None:
         with Progress(f"uploading to {options.push}"):
             address = upload(options.target, options.push)
         print(f"pushed: {address}")
+
+
+def do_import_log(options: argparse.Namespace) -> None:
+    with Progress("reading the logs") as shown:
+        from gptlab.logs.read import read_logs
+        from gptlab.study.importing import import_logs
+
+        logs = read_logs(options.paths, how_of(options), shown.tell)
+        asked = (options.recipe, options.baseline, options.better)
+        study, remarks = import_logs(logs, options.out, *asked, tell=shown.tell)
+    for remark in [*logs.remarks, *remarks]:
+        print(printable(remark), file=sys.stderr)
+    folder = shlex.quote(str(options.out))
+    print(f"study: {options.out}: {len(logs.runs)} runs of {len(study.arms)} arms, the baseline is {study.baseline}")
+    print(f"next: gptlab study report {folder}, or gptlab study new-from {folder} to add arms")
 
 
 def do_import(options: argparse.Namespace) -> None:

@@ -45,6 +45,7 @@ from gptlab.config.study import Comparison as Comparison
 from gptlab.config.study import Metric as Metric
 from gptlab.config.study import Question as Question
 from gptlab.config.study import Study as Study
+from gptlab.config.study import arms_like as arms_like
 from gptlab.config.study import clauses as clauses
 from gptlab.config.study import load_comparison as load_comparison
 from gptlab.config.study import load_study as load_study

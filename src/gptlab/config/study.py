@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -113,7 +113,7 @@ class Question(Section):
         return self
 
     def _with_target(self) -> Question:
-        if len(self.contrast) != 1 or "*" in self.contrast[0]:
+        if len(self.contrast) != 1:
             raise ValueError(f"question {self.id}: contrast = {self.contrast}: must name one arm, for its target")
         if self.confirmed_if or self.rejected_if:
             raise ValueError(f"question {self.id}: target and level say when it is confirmed; remove confirmed_if")
@@ -124,6 +124,12 @@ class Question(Section):
         """The clauses of confirmed_if and rejected_if."""
         confirming = [] if self.confirmed_if in ("", FRONTIER_DIFFERS) else clauses(self.confirmed_if)
         return confirming + (clauses(self.rejected_if) if self.rejected_if else [])
+
+
+def arms_like(arms: Iterable[str], pattern: str) -> list[str]:
+    """The arms that a name or a pattern such as `adamw_*` stands for; the name of an arm stands for that arm alone."""
+    known = list(arms)
+    return [pattern] if pattern in known else fnmatch.filter(known, pattern)
 
 
 def _unique_ids(questions: list[Question]) -> None:
@@ -153,8 +159,16 @@ class Arm(Section):
     """Extended arms start after the core arms have passed the sanity gate."""
     note: str = ""
     """One line for tables."""
+    measured: str = ""
+    """Where its runs were measured, if not by gptlab, which then never trains it; such an arm has no settings."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """Nested settings, as in a recipe file."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Arm:
+        if self.measured and self.settings:
+            raise ValueError(f"measured = {self.measured}: an arm that was measured elsewhere has no settings")
+        return self
 
 
 class Study(Section):
@@ -196,14 +210,17 @@ class Study(Section):
             raise ValueError(f"seeds = {self.seeds}: contains a seed twice")
         if self.until_decided and len(self.seeds) > self.most_seeds:
             raise ValueError(f"most_seeds = {self.most_seeds}: must be at least {len(self.seeds)}, the number of seeds")
-        for what, name in (("name", self.name), *(("arm", arm) for arm in self.arms)):
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+=,-]*", name):
-                raise ValueError(f"{what} {name!r}: must consist of letters, digits and _ . + = , -")
+        if self.until_decided and self.measured:
+            raise ValueError(f"until_decided adds seeds, and {self.measured[0]} was measured elsewhere: leave it out")
+        self._check_names()
         _unique_ids(self.questions)
         for question in self.questions:
             for arm in question.contrast:
-                if not fnmatch.filter(self.arms, arm):
+                if not arms_like(self.arms, arm):
                     raise ValueError(f"question {question.id}: there is no arm {arm!r}")
+                if question.target is not None and arm not in self.arms:
+                    text = f"contrast = {question.contrast}: must name one arm, for its target"
+                    raise ValueError(f"question {question.id}: {text}")
             if question.confirmed_if == FRONTIER_DIFFERS or any(c.study or c.than for c in question.asked):
                 raise ValueError(f"question {question.id}: {question.confirmed_if!r} belongs in a comparison")
         if self.default is not None:
@@ -211,6 +228,17 @@ class Study(Section):
                 if arm not in self.arms:
                     raise ValueError(f"default: there is no arm {arm!r}")
         return self
+
+    @property
+    def measured(self) -> list[str]:
+        """The arms that were measured elsewhere."""
+        return [name for name, arm in self.arms.items() if arm.measured]
+
+    def _check_names(self) -> None:
+        """The study and its arms name folders."""
+        for what, name in (("name", self.name), *(("arm", arm) for arm in self.arms)):
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+=,-]*", name):
+                raise ValueError(f"{what} {name!r}: must consist of letters, digits and _ . + = , -")
 
     def _check_factors(self) -> None:
         """Each arm of a factorial must have the settings of the factors in its name, and no others."""
@@ -259,7 +287,11 @@ class Study(Section):
             exclude={"arms"} if self.factors else {"arms", "factors", "fraction"}, exclude_none=True
         )
         content["arms"] = {
-            name: {"group": arm.group, "note": arm.note, **nested(arm.settings)} for name, arm in self.arms.items()
+            name: {
+                **{key: value for key, value in arm.model_dump(exclude={"settings"}).items() if value or key == "note"},
+                **nested(arm.settings),
+            }
+            for name, arm in self.arms.items()
         }
         if self.factors:
             content["factors"] = {n: {"note": f.note, **nested(f.settings)} for n, f in self.factors.items()}
@@ -282,9 +314,10 @@ def load_study(name_or_path: str | Path, overrides: Mapping[str, Any] | None = N
     'classic'
 
     In a study file, `recipe` is a recipe's name, path or settings; `settings` are overrides for all arms; an arm's
-    table has settings besides `group` and `note`. `arms_of = "STUDY"` takes arms, baseline and questions from another
-    study and adds the file's own arms to them. `[factors.NAME]` tables, with settings for where the factor is on, make
-    the arms of a factorial; `fraction` trains a part of it, and `baseline` names the arm with every factor off.
+    table has settings besides `group`, `note` and `measured`. `arms_of = "STUDY"` takes arms, baseline and questions of
+    another study and adds the file's own arms to them. `[factors.NAME]` tables, with settings for where the factor is
+    on, make the arms of a factorial; `fraction` trains a part of it, and `baseline` names the arm with every factor
+    off.
 
     Args:
         name_or_path: a name that `gptlab studies` lists, or a path to a TOML file.
@@ -316,7 +349,7 @@ def load_study(name_or_path: str | Path, overrides: Mapping[str, Any] | None = N
     arms: dict[str, Any] = {}
     for name, arm in content["arms"].items():
         own = dict(_arm_table(arm, f"{where}, arm {name}"))
-        about = {key: own.pop(key) for key in ("group", "note") if key in own}
+        about = {key: own.pop(key) for key in ("group", "note", "measured") if key in own}
         arms[name] = {**about, "settings": own}
     content["arms"] = arms
     content["flags"] = merged(content.get("flags", {}), parse_flags(overrides))

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from gptlab.config import Study
 from gptlab.report import verdicts
-from gptlab.report.estimates import contrast_of
+from gptlab.report.estimates import judged_against
 from gptlab.report.looks import HOPELESS
 from gptlab.report.questions import answer_to, evidence_on
 from gptlab.report.statistics import ALPHA, difference
@@ -107,7 +107,7 @@ def _targets(read: ReadStudy) -> list[Compared]:
 
 
 def _against(read: ReadStudy, reference: str, arms: Sequence[str], prefix: str) -> list[Compared]:
-    judged = verdicts.judge({arm: contrast_of(read, arm, reference, read.study.metric) for arm in arms})
+    judged = judged_against(read, arms, reference)
     return [
         Compared(f"{prefix}{arm} against {reference}", (arm, reference), one, _state(one))
         for arm, one in judged.items()

@@ -56,7 +56,8 @@ def rule_of(study: Study, folder: Path, until_decided: bool, most_seeds: int | N
     """The study with the rule by which its folder was begun, or that is asked for now.
 
     Raises:
-        ConfigError: a number of seeds without the rule, or smaller than the number of seeds that the study has.
+        ConfigError: a number of seeds without the rule, or smaller than the number of seeds that the study has; the
+            rule for arms that were measured elsewhere.
         RunError: runs have begun with another number of seeds, for which looks are paid.
     """
     before = open_study(folder) if (folder / "study.toml").is_file() else None
@@ -65,6 +66,8 @@ def rule_of(study: Study, folder: Path, until_decided: bool, most_seeds: int | N
         if most_seeds is not None:
             raise ConfigError("--most-seeds needs --until-decided")
         return study
+    if study.measured:
+        raise ConfigError(f"--until-decided adds seeds, and {study.measured[0]} was measured elsewhere: leave it out")
     most = before.most_seeds if before is not None and kept else study.most_seeds
     most = most if most_seeds is None else most_seeds
     if before is not None and kept and most != before.most_seeds and has_begun(folder, before):
@@ -111,21 +114,27 @@ def study_differences(before: Study, now: Study) -> list[str]:
         one, two = getattr(before, key), getattr(now, key)
         if one != two:
             result.append(f"{key} ({one} then, {two} now)")
-    result += [f"there was no arm {arm}" for arm in now.arms if arm not in before.arms]
+    if not before.measured:  # beside runs that were measured elsewhere new arms are trained
+        result += [f"there was no arm {arm}" for arm in now.arms if arm not in before.arms]
     result += [f"there was an arm {arm}" for arm in before.arms if arm not in now.arms]
     both = [arm for arm in now.arms if arm in before.arms]
     changes: dict[str, list[str]] = {}  # {what differs: in which arms}
     for arm in both:
-        one = {"group": before.arms[arm].group, **_identity(before.build(arm, 0))}
-        two = {"group": now.arms[arm].group, **_identity(now.build(arm, 0))}
+        one, two = _arm_identity(before, arm), _arm_identity(now, arm)
         for key in one:
-            if one[key] != two[key]:
+            if key in two and one[key] != two[key]:
                 changes.setdefault(f"{key} ({one[key]} then, {two[key]} now)", []).append(arm)
     for change, arms in changes.items():
         result.append(change if arms == both else f"{change} in {', '.join(arms)}")
     if any(change.startswith(("schedule.decay_steps", "train.max_epochs")) for change in changes):
         result.append("the learning rate decays until the run's limit unless schedule.decay_steps says otherwise")
     return result
+
+
+def _arm_identity(study: Study, arm: str) -> dict[str, Any]:
+    """What determines the runs of an arm; of one that was measured elsewhere only where that was."""
+    known = {"group": study.arms[arm].group, "measured": study.arms[arm].measured}
+    return known if known["measured"] else known | _identity(study.build(arm, 0))
 
 
 def _identity(recipe: Recipe) -> dict[str, Any]:

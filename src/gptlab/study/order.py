@@ -29,4 +29,5 @@ def run_order(study: Study, arms: Collection[str], seeds: Sequence[int], gate: i
 
 
 def core_arms(study: Study) -> list[str]:
-    return [name for name, arm in study.arms.items() if arm.group == "core"]
+    """The arms of the core group that gptlab trains."""
+    return [name for name, arm in study.arms.items() if arm.group == "core" and not arm.measured]

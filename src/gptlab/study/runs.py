@@ -78,14 +78,20 @@ def planned_runs(
     """The runs in the order in which they start, see `run_order`.
 
     Raises:
-        ConfigError: an arm is unknown, or a setting is out of bounds.
+        ConfigError: an arm is unknown or was measured elsewhere, or a setting is out of bounds.
     """
+    if set(study.measured) >= set(study.arms):
+        raise ConfigError(
+            f"study {study.name}: all arms were measured elsewhere; add a table [arms.NAME] with settings"
+        )
     for arm in arms or ():
+        if arm in study.measured:
+            raise ConfigError(f"study {study.name}: arm {arm} was measured elsewhere ({study.arms[arm].measured})")
         if arm not in study.arms:
             close = difflib.get_close_matches(arm, study.arms, n=1, cutoff=0.4)
             hint = f"did you mean '{close[0]}'?" if close else f"it has {', '.join(study.arms)}"
             raise ConfigError(f"study {study.name} has no arm '{arm}'; {hint}")
-    asked = [arm for arm in study.arms if arms is None or arm in arms]
+    asked = [arm for arm in study.arms if arm not in study.measured and (arms is None or arm in arms)]
     seeds = study.seeds if seeds is None else seeds
     gate = gate_seed(study, folder, asked, seeds)
     return [
@@ -101,7 +107,7 @@ def gate_seed(study: Study, folder: Path, arms: Collection[str], seeds: Sequence
     no gate, because no extended arm is asked for, or not all core arms are.
     """
     core = core_arms(study)
-    if not set(core) <= set(arms) or set(arms) <= set(core):
+    if not core or not set(core) <= set(arms) or set(arms) <= set(core):
         return None
     first = study.seeds[0]
     ended = all(_summary(folder, study, arm, first).get("status") in RESULTS for arm in core)

@@ -104,7 +104,11 @@ def read_study(folder: Path) -> list[RunState]:
     if study.until_decided:  # seeds were added, of some arms
         more = range(max(study.seeds) + 1, max(study.seeds) + 1 + study.most_seeds)
         order += [run for run in run_order(study, study.arms, more, None) if (folder / run_name(*run)).is_dir()]
-    return [read_state(folder, study, arm, seed) for arm, seed in order]
+    order = [run for run in order if run[0] not in study.measured or (folder / f"{run_name(*run)}.json").is_file()]
+    states = [read_state(folder, study, arm, seed) for arm, seed in order]
+    for state in states:
+        state.limit = state.step if state.arm in study.measured else state.limit
+    return states
 
 
 def read_summary(folder: Path, study: Study, arm: str, seed: int) -> dict[str, Any]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -90,32 +91,40 @@ def job_is_alive(state: str) -> bool:
     return state != "UNKNOWN" and state.split()[0] not in FINISHED
 
 
-def launches_table(launches: Sequence[Launch]) -> Table:
-    """One row per job: its number, its run, SLURM's state of the job, and the status of the run."""
+def launches_table(jobs: Sequence[Mapping[str, Any]]) -> Table:
+    """One row per job, as `launched_jobs` has them."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("job", "run", "job's state", "run's status", "step"):
         table.add_column(column, justify="right" if column == "step" else "left", no_wrap=True)
-    states = job_states(launches)
+    for job in jobs:
+        step = "" if job["step"] is None else f"{job['step']:,}"
+        table.add_row(job["job"], job["run"], job["state"], Text(job["status"], COLOURS.get(job["status"], "")), step)
+    return table
+
+
+def launched_jobs(launches: Sequence[Launch]) -> list[dict[str, Any]]:
+    """Of each job its number, its run, SLURM's state of the job, and the status and step of the run."""
+    states, rows = job_states(launches), []
     for launch in launches:
         study = open_study(launch.folder) if launch.parts[0].name != "run" else None
         for job, part, run in launch.tasks():
-            name, status, step = str(launch.folder), "", ""
+            name, status, step = str(launch.folder), "", None
             if part.name == "report":
                 name += ": report"
                 status = "written" if (launch.folder / "report.html").is_file() else "waiting"
             elif study is not None and run is not None:
                 state = read_state(launch.folder, study, *run)
                 name, status = f"{launch.folder / run_name(*run)}", state.status
-                step = f"{state.step:,}" if state.step else ""
+                step = state.step or None
             else:
                 status, step = _run_status(RunDir(launch.folder))
-            table.add_row(job, name, states[job].lower(), Text(status, COLOURS.get(status, "")), step)
-    return table
+            rows.append({"job": job, "run": name, "state": states[job].lower(), "status": status, "step": step})
+    return rows
 
 
-def _run_status(run: RunDir) -> tuple[str, str]:
+def _run_status(run: RunDir) -> tuple[str, int | None]:
     """(status, step) of a run."""
-    step = next((f"{line['step']:,}" for line in reversed(last_metrics(run.metrics_file))), "")
+    step = next((line["step"] for line in reversed(last_metrics(run.metrics_file))), None)
     if is_held(run.path):
         return "running", step
-    return run.read_json("result.json").get("status") or ("stopped" if step else "waiting"), step
+    return run.read_json("result.json").get("status") or ("waiting" if step is None else "stopped"), step
