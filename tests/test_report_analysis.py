@@ -430,6 +430,16 @@ COMPARISON = {
 }
 
 
+def test_an_arm_of_which_one_run_diverged_is_not_ranked_and_the_report_says_so() -> None:
+    one, two = pair_of_studies({"base": 0.5, "a": 0.6, "b": 0.7})
+    run = one.runs["b", 0]
+    run.status, run.result = "diverged", {"status": "diverged", "steps": 7}
+    across = analyse([one, two], Comparison.model_validate(COMPARISON))["across"]
+    assert [rank["ranks"] for rank in across["ranks"]] == [[2, 3], [1, 2], [None, 1]]
+    assert across["ranking"]["unranked"] == ["b"] and across["ranking"]["n"] == 2
+    assert across["ranking"]["text"].endswith("; not ranked, as runs diverged, but too few to call it last: b")
+
+
 def test_a_planted_flip_is_found_and_none_where_there_is_none() -> None:
     comparison = Comparison.model_validate(COMPARISON)
     flipped = analyse(pair_of_studies({"base": 0.5, "a": 0.6, "b": 0.7}), comparison)["across"]

@@ -51,6 +51,9 @@ def make_study(arms, runs=(), means=None, name="precision", better="lower", marg
         "metric": {"key": "m", "label": label, "better": better, "margin": margin, "margin_from": "stated"},
         "seeds": [0],
         "most_seeds": None,
+        "elsewhere": False,
+        "paired": True,
+        "groups": None,
         "runs_planned": 1,
         "runs_found": 1,
         "columns": [],
@@ -439,6 +442,14 @@ def test_what_nothing_is_known_for_is_left_out():
     assert gids(drawn["precision-throughput-memory"], "frontier") == []
 
 
+def test_a_letter_that_no_font_has_is_no_warning(tmp_path):
+    arms = [make_arm("a", (3.0,), 5.0, 1.0), make_arm("\u30a2", (3.0002,), 9.0, 1.0, versus(0.0002))]
+    runs = [make_run(name, 0, val=[(0, 9.0), (5, 4.0)]) for name in ("a", "\u30a2")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        f.draw_report(payload_of(make_study(arms, runs)), tmp_path)
+
+
 def test_one_seed_of_two_arms_makes_every_figure_and_png_files_are_png(tmp_path):
     runs = [make_run(name, 0, val=[(0, 9.0), (5, 4.0), (9, 3.0)]) for name in "ab"]
     arms = [make_arm("a", (3.0,), 5.0, 1.0), make_arm("b", (3.0002,), 9.0, 1.0, versus(0.0002))]
@@ -459,3 +470,32 @@ def test_spreading_moves_labels_no_further_than_it_must():
     tight = f.spread_out(np.zeros(30), 0.2, 0.0, 1.0)
     np.testing.assert_allclose(tight, np.linspace(0, 1, 30), atol=1e-12)
     assert f.spread_out(np.array([0.3]), 0.2, 0.0, 1.0).tolist() == [0.3]
+
+
+def test_of_very_many_arms_a_figure_names_those_that_a_reader_looks_for():
+    study = many_arms(70)
+    study["recommendations"] = [{"id": "overall", "text": "", "evidence": ["arm_number_50_with_a_name"]}]
+    order = sorted(study["arms"][:-1], key=lambda arm: arm["quality"]["mean"])
+    wanted = {arm["name"] for arm in (*order[:24], *order[-15:])}
+    wanted |= {study["baseline"], "arm_number_50_with_a_name"}
+    curves = f.loss_curves(study)
+    named = {one[5:] for text in curves.axes[-1].texts if (one := str(text.get_gid())).startswith("name ")}
+    assert named == wanted and len(gids(curves, "run ")) == 3 * len(wanted)
+    (others,) = [one for one in curves.axes[0].collections if one.get_gid() == "others"]
+    assert len(others.get_segments()) + len(gids(curves, "run ")) == len(study["runs"])
+    assert points(curves, "others diverged") == [[700, curves.axes[0].get_ylim()[1]]]  # of the arm called broken
+    labels = f.short_labels(arm["name"] for arm in study["arms"])
+    forest = f.paired_differences(study)
+    rows = [label.get_text() for label in forest.axes[0].get_yticklabels()]
+    assert rows == [labels[arm["name"]] for arm in study["arms"] if arm["name"] in wanted - {study["baseline"]}]
+    speed = f.tradeoff(study, "quality")
+    assert len([text for text in speed.axes[0].texts if text.get_text()]) < 60
+    drawn = [line for line in speed.axes[0].get_lines() if str(line.get_gid()).startswith(("others", "point "))]
+    assert sum(len(line.get_xdata()) for line in drawn) == 70
+    for figure in (curves, forest, speed):
+        assert "71 arms: the baseline, the 24 best, the 15 worst" in figure.legends[0].get_title().get_text()
+        assert figure.get_figheight() < 20
+    study["runs"].pop()  # the one that diverged
+    curves = f.loss_curves(study)
+    curves.draw_without_rendering()
+    assert not gids(curves, "others") and curves.axes[0].bbox.width > 200  # what is not there takes no room

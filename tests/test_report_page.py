@@ -113,6 +113,20 @@ def test_page_is_written_into_a_new_folder(tmp_path):
     assert file.stat().st_size < 500_000
 
 
+def test_a_page_of_very_many_curves_thins_them_and_keeps_their_spikes(monkeypatch):
+    payload = small()
+    curves = [of[kind] for study in payload["studies"] for of in study["runs"] for kind in ("train", "val")]
+    curves[0][:] = [[step, None if step == 5 else 99.5 if step == 77 else 3.0] for step in range(100)]
+    before = copy.deepcopy(payload)
+    shown = Outline(render_page(payload)).payload()["studies"]
+    assert shown[0]["runs"][0]["train"][0] == list(range(100))
+    monkeypatch.setattr("gptlab.report.page.MOST_POINTS", 20 * len(curves))
+    shown = Outline(render_page(payload)).payload()["studies"]
+    steps, losses = shown[0]["runs"][0]["train"]
+    assert payload == before and (losses[0], losses[-1], steps[-1]) == (3.0, 3.0, 99)
+    assert losses[steps.index(77)] == 99.5 and losses[steps.index(5)] is None and len(steps) <= 24
+
+
 # -- what a browser makes of it -------------------------------------------------------------------------------------
 
 
@@ -471,3 +485,23 @@ def test_five_hundred_runs_open_in_two_seconds(browser):
     while len(times) < 8 and min(times, default=9999) >= 2000:  # other work on the machine is not the page's
         times.append(browser.open(page))
     assert min(times) < 2000 and browser.complaints() == [] and inked(browser, BLUE) > 100
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_a_thousand_runs_of_250_arms_make_a_page_that_can_be_read(browser):
+    arms = {f"arm_{i:03d}": ("core", 0.001 * i, 1 + 0.01 * i, 1 - 0.002 * i, 0.0) for i in range(250)}
+    page = render_page(make_payload(arms, seeds=4, studies=1))
+    assert len(page.encode()) < 10e6
+    browser.resize(1280, 900)
+    browser.open(page)
+    assert browser.complaints() == [] and inked(browser, BLUE) > 100
+    chosen = picked(browser)
+    assert len(chosen) == 7 and {"arm_000", "arm_249"} <= set(chosen)  # the baseline, and the worst beside the best
+    shown = browser.each(f"{CHARTS} .legend .chip", "one.offsetHeight > 0")
+    assert len(shown) == 250 and sum(shown) == 7
+    browser.click(f"{TABLE} tr[data-arm=arm_100]")  # each of the others is a click away
+    assert "arm_100" in picked(browser)
+    rows = browser.each(f"{FOREST} .forest-row[data-arm] .says", "[one.offsetHeight, one.innerText, one.dataset.tip]")
+    assert len(rows) == 249 and max(height for height, *_ in rows) < 80
+    assert any("power" in whole for *_, whole in rows) and not any("power" in told for _, told, _ in rows)

@@ -94,6 +94,20 @@ def test_power_knows_the_rule_of_the_study() -> None:
     assert plan_line(one, None, None) == ""
 
 
+def test_power_says_what_it_leaves_out() -> None:
+    """Looks after every seed, which have variances of their own; and factors, which all arms tell of."""
+
+    def told(study: Study) -> str:
+        return "\n".join(power_report(study, 0.02, Noise(0.004)))
+
+    study = load_study("precision-lm")
+    assert "these numbers are of" not in told(study)
+    looks = study.model_copy(update={"until_decided": True, "most_seeds": 12})
+    assert "looks after every seed from 2 to 12 and pays for it" in told(looks)
+    assert rule_of(looks) == detection.OWN and "shrunk" not in told(looks)
+    assert "compared over all its arms" in told(load_study("architecture-factors"))
+
+
 def test_a_plan_says_what_the_seeds_detect(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["plan", "sizes-smoke", "--gpu", "L4"])

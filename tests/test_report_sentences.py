@@ -41,6 +41,7 @@ def row(**changes: Any) -> dict[str, Any]:
         "why": "",
         "family": 5,
         "wins": 3,
+        "runs": None,
         "holds_from": None,
         "diverged": [0, 3],
         "reference_diverged": [0, 3],

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from gptlab.report import tables as t
+from gptlab.report.words import decimals
 
 ODD = 0.1 + 0.2  # has no short decimal form
 
@@ -94,6 +95,9 @@ def make_study(*arms, **fields):
         "baseline": arms[0]["name"],
         "seeds": [0, 1],
         "most_seeds": None,
+        "elsewhere": False,
+        "paired": True,
+        "groups": None,
         "runs_planned": 6,
         "runs_found": 5,
         "columns": [{"key": "val_perplexity", "label": "perplexity"}],
@@ -426,7 +430,26 @@ def test_a_hundred_kinds_of_failures_do_not_flood_the_terminal():
     assert text.count("failed (seed 0)") == t.MOST_FAILURES and f"and {100 - t.MOST_FAILURES} more" in text
 
 
+@pytest.mark.parametrize(
+    ("scale", "mean"), [(1e-9, "3e-09 ± 1e-11"), (1e12, "3e+12 ± 1e+10"), (1.0, "3.0000 ± 0.0100")]
+)
+def test_tiny_and_huge_values_have_five_digits(scale, mean):
+    arm = make_arm("a", quality={"mean": 3 * scale, "sd": 0.01 * scale, "n": 3})
+    study = make_study(arm)
+    study["metric"]["margin"] = None
+    assert mean in printed(make_payload(study))
+
+
+def test_a_spread_far_below_the_margin_is_not_zero():
+    study = make_study(make_arm("a", quality={"mean": 3.3, "sd": 0.0013, "n": 3}))
+    study["metric"]["margin"] = 0.1
+    assert "3.300 ± 0.001" in printed(make_payload(study))
+
+
 def test_digits_show_a_tenth_of_the_margin():
-    digits = {margin: t.decimals({"margin": margin}) for margin in (0.004, 0.02, 0.005, 1.0, 20.0, 1e-9, 0.0, None)}
+    digits = {margin: decimals({"margin": margin}) for margin in (0.004, 0.02, 0.005, 1.0, 20.0, 1e-9, 0.0, None)}
     assert digits == {0.004: 4, 0.02: 3, 0.005: 4, 1.0: 2, 20.0: 2, 1e-9: 6, 0.0: 4, None: 4}
-    assert t.interval(0.0123, -0.5, 0.5, 3) == "+0.012 [-0.500, 0.500]" and t.interval(-1.0, None, None, 2) == "-1.00"
+    assert (
+        t.interval(0.0123, -0.5, 0.5, ".3f") == "+0.012 [-0.500, 0.500]"
+        and t.interval(-1.0, None, None, ".2f") == "-1.00"
+    )

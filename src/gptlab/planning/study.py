@@ -98,8 +98,11 @@ def plan_study(
     Args:
         measure, terms: as of `plan_recipe`: mfu, price, processes.
     """
-    speed, first = _shared(measure, len(study.arms)), study.seeds[0]
-    arms = {arm: plan_recipe(study.build(arm, first), device, measure=speed, **terms) for arm in study.arms}
+    trained = [arm for arm in study.arms if arm not in study.measured]
+    if not trained:
+        raise ConfigError(f"study {study.name}: all arms were measured elsewhere, so there is nothing to train")
+    speed, first = _shared(measure, len(trained)), study.seeds[0]
+    arms = {arm: plan_recipe(study.build(arm, first), device, measure=speed, **terms) for arm in trained}
     return StudyPlan(study.name, arms, len(study.seeds))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from gptlab.config import Comparison
 from gptlab.errors import UserError
-from gptlab.report import rankings, verdicts, words
+from gptlab.report import noise, rankings, verdicts, words
 from gptlab.report.estimates import Plain, clean, contrast_of
 from gptlab.report.questions import answer_questions
 from gptlab.report.studies import FACTS, ReadStudy
@@ -32,15 +32,16 @@ def analyse_across(studies: Sequence[ReadStudy], comparison: Comparison, control
     first, second = chosen.values()
     both = [arm for arm in first.study.arms if arm in second.study.arms]
     shared = [arm for arm in both if _tried(first, arm) and _tried(second, arm)]
-    flips = verdicts.flips({pair: _contrasts(chosen, pair) for pair in itertools.combinations(shared, 2)})
+    flips = verdicts.flips(_contrasts(chosen, [*itertools.combinations(shared, 2)]))
     controlled: dict[Pair, verdicts.Flip] = {}
     if control is not None and comparison.control is not None:
         replaced = {name: control if name == comparison.control.of else read for name, read in chosen.items()}
         flipped = [pair for pair, flip in flips.items() if flip.verdict == "flips"]
-        controlled = verdicts.flips({pair: _contrasts(replaced, pair) for pair in flipped})
+        controlled = verdicts.flips(_contrasts(replaced, flipped))
     values = [{arm: read.values(arm, read.study.metric.name) for arm in shared} for read in chosen.values()]
     tau = rankings.ranking(values[0], values[1], (first.study.metric.better, second.study.metric.better))
     flipping = {arm for pair, flip in flips.items() if flip.verdict == "flips" for arm in pair}
+    unranked = [arm for arm in shared if False in [rankings.diverging(v).get(arm) for v in values]]
     ranks = [_ranks(v, read.study.metric.better) for v, read in zip(values, chosen.values(), strict=True)]
     answers = answer_questions(comparison.questions, chosen)
     return clean(
@@ -49,7 +50,7 @@ def analyse_across(studies: Sequence[ReadStudy], comparison: Comparison, control
             "description": comparison.description,
             "studies": comparison.compare,
             "ranking": {"tau": tau.value, **{key: getattr(tau, key) for key in ("low", "high", "p", "n")}}
-            | {"text": words.ranking_text(tau)},
+            | {"unranked": unranked, "text": words.ranking_text(tau, unranked)},
             "ranks": [{"arm": arm, "ranks": [r.get(arm) for r in ranks], "flip": arm in flipping} for arm in shared],
             "flips": [_flip_data(pair, f, chosen, controlled.get(pair), comparison) for pair, f in flips.items()],
             "counts": dict(Counter(flip.verdict for flip in flips.values())),
@@ -88,18 +89,22 @@ def _tried(read: ReadStudy, arm: str) -> bool:
     return bool(read.values(arm, read.study.metric.name).values)
 
 
-def _contrasts(studies: Mapping[str, ReadStudy], pair: Pair) -> tuple[verdicts.Contrast, verdicts.Contrast]:
-    a, b = (contrast_of(read, *pair, read.study.metric) for read in studies.values())
-    return a, b
+def _contrasts(
+    studies: Mapping[str, ReadStudy], pairs: Sequence[Pair]
+) -> dict[Pair, tuple[verdicts.Contrast, verdicts.Contrast]]:
+    """Each pair of arms in both studies."""
+    known = [(read, noise.Others(read, read.study.metric.name)) for read in studies.values()]
+    first, second = ([contrast_of(read, *pair, read.study.metric, of) for pair in pairs] for read, of in known)
+    return dict(zip(pairs, zip(first, second, strict=True), strict=True))
 
 
 def _ranks(values: Mapping[str, verdicts.Runs], better: str) -> dict[str, int]:
-    """The rank of each arm, 1 for the best. Arms with a diverged run share the last rank."""
-    means = {
-        arm: math.inf if runs.diverged else float(np.mean(known)) * (1 if better == "lower" else -1)
-        for arm, runs in values.items()
-        if (known := [v for v in runs.values.values() if math.isfinite(v)]) or runs.diverged
-    }
+    """The rank of each arm, 1 for the best. Arms with a diverged run share the last rank, or have none."""
+    lost = rankings.diverging(values)
+    means = {arm: math.inf for arm, last in lost.items() if last}
+    for arm, runs in values.items():
+        if arm not in lost and (known := [value for value in runs.values.values() if math.isfinite(value)]):
+            means[arm] = float(np.mean(known)) * (1 if better == "lower" else -1)
     return {arm: 1 + sum(other < mean for other in means.values()) for arm, mean in means.items()}
 
 

@@ -22,9 +22,13 @@ from gptlab.report.across import analyse_across, unlike_studies
 from gptlab.report.advice import default_of, recommend_factors, recommend_overall
 from gptlab.report.effects import effects_of
 from gptlab.report.estimates import Plain, clean
+from gptlab.report.groups import groups_of, judge_pairs
 from gptlab.report.questions import answer_questions, divergence_data
 from gptlab.report.studies import ReadStudy
 from gptlab.report.targets import targets_of
+
+MOST_NAMED = 5  # arms in a note
+GIVEN = "as given"
 
 
 def analyse(
@@ -58,13 +62,15 @@ def analyse(
 def analyse_study(read: ReadStudy) -> Plain:
     study, metric = read.study, read.study.metric
     columns = _columns(read)
-    arms = _arms(read, [key for key, _ in columns])
+    pairs = judge_pairs(read) if read.elsewhere and read.elsewhere.all_pairs else {}
+    arms = _arms(read, [key for key, _ in columns], pairs)
     answers = answer_questions(study.questions, {study.name: read})
     runs = list(read.runs.values())
     added = read.runs if study.until_decided else {}
+    planned = [(arm, seed) for arm in study.arms for seed in study.seeds]
     factors, pairing = effects_of(read), noise.pairing(read, metric.name)
     effects = f"{factors['text'][0].upper()}{factors['text'][1:]}. " if factors else ""
-    return clean(
+    told = clean(
         {
             "name": study.name,
             "description": study.description,
@@ -77,27 +83,36 @@ def analyse_study(read: ReadStudy) -> Plain:
                 "label": words.metric_label(metric.name, read.unit),
                 "better": metric.better,
                 "margin": metric.margin or None,
-                "margin_from": "stated by the study" if metric.margin else verdicts.NO_MARGIN,
+                "margin_from": (GIVEN if read.elsewhere else "stated by the study")
+                if metric.margin
+                else verdicts.NO_MARGIN,
             },
             "baseline": study.baseline,
             "most_seeds": study.most_seeds if study.until_decided else None,
             "seeds": list(dict.fromkeys([*study.seeds, *(run.seed for run in runs)])),
-            "runs_planned": len({(arm, seed) for arm in study.arms for seed in study.seeds} | added.keys()),
+            "elsewhere": read.elsewhere is not None,
+            "paired": read.paired,
+            "runs_planned": len(runs)
+            if read.elsewhere
+            else len({key for key in planned if key[0] not in study.measured or key in read.runs} | added.keys()),
             "runs_found": len(runs),
             "columns": [{"key": key, "label": text} for key, text in columns],
             "arms": arms,
             "summary": f"{effects}{sentences.summary(arms, study.baseline, metric.better)}",
             "failures": [logged.failure_of(r) for r in runs if r.status not in ("completed", "not_applicable")],
-            "runs": [logged.curves_of(run) for run in runs],
+            "runs": [],
             "within": logged.within_seeds(read),
-            "means": {name: mean for name in study.arms if (mean := logged.mean_curves(read.of(name)))},
+            "means": {},
             "pairing": pairing,
             "notes": _notes(read, pairing),
-            "equal": logged.at_equal(read),
+            "equal": [] if read.elsewhere else logged.at_equal(read),
+            "groups": groups_of(read, arms, pairs) if pairs else None,
             "factors": factors,
             "targets": targets_of(read),
             "questions": [answer for answer, _ in answers],
-            "recommendations": [
+            "recommendations": []  # without a machine and recipes
+            if read.elsewhere or study.measured
+            else [
                 recommend_factors(read, factors) if factors and factors["effects"] else recommend_overall(read, arms),
                 *([default_of(read)] if study.default else []),
                 *(advice for _, advice in answers if advice),
@@ -105,31 +120,36 @@ def analyse_study(read: ReadStudy) -> Plain:
             "provenance": _provenance(read),
         }
     )
+    # plain already, and most of all there is
+    told["runs"] = [logged.curves_of(run) for run in runs]
+    told["means"] = {name: mean for name in study.arms if (mean := logged.mean_curves(read.of(name)))}
+    return told
 
 
-def _arms(read: ReadStudy, others: Sequence[str]) -> list[Plain]:
+def _arms(read: ReadStudy, others: Sequence[str], pairs: Mapping[tuple[str, str], verdicts.Judgement]) -> list[Plain]:
     """A row for each arm: settings, runs, quality, speed, memory, and the comparison with the baseline.
 
     Args:
         others: keys of further results to summarise.
+        pairs: all pairs, judged, where they are one family; else each arm against the baseline is.
     """
     study, metric = read.study, read.study.metric
     compared = [arm for arm in study.arms if arm != study.baseline]
-    judged = verdicts.judge({arm: est.contrast_of(read, arm, study.baseline, metric) for arm in compared})
+    judged = {arm: pairs[arm, study.baseline] for arm in compared} if pairs else {}
+    judged = judged or est.judged_against(read, compared, study.baseline)
     diverged = divergence.of_study(read)
     on_frontier = est.frontier_shares(read)
-    base_speeds, base_memory = read.speeds(study.baseline), est.memory_of(read, study.baseline)
+    base_paces, base_memory = read.paces(study.baseline), est.memory_of(read, study.baseline)
     rows = []
     for name, arm in study.arms.items():
-        runs, memory, speeds = read.of(name), est.memory_of(read, name), read.speeds(name)
-        ratio = timing.speedup(speeds, base_speeds) if speeds and name != study.baseline else None
+        runs, memory, paces = read.of(name), est.memory_of(read, name), read.paces(name)
+        ratio = timing.speedup(paces, base_paces) if paces and name != study.baseline else None
         statuses = Counter(run.status for run in runs)
         values = {str(run.seed): run.value(metric.name) for run in runs}
         comparison = None
         if name in judged:
-            text = words.comparison_text(
-                judged[name], metric.name, len(judged), statuses, diverged[name], study.baseline
-            )
+            family = judged[name].family
+            text = words.comparison_text(judged[name], metric.name, family, statuses, diverged[name], study.baseline)
             comparison = est.comparison_data(read, judged[name], name, study.baseline, text)
             if judged[name].verdict == "diverges":
                 comparison |= {"p": diverged[name].p, "p_holm": diverged[name].p_holm}
@@ -140,10 +160,10 @@ def _arms(read: ReadStudy, others: Sequence[str]) -> list[Plain]:
                 "note": arm.note,
                 "settings": _dotted(arm.settings),
                 "statuses": dict(statuses),
-                "planned": len(study.seeds),
+                "planned": len(runs) if read.elsewhere or arm.measured else len(study.seeds),
                 "values": {seed: value for seed, value in values.items() if math.isfinite(value)},
                 "quality": est.mean_and_spread([*values.values()]),
-                "throughput": est.as_plain(timing.throughput(speeds)) if speeds else None,
+                "throughput": est.as_plain(timing.throughput(paces)) if paces else None,
                 "speedup": est.as_plain(ratio) if ratio else None,
                 "memory_gb": memory,
                 "memory_ratio": memory["mean"] / base_memory["mean"] if memory and base_memory else None,
@@ -166,6 +186,10 @@ def _notes(read: ReadStudy, pairing: Plain | None) -> list[str]:
     """What a reader of the numbers has to know."""
     metric = read.study.metric.name
     notes = [] if read.study.metric.margin else [f"{verdicts.NO_MARGIN[0].upper()}{verdicts.NO_MARGIN[1:]}."]
+    notes += read.elsewhere.notes if read.elsewhere else []
+    if measured := read.study.measured:
+        more = f" and {len(measured) - MOST_NAMED} more" if len(measured) > MOST_NAMED else ""
+        notes.append(f"Measured elsewhere, and not trained by gptlab: {', '.join(measured[:MOST_NAMED])}{more}.")
     notes += [text for text in (noise.variances_text(read, metric), pairing and str(pairing["text"])) if text]
     if read.study.until_decided:
         most = read.study.most_seeds
@@ -195,6 +219,9 @@ def _constant(read: ReadStudy) -> list[str]:
 
 
 def _provenance(read: ReadStudy) -> Plain:
+    if read.elsewhere:
+        return {"command": read.elsewhere.command, "sources": read.elsewhere.sources}
+
     def seen(key: str) -> list[str]:
         values = {str(run.environment[key]) for run in read.runs.values() if run.environment.get(key) is not None}
         return sorted(values)

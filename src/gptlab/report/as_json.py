@@ -10,6 +10,7 @@ from typing import Any
 
 from gptlab.report.estimates import Plain
 
+NO_GROUPS: Plain = {"pairs": [], "groups": []}
 ROWS = ("recommendations", "failures", "runs")  # lists of a study that become lists of the report
 
 
@@ -22,6 +23,8 @@ def as_json(payload: Mapping[str, Any]) -> Plain:
       b: better, worse, equivalent, not resolved, diverges or not run. Where b diverges and a does not it is not
       resolved, and `reference_diverged` has the counts. `question` is the question's id, or null for an arm against the
       baseline; `asked_in` is the study or the comparison file that asks.
+    * groups: of arms that cannot be told apart, where all pairs were compared: `study`, `letter`, `arms`. Pairs without
+      the baseline are comparisons like the others.
     * questions, recommendations, failures, runs (with curves as [step, loss] pairs): as the page has them.
     * studies: what else is known of each; across: of a comparison of two studies, or null.
 
@@ -44,6 +47,11 @@ def as_json(payload: Mapping[str, Any]) -> Plain:
                 if a["comparison"]
             ),
             *(
+                _comparison(row, None, study["name"])
+                for study in studies
+                for row in (study["groups"] or NO_GROUPS)["pairs"]
+            ),
+            *(
                 _comparison(row, q["id"], of["name"])
                 for of in asked
                 for q in of["questions"]
@@ -55,11 +63,18 @@ def as_json(payload: Mapping[str, Any]) -> Plain:
             for of in asked
             for question in of["questions"]
         ],
+        "groups": [
+            {"study": study["name"]} | group for study in studies for group in (study["groups"] or NO_GROUPS)["groups"]
+        ],
         "recommendations": rows["recommendations"],
         "warnings": payload["warnings"],
         "failures": rows["failures"],
         "across": across and {key: value for key, value in across.items() if key not in moved},
-        "studies": [{key: value for key, value in study.items() if key not in moved} for study in studies],
+        "studies": [
+            {key: value for key, value in study.items() if key not in moved}
+            | {"groups": study["groups"] and {k: v for k, v in study["groups"].items() if k != "pairs"}}
+            for study in studies
+        ],
         **{key: value for key, value in payload.items() if key not in ("warnings", "across", "studies")},
         "runs": rows["runs"],
     }

@@ -100,6 +100,8 @@ SETTING_NAMES = {
     "optim.grad_clip": "gradients clipped to norm",
     "optim.muon_lr": "learning rate of Muon's matrices",
     "optim.muon_momentum": "momentum of Muon's matrices",
+    "optim.cautious_decay": "decay only where update and weight agree in sign",
+    "train.ema": "decay rate of the weights' moving average",
     "schedule.warmup_steps": "warm-up, steps",
     "schedule.decay_steps": "decay ends at step",
     "schedule.decay_fraction": "share of the run that decays",
@@ -123,8 +125,17 @@ VALUE_NAMES: dict[str, dict[Any, str]] = {
     "model.position": {"rope": "rotary (RoPE)"},
     "model.norm": {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"},
     "model.mlp": {"gelu": "GELU (tanh)", "gelu_erf": "GELU", "relu2": "ReLU²", "swiglu": "SwiGLU"},
-    "optim.name": {"adamw": "AdamW", "muon": "Muon", "sgd": "SGD"},
-    "schedule.shape": {"wsd": "constant, then linear (wsd)"},
+    "optim.name": {
+        "adamw": "AdamW",
+        "muon": "Muon",
+        "sgd": "SGD",
+        "lion": "Lion",
+        "ademamix": "AdEMAMix",
+        "normuon": "NorMuon",
+        "adamw-schedule-free": "Schedule-Free AdamW",
+        "soap": "SOAP",
+    },
+    "schedule.shape": {"wsd": "constant, then linear (wsd)", "wsd-sqrt": "constant, then 1 - sqrt (wsd-sqrt)"},
     "precision.regime": {"fp32": "float32", "amp_bf16": "bf16 by autocast (amp\\_bf16)"},
 }
 

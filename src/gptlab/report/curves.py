@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 
 from gptlab.report.reading import Array
@@ -28,11 +26,11 @@ def thin(steps: Array, values: Array, most: int = MOST_POINTS) -> tuple[Array, A
     if len(values) <= most:
         return steps, values
     edges = np.linspace(0, len(values), most // 2 + 1).astype(int)
-    kept = {0, len(values) - 1}
-    for start, stop in itertools.pairwise(edges):
-        kept.add(start + int(values[start:stop].argmin()))
-        kept.add(start + int(values[start:stop].argmax()))
-    index = sorted(kept)
+    starts, lengths = edges[:-1, None], np.diff(edges)[:, None]
+    within = np.arange(lengths.max())
+    stretches = values[starts + np.minimum(within, lengths - 1)]  # (stretches, points), the last point again at the end
+    found = [starts[:, 0] + stretches.argmin(axis=1), starts[:, 0] + stretches.argmax(axis=1)]
+    index = np.unique(np.concatenate([[0, len(values) - 1], *found]))
     return steps[index], values[index]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -12,7 +12,7 @@ from rich.text import Text
 
 from gptlab.report.effects import effect_name
 from gptlab.report.reading import duration, human
-from gptlab.report.words import decimals, interval, one_line
+from gptlab.report.words import interval, number_form, one_line
 
 STYLES = {"better": "green", "worse": "red", "equivalent": "cyan", "interact": "yellow"}
 ENDS = {"low": "95% low", "high": "95% high"}
@@ -49,19 +49,40 @@ def target_rows(study: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
+def pair_rows(study: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every pair of arms, where all are compared."""
+    if not study["groups"]:
+        return []
+    own = [arm["comparison"] for arm in study["arms"] if arm["comparison"]]
+    unit, keys = f"[{study['metric']['label']}]", ("p", "p_holm", "p_equivalent", "verdict", "why")
+    return [
+        {"a": row["a"], "b": row["b"], f"difference {unit}": row["mean"]}
+        | {f"{name} {unit}": row[key] for key, name in ENDS.items()}
+        | {key: row[key] for key in keys}
+        for row in [*own, *study["groups"]["pairs"]]
+    ]
+
+
+def ranked(study: Mapping[str, Any], arms: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Rows of arms, the best mean first where all pairs are compared."""
+    if not study["groups"]:
+        return list(arms)
+    return sorted(arms, key=lambda arm: study["groups"]["order"].index(arm["name"]))
+
+
 def print_factors(study: Mapping[str, Any], console: Console) -> None:
     factors = study.get("factors")
     if not factors:
         return
     console.print(Text(one_line(f"Factors: {factors['text']}.")))
     if factors["effects"]:
-        digits = decimals(study["metric"])
+        form = number_form(study)
         table = _table(
             ("change", "left"), (f"effect on {study['metric']['label']}", "right"), ("p", "right"), ("", "left")
         )
         for effect in factors["effects"]:
             p = "" if effect["p"] is None else f"{effect['p_adjusted']:.2g}"
-            number = interval(effect["effect"], effect["low"], effect["high"], digits)
+            number = interval(effect["effect"], effect["low"], effect["high"], form)
             verdict = Text(effect["verdict"], STYLES.get(effect["verdict"], "dim"))
             table.add_row(Text(one_line(effect_name(effect))), Text(number), Text(p), verdict)
         console.print(table)
@@ -72,15 +93,37 @@ def print_factors(study: Mapping[str, Any], console: Console) -> None:
 def print_targets(study: Mapping[str, Any], console: Console) -> None:
     for target in study.get("targets") or []:
         units = target["units"]
+        means = _means(study, target["target"])
+        side = "at most" if study["metric"]["better"] == "lower" else "at least"
+        head = (f"{target['label']} {target['target']:g}", "left"), (f"mean {side} it", "left")
         table = _table(
-            (f"validation loss {target['target']:g}", "left"), ("runs", "right"), *((unit, "right") for unit in units)
+            *head[: 2 if means else 1], ("runs that reach it", "right"), *((unit, "right") for unit in units)
         )
-        for arm in target["arms"]:
-            cells = [_time_cell(arm, unit) for unit in units]
-            table.add_row(Text(one_line(arm["name"])), f"{arm['reached']} of {arm['runs']}", *map(Text, cells))
+        for arm in ranked(study, target["arms"]):
+            cells = [Text(_time_cell(arm, unit)) for unit in units]
+            told = [means.get(arm["name"], Text())] if means else []
+            table.add_row(Text(one_line(arm["name"])), *told, f"{arm['reached']} of {arm['runs']}", *cells)
         console.print(table)
+        if means:
+            text = f"mean: one-sided t over an arm's runs; p after Holm over {len(_tabled(study))} targets"
+            console.print(Padding(Text(text, "dim"), (0, 0, 0, 2), expand=False))
     if study.get("targets"):
         console.print(Padding(Text(study["targets"][0]["note"], "dim"), (0, 0, 0, 2), expand=False))
+
+
+def _tabled(study: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [question for question in study["questions"] if question.get("tabled")]
+
+
+def _means(study: Mapping[str, Any], target: float) -> dict[str, Text]:
+    """For each arm whether its mean reaches a target, where that was asked of all arms."""
+    found = {}
+    for question in _tabled(study):
+        if question["target"] == target:
+            p = "" if question["p"] is None or question["answer"] == "not run" else f" (p = {question['p']:.2g})"
+            style = {"confirmed": "green", "rejected": "red"}.get(question["answer"], "dim")
+            found[question["contrast"][0]] = Text(f"{question['answer']}{p}", style)
+    return found
 
 
 def _time_cell(arm: Mapping[str, Any], unit: str) -> str:

@@ -3,31 +3,59 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from gptlab.config import Metric
-from gptlab.report import noise, rankings, timing, verdicts, words
+from gptlab.report import noise, rankings, timing, unpaired, verdicts, words
 from gptlab.report import statistics as st
 from gptlab.report.grids import BestOf, best_of, edges_of
-from gptlab.report.studies import ReadStudy
+from gptlab.report.studies import ReadStudy, look_at
 
 Plain = dict[str, Any]
 
 
-def contrast_of(read: ReadStudy, arm: str, reference: str, metric: Metric) -> verdicts.Contrast:
-    """Two arms of a study, or grids of them, compared in a metric."""
-    if "*" in arm + reference:
-        return best_of(read, (arm, reference), metric)
+def contrast_of(
+    read: ReadStudy, arm: str, reference: str, metric: Metric, others: noise.Others | None = None
+) -> verdicts.Contrast:
+    """Two arms of a study, or grids of them, compared in a metric.
+
+    Where the family is all that was asked so far, a comparison that is not in the ledger shows nothing.
+
+    Args:
+        others: of this study and metric, if they are at hand.
+    """
+    found = _contrast_of(read, arm, reference, metric, others)
+    if read.ledger is None:
+        return found
+    question = {"study": read.study.name, "metric": metric.name, "margin": metric.margin, "a": arm, "b": reference}
+    asked = look_at(question), read.digest((arm, reference), metric.name)
+    return replace(found, ledger=read.ledger.get(asked, (1.0, len(read.ledger))))
+
+
+def _contrast_of(
+    read: ReadStudy, arm: str, reference: str, metric: Metric, others: noise.Others | None
+) -> verdicts.Contrast:
+    if not {arm, reference} <= read.study.arms.keys():
+        return best_of(read, (arm, reference), metric, others)
     ours, theirs = (read.values(name, metric.name) for name in (arm, reference))
+    if not read.paired:
+        return unpaired.contrast(ours, theirs, metric.better, metric.margin)
     if read.study.until_decided:  # seeds so far choose how many there are, so that other arms are no help
         alone = verdicts.contrast(ours, theirs, metric.better, metric.margin)
         return verdicts.with_looks(alone, ours, theirs, read.study.most_seeds)
-    prior = noise.prior_of(read, metric.name, arm, reference)
+    prior = (others or noise.Others(read, metric.name)).prior(arm, reference)
     return verdicts.contrast(ours, theirs, metric.better, metric.margin, prior)
+
+
+def judged_against(read: ReadStudy, arms: Iterable[str], reference: str) -> dict[str, verdicts.Judgement]:
+    """Arms of a study against one of them in the study's metric, as one family."""
+    metric = read.study.metric
+    others = noise.Others(read, metric.name)
+    return verdicts.judge({arm: contrast_of(read, arm, reference, metric, others) for arm in arms})
 
 
 def mean_and_spread(values: Sequence[float]) -> Plain | None:
@@ -68,10 +96,10 @@ def frontier_shares(read: ReadStudy) -> dict[str, float]:
     Arms with a diverged run, and arms with fewer than two runs, are left out.
     """
     arms = [arm for arm in read.study.arms if not any(run.status == "diverged" for run in read.of(arm))]
-    speeds = {arm: {seed: float(np.median(s)) for seed, s in read.speeds(arm).items()} for arm in arms}
+    speeds = {arm: {seed: one.median for seed, one in read.paces(arm).items()} for arm in arms}
     metric = read.study.metric
     values = {arm: dict(read.values(arm, metric.name).values) for arm in arms}
-    shares = rankings.frontier([(speeds, "higher"), (values, metric.better)])
+    shares = rankings.frontier(((speeds, "higher"), (values, metric.better)))
     return {arm: share for arm, share in shares.items() if math.isfinite(share)}
 
 
@@ -112,16 +140,18 @@ def comparison_data(
         "margin": metric.margin or None,
         **judgement_data(judged),
         "family": judged.family,
-        "wins": sum(sign * (value - theirs.get(seed, math.nan)) < 0 for seed, value in ours.items()),
+        "runs": c.runs,
+        "wins": None if c.runs else sum(sign * (value - theirs.get(s, math.nan)) < 0 for s, value in ours.items()),
         "holds_from": _smallest_margin(c) if judged.verdict == "equivalent" else None,
         "diverged": c.diverged,
         "reference_diverged": c.reference_diverged,
         "reason": next((str(run.result["reason"]) for run in refused if run.result.get("reason")), None),
         "started": [len(read.values(name, metric.name).values) for name in (arm, reference)],
-        "speed": as_plain(timing.speedup(read.speeds(a), read.speeds(b))),
+        "speed": as_plain(timing.speedup(read.paces(a), read.paces(b))),
         "memory_ratio": memory_ratio(read, a, b),
         "steps_ratio": steps_ratio(read, a, b),
         "divergence": None,
+        "data": read.digest((arm, reference), metric.name),
         "most_seeds": c.looks.most if c.looks else None,
         "hopeless": judged.hopeless,
         "text": text,
@@ -143,10 +173,12 @@ def _smallest_margin(contrast: verdicts.Contrast) -> float:
 
 def clean(value: Any) -> Any:
     """The same as JSON can hold it: NaN and infinity become null, NumPy's numbers become Python's."""
-    if isinstance(value, Mapping):
-        return {str(key): clean(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [clean(inner) for inner in value]
     if isinstance(value, np.generic):
         value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list | tuple):
+        return [clean(inner) for inner in value]
+    if isinstance(value, str | int | None):  # quicker to tell than what is a mapping
+        return value
+    return {str(key): clean(inner) for key, inner in value.items()} if isinstance(value, Mapping) else value

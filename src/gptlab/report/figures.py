@@ -7,6 +7,7 @@ out. Nothing is shown by colour alone: a marker, a dash or a word says the same.
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from gptlab.report.curves import FEWEST_SMOOTHED, SMOOTHING, ceiling, smooth
 from gptlab.report.drawing import DASHES, GREY, PALE, PALETTE, SMALL, annotate, legend_below, style_axes
 from gptlab.report.placing import Flags, limits_of, place_labels, spread_out, usual_reach
 from gptlab.report.reading import Array, human, number
-from gptlab.report.words import decimals, interval, one_line, shown_verdict, stems, went_wrong
+from gptlab.report.words import interval, number_form, one_line, shown_verdict, stems, went_wrong
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,6 +39,8 @@ UNDATED: dict[str, Look] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}
 LONGEST_NAME = 34  # characters; a longer name loses its middle
 LINE = 0.17  # inches from one such name to the next
 LEAST_SHARE = 0.05  # of a speed or a memory, to either side: what an allocator or a clock adds is less
+MOST_NAMED = 50  # arms in a figure; of more, only some are named
+ASKED, BEST, WORST = 10, 24, 15  # of those: arms that answers rest on, the best and the worst; and the baseline
 ENLARGED = 0.4  # share of the steps, the last ones, that the loss curves show again, enlarged
 
 
@@ -60,12 +63,13 @@ def draw_report(
     out.mkdir(parents=True, exist_ok=True)
     written = []
     tell("drawing the figures", 0, 0)
-    figures = report_figures(payload)
-    for done, (name, figure) in enumerate(figures.items()):
-        tell("drawing the figures", done, len(figures))
-        for suffix in formats:
-            written.append(out / f"{name}.{suffix}")
-            with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "gptlab"}):
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "gptlab"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # of an arm's name, drawn as a box
+        figures = report_figures(payload)
+        for done, (name, figure) in enumerate(figures.items()):
+            tell("drawing the figures", done, len(figures))
+            for suffix in formats:
+                written.append(out / f"{name}.{suffix}")
                 figure.savefig(written[-1], dpi=120, metadata=UNDATED.get(suffix))
     return written
 
@@ -109,6 +113,29 @@ def _legend_of(figure: Figure, entries: Mapping[str, Look], note: str = "") -> N
     legend_below(figure, handles, len(entries), note)
 
 
+def named_arms(study: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The arms that a figure names, in the study's order: all, or of very many those that a reader looks for."""
+    arms = study["arms"]
+    if len(arms) <= MOST_NAMED:
+        return list(arms)
+    sign = 1 if study["metric"]["better"] == "lower" else -1
+    ranked = sorted((arm for arm in arms if arm["quality"]), key=lambda arm: sign * arm["quality"]["mean"])
+    asked = [name for of in (*study["recommendations"], *study["questions"]) for name in of["evidence"]]
+    names = {study["baseline"], *list(dict.fromkeys(asked))[:ASKED]}
+    names |= {arm["name"] for arm in (*ranked[:BEST], *ranked[BEST:][-WORST:])}
+    return [arm for arm in arms if arm["name"] in names]
+
+
+def _left_out(study: Mapping[str, Any], named: Sequence[Mapping[str, Any]], what: str) -> str:
+    """That a figure does not name all arms, as a note; empty if it does."""
+    if len(named) == len(study["arms"]):
+        return ""
+    return (
+        f"{len(study['arms'])} arms: the baseline, the {BEST} best, the {WORST} worst and those that answers rest on "
+        f"are {what}; all are in the CSV files"
+    )
+
+
 # -- loss curves ----------------------------------------------------------------------------------------------------
 
 
@@ -119,10 +146,15 @@ def loss_curves(study: Mapping[str, Any]) -> Figure | None:
     """
     evaluated = any(sum(step > 0 and loss is not None for step, loss in run["val"]) > 1 for run in study["runs"])
     key, what = ("val", "validation loss") if evaluated else ("train", "training loss")
+    unit, better = ", nats", "lower"
+    if study["elsewhere"] and evaluated:
+        what, unit, better = one_line(study["metric"]["label"]), "", study["metric"]["better"]
     runs = [(run, *_points_of(run[key], not evaluated and run["status"] != "diverged")) for run in study["runs"]]
     known = [(run["status"], values) for run, _, values in runs if len(values)]
     if not known:
         return None
+    named = named_arms(study)
+    names = {arm["name"] for arm in named}
     completed = [run for run in runs if run[0]["status"] == "completed" and len(run[1])]
     lasts: dict[str, list[float]] = {}
     for run, _, values in completed:
@@ -135,7 +167,7 @@ def loss_curves(study: Mapping[str, Any]) -> Figure | None:
     usual = [values for status, values in known if status != "diverged"] or [values for _, values in known]
     views = [(0.0, min(values.min() for values in usual), max(ceiling(values) for values in usual))]
     end = max(float(steps[-1]) for _, steps, _ in runs if len(steps))
-    start = (1 - ENLARGED) * end
+    start = (1 - ENLARGED) * min([end, *(float(steps[-1]) for steps, _ in means.values() if len(steps))])
     if evaluated:  # two points make a line
         start = min([start, *(float(at[-2]) for at, _ in means.values() if len(at) > 1 and at[-1] == end)])
     away = {arm: abs(value - float(np.median([*ends.values()]))) for arm, value in ends.items()}
@@ -144,17 +176,22 @@ def loss_curves(study: Mapping[str, Any]) -> Figure | None:
     if any(len(values) > 1 for values in late):
         views.append((start, np.concatenate(late).min(), np.concatenate(late).max()))
 
-    arms = [arm for arm in study["arms"] if any(arm["name"] == run["arm"] for run, *_ in runs)]
+    ran = {run["arm"] for run, *_ in runs}
+    arms = [arm for arm in named if arm["name"] in ran]
     styles = itertools.cycle({"color": color, "linestyle": dash} for dash in DASHES for color in PALETTE)
-    looks = dict(zip([arm["name"] for arm in study["arms"]], styles, strict=False))
-    figure = _figure(f"{what.capitalize()} of all runs", study["name"], 9.5, max(4.6, 1.6 + LINE * len(arms)))
+    looks = dict(zip([arm["name"] for arm in named], styles, strict=False))
+    others = [run for run in runs if run[0]["arm"] not in names]
+    runs, means = [run for run in runs if run[0]["arm"] in names], {arm: means[arm] for arm in means if arm in names}
+    figure = _figure(f"{what[:1].upper()}{what[1:]} of all runs", study["name"], 9.5, max(4.6, 1.6 + LINE * len(arms)))
     panels = figure.subplots(1, len(views), squeeze=False)[0]
     for axes, (left, low, high) in zip(panels, views, strict=True):
-        style_axes(axes, "step", f"{what}, nats (lower is better)" if axes is panels[0] else "", ticks=9)
+        style_axes(axes, "step", f"{what}{unit} ({better} is better)" if axes is panels[0] else "", ticks=9)
         room, margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0, 0.01 * (end - left) or 1.0
         axes.set(xlim=(left - margin, end + margin), ylim=(low - room, high + room))
         axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
         axes.locator_params(axis="x", nbins=5, integer=True)
+        if others:
+            _draw_others(axes, others)
         _draw_curves(axes, runs, means, looks, "" if axes is panels[0] else "late ")
     if len(views) > 1:
         text = f"the last {1 - start / end:.0%} of the steps, enlarged"
@@ -162,9 +199,10 @@ def loss_curves(study: Mapping[str, Any]) -> Figure | None:
     _name_ends(panels[-1], figure, arms, ends, looks)
     entries: dict[str, Look] = {"mean of an arm's completed runs": {"linewidth": 1.7}}
     entries |= {"one run": {"linewidth": 0.8, "alpha": 0.6}}
-    if any(run["status"] == "diverged" for run, *_ in runs):
+    if any(run["status"] == "diverged" for run, *_ in (*runs, *others)):
         entries["a run diverged here"] = {"marker": "X", "linestyle": "", "markersize": 7}
-    _legend_of(figure, entries, "" if evaluated else f"curves: {SMOOTHING}; of diverged runs as logged")
+    notes = ["" if evaluated else f"curves: {SMOOTHING}; of diverged runs as logged", _left_out(study, named, "named")]
+    _legend_of(figure, entries, "\n".join(filter(None, notes)))
     return figure
 
 
@@ -173,6 +211,26 @@ def _points_of(points: Sequence[Sequence[Any]], smoothed: bool) -> tuple[Array, 
     pairs = np.array([[number(step), number(loss)] for step, loss in points], dtype=np.float64).reshape(-1, 2)
     steps, losses = pairs[np.isfinite(pairs).all(axis=1)].T
     return smooth(steps, losses)[:2] if smoothed and len(losses) >= FEWEST_SMOOTHED else (steps, losses)
+
+
+def _draw_others(axes: Axes, runs: Sequence[tuple[Mapping[str, Any], Array, Array]]) -> None:
+    """Runs of arms that are not named: grey, behind the others."""
+    from matplotlib.collections import LineCollection
+
+    curves = [np.stack([steps, values], axis=1) for _, steps, values in runs if len(values)]
+    look: Look = {"colors": PALE, "linewidths": 0.5, "alpha": 0.3, "zorder": 1, "rasterized": True, "gid": "others"}
+    axes.add_collection(LineCollection(curves, **look), autolim=False)
+    marks = [place for run, steps, values in runs if (place := _diverged_at(axes, run, steps, values))]
+    if marks:
+        axes.plot(*np.transpose(marks), "X", color=PALE, markersize=5, clip_on=False, gid="others diverged")
+
+
+def _diverged_at(axes: Axes, run: Mapping[str, Any], steps: Array, values: Array) -> tuple[float, float] | None:
+    """Where a run diverged: as high as it was seen, or on the edge; None if it did not, or left of the axes."""
+    ended = number(run["ended"]) if run["ended"] is not None else steps[-1] if len(steps) else 0.0
+    if run["status"] != "diverged" or not ended >= axes.get_xlim()[0]:
+        return None
+    return ended, min([*values[steps <= ended][-1:], axes.get_ylim()[1]])
 
 
 def _draw_curves(
@@ -185,11 +243,9 @@ def _draw_curves(
     for run, steps, values in runs:
         look, whose = looks[run["arm"]], one_line(f"{run['arm']} {run['seed']}")
         axes.plot(steps, values, linewidth=0.7, alpha=0.35, gid=f"{view}run {whose}", **look)
-        ended = number(run["ended"]) if run["ended"] is not None else steps[-1] if len(steps) else 0.0
-        if run["status"] == "diverged" and ended >= axes.get_xlim()[0]:
-            at = min([*values[steps <= ended][-1:], axes.get_ylim()[1]])  # as high as it was seen, or on the edge
+        if place := _diverged_at(axes, run, steps, values):
             mark: Look = {"color": look["color"], "markersize": 7, "mec": "white", "clip_on": False, "zorder": 5}
-            axes.plot(ended, at, "X", gid=f"{view}diverged {whose}", **mark)
+            axes.plot(*place, "X", gid=f"{view}diverged {whose}", **mark)
     for arm, (steps, values) in means.items():
         dots: Look = {"marker": "o" if len(values) < 3 else "", "markersize": 3}
         axes.plot(steps, values, linewidth=1.7, gid=f"{view}mean {one_line(arm)}", **dots, **looks[arm])
@@ -252,9 +308,16 @@ def tradeoff(study: Mapping[str, Any], key: str) -> Figure | None:
         stairs: Look = {"drawstyle": "steps-pre", "color": BLUE, "linewidth": 1.3, "alpha": 0.7, "zorder": 2}
         axes.plot([left, *speed, speed[-1]], [cost[0], *cost, edge], gid="frontier", **stairs)
 
-    labels, texts, shown = short_labels(arm["name"] for arm in arms), [], np.clip(y[:, 0], bottom, top)
+    labels, texts, shown = short_labels(arm["name"] for arm in arms), [""] * len(arms), np.clip(y[:, 0], bottom, top)
     kinds = np.where(frontier, 0, np.where(whole, 1, 2))
-    for i, arm in enumerate(arms):
+    named = named_arms(study)
+    told = frontier | np.isin([arm["name"] for arm in arms], [arm["name"] for arm in named])
+    for kind in range(len(POINTS)):  # without names, in one go
+        some = ~told & (kinds == kind)
+        if some.any():
+            axes.plot(x[some, 0], shown[some], markersize=4, alpha=0.6, zorder=3, gid="others", **POINTS[kind][1])
+    for i in np.flatnonzero(told):
+        arm = arms[i]
         look, name = POINTS[kinds[i]][1], one_line(arm["name"])
         bar: Look = {"color": look["color"], "linewidth": 0.9, "alpha": 0.4, "zorder": 1}
         axes.plot(x[i, 1:], [shown[i]] * 2, gid=f"x {name}", **bar)
@@ -264,11 +327,12 @@ def tradeoff(study: Mapping[str, Any], key: str) -> Figure | None:
         axes.plot(x[i, 0], shown[i], markersize=7, zorder=4, clip_on=False, gid=f"point {name}", **look)
         share = f"{arm['frontier']:.0%}" if quality and (arm["frontier"] or 0) >= 0.01 else ""
         parts = [labels[arm["name"]], share, f"({y[i, 0]:.4g})" if beyond else "", f"({wrong})" if wrong else ""]
-        texts.append(" ".join(filter(None, parts)))
+        texts[i] = " ".join(filter(None, parts))
     notes = ["lines: 95% intervals"] if np.isfinite([x[:, 1], y[:, 1]]).any() else []
     if any("%" in text for text in texts):
         notes.append("%: share of simulated draws in which the arm is on the frontier")
-    _legend_of(figure, dict(POINTS[kind] for kind in sorted(set(kinds))), "; ".join(notes))
+    note = "\n".join(filter(None, ["; ".join(notes), _left_out(study, named, "named, and arms on the frontier")]))
+    _legend_of(figure, dict(POINTS[kind] for kind in sorted(set(kinds))), note)
     place_labels(axes, figure, np.stack([x[:, 0], shown], axis=1), texts, frontier)
     return figure
 
@@ -280,17 +344,19 @@ def paired_differences(study: Mapping[str, Any]) -> Figure | None:
     """A forest plot: each arm's paired difference from the baseline with its interval, and its verdict."""
     metric, margin = study["metric"], study["metric"]["margin"] or 0.0
     values = {arm["name"]: arm["values"] for arm in study["arms"]}
-    arms = [arm for arm in study["arms"] if arm["comparison"]]
+    named = named_arms(study)
+    arms = [arm for arm in named if arm["comparison"]]
     bars = np.array([[number(arm["comparison"][end]) for end in ("mean", "low", "high")] for arm in arms])
     bars = bars.reshape(-1, 3)  # also without arms
     bars[["diverges" in arm["comparison"]["verdict"] for arm in arms]] = np.nan  # survivors are no fair sample
     if not np.isfinite(bars[:, 0]).any():
         return None
-    title = f"Paired differences in {metric['label'].split(',')[0]}"
+    title = f"{'Paired differences' if study['paired'] else 'Differences'} in {metric['label'].split(',')[0]}"
     figure = _figure(title, study["name"], 9.5, 1.9 + 0.27 * len(arms))
     axes = _forest_axes(figure, study, arms, bars, margin)
     entries: dict[str, Look] = {"mean": {"marker": "o", "markerfacecolor": "white", "linestyle": ""}}
-    entries |= {"95% interval": {"linewidth": 1.6}, "each seed": {"marker": "|", "linestyle": ""}}
+    entries |= {"95% interval": {"linewidth": 1.6}}
+    entries |= {"each seed": {"marker": "|", "linestyle": ""}} if study["paired"] else {}
     if margin:
         axes.axvspan(-margin, margin, color=GREEN, alpha=0.15, linewidth=0, gid="margin", zorder=0)
         entries[f"margin: up to {margin:g} counts as no difference"] = {"color": GREEN, "alpha": 0.3, "linewidth": 8}
@@ -298,13 +364,13 @@ def paired_differences(study: Mapping[str, Any]) -> Figure | None:
     told = [went_wrong(arm) for arm in arms]
     for i in np.flatnonzero(np.isfinite(bars[:, 0])):
         low, high = (arms[i]["comparison"][end] for end in ("low", "high"))
-        told[i] = interval(bars[i, 0], low, high, decimals(metric))
+        told[i] = interval(bars[i, 0], low, high, number_form(study))
     column = 20 + 5.4 * max(map(len, told))  # points, of the verdicts beside the numbers
     for row, (arm, bar) in enumerate(zip(arms, bars, strict=True)):
-        baseline = {} if np.isnan(bar[0]) else values[study["baseline"]]
+        baseline = {} if np.isnan(bar[0]) or not study["paired"] else values[study["baseline"]]
         seeds = [value - baseline[seed] for seed, value in arm["values"].items() if seed in baseline]
         _forest_row(axes, row, arm, bar, seeds, told[row], column)
-    _legend_of(figure, entries)
+    _legend_of(figure, entries, _left_out(study, named, "shown"))
     return figure
 
 
@@ -317,7 +383,8 @@ def _forest_axes(
     left, right = float(near.min()) - room, float(near.max()) + room
 
     labels, metric = short_labels(arm["name"] for arm in study["arms"]), study["metric"]
-    x_label = f"{metric['label']}: difference from {labels[study['baseline']]}, paired by seed"
+    x_label = f"{metric['label']}: difference from {labels[study['baseline']]}"
+    x_label += ", paired by seed" if study["paired"] else ""
     axes = style_axes(figure.subplots(), x_label, "", ticks=9)
     axes.set(xlim=(left, right), ylim=(len(arms) - 0.4, -0.6))
     axes.set_yticks(range(len(arms)), [labels[arm["name"]] for arm in arms])

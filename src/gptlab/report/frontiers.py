@@ -20,7 +20,7 @@ import numpy as np
 
 from gptlab.report import statistics as st
 from gptlab.report import timing, verdicts
-from gptlab.report.estimates import contrast_of, memory_ratio
+from gptlab.report.estimates import judged_against, memory_ratio
 from gptlab.report.rankings import DRAWS, centred_block, drawn_means
 from gptlab.report.reading import Array
 from gptlab.report.studies import ReadStudy
@@ -113,9 +113,8 @@ def _draws(axis: Axis, draws: int, generator: np.random.Generator) -> Array:
 
 def judged_of(read: ReadStudy) -> dict[str, verdicts.Judgement]:
     """Every arm of a study against its baseline."""
-    study = read.study
-    family = {arm: contrast_of(read, arm, study.baseline, study.metric) for arm in study.arms if arm != study.baseline}
-    return verdicts.judge(family)
+    baseline = read.study.baseline
+    return judged_against(read, [arm for arm in read.study.arms if arm != baseline], baseline)
 
 
 def compare(studies: Mapping[str, ReadStudy], least: tuple[float, float]) -> tuple[Frontiers, dict[str, str]]:
@@ -131,7 +130,7 @@ def compare(studies: Mapping[str, ReadStudy], least: tuple[float, float]) -> tup
     axes = []
     for read in studies.values():
         arms = [arm for arm in read.study.arms if arm not in reasons]
-        speeds = {arm: {seed: float(np.median(s)) for seed, s in read.speeds(arm).items()} for arm in arms}
+        speeds = {arm: {seed: one.median for seed, one in read.paces(arm).items()} for arm in arms}
         axes.append((speeds, {arm: dict(read.values(arm, "peak_memory_gb").values) for arm in arms}))
     told = {arm: [f"{why} in {' and '.join(names)}" for why, names in found.items()] for arm, found in reasons.items()}
     return frontiers(axes, least), {arm: ", ".join(why) for arm, why in told.items()}
@@ -143,7 +142,7 @@ def _unusable(read: ReadStudy, arms: Sequence[str]) -> dict[str, str]:
     found = {}
     for arm in arms:
         runs = read.of(arm)
-        known = [run for run in runs if run.speeds(read.unit) and run.value("peak_memory_gb") > 0]
+        known = [run for run in runs if len(run.speeds(read.unit)) and run.value("peak_memory_gb") > 0]
         if any(run.status == "diverged" for run in runs):
             found[arm] = "diverged"
         elif arm in worse:
@@ -156,4 +155,4 @@ def _unusable(read: ReadStudy, arms: Sequence[str]) -> dict[str, str]:
 def ratios(read: ReadStudy, arm: str) -> tuple[float, float]:
     """Speed and memory of an arm, as ratios to the baseline's; NaN if unknown."""
     baseline = read.study.baseline
-    return timing.speedup(read.speeds(arm), read.speeds(baseline)).value, memory_ratio(read, arm, baseline)
+    return timing.speedup(read.paces(arm), read.paces(baseline)).value, memory_ratio(read, arm, baseline)

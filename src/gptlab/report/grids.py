@@ -120,10 +120,13 @@ class BestOf(verdicts.Contrast):
         return max(self.pairs.p_below(self.margin), self.pairs.p_above(-self.margin))
 
 
-def best_of(read: ReadStudy, contrast: Sequence[str], metric: Metric) -> BestOf:
+def best_of(read: ReadStudy, contrast: Sequence[str], metric: Metric, others: noise.Others | None = None) -> BestOf:
     """The contrast of two grids, or of a grid and an arm, each given as a pattern such as `adamw_*`.
 
     An arm with a diverged run is never the best. If that leaves no arm of a grid, the grid diverges.
+
+    Args:
+        others: of this study and metric, if they are at hand.
     """
     sides: list[dict[str, verdicts.Runs]] = []
     counts, left_out = [], []
@@ -148,7 +151,8 @@ def best_of(read: ReadStudy, contrast: Sequence[str], metric: Metric) -> BestOf:
     sign = 1.0 if metric.better == "lower" else -1.0
     priors: list[list[noise.Prior | None]] = [[None for _ in sides[1]] for _ in sides[0]]
     if not read.study.until_decided:
-        priors = [[noise.prior_of(read, metric.name, arm, reference) for reference in sides[1]] for arm in sides[0]]
+        others = others or noise.Others(read, metric.name)
+        priors = [[others.prior(arm, reference) for reference in sides[1]] for arm in sides[0]]
     pairs = pairs_of(arms, references, sign, (len(names[0]), len(names[1])), priors)
     if read.study.until_decided:
         pairs = pairs_with_looks(pairs, arms, references, sign, read.study.most_seeds)
@@ -230,6 +234,8 @@ def edges_of(read: ReadStudy, contrast: Sequence[str], chosen: Sequence[str]) ->
 
 def at_edge(read: ReadStudy, arms: Sequence[str], chosen: str) -> str:
     """Settings in which the chosen arm has the smallest or largest number of its grid; empty if there are none."""
+    if read.elsewhere:  # without recipes
+        return ""
     built = {arm: settings_of(read.study.build(arm, read.study.seeds[0])) for arm in arms}
     found = []
     for name, own in built[chosen].items():

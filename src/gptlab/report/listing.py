@@ -26,7 +26,7 @@ from gptlab.streams import say
 FOLDERS = (Path("runs"), Path("results"))  # where runs are if nothing else is said
 MOST_LEVELS, MOST_FOLDERS = 5, 20_000  # below a folder, that are looked into
 NO_DIFFERENCE = ("name", "description", "data.path")
-SETTLED = ("model.vocab_size", "schedule.decay_steps")  # a run replaces their 0
+SETTLED = ("model.vocab_size", "schedule.decay_steps", "optim.ademamix_warmup")  # a run replaces their 0
 COLOURS = {"running": "cyan", "completed": "green", "failed": "red", "damaged": "red"}
 
 

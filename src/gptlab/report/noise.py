@@ -20,8 +20,9 @@ noisy as the rest, the median of the differences from the baseline and 2 degrees
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -129,8 +130,12 @@ def prior_variance(block: Array) -> float:
     if arms < LEAST_OTHERS or not LEAST_SEEDS <= n < ENOUGH_SEEDS:
         return st.NAN
     i, j = np.triu_indices(arms, 1)
-    variances = np.sort(pair_variances(block)[i, j])
-    return float(variances[math.ceil(PRIOR_QUANTILE * len(variances)) - 1])
+    return float(np.sort(pair_variances(block)[i, j])[_place(arms)])
+
+
+def _place(arms: int) -> int:
+    """Which of the sorted variances between so many arms is the 90% quantile."""
+    return math.ceil(PRIOR_QUANTILE * (arms * (arms - 1) // 2)) - 1
 
 
 def pair_variances(block: Array) -> Array:
@@ -150,21 +155,64 @@ def sound_arms(read: ReadStudy, key: str) -> dict[str, dict[int, float]]:
     return {arm: known for arm, r in runs.items() if not r.diverged and (known := st.finite(r.values))}
 
 
-def prior_of(read: ReadStudy, key: str, arm: str, reference: str) -> Prior | None:
-    """What a study adds to the variance of a comparison of two of its arms; None: nothing.
+class Others:
+    """What the arms of a study tell about the noise of comparisons in one metric, worked out once for all of them."""
 
-    Args:
-        key: of the metric.
-    """
-    if read.study.variances == "own":
-        return None
-    values = sound_arms(read, key)
-    if read.study.variances == "shared":
-        shared = shared_variance(values)
-        if shared is not None and shared.p > GUARD:
-            return Prior(2 * shared.variance, shared.df, shared.arms, shared=True)
-    ours, theirs = (st.finite(read.values(name, key).values) for name in (arm, reference))
-    return prior_from(values, ours, theirs)
+    def __init__(self, read: ReadStudy, key: str) -> None:
+        self._read, self._key = read, key
+        self._blocks: dict[tuple[int, ...], _Block] = {}
+
+    @cached_property
+    def values(self) -> dict[str, dict[int, float]]:
+        return sound_arms(self._read, self._key)
+
+    @cached_property
+    def shared(self) -> Shared | None:
+        return shared_variance(self.values)
+
+    def prior(self, arm: str, reference: str) -> Prior | None:
+        """What the study adds to the variance of a comparison of two of its arms; None: nothing."""
+        variances = self._read.study.variances
+        if variances == "own" or not self._read.paired:
+            return None
+        if variances == "shared" and self.shared is not None and self.shared.p > GUARD:
+            return Prior(2 * self.shared.variance, self.shared.df, self.shared.arms, shared=True)
+        if arm not in self.values or reference not in self.values:
+            ours, theirs = (st.finite(self._read.values(name, self._key).values) for name in (arm, reference))
+            return prior_from(self.values, ours, theirs)
+        seeds = tuple(sorted(self.values[arm].keys() & self.values[reference].keys()))
+        if not LEAST_SEEDS <= len(seeds) < ENOUGH_SEEDS:
+            return None
+        if seeds not in self._blocks:
+            self._blocks[seeds] = _Block(self.values, seeds)
+        return self._blocks[seeds].prior(arm, reference)
+
+
+class _Block:
+    """The arms with a value in every one of some seeds, ready to say what is left without any two of them."""
+
+    def __init__(self, values: Mapping[str, Mapping[int, float]], seeds: Sequence[int]) -> None:
+        whole = [arm for arm, own in values.items() if own.keys() >= set(seeds)]
+        rows = np.array([[values[arm][seed] for seed in seeds] for arm in whole])
+        self.row, self.copies = {arm: i for i, arm in enumerate(whole)}, copies_of(rows)
+        i, j = np.triu_indices(len(rows), 1)
+        variances = pair_variances(rows)[i, j]
+        order = np.argsort(variances)
+        self.sorted, self.rank = variances[order], np.full((len(rows), len(rows)), -1)
+        self.rank[i[order], j[order]] = self.rank[j[order], i[order]] = np.arange(len(order))
+
+    def prior(self, arm: str, reference: str) -> Prior | None:
+        """As `prior_from`, whose rows are these."""
+        pair = (self.row[arm], self.row[reference])
+        gone = {*pair, *self.copies}.difference(first_of([*pair, *sorted(self.copies)], self.copies)).union(pair)
+        others = len(self.row) - len(gone)
+        if others < LEAST_OTHERS:
+            return None
+        left_out = np.unique(self.rank[list(gone)])[1:]  # without the diagonal's -1
+        place = _place(others)
+        before = np.searchsorted(left_out - np.arange(len(left_out)), place, side="right")
+        variance = float(self.sorted[place + before])
+        return Prior(variance, PRIOR_DF, others + 2) if variance > 0 else None
 
 
 def prior_from(
@@ -186,17 +234,32 @@ def prior_from(
     return Prior(variance, PRIOR_DF, len(others) + 2) if variance > 0 else None
 
 
-def distinct(rows: Array) -> list[int]:
-    """Indices of the rows, (arms, seeds), that are no copy of an earlier one: beside rounding, or a constant."""
+def copies_of(rows: Array) -> dict[int, set[int]]:
+    """For each of the rows, (arms, seeds), that has any: those that differ from it by rounding, or a constant."""
     spread = np.sqrt(np.maximum(0, pair_variances(rows)))
     # the sum of squares rounds worse than the differences themselves, so what is close is looked at again
     limit, scale = st.ROUNDING * np.abs(rows).max(), 1e-6 * np.abs(rows).max()
-    kept: list[int] = []
-    for i in range(len(rows)):
-        close = [j for j in kept if spread[i, j] <= scale]
-        if all((rows[i] - rows[j]).std(ddof=1) > limit for j in close):
-            kept.append(i)
-    return kept
+    i, j = np.nonzero(np.triu(spread <= scale, 1))
+    same = (rows[i] - rows[j]).std(axis=1, ddof=1) <= limit
+    found: dict[int, set[int]] = {}
+    for a, b in zip(i[same].tolist(), j[same].tolist(), strict=True):
+        found.setdefault(a, set()).add(b)
+        found.setdefault(b, set()).add(a)
+    return found
+
+
+def first_of(order: Iterable[int], copies: Mapping[int, set[int]]) -> list[int]:
+    """The rows in an order, without those that come again and those that are a copy of an earlier one."""
+    kept: dict[int, None] = {}
+    for i in order:
+        if i not in copies or copies[i].isdisjoint(kept):
+            kept[i] = None
+    return list(kept)
+
+
+def distinct(rows: Array) -> list[int]:
+    """Indices of the rows, (arms, seeds), that are no copy of an earlier one."""
+    return first_of(range(len(rows)), copies_of(rows))
 
 
 def complete_block(values: Mapping[str, Mapping[int, float]]) -> Array:
@@ -296,7 +359,7 @@ def correlation(block: Array) -> st.Estimate | None:
 
 def pairing(read: ReadStudy, key: str) -> dict[str, object] | None:
     """{"correlation", "low", "high", "text"} of the arms over seeds; None if two arms do not share two seeds."""
-    found = correlation(complete_block(sound_arms(read, key)))
+    found = correlation(complete_block(sound_arms(read, key))) if read.paired else None
     if found is None:
         return None
     ratio = math.sqrt(1 - found.value)
@@ -312,6 +375,18 @@ def pairing(read: ReadStudy, key: str) -> dict[str, object] | None:
 def variances_text(read: ReadStudy, key: str) -> str:
     """How the variances of the study's comparisons were estimated, as a sentence; empty if each has its own."""
     values = sound_arms(read, key)
+    if not read.paired and len(read.study.arms) < 2:
+        return ""
+    if not read.paired:
+        why = (
+            "The runs share no seeds (--paired: they do)"
+            if read.elsewhere
+            else "Runs measured elsewhere share no seeds"
+        )
+        return (
+            f"{why}, so arms are compared unpaired. Each has its own variance; "
+            "the difference of means over its standard error is judged by the distribution of Behrens and Fisher."
+        )
     if read.study.variances == "shared":
         shared = shared_variance(values)
         if shared is None:
@@ -342,7 +417,7 @@ def variances_text(read: ReadStudy, key: str) -> str:
 
 
 def judged_p(blocks: Array, pairs: Sequence[tuple[int, int]], variances: str = "shrunk") -> Array:
-    """Unadjusted p of each comparison in many studies without gaps or copies, as `prior_of` and `contrast` give them.
+    """Unadjusted p of each comparison in many studies without gaps or copies, as `Others` and `contrast` give them.
 
     Args:
         blocks: values (studies, arms, seeds).

@@ -63,6 +63,7 @@ def place_labels(axes: Axes, figure: Figure, points: Array, texts: Sequence[str]
 
     Args:
         points: (points, 2), in data coordinates.
+        texts: of each; an empty one is not drawn.
         first: (points,), texts in bold, which are placed first.
     """
     from matplotlib.text import Text
@@ -78,14 +79,19 @@ def place_labels(axes: Axes, figure: Figure, points: Array, texts: Sequence[str]
     look["bbox"] = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.5}
     drawn = [
         annotate(axes, text, point, (0, 0), fontweight="bold" if bold else "normal", gid=f"label {i}", **look)
+        if text
+        else None
         for i, (text, point, bold) in enumerate(zip(texts, points, first, strict=True))
     ]
-    halves = np.array([Text.get_window_extent(text).size for text in drawn]) / unit / 2
+    halves = np.array([Text.get_window_extent(text).size if text else (0, 0) for text in drawn]) / unit / 2
     nowhere = np.tile([np.inf, np.inf, -np.inf, -np.inf], (len(at), 1))
     boxes = np.concatenate([np.concatenate([at - 6, at + 6], axis=1), nowhere])  # points, texts: left, low, right, top
-    order = np.argsort(np.where(first, 0, 1), kind="stable")
+    order = [i for i in np.argsort(np.where(first, 0, 1), kind="stable") if texts[i]]
     for i in [*order, *order]:  # in the second pass, all others have a place
-        others = np.delete(boxes, [i, len(at) + i], axis=0)
+        reach = radii[-1] + 2 * halves[i]
+        near = ((boxes[:, :2] < at[i] + reach) & (boxes[:, 2:] > at[i] - reach)).all(axis=1)
+        near[[i, len(at) + i]] = False
+        others = boxes[near]
         centres = at[i] + ways * (radii[:, None] + halves[i])
         low, high = centres - halves[i], centres + halves[i]
         outside = (np.maximum(frame[:2] - low, 0) + np.maximum(high - frame[2:], 0)).sum(axis=1)

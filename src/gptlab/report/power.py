@@ -12,6 +12,7 @@ from gptlab.config import Study
 from gptlab.errors import UserError
 from gptlab.report import detection
 from gptlab.report import statistics as st
+from gptlab.report.estimates import Plain
 from gptlab.report.precedents import nearest
 from gptlab.report.reading import Array
 from gptlab.report.studies import ReadStudy
@@ -138,19 +139,69 @@ def power_report(study: Study, effect: float, noise: Noise) -> list[str]:
         n = detection.seeds_for_equivalence(margin, noise.sd)
         lines.append(f"to show that equal arms are equivalent within {margin:g}: {_seed_count(n)}")
     lines += [RULES[rule.variances]] if rule.variances != "own" else []
+    lines += unknown_to_power(study)
     lines += ["", f"{'seeds':>7}  {'detects (alone)':>15}  {f'detects (of {family})':>16}"]
-    for n in sorted({*SHOWN, len(study.seeds)}):
-        alone, among = (detection.minimum_detectable(n, noise.sd, m, margin, rule) for m in (1, family))
+    for n, alone, among in _detected(study, noise):
         mark = "  this study" if n == len(study.seeds) else ""
-        if n > 1:
-            lines.append(f"{n:>7}  {alone:>15.3g}  {among:>16.3g}{mark}")
+        lines.append(f"{n:>7}  {alone:>15.3g}  {among:>16.3g}{mark}")
     return lines
+
+
+def power_data(study: Study, effect: float, noise: Noise) -> Plain:
+    """The same as plain data: numbers of seeds (null: over 10,000), and what other numbers of seeds detect.
+
+    Args, Raises: as of `power_report`.
+    """
+    text, family = power_report(study, effect, noise), len(study.arms) - 1
+    margin, rule = study.metric.margin or 0.0, rule_of(study)
+    needed = [
+        detection.seeds_needed(effect, noise.sd, m, margin, rule) if effect > margin else None for m in (1, family)
+    ]
+    return {
+        "study": study.name,
+        "metric": study.metric.name,
+        "effect": effect,
+        "margin": margin or None,
+        "comparisons": family,
+        "noise": {"sd": noise.sd, "low": noise.low, "high": noise.high},
+        "seeds_alone": needed[0],
+        "seeds_family": needed[1],
+        "seeds_equivalent": detection.seeds_for_equivalence(margin, noise.sd) if margin else None,
+        "detects": [{"seeds": n, "alone": alone, "family": among} for n, alone, among in _detected(study, noise)],
+        "text": text,
+    }
+
+
+def _detected(study: Study, noise: Noise) -> list[tuple[int, float, float]]:
+    """(seeds, what they detect in one comparison, and in the first of the family)."""
+    family, margin, rule = len(study.arms) - 1, study.metric.margin or 0.0, rule_of(study)
+
+    def least(n: int, tests: int) -> float:
+        return detection.minimum_detectable(n, noise.sd, tests, margin, rule)
+
+    return [(n, least(n, 1), least(n, family)) for n in sorted({*SHOWN, len(study.seeds)}) if n > 1]
+
+
+def unknown_to_power(study: Study) -> list[str]:
+    """What a study does that these numbers leave out, one sentence each."""
+    found = []
+    if study.until_decided:
+        found.append(
+            f"these numbers are of one look at a fixed number of seeds; the study looks after every seed from 2 to "
+            f"{study.most_seeds} and pays for it, so {study.most_seeds} seeds find less than this, and often fewer do"
+        )
+    if study.factors:
+        found.append(
+            "these numbers are of two arms; the study's factors are compared over all its arms, which finds smaller "
+            "differences"
+        )
+    return found
 
 
 def rule_of(study: Study) -> detection.Rule:
     """How the comparisons of a study will be judged."""
-    few = len(study.arms) - 2 < detection.LEAST_OTHERS
-    return detection.OWN if few or study.variances == "own" else detection.Rule(study.variances, len(study.arms))
+    own = study.variances == "own" or study.until_decided or len(study.arms) - 2 < detection.LEAST_OTHERS
+    return detection.OWN if own else detection.Rule(study.variances, len(study.arms))
 
 
 def precedent_noise(study: Study, parameters: int | None, tokens: int | None) -> Noise:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gptlab.report import statistics as st
+from gptlab.report.divergence import more_often
 from gptlab.report.reading import Array
 from gptlab.report.verdicts import Runs
 
@@ -28,7 +30,10 @@ def centred_block(arms: Mapping[str, Mapping[int, float]]) -> tuple[list[str], A
 
 
 def ranking(a: Mapping[str, Runs], b: Mapping[str, Runs], better: tuple[st.Better, st.Better]) -> st.Estimate:
-    """Kendall's tau-b between two studies' rankings of the arms they share. Arms with a diverged run rank last, tied.
+    """Kendall's tau-b between two studies' rankings of the arms they share.
+
+    Of arms with a diverged run, those that `diverging` calls last are, tied, and taken as known to be; the others are
+    left out.
 
     The interval is a projection: every tau that agrees with a joint 95% confidence set of both rankings (as Klein,
     Wright and Wieczorek 2020), which is Tukey's of all pairs with seeds as blocks. A pair whose order is unknown in
@@ -55,6 +60,17 @@ def ranking(a: Mapping[str, Runs], b: Mapping[str, Runs], better: tuple[st.Bette
     return st.Estimate(float(tau.statistic), float(low), float(high), len(names), "arms", float(tau.pvalue))
 
 
+def diverging(study: Mapping[str, Runs]) -> dict[str, bool]:
+    """The arms with a diverged run, and whether they rank last.
+
+    Last are arms without a completed run, and those that are shown to diverge more often than the others. Another arm
+    of which one run diverged has no rank: nothing says that it is the worst, and the runs that survived are no fair
+    sample of it.
+    """
+    runs = {name: (of.diverged, len(st.finite(of.values)) + of.diverged) for name, of in study.items()}
+    return {arm: one.shown or one.diverged == one.runs for arm, one in more_often(runs).items() if one.diverged}
+
+
 @cache
 def _studentized_range(arms: int, df: int) -> float:
     from scipy import stats
@@ -63,8 +79,8 @@ def _studentized_range(arms: int, df: int) -> float:
 
 
 def _mean_and_gap(study: Mapping[str, Runs], better: st.Better) -> tuple[dict[str, float], float]:
-    """Arm to its mean (low is good, infinite if a run diverged), and the gap above which an order is known."""
-    places = {name: np.inf for name, runs in study.items() if runs.diverged}
+    """Arm to its mean (low is good, infinite if it ranks last), and the gap above which an order is known."""
+    places = {name: np.inf for name, last in diverging(study).items() if last}
     names, block = centred_block({name: runs.values for name, runs in study.items() if not runs.diverged})
     if not block.size:
         return places, np.inf
@@ -98,10 +114,12 @@ def drawn_means(block: Array, draws: int, generator: np.random.Generator, roundi
     return np.asarray(block.mean(axis=1) + se * generator.standard_t(n - 1, size=(draws, m)))
 
 
-def frontier(
-    axes: Sequence[tuple[Mapping[str, Mapping[int, float]], st.Better]], seed: int = 0, draws: int = DRAWS
-) -> dict[str, float]:
-    """Share of simulated draws with an arm on the Pareto frontier: no other is as good on all axes and better on one.
+Axis = tuple[Mapping[str, Mapping[int, float]], st.Better]
+"""Arm to seed to value, and which way is better."""
+
+
+def frontier(axes: tuple[Axis, Axis], seed: int = 0, draws: int = DRAWS) -> dict[str, float]:
+    """Share of simulated draws with an arm on the Pareto frontier: no other is as good on both axes and better on one.
 
     A draw is each arm's mean on each axis plus t times its standard error, without the common effect of each seed.
     The share is no error rate: if k arms tie in quality, the slowest is on the frontier in 1 / k of the draws. But in
@@ -110,7 +128,6 @@ def frontier(
     diverged runs too. Dividing an axis by the baseline changes nothing.
 
     Args:
-        axes: for each, arm to seed to value, and which way is better.
         seed: of the simulation.
     """
     names = [name for name in axes[0][0] if all(len(st.finite(arms.get(name, {}))) > 1 for arms, _ in axes)]
@@ -122,8 +139,18 @@ def frontier(
             return dict.fromkeys(names, st.NAN)
         drawn = drawn_means(block, draws, generator, st.ROUNDING * float(np.abs(block).max()))
         good[k] = drawn if better == "higher" else -drawn
-    dominated = [
-        np.any((good >= own[..., None]).all(axis=0) & (good > own[..., None]).any(axis=0), axis=1)
-        for own in np.moveaxis(good, 2, 0)
-    ]
-    return {name: float(1 - np.mean(lost)) for name, lost in zip(names, dominated, strict=True)}
+    return dict(zip(names, (1 - beaten(*good).mean(axis=0)).tolist(), strict=True))
+
+
+def beaten(x: Array, y: Array) -> NDArray[np.bool_]:
+    """Which points, (..., points), another one beats: as good on both axes and better on one; higher is better."""
+    order = np.lexsort((-y, -x))  # from the best x on, and of equal ones from the best y on
+    x, y = (np.take_along_axis(axis, order, -1) for axis in (x, y))
+    new = np.diff(x, axis=-1, prepend=np.inf) != 0
+    first = np.maximum.accumulate(np.where(new, np.arange(x.shape[-1]), 0), axis=-1)  # of those with the same x
+    best = np.maximum.accumulate(y, axis=-1)
+    further = np.take_along_axis(np.insert(best, 0, -np.inf, axis=-1), first, -1)  # the best y of all with a better x
+    lost = (further >= y) | (np.take_along_axis(y, first, -1) > y)
+    found = np.empty(lost.shape, dtype=bool)
+    np.put_along_axis(found, order, lost, -1)
+    return found

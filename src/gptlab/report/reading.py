@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from functools import cache
 from operator import attrgetter
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptlab.config import Recipe, settings
+from gptlab.logs.run import curve
 
 Array = NDArray[np.float64]
 
@@ -29,9 +31,16 @@ def series(lines: Sequence[dict[str, Any]], key: str) -> tuple[Array, Array]:
 
     If a step was logged twice, the later line counts: a resumed run measured it again.
     """
-    points = {number(line["step"]): number(line[key]) for line in lines if key in line}
-    steps = sorted(step for step in points if np.isfinite(step))
-    return np.array(steps, dtype=np.float64), np.array([points[step] for step in steps], dtype=np.float64)
+    having = [line for line in lines if key in line]
+    return curve(_numbers([line["step"] for line in having]), _numbers([line[key] for line in having]))
+
+
+def _numbers(values: list[Any]) -> Array:
+    """Each value as `number` has it."""
+    if set(map(type, values)) <= {float, int}:  # nearly always, and quickly found out
+        with contextlib.suppress(OverflowError):
+            return np.array(values, dtype=np.float64)
+    return np.array([number(value) for value in values], dtype=np.float64)
 
 
 @cache

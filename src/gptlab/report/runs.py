@@ -49,15 +49,22 @@ def mean_curves(runs: Sequence[ReadRun]) -> Plain:
     result = {}
     for name, key in (("train", "loss"), ("val", "val_loss")):
         logged = [run.curves[key] for run in completed]
-        if len(logged) > 1 and len(steps := reduce(np.intersect1d, [steps for steps, _ in logged])):
-            means = np.mean([values[np.isin(at, steps)] for at, values in logged], axis=0)
-            result[name] = _thinned(steps, means)
+        if len(logged) < 2:
+            continue
+        steps = logged[0][0]
+        if not all(np.array_equal(steps, at) for at, _ in logged):
+            steps = reduce(np.intersect1d, [at for at, _ in logged])
+            logged = [(steps, values[np.isin(at, steps)]) for at, values in logged]
+        if len(steps):
+            result[name] = _thinned(steps, np.mean([values for _, values in logged], axis=0))
     return result
 
 
-def _thinned(steps: Array, values: Array) -> list[list[float]]:
+def _thinned(steps: Array, values: Array) -> list[list[float | None]]:
+    """[[step, value], ...] as JSON can hold it: a value that is not finite is None."""
     steps, values = thin(steps, values, MOST_ON_PAGE)
-    return [[int(step), float(value)] for step, value in zip(steps, values, strict=True)]
+    points = zip(steps.astype(int).tolist(), values.tolist(), strict=True)
+    return [[step, value if math.isfinite(value) else None] for step, value in points]
 
 
 def within_seeds(read: ReadStudy) -> list[Plain]:

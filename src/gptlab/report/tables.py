@@ -21,17 +21,19 @@ from rich.text import Text
 
 from gptlab.files import printable
 from gptlab.notebook import html_table
-from gptlab.report.effect_tables import factor_rows, print_factors, print_targets, target_rows
+from gptlab.report.effect_tables import factor_rows, pair_rows, print_factors, print_targets, ranked, target_rows
 from gptlab.report.reading import human
 from gptlab.report.words import (
     LOOKS,
     LOOKS_ARE_PAID,
-    decimals,
+    counted,
     interval,
+    number_form,
     one_line,
     runs_of,
     shown_verdict,
     stems,
+    told_apart,
     went_wrong,
 )
 from gptlab.status import STATUSES
@@ -48,6 +50,7 @@ STYLES = {
 }
 WIDE = 112  # columns: the whole table fits a terminal of this width
 OF_ALL = ("overall", "default")  # recommendations from all arms; those from a question say what its answer says
+GROUPS = "groups: arms that share a letter cannot be told apart; arms without a letter in common can."
 MOST_FAILURES = 12  # lines on the terminal; the CSV file has all failures
 
 
@@ -62,8 +65,8 @@ def write_csv(payload: Mapping[str, Any], out: Path) -> list[Path]:
 
     Returns:
         The files: `<study>-arms.csv`, `<study>-runs.csv`, and those of `<study>-equal.csv` (losses at equal steps,
-        tokens and time), `<study>-factors.csv`, `<study>-targets.csv`, `<study>-failures.csv`, `questions.csv`,
-        `ranks.csv` and `flips.csv` that have rows.
+        tokens and time), `<study>-factors.csv`, `<study>-targets.csv`, `<study>-pairs.csv`, `<study>-failures.csv`,
+        `questions.csv`, `ranks.csv` and `flips.csv` that have rows.
     """
     studies, across = payload["studies"], payload["across"]
     tables: dict[str, list[dict[str, Any]]] = {}
@@ -73,6 +76,7 @@ def write_csv(payload: Mapping[str, Any], out: Path) -> list[Path]:
         tables[f"{stem}-equal"] = _equal_rows(study)
         tables[f"{stem}-factors"] = factor_rows(study)
         tables[f"{stem}-targets"] = target_rows(study)
+        tables[f"{stem}-pairs"] = pair_rows(study)
         tables[f"{stem}-failures"] = study["failures"]
     asked = [*studies, across] if across else studies
     tables["questions"] = [
@@ -156,7 +160,13 @@ def _arm_row(study: Mapping[str, Any], arm: Mapping[str, Any]) -> dict[str, Any]
     row |= _columns_of("welch", unit, comparison.get("welch"), ("value", "low", "high", "p"))
     row |= {"seeds where better": comparison.get("wins")}
     row |= {f"{key} [diverged, runs]": comparison.get(key) for key in ("diverged", "reference_diverged")}
-    return row | {key: comparison.get(key) for key in ("why", "text")}
+    row |= {key: comparison.get(key) for key in ("why", "text")}
+    if study["groups"]:
+        row["groups"] = study["groups"]["letters"].get(arm["name"])
+    no_machine = ("throughput", "speed-up", "peak memory", "frontier", "group", "note", "settings")
+    return (
+        {k: v for k, v in row.items() if k == "groups" or not k.startswith(no_machine)} if study["elsewhere"] else row
+    )
 
 
 def _columns_of(what: str, unit: str, numbers: Mapping[str, Any] | None, keys: Iterable[str]) -> dict[str, Any]:
@@ -216,7 +226,7 @@ def print_report(payload: Mapping[str, Any], console: Console) -> None:
         _answers(study, console)
         for table in _arm_tables(study, console.width):
             console.print(table)
-        if study["questions"] and study["summary"]:
+        if told_apart(study) and study["summary"]:
             console.print(Text(one_line(study["summary"])))
         console.print(Text(_explanation(study), "dim"))
         for note in study["notes"]:
@@ -235,11 +245,12 @@ def print_report(payload: Mapping[str, Any], console: Console) -> None:
 
 def _arm_tables(study: Mapping[str, Any], width: int) -> list[Table]:
     """The table of a study, in two parts if the terminal is narrow, so that each arm takes one line."""
-    rows = [_table_row(study, arm) for arm in study["arms"]]
+    rows = [_table_row(study, arm) for arm in ranked(study, study["arms"])]
     arm, runs, quality, difference, verdict, *rest = rows[0]
     parts = [[arm, runs, quality, difference, verdict, *rest]]
     if width < WIDE:
         parts = [[arm, quality, difference, verdict], [arm, runs, *rest]]
+        parts = parts if rest else [[arm, runs, quality, difference, verdict]]
     tables = []
     for headers in parts:
         tables.append(Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold"))
@@ -252,7 +263,7 @@ def _arm_tables(study: Mapping[str, Any], width: int) -> list[Table]:
 
 
 def _equal_table(study: Mapping[str, Any]) -> Table:
-    digits = decimals(study["metric"])
+    form = number_form(study)
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     table.add_column(Text("validation loss at"))
     for equal in study["equal"]:
@@ -261,48 +272,59 @@ def _equal_table(study: Mapping[str, Any]) -> Table:
         row = [Text(one_line(arm["name"]))]
         for equal in study["equal"]:
             quality, d = equal["arms"][i]["quality"], equal["arms"][i]["difference"]
-            against = f"  {interval(d['mean'], d['low'], d['high'], digits)}" if d else ""
-            row.append(Text(f"{quality['mean']:.{digits}f}{against}" if quality else ""))
+            against = f"  {interval(d['mean'], d['low'], d['high'], form)}" if d else ""
+            row.append(Text(f"{quality['mean']:{form}}{against}" if quality else ""))
         table.add_row(*row)
     return table
 
 
 def _table_row(study: Mapping[str, Any], arm: Mapping[str, Any]) -> dict[str, Text]:
-    digits, metric = decimals(study["metric"]), one_line(study["metric"]["label"]).replace(", ", ",\n")
+    form, metric = number_form(study), one_line(study["metric"]["label"]).replace(", ", ",\n")
     quality, speed, memory = arm["quality"], arm["throughput"], arm["memory_gb"]
-    spread = f" ± {quality['sd']:.{digits}f}" if quality and quality["sd"] is not None else ""
+    spread = f" ± {quality['sd']:{form}}" if quality and quality["sd"] is not None else ""
     ratio = f" x{arm['speedup']['value']:.2f}" if arm["speedup"] else ""
     comparison = arm["comparison"] or {}
     verdict = shown_verdict(arm)
     mean, mde, more = (comparison.get(key) for key in ("mean", "mde", "more_seeds"))
     difference = went_wrong(arm)
     if mean is not None and "diverges" not in verdict:  # the runs that survived are not a fair sample
-        difference = interval(mean, comparison["low"], comparison["high"], digits)
+        difference = interval(mean, comparison["low"], comparison["high"], form)
     completed = arm["statuses"].get("completed", 0)
-    return {
+    row = {
         "arm": Text(one_line(arm["name"])),
         "runs": Text(f"{completed} of {runs_of(arm)}", "" if completed == runs_of(arm) else "yellow"),
-        metric: Text(f"{quality['mean']:.{digits}f}{spread}" if quality else ""),
+        metric: Text(f"{quality['mean']:{form}}{spread}" if quality else ""),
         "difference": Text(difference),
         "verdict": Text(verdict, STYLES.get(verdict, "dim")),
-        "detects": Text("" if mde is None else f"{mde:.{digits}f}"),
+        "detects": Text("" if mde is None else f"{mde:{form}}"),
         "more": Text("" if more is None else f"{more:,}"),
-        f"{study['unit']}/s": Text(f"{human(speed['value'])}{ratio}" if speed else ""),
-        "GB": Text(f"{memory['mean']:#.3g}".rstrip(".") if memory else ""),
     }
+    if study["groups"]:
+        row["groups"] = Text(study["groups"]["letters"].get(arm["name"], ""))
+    if study["elsewhere"]:
+        return row
+    speeds = {f"{study['unit']}/s": Text(f"{human(speed['value'])}{ratio}" if speed else "")}
+    return row | speeds | {"GB": Text(f"{memory['mean']:#.3g}".rstrip(".") if memory else "")}
 
 
 def _explanation(study: Mapping[str, Any]) -> str:
     metric = study["metric"]
     margin = f"margin {metric['margin']:.4g} ({metric['margin_from']})" if metric["margin"] else "no margin was set"
+    further = "seeds" if study["paired"] else "runs of each"
     power = (
-        "detects: difference detectable with 80% power. more: further seeds that would resolve it in four of five "
+        f"detects: difference detectable with 80% power. more: further {further} that would resolve it in four of five "
         f"cases if the difference and the spread are as seen; {LOOKS}"
     )
+    start = f"{study['runs_found']} of {study['runs_planned']} runs. {metric['label']}: {metric['better']} is better; "
+    start += "mean ± sd."
+    if study["elsewhere"] and len(study["arms"]) == 1:
+        return one_line(start)
+    holm = f"Holm over all {counted(study['groups']['family'], 'pair')}" if study["groups"] else "Holm"
+    holm = "adjustment over the ledger" if study.get("ledger") else holm
     return one_line(
-        f"{study['runs_found']} of {study['runs_planned']} runs. {metric['label']}: {metric['better']} is better; "
-        f"mean ± sd. difference: from {study['baseline']}, paired by seed, with its 95% interval; verdict after Holm, "
-        f"{margin}. {LOOKS_ARE_PAID if study['most_seeds'] else power}."
+        f"{start} difference: from {study['baseline']}, {'paired by seed' if study['paired'] else 'unpaired'}, with "
+        f"its 95% interval; verdict after {holm}, {margin}. {LOOKS_ARE_PAID if study['most_seeds'] else power}."
+        + (f" {GROUPS}" if study["groups"] else "")
     )
 
 
@@ -316,12 +338,12 @@ def _equal_explanation(study: Mapping[str, Any]) -> str:
 
 def _answers(of: Mapping[str, Any], console: Console) -> None:
     """For each question what was found, what it costs and what would change it; without questions, a summary."""
-    for question in of["questions"]:
+    for question in told_apart(of):
         _item(console, f"{question['id']} {question['claim']}", question["answer"], "")
         for text in (question["sentence"], f"{question['cost']} {question['change']}".strip()):
             if text:
                 console.print(Padding(Text(one_line(text)), (0, 0, 0, 5), expand=False))
-    if not of["questions"] and of.get("summary"):
+    if not told_apart(of) and of.get("summary"):
         _item(console, of["summary"], "", "")
     for advice in of["recommendations"]:
         if advice["id"] in OF_ALL:
@@ -329,7 +351,7 @@ def _answers(of: Mapping[str, Any], console: Console) -> None:
 
 
 def _evidence(of: Mapping[str, Any], console: Console) -> None:
-    for question in of["questions"]:
+    for question in told_apart(of):
         _item(console, f"evidence on {question['id']}: {question['text']}", "", "", "dim")
 
 
@@ -372,7 +394,7 @@ def report_html(payload: Mapping[str, Any]) -> str:
 
 
 def _answers_html(of: Mapping[str, Any]) -> list[str]:
-    rows = [[q["id"], q["claim"], q["answer"], q["sentence"]] for q in of["questions"]]
+    rows = [[q["id"], q["claim"], q["answer"], q["sentence"]] for q in told_apart(of)]
     says = [] if rows else [of.get("summary") or ""]
     says += [advice["text"] for advice in of["recommendations"] if advice["id"] in OF_ALL]
     table = [html_table(["question", "claim", "answer", "found"], rows)] if rows else []
