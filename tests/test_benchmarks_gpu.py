@@ -267,8 +267,8 @@ def test_all_stages_run_on_a_cpu(tmp_path: Path) -> None:
     ]
     items = {name: stage["items"] for name, stage in stages.items()}
     assert sum(row["status"] == "done" for row in items["correctness"].values()) >= 30
-    speed = items["speed"]["classic beside plain"]
-    assert speed["loss"]["gptlab"] > 0 and len(speed["turns_seconds"]["plain"]) == 2
+    speed = items["speed"]["classic beside nanogpt-loop"]
+    assert speed["loss"]["gptlab"] > 0 and len(speed["turns_seconds"]["nanogpt-loop"]) == 2
     arms = load_study("precision-lm").arms
     assert set(items["precision"]) == {*arms, "kernels amp_bf16", "kernels bf16_pure"}
     assert items["precision"]["fp32_tf32_matmul"]["status"] == "not_applicable"

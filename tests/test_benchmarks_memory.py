@@ -34,7 +34,7 @@ def test_every_row_is_measured_as_predicted(
 ) -> None:
     out = tmp_path / "memory.json"
     rows = memory.main(["--sizes", "small", "--only", *words, "--device", "cpu", "--out", str(out)])["rows"]
-    assert len(rows) == (len(memory.ROWS) if words == [""] else 7)
+    assert len(rows) == (len(memory.ROWS) if words == [""] else 8)
     for row in rows:
         if "small" not in row["measured"]:  # the 8-bit library is missing
             assert row["name"] == "adamw_8bit" and row["reason"]

@@ -10,6 +10,7 @@ import pytest
 from gptlab.cli import lift_settings
 from gptlab.cli.train import common_flags, every_flag, settings_help
 from gptlab.config import (
+    OPTIMIZER_NAMES,
     build_recipe,
     flag_sections,
     load_recipe,
@@ -183,7 +184,7 @@ def test_help_says_what_may_be_typed() -> None:
     rows = [row for _, rows in flag_sections().values() for row in rows]
     assert [row.name for row in rows if row.name != "model.preset"] == [name for name, _ in settings()]
     accepts = {row.flag: row.accepts for row in rows}
-    assert accepts["--optim.name"] == "adamw|adamw_8bit|adamw-spam|adamw-prune|muon|sgd"
+    assert accepts["--optim.name"] == "|".join(OPTIMIZER_NAMES)
     assert accepts["--batch.micro-batch"] == "N|auto"
     assert accepts["--compile.enabled"] == "true|false|auto"
     assert accepts["--optim.lr"] == "X"

@@ -6,9 +6,12 @@ two arms of a study, and start two processes where a block asks for eight. What 
 The README's commands have the packages of `make demo` only.
 """
 
+import gzip
 import importlib.metadata
+import importlib.util
 import json
 import os
+import random
 import re
 import stat
 import subprocess
@@ -29,9 +32,10 @@ from gptlab.config.recipe import merged
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.M | re.S)
 PAGES = ["README.md", "docs/studies.md", "docs/reports.md", "docs/sparsity.md", "docs/planning.md"]  # in this order
-PAGES += ["docs/launching.md", "docs/parallel.md", "docs/formats.md", "docs/recipes.md"]
+PAGES += ["docs/launching.md", "docs/parallel.md", "docs/formats.md", "docs/recipes.md", "docs/judge.md"]
 ELSEWHERE = {
     "docs/make-front.md": "an installation of its own; tests/test_kconfig.py and test_gpt2_scripts.py type these",
+    "docs/researcher.md": "a checkout; tests/test_researcher.py runs the example",
     "docs/notebook.md": "the commands of measurements, which take as long as they say",
 }
 # The commands that are not typed here, and what they need.
@@ -127,7 +131,34 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str
         (programs / name).chmod(stat.S_IRWXU)
     environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]))
-    return tmp_path_factory.mktemp("typed"), environment
+    typed = tmp_path_factory.mktemp("typed")
+    write_logs(typed)
+    return typed, environment
+
+
+def write_logs(folder: Path) -> None:
+    """What docs/judge.md judges: runs of three arms as a table in three forms, and as text logs."""
+    draw = random.Random(0)
+    rows = []
+    for arm, level in (("adamw", 3.3), ("muon", 3.2), ("soap", 3.15)):
+        for seed in range(4):
+            final = level + draw.gauss(0, 0.01)
+            rows += [(arm, seed, step, round(final + 200 / step, 4)) for step in range(500, 3001, 500)]
+    for name, titles in (("runs.csv", "optimizer,seed"), ("track3.csv.gz", "configuration,run")):
+        text = "\n".join([f"{titles},step,val_loss", *(",".join(map(str, row)) for row in rows)]) + "\n"
+        opened = gzip.open if name.endswith("gz") else open
+        with opened(folder / name, "wt", encoding="utf-8") as file:
+            file.write(text)
+    (folder / "logs").mkdir()
+    for arm, seed, step, loss in rows:
+        with open(folder / f"logs/{arm}-s{seed}.log", "a", encoding="utf-8") as file:
+            file.write(f"step {step}: train loss {loss:.4f}, val loss {loss:.4f}\n")
+    columns = dict(zip(("optimizer", "seed", "step", "val_loss"), map(list, zip(*rows, strict=True)), strict=True))
+    if importlib.util.find_spec("pyarrow"):
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.table(columns), folder / "sweep.parquet")
 
 
 def beyond_the_demo() -> list[str]:

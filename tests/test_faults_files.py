@@ -483,6 +483,30 @@ def metrics(folder: Path, lines: list[str]) -> RunDir:
     return RunDir(folder)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"step": 1, "loss": 2.5}\n{"step": 2, "val_loss": NaN}\n',
+        '{"step": 1, "loss": 2.5}\n{"step": 2, "lo',
+        '{"step": 1},{"step": 2}\n{"step": 3}\n',
+        '{"step": 1},{"step": 2}\n{"step": 3\n"loss": 4}\n',
+        '{"step": 1, "x": [{}\n{}]}\n{"step": 2},{"step": 3}\n',
+        '{"step": 1}\n\n{"step": 2}\n',
+        '{"step": true}\n{"step": -1}\n{"step": 9223372036854775808}\n{"step": 3}\n',
+        '{"step": 1, "name": "x"}\n{"step": 2, "sub": {}}\n{"step": 3, "no": null}\n[]\n',
+        '{"step": 1}\r\n{"step": 2}\n',
+        "\ufeff" + '{"step": 1}\n{"step": 2}\n',
+        "",
+    ],
+)
+def test_lines_that_are_parsed_together_are_those_that_are_parsed_alone(tmp_path: Path, text: str) -> None:
+    run = RunDir(tmp_path)
+    run.metrics_file.write_text(text, encoding="utf-8", newline="")
+    together, damaged = run.read_metrics(), run.damaged_lines
+    run.damaged_lines = 0
+    assert repr(together) == repr(list(run._metric_lines(1))) and damaged == run.damaged_lines
+
+
 def test_damaged_lines_are_counted(tmp_path: Path) -> None:
     whole = [json.dumps({"step": n, "loss": 5 - n / 10}) for n in range(10)]
     damaged = [

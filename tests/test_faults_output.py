@@ -108,15 +108,16 @@ def test_a_report_is_written_before_it_is_printed(tmp_path: Path, monkeypatch: p
 
     done: list[str] = []
     monkeypatch.setattr(write, "read_study_folder", lambda folder, tell=None: type("Read", (), {"study": Named()})())
-    monkeypatch.setattr(write, "analyse", lambda studies: {})
-    for name, returned in (("print_report", None), ("write_page", None), ("write_csv", []), ("draw_report", [])):
+    monkeypatch.setattr(write, "analyse", lambda *studies: {})
+    files = (("record", []), ("write_page", None), ("write_csv", []), ("draw_report", []))
+    for name, returned in (("print_report", None), *files):
         monkeypatch.setattr(
             write,
             name,
             lambda *_, name=name, returned=returned: done.append(name) or returned,  # type: ignore[misc]
         )
     write.write_report([tmp_path], console=wide_console(80))
-    assert done == ["write_page", "write_csv", "draw_report", "print_report"]
+    assert done == ["record", "write_page", "write_csv", "draw_report", "print_report"]
 
 
 class Named:

@@ -99,7 +99,7 @@ def test_a_missing_package_is_a_sentence_and_leaves_nothing(
 # -- a longer limit
 
 
-@pytest.mark.parametrize("shape", ["cosine", "linear", "wsd", "constant"])
+@pytest.mark.parametrize("shape", ["cosine", "linear", "wsd", "wsd-sqrt", "constant"])
 def test_the_steps_at_rate_0_are_those_that_the_schedule_says(shape: str, small: Recipe) -> None:
     changes = {"schedule.shape": shape, "schedule.warmup_steps": 0, "schedule.decay_steps": 4}
     for floor in (0.0, 1e-4):

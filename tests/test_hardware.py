@@ -286,6 +286,7 @@ def test_a_regime_has_the_format_of_its_matrices() -> None:
         "amp_bf16": "bf16",
         "amp_fp16": "fp16",
         "bf16_pure": "bf16",
+        "bf16_master": "bf16",
         "fp16_pure": "fp16",
         "fp8_tensorwise": "bf16",
         "fp8_rowwise": "bf16",

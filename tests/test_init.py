@@ -217,11 +217,12 @@ def test_leaving_is_a_sentence(key: bytes, status: int, says: str) -> None:
     if not child:
         os.environ["PYTHONPATH"] = str(Path(gptlab.__file__).parents[1])
         os.execv(sys.executable, [sys.executable, "-m", "gptlab", "init", "--data", "novel.txt"])
-    shown, until = b"", time.monotonic() + 120
+    shown, until, pressed = b"", time.monotonic() + 120, 0.0
     while time.monotonic() < until:
         if not select.select([terminal], [], [], 0.5)[0]:
-            if b"minutes of training: " in shown:
+            if b"minutes of training: " in shown and time.monotonic() > pressed + 20:
                 os.write(terminal, key)  # again, if it came while the terminal changed its mode, which drops it
+                pressed = time.monotonic()  # not soon: a second Ctrl-C would end the process while it says goodbye
             continue
         try:
             shown += os.read(terminal, 65536)

@@ -21,8 +21,8 @@ IMPORTED_AS = {
     "nvidia-ml-py": "pynvml",
     "tomli-w": "tomli_w",
 }
-BESIDE = {"transformers", "pandas", "polars", "IPython", "menuconfig"}
-"""Imported where the user has them, or in files for those who have: kconfiglib brings menuconfig."""
+BESIDE = {"transformers", "pandas", "polars", "IPython", "menuconfig", "google"}
+"""Imported where the user has them, or in exported files; kconfiglib brings menuconfig, tensorboard google.protobuf."""
 
 
 def packages(requirements: list[str]) -> list[str]:

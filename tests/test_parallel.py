@@ -174,6 +174,9 @@ CASES: dict[str, tuple[dict[str, object], float]] = {
     "bf16_pure": ({"precision__regime": "bf16_pure"}, 2**-5),
     "no clipping": ({"optim__grad_clip": 0.0, "optim__name": "sgd", "optim__lr": 0.1}, LOGGED),
     "muon": ({"optim__name": "muon"}, LOGGED),
+    "normuon": ({"optim__name": "normuon", "optim__cautious_decay": True}, LOGGED),
+    "schedule-free": ({"optim__name": "adamw-schedule-free", "schedule__shape": "constant"}, LOGGED),
+    "ema": ({"train__ema": 0.8}, LOGGED),
     "spam": ({"optim__name": "adamw-spam", "optim__spam_interval": 5, "faults__gradient_every": 4}, LOGGED),
     "magnitude": ({"sparsity__method": "magnitude", **SPARSE}, LOGGED),
     "state": ({"optim__name": "adamw-prune", "sparsity__method": "state", **SPARSE}, LOGGED),
@@ -277,6 +280,22 @@ def test_killed_on_four_it_goes_on_with_two_and_ends_alone(
     [result] = on(1, [job(dataset, run, **often)])
     assert result["status"] == "completed"
     assert_same_curves(alone / "run", run)
+
+
+@pytest.mark.slow
+def test_averages_that_two_processes_have_saved_go_on_with_one(dataset: Path, tmp_path: Path) -> None:
+    """The rows of raw weights, of z and of a second moment per neuron, and the numbers that belong to no parameter."""
+    short = {"train__max_steps": 12, "train__eval_every": 6, "schedule__warmup_steps": 2, "schedule__decay_steps": 12}
+    names = ("ema", "schedule-free", "normuon")
+    sharded = {"distributed__strategy": "fsdp", "train__max_steps": 6}
+    on(1, [job(dataset, tmp_path / name / "alone", **short, **CASES[name][0]) for name in names])
+    on(2, [job(dataset, tmp_path / name / "run", **{**short, **CASES[name][0], **sharded}) for name in names])
+    results = on(1, [job(dataset, tmp_path / name / "run", **short, **CASES[name][0]) for name in names])
+    for name, result in zip(names, results, strict=True):
+        assert result.get("status") == "completed", (name, result)
+        one, other = (RunDir(tmp_path / name / run).read_json("result.json") for run in ("alone", "run"))
+        assert one["final_val_loss"] == pytest.approx(other["final_val_loss"], rel=LOGGED)
+        assert_same_curves(tmp_path / name / "alone", tmp_path / name / "run")
 
 
 def test_rows_of_a_step_are_shared_without_gap_or_overlap() -> None:

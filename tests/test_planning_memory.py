@@ -20,7 +20,7 @@ from gptlab.errors import UserError
 from gptlab.model import loss
 from gptlab.model.gpt import build_model
 from gptlab.optim.cost import OptimizerBytes, total_bytes
-from gptlab.optim.optimizers import OPTIMIZERS, OptimizerEntry, make_optimizer, plain_tensors
+from gptlab.optim.optimizers import OPTIMIZERS, OptimizerEntry, make_optimizer, optimizer_bytes, plain_tensors
 from gptlab.planning import memory
 from gptlab.planning.activations import Activations, bound_activations, count_activations
 from gptlab.planning.device import Device
@@ -55,11 +55,21 @@ STATES: list[dict[str, Any]] = [
     {"model__tied": False, "model__bias": False, "model__position": "rope"},
     {"task": "classify", "model__mlp": "gelu_erf"},
     {"optim__name": "adamw_8bit"},
+    {"optim__name": "lion"},
+    {"optim__name": "normuon"},
+    {"optim__name": "ademamix"},
+    {"optim__name": "adamw-schedule-free", "schedule__shape": "constant"},
+    {"optim__name": "soap"},
+    {"optim__name": "soap", "optim__soap_largest_side": 40},
+    {"optim__cautious_decay": True},
+    {"train__ema": 0.9},
+    {**PURE, "optim__name": "lion"},
+    {**PURE, "optim__name": "normuon"},
 ]
 
 
 @pytest.mark.parametrize(
-    "changes", few(STATES, *range(0, 19, 2)), ids=lambda c: " ".join(map(str, c.values())) or "adamw"
+    "changes", few(STATES, *range(0, 19, 2), *range(22, 30)), ids=lambda c: " ".join(map(str, c.values())) or "adamw"
 )
 def test_weights_gradients_and_moments_are_those_of_real_tensors(
     changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -69,7 +79,7 @@ def test_weights_gradients_and_moments_are_those_of_real_tensors(
         pytest.skip("bitsandbytes is not installed")
     recipe = small(**changes)
     model = real(recipe)
-    optimizer = make_optimizer(model, recipe.optim)
+    optimizer = make_optimizer(model, recipe.optim, ema=recipe.train.ema)
     updates(recipe, model, optimizer)
     kept = [t for state in optimizer.state.values() for t in plain_tensors(state).values()]
     kept += [mask for mask in getattr(optimizer, "_masks", (0, []))[1] if mask is not None]
@@ -78,6 +88,35 @@ def test_weights_gradients_and_moments_are_those_of_real_tensors(
     assert found.gradients == stored([p.grad for p in model.parameters()])
     # step counts and the norms that SPAM keeps are left out, and 8 bits' tables of 2 KB
     assert found.optimizer == pytest.approx(stored(kept), rel=0.01, abs=4200)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optim__cautious_decay": True},
+        {"optim__name": "lion"},
+        {"optim__name": "ademamix"},
+        {"optim__name": "normuon"},
+        {"optim__name": "adamw-schedule-free", "schedule__shape": "constant"},
+        {"optim__name": "soap", "optim__soap_every": 1},
+        {"optim__name": "soap", "optim__soap_every": 1, "optim__soap_largest_side": 100},
+        {"train__ema": 0.9},
+    ],
+    ids=lambda c: " ".join(map(str, c.values())),
+)
+def test_an_update_takes_no_more_than_is_stated(changes: dict[str, Any]) -> None:
+    """What an update takes for a while; in bf16 it is up to twice as much, for the copies in float32."""
+    recipe = small(**changes)
+    model = real(recipe)
+    optimizer = make_optimizer(model, recipe.optim, ema=recipe.train.ema)
+    for _ in range(2):
+        for p in model.parameters():
+            p.grad = torch.randn_like(p)
+        optimizer.step()
+    most, _, _ = allocated(optimizer.step)
+    stated = optimizer_bytes(model, recipe.optim, False, recipe.train.ema).temporary
+    assert most - 20_000 < stated < 2.4 * most
 
 
 def test_every_optimizer_of_the_schema_can_be_planned() -> None:

@@ -391,6 +391,7 @@ main(sys.argv[1:])
         "runs RUN",
         "plan smoke-lm",
         "plan precision-lm --gpu H100",
+        "bench step smoke-lm",
         "bench inference RUN",
         "study run architecture-smoke",
         "study sweep smoke-lm optim.lr=1e-3,3e-3",

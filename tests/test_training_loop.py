@@ -343,7 +343,7 @@ def test_schedules_have_their_shapes() -> None:
         schedule = Schedule(shape=shape, warmup_steps=10, decay_steps=110, min_lr=0.1, **changes)
         return [learning_rate(step, 1.0, schedule) for step in range(130)]
 
-    for shape in ("cosine", "linear", "constant", "wsd"):
+    for shape in ("cosine", "linear", "constant", "wsd", "wsd-sqrt"):
         assert rates(shape)[:10] == pytest.approx([(s + 1) / 10 for s in range(10)])
     assert rates("constant")[10:] == [1.0] * 120
     for shape in ("cosine", "linear"):
@@ -357,6 +357,9 @@ def test_schedules_have_their_shapes() -> None:
     assert wsd[10:89] == [1.0] * 79
     assert wsd[99] == pytest.approx(0.1 + 0.9 * 0.5)
     assert wsd[110] == 0.1
+    root = rates("wsd-sqrt", decay_fraction=0.2)  # steps 88 to 110
+    assert root[10:89] == [1.0] * 79 and root[110:] == [0.1] * 20
+    assert root[88:110] == pytest.approx([0.1 + 0.9 * (1 - (i / 22) ** 0.5) for i in range(22)])
     longer = Schedule(shape="cosine", warmup_steps=500, decay_steps=100, min_lr=0.0)  # a warm-up longer than the run
     assert learning_rate(99, 1.0, longer) == pytest.approx(0.2)
 

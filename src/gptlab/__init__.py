@@ -17,6 +17,7 @@ __all__ = [
     "Result",
     "Run",
     "Study",
+    "judge",
     "load_recipe",
     "load_run",
     "load_study",
@@ -29,6 +30,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from gptlab.api import Run as Run
+    from gptlab.api import judge as judge
     from gptlab.api import load_run as load_run
     from gptlab.api import run_study as run_study
     from gptlab.config import Recipe as Recipe
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
 # Importing torch takes over a second: names are loaded when they are first asked for.
 _HOMES = {
     **dict.fromkeys(("Recipe", "Study", "load_recipe", "load_study"), "gptlab.config"),
-    **dict.fromkeys(("Run", "load_run", "run_study"), "gptlab.api"),
+    **dict.fromkeys(("Run", "judge", "load_run", "run_study"), "gptlab.api"),
     "runs": "gptlab.report.listing",
     "prepare": "gptlab.data.prepare",
     "train": "gptlab.training.loop",

@@ -6,6 +6,7 @@ Everything here is done by the rooms below; the command line calls the same func
 from __future__ import annotations
 
 import io
+import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -199,6 +200,80 @@ def run_study(
     folder = Path(out or f"results/{study.name}")
     runner.run_study(study, folder, arms, seeds, jobs, quiet)
     return report(folder, quiet=quiet)
+
+
+def judge(
+    paths: str | Path | Sequence[str | Path],
+    arm: str = "",
+    seed: str = "",
+    step: str = "",
+    metric: str = "",
+    pattern: str = "",
+    arm_from: str = "",
+    better: str = "",
+    baseline: str = "",
+    margin: float | None = None,
+    at: str | float = "last",
+    pairs: str = "",
+    targets: Sequence[float] = (),
+    questions: str | Path = "",
+    paired: bool | None = None,
+    out: str | Path | None = None,
+) -> Report:
+    """Compare runs that anything trained, from their logs, as `gptlab judge`.
+
+    >>> gptlab.judge("runs.csv", arm="optimizer", baseline="adamw", margin=0.004)
+    Report(judged-runs, answers={}, page='results/judged-runs/report.html')
+
+    Args:
+        paths: files and folders: CSV, TSV, JSONL, Parquet and text logs, TensorBoard, W&B, MLflow, the Trainer's and
+            gptlab's own folders.
+        arm, seed, step, metric: columns of tables or settings of logs. What is left out is guessed where it is plain.
+        pattern: of text logs: a regular expression with groups step and the metric, or the name of a shipped one.
+        arm_from: a regular expression for a run's path: its group arm, or the first, is the arm.
+        better: lower or higher. Default: by the metric's name.
+        baseline: the arm that others are compared with.
+        margin: largest difference that counts as none; without it nothing is called equivalent.
+        at: where on its curve a run is judged: last, common, best, or a step.
+        pairs: all, to compare every pair and to group what cannot be told apart.
+        targets: whether each arm's mean reaches these values, and after how many steps.
+        questions: a study file, whose questions, margin, baseline and targets are asked.
+        paired: whether a seed is the same seed in every arm.
+        out: folder of the page; default results/judged-NAME.
+
+    Returns:
+        The report; `payload` has all numbers.
+
+    Raises:
+        UserError: no run, an option that does not fit them, or an `out` that holds something else.
+    """
+    from gptlab.logs.run import How
+    from gptlab.report.judging import Asked
+    from gptlab.report.write import write_judgement
+    from gptlab.version import VERSION
+
+    for name, value, known in (("better", better, ("", "lower", "higher")), ("pairs", pairs, ("", "all"))):
+        if value not in known:
+            raise UserError(f"{name} = {value!r}: must be {' or '.join(known[1:])}")
+    several = [paths] if isinstance(paths, str | Path) else [*paths]
+    how = How(arm, seed, step, metric, pattern, arm_from)
+    asked = Asked(baseline, better, margin, str(at), pairs == "all", targets, str(questions), paired)
+    given: dict[str, Any] = {"arm": arm, "seed": seed, "step": step, "metric": metric, "pattern": pattern}
+    given |= {
+        "arm-from": arm_from,
+        "better": better,
+        "baseline": baseline,
+        "margin": margin,
+        "at": at,
+        "pairs": pairs,
+        "questions": questions,
+    }
+    flags = [word for name, value in given.items() if value not in ("", None) for word in (f"--{name}", str(value))]
+    flags += [word for target in targets for word in ("--target", str(target))]
+    flags += [] if paired is None else ["--paired" if paired else "--unpaired"]
+    command = shlex.join(["gptlab", "judge", *map(str, several), *flags, *(["--out", str(out)] if out else [])])
+    folder = Path(out) if out else None
+    return write_judgement([Path(path) for path in several], how, asked, folder, command=command, version=VERSION)
 
 
 # -- what the methods are made of -----------------------------------------------------------------------------------

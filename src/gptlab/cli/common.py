@@ -1,10 +1,12 @@
 """What the verbs share: the parser class, flags that several verbs have, and how a table or a JSON file is written."""
 
 import argparse
+import contextlib
 import errno
+import io
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,29 @@ def add_trained_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", default="last", metavar="last|best|STEP", help="default: last")
 
 
+def add_reading(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """The arguments PATH and how logs are read, see `how_of`."""
+    help = "CSV, TSV, JSONL, Parquet or text logs; folders of TensorBoard, W&B, MLflow, the HF Trainer or gptlab"
+    parser.add_argument("paths", type=named, nargs="+", metavar="PATH", help=help)
+    read = parser.add_argument_group("how the logs are read (guessed where it is plain, and said)")
+    read.add_argument("--arm", default="", metavar="COL", help="column or setting that names a run's arm")
+    read.add_argument("--seed", default="", metavar="COL", help="column or setting with its seed")
+    read.add_argument("--step", default="", metavar="COL", help="column or setting with the step")
+    read.add_argument("--metric", default="", metavar="COL", help="what the runs are judged by")
+    help = "for text logs: a regular expression with groups step and METRIC, or nanogpt, llm.c, modded-nanogpt ..."
+    read.add_argument("--pattern", default="", metavar="P", help=help)
+    help = "a regular expression for a run's path: its group arm, or the first, names the arm; group seed the seed"
+    read.add_argument("--arm-from", default="", metavar="RE", help=help)
+    return read
+
+
+def how_of(options: argparse.Namespace) -> Any:
+    """What the flags of `add_reading` say, for `read_logs`."""
+    from gptlab.logs.run import How  # it loads numpy
+
+    return How(options.arm, options.seed, options.step, options.metric, options.pattern, options.arm_from)
+
+
 def named(text: str) -> Path:
     """The type of an argument that names a file or a folder, which need not exist; refused is what can name none."""
     try:
@@ -65,7 +90,45 @@ def output_file(text: str) -> Path:
     return Path(text)
 
 
+STDOUT = Path("-")
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """The flag --json, for verbs that print tables; see `json_too`."""
+    help = "also write what is shown to this file, as JSON (-, or no FILE: to the standard output, instead of tables)"
+    parser.add_argument("--json", nargs="?", type=output_file, const=STDOUT, metavar="FILE", help=help)
+
+
+def add_family(parser: argparse.ArgumentParser) -> None:
+    """The flag --family, for verbs that write a report."""
+    help = "what 5%% are held over: the comparisons of this report (default), or all that its folder was asked so far"
+    parser.add_argument("--family", choices=["report", "ledger"], default="report", help=help)
+
+
+@contextlib.contextmanager
+def json_too(file: Path | None) -> Iterator[Callable[[Any], None]]:
+    """Inside, a verb prints its tables and calls what it gets with the same as plain data, for --json.
+
+    With `-` the tables are not printed. NaN and infinity become null.
+    """
+    given: list[Any] = []
+    aside = contextlib.redirect_stdout(io.StringIO()) if file == STDOUT else contextlib.nullcontext()
+    try:
+        with aside:
+            yield given.append
+    finally:  # what has been found is written, whatever failed after it
+        for facts in given:
+            if file is not None:
+                from gptlab.report.estimates import clean
+
+                write_json(file, clean(facts))
+
+
 def write_json(file: Path, facts: Any) -> None:
+    """Write to a file, or with `-` to the standard output."""
+    if file == STDOUT:
+        print(json.dumps(facts, indent=2))
+        return
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gptlab.cli.common import add_verb, output_file, write_json
+from gptlab.cli.common import add_json, add_verb, json_too
 from gptlab.hardware import GB
 from gptlab.progress import Progress
 from gptlab.version import VERSION
@@ -26,22 +26,22 @@ def add_to(verbs: Any) -> None:
     help = "Say what this machine has: versions, devices, optional packages, disk, and how fast it trains."
     v = add_verb(verbs, "doctor", do_doctor, help)
     v.add_argument("--seconds", type=float, default=10.0, metavar="X", help="for the speed test (default: 10; 0: none)")
-    v.add_argument("--json", type=output_file, metavar="FILE", help="also write what it says to this file")
+    add_json(v)
 
 
 def do_doctor(options: argparse.Namespace) -> None:
     found: dict[str, str] = {}
     known = facts(options.seconds)
-    while True:
-        with Progress("looking at this machine"):
-            one = next(known, None)
-        if one is None:
-            break
-        name, value = one
-        found[name] = value
-        print(f"{name:15} {value}", flush=True)
-    if options.json:
-        write_json(options.json, found)
+    with json_too(options.json) as tell:
+        while True:
+            with Progress("looking at this machine"):
+                one = next(known, None)
+            if one is None:
+                break
+            name, value = one
+            found[name] = value
+            print(f"{name:15} {value}", flush=True)
+        tell(found)
 
 
 def facts(seconds: float) -> Iterator[tuple[str, str]]:

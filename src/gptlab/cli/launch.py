@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from gptlab.cli.common import add_verb, named, recipe_or_study, wide_console
+from gptlab.cli.common import add_json, add_verb, json_too, named, recipe_or_study, wide_console
 from gptlab.cli.study import add_seeds, requested_study
 from gptlab.cli.train import draw_run
 from gptlab.config import build_recipe, run_folder
@@ -24,6 +24,7 @@ def add_to(verbs: Any) -> None:
     v.add_argument("--print", action="store_true", help="show the batch script and submit nothing")
     help = "show the jobs of a run or a study (default: of all in runs/ and results/)"
     v.add_argument("--status", nargs="?", type=named, const=Path(), metavar="DIR", help=help)
+    add_json(v)
     v.add_argument("--profile", type=named, metavar="FILE", help="TOML file with the flags below as keys, and `extra`")
     v.add_argument("--partition", metavar="NAME", help="SLURM partition")
     v.add_argument("--time", metavar="LIMIT", help="time limit: minutes, H:M:S or D-H:M:S")
@@ -53,15 +54,20 @@ def do_launch(options: argparse.Namespace) -> int | None:
         from gptlab.study.launch.record import FILES
         from gptlab.study.launch.resources import FLAGS, read_resources
         from gptlab.study.launch.script import printed_script
-        from gptlab.study.launch.status import find_launches, launches_table
+        from gptlab.study.launch.status import find_launches, launched_jobs, launches_table
         from gptlab.study.launch.submit import launch_recipe, launch_study
 
     if options.job is not None:
         with best_effort():
             return run_job(options.job, options.part, draw_run)
     if options.status is not None:
-        wide_console(200).print(launches_table(find_launches(options.status)))
+        jobs = launched_jobs(find_launches(options.status))
+        with json_too(options.json) as tell:
+            tell(jobs)
+            wide_console(200).print(launches_table(jobs))
         return None
+    if options.json is not None:
+        raise UserError("--json writes what `gptlab launch --status` shows")
     if options.name is None or options.on is None:
         raise UserError(
             "`gptlab launch RECIPE|STUDY --on slurm|local` starts jobs; `gptlab launch --status` shows them"

@@ -15,11 +15,14 @@ from typing import Any, NoReturn
 from gptlab.cli import (
     bench,
     compare,
+    compare_scores,
     completion,
     doctor,
     evaluate,
     init,
+    judge,
     launch,
+    ledger,
     output,
     plan,
     prepare,
@@ -30,7 +33,7 @@ from gptlab.cli import (
     verify,
     watch,
 )
-from gptlab.cli.common import Parser, add_verb
+from gptlab.cli.common import Parser, add_json, add_verb, json_too
 from gptlab.config import parse_flag, read_layer, settings, shipped
 from gptlab.errors import ConfigError, LostRank, OutOfMemory, UserError
 from gptlab.files import because, printable
@@ -136,15 +139,18 @@ def make_parser() -> argparse.ArgumentParser:
     top = Parser(prog="gptlab", description="A laboratory for pretraining GPT-2-class language models.")
     top.add_argument("--version", action="version", version=f"gptlab {VERSION}")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
-    looks = (runs, watch, compare, plan, evaluate, output, verify)
+    looks = (runs, watch, compare, judge, compare_scores, ledger, plan, evaluate, output, verify)
     for module in (init, prepare, train, *looks, study, launch, bench, doctor, schema, completion):
         module.add_to(verbs)
     for kind in ("recipes", "studies"):
-        add_verb(verbs, kind, do_list, f"List the shipped {kind}.")
+        add_json(add_verb(verbs, kind, do_list, f"List the shipped {kind}."))
     return top
 
 
 def do_list(options: argparse.Namespace) -> None:
-    width = max(map(len, shipped(options.verb)))
-    for name in shipped(options.verb):
-        print(f"{name:{width}}  {read_layer(name, options.verb).get('description', '')}")
+    about = {name: read_layer(name, options.verb).get("description", "") for name in shipped(options.verb)}
+    width = max(map(len, about))
+    with json_too(options.json) as tell:
+        tell([{"name": name, "description": text} for name, text in about.items()])
+        for name, text in about.items():
+            print(f"{name:{width}}  {text}")

@@ -4,7 +4,7 @@ import argparse
 import os
 from typing import Any
 
-from gptlab.cli.common import add_verb, output_file, recipe_or_study, wide_console, write_json
+from gptlab.cli.common import add_json, add_verb, json_too, recipe_or_study, wide_console
 from gptlab.config import build_recipe, load_study
 from gptlab.errors import UserError
 from gptlab.progress import Progress, Tell
@@ -26,18 +26,18 @@ def add_to(verbs: Any) -> None:
     v.add_argument("--price", type=float, default=0.0, metavar="P", help="per GPU hour (default: train.price_per_hour)")
     v.add_argument("--sizes", nargs="+", default=[], metavar="PRESET", help="plan each of these model.preset values")
     v.add_argument("--micro-batches", nargs="+", type=int, default=[], metavar="N", help="plan each of these sizes")
-    v.add_argument("--json", type=output_file, metavar="FILE", help="also write the plan to this file")
+    add_json(v)
 
 
 def do_plan(options: argparse.Namespace) -> int:
     console = wide_console(200)
     with Progress(f"opening {options.name}") as shown:
         table, detects, facts, fits = _planned(options, console.width, shown.tell)
-    if options.json:
-        write_json(options.json, facts)
-    console.print(table)
-    if detects:
-        console.print(detects, markup=False, highlight=False)
+    with json_too(options.json) as tell:
+        tell(facts)
+        console.print(table)
+        if detects:
+            console.print(detects, markup=False, highlight=False)
     return 0 if fits else EXIT_CODES["out_of_memory"]
 
 

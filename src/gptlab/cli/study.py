@@ -1,24 +1,25 @@
-"""gptlab study run, sweep, status, report, power"""
+"""gptlab study run, sweep, status, report, power, new-from"""
 
 import argparse
 import json
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 from gptlab.cli import sweep
-from gptlab.cli.common import Parser, add_verb, named, output_file, wide_console, write_json
+from gptlab.cli.common import STDOUT, Parser, add_family, add_json, add_verb, json_too, named, wide_console, write_json
 from gptlab.config import Study, load_study
 from gptlab.errors import UserError
 from gptlab.progress import Progress
 from gptlab.streams import best_effort
 from gptlab.version import VERSION
 
+PARTS = "run|sweep|status|report|power|new-from"
+
 
 def add_to(verbs: Any) -> None:
     v = add_verb(verbs, "study", None, "Train every arm of a study with every seed, and answer the study's questions.")
-    parts = v.add_subparsers(dest="part", required=True, metavar="run|sweep|status|report|power", parser_class=Parser)
+    parts = v.add_subparsers(dest="part", required=True, metavar=PARTS, parser_class=Parser)
 
     v = add_verb(parts, "run", do_study_run, "Train the runs of a study. Finished runs are kept.", settings=True)
     v.add_argument(
@@ -44,17 +45,14 @@ def add_to(verbs: Any) -> None:
 
     v = add_verb(parts, "status", do_study_status, "Show the runs of a study and their results so far.")
     v.add_argument("folder", type=named, metavar="DIR", help="the study's folder")
+    add_json(v)
 
     v = add_verb(parts, "report", do_study_report, "Answer the questions of studies: tables, figures and a web page.")
     v.add_argument("folders", type=named, nargs="+", metavar="DIR", help="folders of studies, finished or not")
     v.add_argument("--compare", metavar="NAME", help="a comparison of two studies: precision, or a TOML file")
     v.add_argument("--out", type=named, metavar="DIR", help="default: the study's folder, or results/A-and-B")
-    v.add_argument(
-        "--json",
-        type=output_file,
-        metavar="FILE",
-        help="also write everything that the page has to this file (-: to the standard output, instead of the tables)",
-    )
+    add_json(v)
+    add_family(v)
     v.add_argument("--figures", nargs="+", choices=["png", "svg"], default=["png"], help="formats (default: png)")
 
     v = add_verb(parts, "power", do_study_power, "Estimate how many seeds a study needs to detect a difference.")
@@ -71,6 +69,13 @@ def add_to(verbs: Any) -> None:
         type=float,
         metavar="SD",
         help="standard deviation over seeds of the difference (default: of the nearest setting that was measured)",
+    )
+    add_json(v)
+
+    v = add_verb(parts, "new-from", do_study_new_from, "Write the study file of a study's folder, to be edited.")
+    v.add_argument("folder", type=named, metavar="DIR", help="the study's folder, such as one of `gptlab import log`")
+    v.add_argument(
+        "--out", type=named, metavar="FILE", help="study file to write; it must not exist (default: print it)"
     )
 
 
@@ -112,27 +117,30 @@ def do_study_status(options: argparse.Namespace) -> None:
     from gptlab.rundir import open_study, read_plan
     from gptlab.study.table import read_study, study_table
 
-    states, console = read_study(options.folder), wide_console(200)
-    console.print(study_table(states, jobs=sum(state.status == "running" for state in states)))
-    study = open_study(options.folder)
+    states, study = read_study(options.folder), open_study(options.folder)
+    lines = []
     if study.until_decided:
         from gptlab.study.deciding import standing
 
-        for line in standing(options.folder):
+        lines = standing(options.folder)
+    plan = read_plan(options.folder, study)
+    remarks = plan.remarks if plan is not None else []
+    with json_too(options.json) as tell:
+        tell({"study": study.name, "runs": [vars(state) for state in states], "standing": lines, "remarks": remarks})
+        console = wide_console(200)
+        console.print(study_table(states, jobs=sum(state.status == "running" for state in states)))
+        for line in [*lines, *remarks]:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
-    if (plan := read_plan(options.folder, study)) is not None:
-        for remark in plan.remarks:
-            console.print(remark, markup=False, highlight=False, soft_wrap=True)
 
 
 def do_study_report(options: argparse.Namespace) -> None:
-    command, to_stdout = shlex.join(["gptlab", *sys.argv[1:]]), options.json == Path("-")
+    command, to_stdout = options.command, options.json == STDOUT
     with Progress("opening the studies") as shown:
         from gptlab.report.as_json import as_json
         from gptlab.report.tables import print_report
         from gptlab.report.write import write_report
 
-        how = (options.figures, None, command, VERSION, shown.tell)
+        how = (options.figures, None, command, VERSION, shown.tell, options.family)
         report = write_report(options.folders, options.compare, options.out, *how)
     if not to_stdout:
         print_report(report.payload, wide_console(160))
@@ -145,9 +153,23 @@ def do_study_report(options: argparse.Namespace) -> None:
         write_json(options.json, as_json(report.payload))
 
 
+def do_study_new_from(options: argparse.Namespace) -> None:
+    from gptlab.cli.init import refuse_existing
+    from gptlab.study.importing import study_file_of
+
+    if options.out is not None:
+        refuse_existing(options.out)
+    text = study_file_of(options.folder, options.out)
+    if options.out is None:
+        print(text, end="")
+        return
+    options.out.write_text(text, encoding="utf-8")
+    print(f"study file: {options.out}")
+
+
 def do_study_power(options: argparse.Namespace) -> None:
     with Progress(f"opening {options.study}") as shown:
-        from gptlab.report.power import Noise, pilot_noise, power_report, precedent_noise
+        from gptlab.report.power import Noise, pilot_noise, power_data, precedent_noise
         from gptlab.report.studies import read_study_folder
 
         study = load_study(options.study)
@@ -159,5 +181,7 @@ def do_study_power(options: argparse.Namespace) -> None:
             from gptlab.planning.study import size_of  # it loads torch
 
             noise = precedent_noise(study, *size_of(study))
-        lines = power_report(study, options.effect, noise)
-    print("\n".join(lines))
+        found = power_data(study, options.effect, noise)
+    with json_too(options.json) as tell:
+        tell(found)
+        print("\n".join(found["text"]))

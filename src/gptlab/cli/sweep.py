@@ -59,12 +59,14 @@ def told(status: int, folder: Path, command: str) -> int:
         return status
     with Progress("opening the study") as shown:
         from gptlab.report.analysis import analyse
+        from gptlab.report.ledger import record
         from gptlab.report.studies import read_study_folder
         from gptlab.report.tables import print_report
 
         read = read_study_folder(folder, shown.tell)
         shown.tell("analysing the runs")
         payload = analyse([read])
+        record(folder, payload, command)
     print_report(payload, wide_console(160))
     print(printable(f"next: gptlab study report {shlex.quote(str(folder))}"))
     return status

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from gptlab.cli.common import add_verb, named
+from gptlab.cli.common import add_json, add_verb, json_too, named
 from gptlab.errors import DataError, UserError
 from gptlab.progress import Progress
 from gptlab.status import EXIT_CODES
@@ -17,6 +17,7 @@ def add_to(verbs: Any) -> None:
     help = "Read every file of a dataset, a run or a study, and compare it with what was recorded when it was written."
     v = add_verb(verbs, "verify", do_verify, help)
     v.add_argument("folder", type=named, metavar="DATASET|RUN|STUDY", help="the folder")
+    add_json(v)
 
 
 def do_verify(options: argparse.Namespace) -> int:
@@ -35,16 +36,27 @@ def do_verify(options: argparse.Namespace) -> int:
         found = _study(folder, read)
     else:
         found = _run(folder, read) if (folder / "recipe.toml").is_file() else _dataset(folder, read)
-    while True:
-        with Progress(f"reading {folder}") as shown:
-            total = total or sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-            one = next(found, None)
-        if one is None:
-            break
-        what, fault = one
-        damage += bool(fault)
-        print(fault or f"{what}: as written", flush=True)
+    rows: list[dict[str, str | None]] = []
+    with json_too(options.json) as tell:
+        while True:
+            with Progress(f"reading {folder}") as shown:
+                total = total or sum(map(_size, folder.rglob("*")))
+                one = next(found, None)
+            if one is None:
+                break
+            what, fault = one
+            damage += bool(fault)
+            rows.append({"what": what, "fault": fault or None})
+            print(fault or f"{what}: as written", flush=True)
+        tell(rows)
     return EXIT_CODES["failed"] if damage else 0
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except OSError:  # it was removed meanwhile
+        return 0
 
 
 def _dataset(folder: Path, read: Read) -> Iterator[tuple[str, str]]:

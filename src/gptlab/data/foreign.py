@@ -49,7 +49,7 @@ def foreign_shards(folder: Path, say: bool) -> dict[str, list[Shard]]:
     for file in sorted(folder.iterdir()):
         if file.suffix not in (".bin", ".npy") or file.name.startswith("."):
             continue
-        said = [split for split in splits_of(file.stem) if split in SPLITS]
+        said = [split for split in SPLITS if split in splits_of(file.stem)]
         if len(said) > 1:
             raise DataError(
                 f"{file} says both {' and '.join(said)} in its name, and a file belongs to one split: rename it, or "

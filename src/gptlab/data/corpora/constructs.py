@@ -36,7 +36,7 @@ def open_constructs(wanted: Wanted) -> LabeledCorpus:
     if wanted.source is not None or wanted.label_field is not None:
         raise DataError("the corpus constructs is made from the Python that runs it: it takes no --from or fields")
 
-    reading = Reading(wanted.strict)
+    reading = Reading()
 
     def read(size: int) -> None:
         reading.done += size
