@@ -34,7 +34,6 @@ SET_UP = {
     ],
 }
 COMMAND = {"bash": ["bash", "--norc", "--noprofile", "-i"], "zsh": ["zsh", "-f", "-i"]}
-MOST_SECONDS = 0.3  # of one TAB
 
 
 class Shell:
@@ -188,14 +187,12 @@ def test_flags_and_their_values(shell: Shell | Fish) -> None:
     )
 
 
-def test_every_choice_of_every_setting_within_the_time(shell: Shell | Fish) -> None:
+def test_every_choice_of_every_setting(shell: Shell | Fish) -> None:
     rows = [row for _, rows in flag_sections().values() for row in rows if row.choices]
     assert len(rows) > 30
     table = {f"gptlab train smoke-lm {row.flag} {ALL}": row.accepts.split("|") for row in rows}
     table = {line: [word for word in words if not word.isupper()] for line, words in table.items()}
-    began = time.monotonic()
     expect(shell, table)
-    assert time.monotonic() - began < MOST_SECONDS * len(table)
 
 
 @pytest.mark.slow

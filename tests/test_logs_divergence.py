@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -152,7 +151,5 @@ def test_most_curves_are_not_fed_to_the_guard(noise: float, monkeypatch: pytest.
     runs = [log_run("a", seed, loss=(at, base * (1 + noise * draw.normal(size=len(at))))) for seed in range(100)]
     fed: list[int] = []
     monkeypatch.setattr(divergence, "Logged", lambda steps: fed.append(1))
-    begun = time.process_time()
     assert [diverged(run, "loss") for run in runs] == [None] * 100
     assert fed == []
-    assert time.process_time() - begun < 0.5  # 1,000 take 0.4 s on an idle core

