@@ -88,8 +88,9 @@ for flag in ("--push", "--model.preset"):  # no hub; the short shape of the reci
         del words[words.index(flag) : words.index(flag) + 2]
 if words[:2] == ["train", "mine.toml"]:
     words += {mine!r}
-from gptlab.cli import main
-main(words)
+if __name__ == "__main__":  # not in the processes of `bench step`
+    from gptlab.cli import main
+    main(words)
 """
 TORCHRUN = """#!{python}
 import os, re, sys
