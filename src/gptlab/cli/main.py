@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run a command line and exit with its status; gptlab.status says what each status means."""
     given = list(sys.argv[1:] if argv is None else argv)
     fill_descriptors()
-    atexit.register(gc.freeze)  # else Python looks for garbage among PyTorch's objects before it ends, for a second
+    if "RANK" not in os.environ:  # the process group of a rank is garbage whose threads must end
+        atexit.register(gc.freeze)  # else Python looks for garbage among PyTorch's objects before it ends, for a second
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # in an ASCII locale ± is printed as ?

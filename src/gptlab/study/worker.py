@@ -74,7 +74,8 @@ def _train(recipe: Recipe, out: Path) -> Result:
 
 
 if __name__ == "__main__":
-    atexit.register(gc.freeze)  # as `gptlab train` does
+    if "RANK" not in os.environ:
+        atexit.register(gc.freeze)  # as `gptlab train` does
     with best_effort():  # worker.log may be on a full disk
         status = main(sys.argv[1:])
     sys.exit(status)
