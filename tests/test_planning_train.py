@@ -101,10 +101,9 @@ import json, sys
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from gptlab.config import build_recipe
+from gptlab.machine import peak_memory_since as peak  # getrusage knows the peak of the process that started this one
 from gptlab.model.gpt import build_model
 
-def peak():  # bytes of this program; getrusage knows the peak of the process that started it, too
-    return 1024 * int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
 
 recipe = build_recipe({"model.preset": "gpt2-xl", "model.vocab_size": 50304, "train.max_steps": 1})
 """
