@@ -417,6 +417,13 @@ def test_a_step_that_a_resumed_run_logged_again_counts_once(tmp_path: Path, by: 
     assert f"{path}: 1 steps have loss twice in a run; the later row counts" in logs.remarks
 
 
+def test_a_step_that_is_there_again_with_the_same_value_is_no_remark(tmp_path: Path, by: str) -> None:
+    rows = [{"step": step, "tokens": 10 * step, "loss": 5 - step} for step in range(4)]
+    rows.insert(3, {"step": 2, "tokens": 20, "val_loss": 3.5})
+    (run,) = (logs := read(write(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows)))).runs
+    assert run.curves["tokens"][1].tolist() == [0, 10, 20, 30] and not any("twice" in text for text in logs.remarks)
+
+
 def test_rows_of_a_run_need_not_be_together(tmp_path: Path, by: str) -> None:
     header, *rows = LONG.splitlines()
     random.Random(1).shuffle(rows)

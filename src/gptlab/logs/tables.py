@@ -581,7 +581,7 @@ def _wide(table: Table, how: How) -> list[LogRun]:
     by_run: dict[str, LogRun] = {}
     for name, (run_name, metric) in columns.items():
         run = by_run.setdefault(run_name, LogRun(table.path, table.form, {}, name=run_name))
-        points, _ = _points(table, step, name, slice(None))
+        points, _, _ = _points(table, step, name, slice(None))
         if len(points[0]):
             run.curves[metric] = points
     metrics = ", ".join(dict.fromkeys(metric for _, metric in columns.values()))
@@ -594,8 +594,12 @@ def _is_run(name: str) -> bool:
     return arm_and_seed(name.split("/")) is not None
 
 
-def _points(table: Table, step: str, name: str, rows: Any, lone: bool = False) -> tuple[Curve, int]:
-    """A metric's curve in some rows, and how many steps are there again. `lone`: an empty value is NaN."""
+def _points(table: Table, step: str, name: str, rows: Any, lone: bool = False) -> tuple[Curve, int, int]:
+    """A metric's curve in some rows, how many rows have a step again, and how many of these another value.
+
+    Args:
+        lone: an empty value is NaN.
+    """
     steps, values = table.numbers[step][0][rows], table.numbers[name][0][rows]
     there = table.numbers[name][1]
     if there is not None and not lone:
@@ -603,7 +607,11 @@ def _points(table: Table, step: str, name: str, rows: Any, lone: bool = False) -
         steps, values = steps[there], values[there]
     values = np.where(np.isfinite(values), values, np.nan) if np.isinf(values).any() else values
     points = curve(steps, values)
-    return points, int(np.isfinite(steps).sum()) - len(points[0])
+    repeated = int(np.isfinite(steps).sum()) - len(points[0])
+    if not repeated:
+        return points, 0, 0
+    kept = points[1][np.searchsorted(points[0], steps[np.isfinite(steps)])]
+    return points, repeated, int((~np.isclose(kept, values[np.isfinite(steps)], 0, 0, equal_nan=True)).sum())
 
 
 def _long(table: Table, how: How) -> list[LogRun]:
@@ -658,13 +666,13 @@ def _long(table: Table, how: How) -> list[LogRun]:
             continue
         for name in metrics:
             called = metric_key or name
-            points, repeated = _points(table, roles.step, name, rows, lone)
+            points, repeated, changed = _points(table, roles.step, name, rows, lone)
             if len(points[0]):
                 run.curves[called] = points
             if 2 * repeated > len(points[0]):
                 _refuse_repeated(table, roles, run, repeated)
-            if repeated:
-                again[called] = again.get(called, 0) + repeated
+            if changed:  # a line of training and one of evaluation may say the same of a step
+                again[called] = again.get(called, 0) + changed
     for name, count in again.items():
         table.remarks.append(f"{table.path}: {count} steps have {name} twice in a run; the later row counts")
     return list(by_run.values())
