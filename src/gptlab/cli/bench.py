@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
 from gptlab.cli.common import Parser, add_json, add_verb, json_too, wide_console
@@ -42,15 +43,20 @@ def progress(text: str) -> None:
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
+def finish(report: dict[str, Any], table: Any, file: Path | None, width: int = 200) -> None:
+    """Print a report's table in the place of the last line of progress, and write the report for --json."""
+    progress("")
+    with json_too(file) as tell:
+        tell(report)
+        wide_console(width).print(table)
+
+
 def do_bench_step(options: argparse.Namespace) -> None:
     with Progress("loading PyTorch"):
         from gptlab.bench.step import bench_step, render
 
     report = bench_step(options.name, options.overrides, options.vs, options.rounds, options.profile, progress)
-    progress("")
-    with json_too(options.json) as tell:
-        tell(report)
-        wide_console(160).print(render(report))
+    finish(report, render(report), options.json, width=160)
 
 
 def do_bench_data(options: argparse.Namespace) -> None:
@@ -59,10 +65,7 @@ def do_bench_data(options: argparse.Namespace) -> None:
         from gptlab.bench.step import bench_data, render_data
 
     report = bench_data(options.name or DEFAULT_RECIPE, options.overrides, options.rounds, progress)
-    progress("")
-    with json_too(options.json) as tell:
-        tell(report)
-        wide_console(200).print(render_data(report))
+    finish(report, render_data(report), options.json)
 
 
 def do_bench_inference(options: argparse.Namespace) -> None:
@@ -79,7 +82,4 @@ def do_bench_inference(options: argparse.Namespace) -> None:
         options.repeats,
         progress,
     )
-    progress("")
-    with json_too(options.json) as tell:
-        tell(report)
-        wide_console(200).print(render(report))
+    finish(report, render(report), options.json)

@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,23 @@ def write_json(file: Path, facts: Any) -> None:
         file.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write {file}: {because(error)}") from None
+
+
+def tell_report(report: Any, file: Path | None) -> None:
+    """Print a report's tables and where its files are, and write it for --json; with `-` in the place of the tables."""
+    from gptlab.report.as_json import as_json
+    from gptlab.report.tables import print_report
+
+    to_stdout = file == STDOUT
+    if not to_stdout:
+        print_report(report.payload, wide_console(160))
+    folder, says = report.page.parent, sys.stderr if to_stdout else sys.stdout
+    print(f"page: {report.page}", file=says)
+    print(f"tables and figures: {len(report.files)} files in {folder} and {folder / 'plots'}", file=says)
+    if to_stdout:
+        print(json.dumps(as_json(report.payload), allow_nan=False))
+    elif file:
+        write_json(file, as_json(report.payload))
 
 
 def recipe_or_study(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:

@@ -1,21 +1,9 @@
 """gptlab judge"""
 
 import argparse
-import json
-import sys
 from typing import Any
 
-from gptlab.cli.common import (
-    STDOUT,
-    add_family,
-    add_json,
-    add_reading,
-    add_verb,
-    how_of,
-    named,
-    wide_console,
-    write_json,
-)
+from gptlab.cli.common import add_family, add_json, add_reading, add_verb, how_of, named, tell_report
 from gptlab.progress import Progress
 from gptlab.version import VERSION
 
@@ -49,11 +37,8 @@ def add_to(verbs: Any) -> None:
 
 
 def do_judge(options: argparse.Namespace) -> None:
-    to_stdout = options.json == STDOUT
     with Progress("reading the logs") as shown:
-        from gptlab.report.as_json import as_json
         from gptlab.report.judging import Asked
-        from gptlab.report.tables import print_report
         from gptlab.report.write import write_judgement
 
         asked = Asked(
@@ -76,12 +61,4 @@ def do_judge(options: argparse.Namespace) -> None:
             tell=shown.tell,
             family=options.family,
         )
-    if not to_stdout:
-        print_report(report.payload, wide_console(160))
-    folder, says = report.page.parent, sys.stderr if to_stdout else sys.stdout
-    print(f"page: {report.page}", file=says)
-    print(f"tables and figures: {len(report.files)} files in {folder} and {folder / 'plots'}", file=says)
-    if to_stdout:
-        print(json.dumps(as_json(report.payload), allow_nan=False))
-    elif options.json:
-        write_json(options.json, as_json(report.payload))
+    tell_report(report, options.json)

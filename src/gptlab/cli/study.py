@@ -1,13 +1,11 @@
 """gptlab study run, sweep, status, report, power, new-from"""
 
 import argparse
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from gptlab.cli import sweep
-from gptlab.cli.common import STDOUT, Parser, add_family, add_json, add_verb, json_too, named, wide_console, write_json
+from gptlab.cli.common import Parser, add_family, add_json, add_verb, json_too, named, tell_report, wide_console
 from gptlab.config import Study, load_study
 from gptlab.errors import UserError
 from gptlab.progress import Progress
@@ -134,23 +132,12 @@ def do_study_status(options: argparse.Namespace) -> None:
 
 
 def do_study_report(options: argparse.Namespace) -> None:
-    command, to_stdout = options.command, options.json == STDOUT
     with Progress("opening the studies") as shown:
-        from gptlab.report.as_json import as_json
-        from gptlab.report.tables import print_report
         from gptlab.report.write import write_report
 
-        how = (options.figures, None, command, VERSION, shown.tell, options.family)
+        how = (options.figures, None, options.command, VERSION, shown.tell, options.family)
         report = write_report(options.folders, options.compare, options.out, *how)
-    if not to_stdout:
-        print_report(report.payload, wide_console(160))
-    folder, says = report.page.parent, sys.stderr if to_stdout else sys.stdout
-    print(f"page: {report.page}", file=says)
-    print(f"tables and figures: {len(report.files)} files in {folder} and {folder / 'plots'}", file=says)
-    if to_stdout:
-        print(json.dumps(as_json(report.payload), allow_nan=False))
-    elif options.json:
-        write_json(options.json, as_json(report.payload))
+    tell_report(report, options.json)
 
 
 def do_study_new_from(options: argparse.Namespace) -> None:

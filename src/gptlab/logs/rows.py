@@ -7,13 +7,14 @@ import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from gptlab.errors import DataError, UserError
 from gptlab.files import because, open_regular
 from gptlab.logs.run import Curve, How, LogRun, curve
 
+Part = TypeVar("Part")
 Points = dict[str, tuple[list[float], list[float]]]
 """Steps and values of each metric, in the order in which they were logged."""
 
@@ -79,20 +80,24 @@ def name_run(run: LogRun, how: How) -> LogRun:
     return run
 
 
-def read_each(paths: Iterable[Path], read: Callable[[Path], LogRun | None], nothing: str) -> list[LogRun]:
+def read_each(
+    parts: Iterable[Part], read: Callable[[Part], LogRun | None], nothing: str, before: Iterable[str] = ()
+) -> list[LogRun]:
     """Read the runs of a store. What cannot be read is a remark of the first run that can.
 
     Args:
+        parts: what `read` takes, one for each run.
         read: returns None for what is no run.
         nothing: what to say if there is no run.
+        before: what could not be read already.
 
     Raises:
         UserError: no run can be read; the first fault, or `nothing`.
     """
-    runs, faults = list[LogRun](), list[UserError]()
-    for path in paths:
+    runs, faults = list[LogRun](), list[UserError](map(DataError, before))
+    for part in parts:
         try:
-            run = read(path)
+            run = read(part)
         except UserError as fault:
             faults.append(fault)
         else:

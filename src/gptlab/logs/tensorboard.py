@@ -15,7 +15,7 @@ from typing import Any
 
 from gptlab.errors import DataError, UserError
 from gptlab.files import because, damaged, open_regular, parse_json, printable
-from gptlab.logs.rows import Points, curves, dotted, name_run
+from gptlab.logs.rows import Points, curves, dotted, name_run, read_each
 from gptlab.logs.run import How, LogRun
 
 MARK = "tfevents"  # in the name of every event file
@@ -77,16 +77,12 @@ def read(path: Path, how: How) -> list[LogRun]:
             runs.setdefault(above, [Events(above)]).append(events)
         else:
             runs[folder] = [events]
-    found = list[LogRun]()
-    for folder, (own, *parts) in runs.items():
-        try:
-            found.append(_run(own, parts, folder, how))
-        except UserError as fault:
-            faults.append(str(fault))
-    if not found:
-        raise DataError(faults[0] if faults else f"{path} holds no event file that can be read")
-    found[0].remarks += faults
-    return found
+
+    def run(folder: Path) -> LogRun:
+        own, *parts = runs[folder]
+        return _run(own, parts, folder, how)
+
+    return read_each(runs, run, f"{path} holds no event file that can be read", faults)
 
 
 def _run(own: Events, parts: list[Events], folder: Path, how: How) -> LogRun:

@@ -15,9 +15,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, cast
 
-from gptlab.errors import DataError, UserError
+from gptlab.errors import DataError
 from gptlab.files import because, damaged, parse_json, printable, read_bytes
-from gptlab.logs.rows import Points, curves, dotted, is_number, name_run
+from gptlab.logs.rows import Points, curves, dotted, is_number, name_run, read_each
 from gptlab.logs.run import How, LogRun
 
 HEADER = b":W&B\xe1\xbe\x00"  # with the version, 0
@@ -53,19 +53,10 @@ def read(path: Path, how: How) -> list[LogRun]:
         DataError: nothing can be read.
     """
     files, faults = _files(path) if os.path.isdir(path) else ([path], [])
-    runs = list[LogRun]()
     pieces: dict[str, list[Path]] = {}
     for file in files:
         pieces.setdefault(file.stem, []).append(file)
-    for same in pieces.values():
-        try:
-            runs.append(_read(same, how))
-        except UserError as fault:
-            faults.append(str(fault))
-    if not runs:
-        raise DataError(faults[0] if faults else f"{path} holds no run of W&B")
-    runs[0].remarks += faults
-    return runs
+    return read_each(pieces.values(), lambda same: _read(same, how), f"{path} holds no run of W&B", faults)
 
 
 def _files(folder: Path) -> tuple[list[Path], list[str]]:

@@ -15,6 +15,7 @@ from typing import Any
 import tomli_w
 
 from gptlab.config import Comparison
+from gptlab.logs.rows import dotted
 from gptlab.report import divergence, noise, sentences, timing, verdicts, words
 from gptlab.report import estimates as est
 from gptlab.report import runs as logged
@@ -158,7 +159,7 @@ def _arms(read: ReadStudy, others: Sequence[str], pairs: Mapping[tuple[str, str]
                 "name": name,
                 "group": arm.group,
                 "note": arm.note,
-                "settings": _dotted(arm.settings),
+                "settings": dotted(arm.settings),
                 "statuses": dict(statuses),
                 "planned": len(runs) if read.elsewhere or arm.measured else len(study.seeds),
                 "values": {seed: value for seed, value in values.items() if math.isfinite(value)},
@@ -241,11 +242,3 @@ def _provenance(read: ReadStudy) -> Plain:
 
 def _toml(layer: Mapping[str, Any]) -> str:
     return tomli_w.dumps({key: value for key, value in layer.items() if value is not None})
-
-
-def _dotted(layer: Mapping[str, Any], prefix: str = "") -> Plain:
-    """Settings by dotted name: {"optim": {"lr": 1}} is {"optim.lr": 1}."""
-    flat: Plain = {}
-    for key, value in layer.items():
-        flat |= _dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
