@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -124,13 +125,50 @@ def per_neuron(x: Tensor, square: Tensor) -> Tensor:
     return scaled * x.norm() / scaled.norm()
 
 
-def reference(model: nn.Module, steps: int, neurons: bool = False, cautious: bool = False) -> dict[str, Tensor]:
+class Preconditioner:
+    """SOAP's, on one of Muon's matrices, as pull request 278 of KellerJordan/modded-nanogpt has it, in float64."""
+
+    def __init__(self, largest_side: int, every: int) -> None:
+        self.largest_side, self.every, self.calls = largest_side, every, 0
+
+    def __call__(self, update: Tensor, grad: Tensor) -> Tensor:
+        products, self.calls = [grad @ grad.T, grad.T @ grad], self.calls + 1
+        if self.calls == 1:
+            self.grams, self.square = [0.3 * product for product in products], torch.zeros_like(grad)
+            self.bases = [
+                torch.linalg.eigh(product)[1].flip(1)
+                if len(product) <= self.largest_side
+                else torch.eye(len(product)).double()
+                for product in products
+            ]
+            return update
+        turned = self.bases[0].T @ update @ self.bases[1]
+        self.square = 0.7 * self.square + 0.3 * turned**2
+        back = self.bases[0] @ (turned / (self.square.sqrt() + 1e-6)) @ self.bases[1].T
+        for side, product in enumerate(products):
+            self.grams[side] = 0.7 * self.grams[side] + 0.3 * product
+            if (self.calls - 1) % self.every == 0 and len(product) <= self.largest_side:
+                eigenvalues = (self.bases[side].T @ self.grams[side] @ self.bases[side]).diagonal()
+                order = eigenvalues.argsort(descending=True)
+                self.bases[side] = torch.linalg.qr(self.grams[side] @ self.bases[side][:, order])[0]
+                self.square = self.square.index_select(side, order)
+        return back * update.norm() / back.norm()
+
+
+def reference(
+    model: nn.Module,
+    steps: int,
+    neurons: bool = False,
+    cautious: bool = False,
+    soap: Callable[[], Preconditioner] | None = None,
+) -> dict[str, Tensor]:
     """Muon matrix by matrix and AdamW by the papers' rules, in float64; which is which stands here by hand."""
     rows = {
         name: torch.zeros(3, len(p) // 3 if "c_attn" in name else len(p)).double()
         for name, p in model.named_parameters()
     }
     weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+    preconditioners = {name: [soap() for _ in range(3)] for name in weights} if soap else {}
     mean, square = ({name: torch.zeros_like(w) for name, w in weights.items()} for _ in range(2))
     hidden = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
     for step in range(steps):
@@ -141,7 +179,11 @@ def reference(model: nn.Module, steps: int, neurons: bool = False, cautious: boo
             if name.endswith(hidden):
                 lr, mean[name] = 0.05 * factor, 0.9 * mean[name] + g  # not averaged: the norm is divided out
                 nesterov = g + 0.9 * mean[name]
-                parts = nesterov.chunk(3) if name.endswith("c_attn.weight") else (nesterov,)
+                n = 3 if name.endswith("c_attn.weight") else 1
+                parts = nesterov.chunk(n)
+                if soap:
+                    each = zip(preconditioners[name], parts, g.chunk(n), strict=False)
+                    parts = tuple(by(0.1 * part, grad) for by, part, grad in each)
                 scale = math.sqrt(max(1, parts[0].shape[0] / parts[0].shape[1]))
                 found = [by_svd(part) for part in parts]
                 if neurons:
@@ -164,6 +206,19 @@ def test_200_steps_against_the_reference(neurons: bool, cautious: bool) -> None:
     expected = reference(model, 200, neurons, cautious)
     name = "normuon" if neurons else "muon"
     changes = {"name": name, "normuon_beta2": 0.7, "cautious_decay": cautious}
+    run(model, make_optimizer(model, OPTIM.model_copy(update=changes)), 200)
+    for name, p in model.named_parameters():
+        assert (p - expected[name]).norm() <= 1e-6 * expected[name].norm(), name
+
+
+@pytest.mark.parametrize(
+    "largest_side, every", [(10000, 10), *(pytest.param(*one, marks=pytest.mark.slow) for one in ((10000, 1), (8, 10)))]
+)
+def test_200_steps_of_soap_muon_against_the_reference(largest_side: int, every: int) -> None:
+    """The MLP has one row more than columns, or fewer: the eigenvectors of the first gradient are then all given."""
+    model = build_model(SHAPE.model_copy(update={"n_layer": 1, "mlp_width": 9}), "cpu", torch.float64, 3)
+    expected = reference(model, 200, soap=lambda: Preconditioner(largest_side, every))
+    changes = {"name": "soap-muon", "soap_muon_beta2": 0.7, "soap_every": every, "soap_largest_side": largest_side}
     run(model, make_optimizer(model, OPTIM.model_copy(update=changes)), 200)
     for name, p in model.named_parameters():
         assert (p - expected[name]).norm() <= 1e-6 * expected[name].norm(), name
@@ -333,3 +388,21 @@ def test_says_what_it_is() -> None:
 def test_bad_settings(settings: dict[str, object], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         build_recipe({"train": {"max_steps": 1}}, {"optim.name": "muon", **settings})
+
+
+@pytest.mark.parametrize("precision", ["high", "highest"])
+def test_a_processor_that_multiplies_bf16_iterates_in_it_if_the_regime_rounds(
+    monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    weights: dict[bool, Tensor] = {}
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: precision)
+    for low in (False, True):
+        monkeypatch.setattr(muon, "cpu_multiplies_bf16", lambda low=low: low)
+        p = nn.Parameter(torch.zeros(24, 16))
+        p.grad = drawn(24, 16, seed=1, dtype=torch.float32)
+        Muon([{"params": [p], "muon": True, "parts": 3}], lr=1.0, weight_decay=0.0).step()
+        weights[low] = p.detach()
+    exact = orthogonalize(drawn(24, 16, seed=1, dtype=torch.float32).unflatten(0, (3, 8)), torch.float32).flatten(0, 1)
+    torch.testing.assert_close(weights[False], -exact, rtol=0, atol=1e-6)
+    difference = (weights[True] - weights[False]).norm() / exact.norm()
+    assert (0 < difference < 0.03) == (precision == "high")  # bf16 has eps = 0.4%

@@ -11,6 +11,7 @@ The module does not import PyTorch.
 from __future__ import annotations
 
 import difflib
+import functools
 import platform
 import re
 from dataclasses import dataclass
@@ -225,6 +226,12 @@ def cpu_facts() -> dict[str, str]:
     except OSError:
         return {}
     return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+@functools.cache
+def cpu_multiplies_bf16() -> bool:
+    """Whether the processor has instructions for products of bf16."""
+    return bool({"avx512_bf16", "amx_bf16"} & set(cpu_facts().get("flags", "").split()))
 
 
 def gpu_of(device: torch.device) -> Gpu | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import sys
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from pathlib import Path, PureWindowsPath
 
 
@@ -56,6 +57,29 @@ def peak_memory_since() -> int:
     except OSError:
         return peak_memory()
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), peak_memory())
+
+
+@contextlib.contextmanager
+def kept_memory() -> Iterator[None]:
+    """Meanwhile memory that is freed stays with this process, and is used again. glibc's malloc alone does so.
+
+    By default it maps each tensor above 32 MiB anew: every step then waits for the system to clear the same gigabytes,
+    page by page. Peak memory hardly changes. What a user has set of malloc is kept.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+        yield
+        return
+    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # the parameters' numbers, see mallopt(3)
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, -1)
+    try:
+        yield
+    finally:  # the default, and the thresholds to which glibc's malloc raises its own in a process with large tensors
+        mallopt(mmap_max, 65536)
+        mallopt(trim_threshold, 64 << 20)
+        mallopt(mmap_threshold, 32 << 20)
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def process_is_alive(number: int) -> bool:

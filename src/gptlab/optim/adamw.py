@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -12,6 +13,18 @@ from torch import Tensor
 from gptlab.config import Optim
 from gptlab.optim.cost import OptimizerBytes, Parameters, largest, total_bytes
 from gptlab.optim.elementwise import Elementwise, decay
+
+
+class PlainAdamW(torch.optim.AdamW):
+    """torch.optim.AdamW without what is for compiled and differentiable steps, which imports PyTorch's compiler.
+
+    The import takes a second. The update is the same function.
+    """
+
+    __module__, __qualname__ = torch.optim.AdamW.__module__, torch.optim.AdamW.__qualname__  # for environment.json
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+    grad_scale: Tensor | None = None
+    """By which the fused kernel divides the gradients."""
 
 
 class AdamW(Elementwise):

@@ -14,6 +14,8 @@ from torch.optim.adamw import adamw
 
 from gptlab.config import Optim
 from gptlab.distributed.shard import ShardSpec, Weights, global_shape, local_rows, shard_spec
+from gptlab.hardware import cpu_multiplies_bf16
+from gptlab.model.matmul import batch_product, batch_sum
 from gptlab.optim.cost import OptimizerBytes, Parameters, total_bytes, widest
 from gptlab.optim.elementwise import decay
 
@@ -40,10 +42,10 @@ def orthogonalize(x: Tensor, dtype: torch.dtype) -> Tensor:
     norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
     x = (x / norm.clamp(min=SMALLEST_NORM)).to(dtype)
     if x.shape[2] >= 2 * x.shape[1] and dtype is not torch.bfloat16:
-        return small_side(x @ x.mT) @ x
+        return batch_product(small_side(batch_product(x, x.mT)), x)
     for _ in range(ITERATIONS):
-        gram = x @ x.mT  # (B, m, m)
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        gram = batch_product(x, x.mT)  # (B, m, m)
+        x = batch_sum(a, x, 1, batch_sum(b, gram, c, gram, gram), x)
     return x
 
 
@@ -59,15 +61,15 @@ def small_side(gram: Tensor) -> Tensor:
     a, b, c = COEFFICIENTS
     q: Tensor | None = None
     for i in range(ITERATIONS):
-        rest = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # P - a
+        rest = batch_sum(b, gram, c, gram, gram)  # P - a
         if q is None:
             q = rest.clone()
             q.diagonal(dim1=1, dim2=2).add_(a)
         else:
-            q = torch.baddbmm(q, rest, q, beta=a)
+            q = batch_sum(a, q, 1, rest, q)
         if i + 1 < ITERATIONS:
-            half = torch.baddbmm(gram, rest, gram, beta=a)  # P G
-            gram = torch.baddbmm(half, half, rest, beta=a)
+            half = batch_sum(a, gram, 1, rest, gram)  # P G
+            gram = batch_sum(a, half, 1, half, rest)
     assert q is not None
     return q
 
@@ -95,8 +97,9 @@ class Muon(torch.optim.Optimizer):
     A parameter may hold several matrices, one above the other. `parts` of a group is their number; each is
     orthogonalised by itself, as the authors advise for queries, keys and values. Matrices of one shape, or of its
     transpose, go through the iteration as one batch, whatever their layer. The iteration is in bf16 on a GPU, as in the
-    authors' code, in float32 elsewhere, and in float64 for float64 weights. Weights in 16 bits are rounded to nearest
-    once per step; the momentum has their dtype. Under FSDP the momentum is local, and the input of O is gathered.
+    authors' code, and on a processor that multiplies bf16 where the regime rounds float32 products, in float32
+    elsewhere, and in float64 for float64 weights. Weights in 16 bits are rounded to nearest once per step; the momentum
+    has their dtype. Under FSDP the momentum is local, and the input of O is gathered.
 
     NorMuon (Li et al. 2025, arXiv 2510.05491), with `neuron_beta`, divides each row of O, the update of one neuron, by
     the root of a moving average of its mean square, and then gives the matrix the norm that O had:
@@ -160,10 +163,12 @@ class Muon(torch.optim.Optimizer):
             momentum = self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
             x, shard = p.grad.lerp(momentum, group["momentum"]), shard_spec(p)
             x = x if shard is None else shard.all_gather(x)
-            x = x.unflatten(0, (group["parts"], -1))  # (parts, rows, cols)
+            x = self.precondition(group, p, x.unflatten(0, (group["parts"], -1)))  # (parts, rows, cols)
             inputs.append(x.mT if x.shape[1] > x.shape[2] else x)
         wide = torch.promote_types(inputs[0].dtype, torch.float32)
-        dtype = torch.bfloat16 if inputs[0].is_cuda and wide is torch.float32 else wide
+        rounds = torch.get_float32_matmul_precision() != "highest"  # a regime that is not of float32 alone
+        low = inputs[0].is_cuda or (rounds and inputs[0].is_cpu and cpu_multiplies_bf16())
+        dtype = torch.bfloat16 if low and wide is torch.float32 else wide
         outputs = shared_out(torch.cat(inputs), dtype, shard).split([len(x) for x in inputs])
         for (group, p), x in zip(members, outputs, strict=True):
             rows, cols = global_shape(p)[0] // group["parts"], p.shape[1]
@@ -178,6 +183,10 @@ class Muon(torch.optim.Optimizer):
             weight.add_(update, alpha=-group["lr"] * math.sqrt(max(1, rows / cols)))
             if weight is not p:
                 p.copy_(weight)
+
+    def precondition(self, group: dict[str, Any], p: Tensor, update: Tensor) -> Tensor:
+        """What O is applied to in the place of the Nesterov momentum (parts, rows, cols): here itself."""
+        return update
 
     def _per_neuron(self, group: dict[str, Any], p: Tensor, x: Tensor) -> Tensor:
         """NorMuon's form of the orthogonal update x (parts, rows, cols) of a parameter."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gptlab.config import Optim
 from gptlab.distributed.shard import global_shape, local_rows, norms
-from gptlab.optim.adamw import adamw_bytes
+from gptlab.optim.adamw import PlainAdamW, adamw_bytes
 from gptlab.optim.cost import OptimizerBytes, Parameters, largest, widest
 from gptlab.seeding import address
 
@@ -51,7 +51,7 @@ GAMMAS = 0.7, 0.9, 0.999  # decay of the averages of the gradient's norm, its sq
 SHARED = "spam"  # key of the state that belongs to no parameter
 
 
-class AdamWSPAM(torch.optim.AdamW):
+class AdamWSPAM(PlainAdamW):
     """AdamW with spike handling before each update. The update itself is PyTorch's.
 
     A step t (counted from 1) does the following. Resets are at multiples of `interval`.

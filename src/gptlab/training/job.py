@@ -16,6 +16,7 @@ from gptlab.config import Recipe
 from gptlab.distributed.world import World, process_group
 from gptlab.errors import RunError, UserError
 from gptlab.files import because
+from gptlab.machine import kept_memory
 from gptlab.rundir import RunDir
 from gptlab.streams import say
 from gptlab.tasks.base import Task, TaskData, open_data
@@ -63,7 +64,7 @@ class Job:
         most = stored.batch.micro_batch
         if most == "auto" or most == 1 or done > begun + FIRST_STEPS:
             return False
-        self.recipe = self.recipe.replace({"batch.micro_batch": most // 2})
+        self.recipe = self.recipe.replace({"batch.micro_batch": most // 2, "precision.regime": stored.precision.regime})
         self.run.write_recipe(stored.replace({"batch.micro_batch": most // 2}))
         gc.collect()  # what the failed attempt still holds
         if torch.cuda.is_available():
@@ -110,7 +111,8 @@ def open_job(recipe: Recipe, out: str | Path | None, resume: str, quiet: bool) -
         run.writes = world.first
         before = run.read_json("result.json")
         signal = StopSignal(run.path if world.first else None)
-        with _locked(run, world), signal, cpu_threads(recipe.train.threads):
+        memory = kept_memory() if device.type == "cpu" else contextlib.nullcontext()
+        with _locked(run, world), signal, cpu_threads(recipe.train.threads), memory:
             yield Job(recipe, run, data, device, world, signal, quiet, before, recipe.batch.micro_batch == "auto")
 
 

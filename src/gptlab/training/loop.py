@@ -21,7 +21,7 @@ from gptlab.training.job import Job, open_job
 from gptlab.training.outcome import outcome_of, result_of_run
 from gptlab.training.result import Result
 from gptlab.training.step_buffer import Seen, clip_gradients
-from gptlab.training.trainer import Trainer, due
+from gptlab.training.trainer import Trainer
 
 
 def train(
@@ -82,7 +82,7 @@ def fit(t: Trainer) -> None:
     while True:
         step = t.state.step
         last, stopping = step >= t.limit, t.stop_requested()
-        saving = step != t.saved_step and (last or stopping or due(step, t.recipe.checkpoint.every))
+        saving = step != t.saved_step and (last or stopping or t.saves_at(step))
 
         # log the updates since the last look, and judge them; only here does training wait for a GPU
         if t.monitor.pending and (t.logs_at(step) or saving):
@@ -111,7 +111,7 @@ def update(t: Trainer, step: int) -> Seen:
     # losses are summed over the tokens of the whole step: a smaller last micro-batch has its proper weight
     factor = t.scaler.scale(torch.full((), 1 / t.task.per_step, device=t.device))
     loss, largest_logit = torch.zeros((), device=t.device), torch.zeros((), device=t.device)
-    for batch, last in with_last(t.task.micro_batches(step, t.micro_batch)):
+    for batch, last in with_last(t.batches(step)):
         with sync_gradients(t.net, last):  # ranks exchange gradients once a step
             with t.regime.context(t.device):
                 scaled, value, logit = t.net(*batch, factor)  # a HeadLoss
@@ -122,7 +122,7 @@ def update(t: Trainer, step: int) -> Seen:
 
     t.inject_faults(step)
     t.pruner.before_update(step)
-    norms = clip_gradients(t.weights, t.max_norm)
+    norms = clip_gradients(t.weights, t.max_norm, None if t.regime.loss_scaling else t.optimizer)
     # a step that ends at an average says nothing of what rounding loses
     with t.monitor.lost_updates(t.logs_at(step + 1) and not is_averaging(t.optimizer)):
         t.scaler.step(t.optimizer)

@@ -13,6 +13,7 @@ from torch import Tensor
 from gptlab.distributed.shard import Weights, all_reduce_shards, norms
 from gptlab.distributed.world import SINGLE, World
 from gptlab.guard import Diverged, Divergence
+from gptlab.optim.adamw import PlainAdamW
 from gptlab.rundir import RunDir
 
 
@@ -39,10 +40,14 @@ class Update:
     largest_logit: float
 
 
-def clip_gradients(model: Weights, max_norm: float) -> Tensor:
+def clip_gradients(model: Weights, max_norm: float, optimizer: torch.optim.Optimizer | None = None) -> Tensor:
     """Scale the gradients down to a global norm of max_norm, as torch's clip_grad_norm_ does.
 
     With an infinite max_norm they are only measured.
+
+    Args:
+        optimizer: that takes the next step. PyTorch's fused AdamW divides the gradients itself, which saves a pass over
+            them; without loss scaling, for which PyTorch sets its `grad_scale`.
 
     Returns:
         (n + 1,): the norms before clipping: the global norm, then each parameter's, in the order of
@@ -53,7 +58,9 @@ def clip_gradients(model: Weights, max_norm: float) -> Tensor:
     assert len(grads) == len(parameters), "every parameter takes part in the loss"
     each = norms(grads, parameters)  # (n,)
     total = torch.linalg.vector_norm(each)
-    if math.isfinite(max_norm):
+    if math.isfinite(max_norm) and type(optimizer) is PlainAdamW and optimizer.defaults["fused"]:
+        optimizer.grad_scale = ((total + 1e-6) / max_norm).clamp(min=1.0).float()
+    elif math.isfinite(max_norm):
         factor = (max_norm / (total + 1e-6)).clamp(max=1.0)
         one_dtype = all(grad.dtype is grads[0].dtype for grad in grads)  # then it is one kernel
         torch._foreach_mul_(grads, factor.to(grads[0].dtype) if one_dtype else factor)
@@ -94,11 +101,12 @@ class StepBuffer:
         """The buffered updates, in order; `step` is the number of the last one. All ranks call this."""
         rows = torch.stack([row for row, _ in self.waiting])
         if self.world.size > 1:
-            rows[:, 0] = self.world.all_reduce(rows[:, 0].contiguous())
-            rows[:, 1] = self.world.all_reduce(rows[:, 1].nan_to_num(nan=math.inf, posinf=math.inf), "max")
+            losses, logits = self.world.all_gather(rows[:, :2].contiguous()).unbind(-1)  # (ranks, updates) each
+            rows[:, 0], rows[:, 1] = losses.sum(0), logits.nan_to_num(nan=math.inf, posinf=math.inf).amax(0)
         self.rows = rows.tolist()
         broken = torch.stack([broken for _, broken in self.waiting])
-        self.broken = self.broken[-1:] + self.world.all_reduce(broken, "max").tolist()
+        broken = self.world.all_reduce(broken, "max") if self.weights_too else broken
+        self.broken = self.broken[-1:] + broken.tolist()
         self.waiting = []
         first = step - len(self.rows) + 1
         return [Update(first + i, row[0], row[2], row[1]) for i, row in enumerate(self.rows)]

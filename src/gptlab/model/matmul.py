@@ -1,0 +1,157 @@
+"""Matrix products on a CPU, by oneDNN where it has the faster kernels.
+
+PyTorch multiplies float32 matrices with MKL, and so its attention does, in bf16 too. MKL uses AVX-512 on Intel's
+processors only. oneDNN, which PyTorch contains as well, uses it on all, and is about twice as fast on AMD's. The
+products differ by rounding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from gptlab.hardware import cpu_facts
+
+SMALLEST = 2**22  # multiplications; below it oneDNN's call costs more than its product saves
+ROWS = 8192  # in a temporary part of `add_product`
+LONGEST = 512  # tokens for which `attention` keeps all scores
+
+
+def onednn_is_faster() -> bool:
+    """Whether the processor has AVX-512 and MKL leaves it unused.
+
+    Nothing is timed: a resumed run has to multiply by the same library.
+    """
+    return (
+        torch.backends.mkldnn.is_available()
+        and torch.backends.mkl.is_available()
+        and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+        and cpu_facts().get("vendor_id", "GenuineIntel") != "GenuineIntel"
+    )
+
+
+ONEDNN = onednn_is_faster()
+
+
+@contextlib.contextmanager
+def mkl() -> Iterator[None]:
+    """Use the kernels that PyTorch takes by itself."""
+    global ONEDNN
+    before, ONEDNN = ONEDNN, False
+    try:
+        yield
+    finally:
+        ONEDNN = before
+
+
+def by_onednn(a: Tensor, weight: Tensor) -> bool:
+    """Whether `a @ weight.T`, (..., k) and (n, k), is multiplied by oneDNN."""
+    return (
+        ONEDNN
+        and a.dtype is weight.dtype is torch.float32
+        and a.device.type == "cpu"
+        and a.numel() * weight.shape[0] >= SMALLEST
+    )
+
+
+def _onednn(a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """a @ weight.T + bias of (m, k), (n, k) and (n,)."""
+    if torch.compiler.is_compiling():
+        return _opaque(a, weight, bias)
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(a, weight, bias, "none", [], "")
+    return result
+
+
+@torch.library.custom_op("gptlab::onednn", mutates_args=())
+def _opaque(a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`_onednn` for PyTorch's compiler, which wants oneDNN's weight to be a constant."""
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(a, weight, bias, "none", [], "")
+    return result
+
+
+@_opaque.register_fake
+def _(a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return a.new_empty(len(a), len(weight))
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b of (m, k) and (k, n). Not differentiable."""
+    weight = b.t()
+    return _onednn(a, weight) if by_onednn(a, weight) else a @ b
+
+
+def batch_product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b of (B, m, k) and (B, k, n). Not differentiable.
+
+    oneDNN has the matrices one after the other, so they must be larger for it to pay.
+    """
+    if len(a) and by_onednn(a[0, ::2], b[0].t()):
+        return torch.stack([product(x, y) for x, y in zip(a, b, strict=True)])
+    return a @ b
+
+
+def batch_sum(beta: float, c: Tensor, alpha: float, a: Tensor, b: Tensor) -> Tensor:
+    """beta c + alpha a @ b of (B, m, n), (B, m, k) and (B, k, n), a new tensor. Not differentiable."""
+    if len(a) and by_onednn(a[0, ::2], b[0].t()):
+        return batch_product(a, b).mul_(alpha).add_(c, alpha=beta)
+    return torch.baddbmm(c, a, b, beta=beta, alpha=alpha)
+
+
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b, in place; a and b may be in a narrower dtype. On a CPU with little temporary memory."""
+    if a.dtype is total.dtype and not by_onednn(a, b.t()):
+        total.addmm_(a, b)
+    elif total.device.type == "cpu" and not (a.dtype is not total.dtype and torch.compiler.is_compiling()):
+        for rows, of_a in zip(total.split(ROWS), a.split(ROWS), strict=True):  # the product stays in the cache
+            rows.add_(product(of_a, b))
+    else:
+        total.add_(a @ b)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _onednn(x.flatten(0, -2), weight, bias).view(*x.shape[:-1], len(weight))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (x, weight), (of_x, of_weight, of_bias) = ctx.saved_tensors, ctx.needs_input_grad
+        grad, flat = grads[0].flatten(0, -2), x.flatten(0, -2)  # (m, n), (m, k)
+        change: Tensor | None = None
+        if of_weight and grad.shape[1] > flat.shape[1]:  # oneDNN copies the left matrix: the smaller one
+            change = product(flat.t(), grad).t().contiguous()
+        elif of_weight:
+            change = product(grad.t(), flat)
+        return product(grad, weight).view(x.shape) if of_x else None, change, grad.sum(0) if of_bias else None
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear` of x (..., k), weight (n, k) and bias (n,)."""
+    if by_onednn(x, weight) and not torch.is_autocast_enabled("cpu"):
+        result: Tensor = _Linear.apply(x, weight, bias)
+        return result
+    return F.linear(x, weight, bias)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
+    """Causal attention without dropout of q, k and v, (B, H, T, D) each; `scale` is D^-0.5 by default.
+
+    In bf16 by products of whole matrices, whose scores are kept for the backward pass, where PyTorch's kernel has slow
+    products.
+    """
+    B, H, T, D = q.shape
+    if not (ONEDNN and q.device.type == "cpu" and q.dtype is torch.bfloat16 and T <= LONGEST):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=True, scale=scale)
+    q, k, v = (x.reshape(B * H, T, D) for x in (q, k, v))
+    future = torch.full((T, T), float("-inf"), dtype=q.dtype, device=q.device).triu_(1)
+    with torch.autocast("cpu", enabled=False):
+        scores = torch.baddbmm(future, q, k.mT, alpha=D**-0.5 if scale is None else scale)  # (B H, T, T)
+        return (torch.softmax(scores, dim=-1) @ v).view(B, H, T, D)
