@@ -28,6 +28,7 @@ SHAPES = {
     "llama": (MODERN, {"mlp_width": 40}),
     "llama untied, biases": (MODERN, {"tied": False, "bias": True, "rope_theta": 500.0, "norm_eps": 1e-3}),
     "qwen3": (MODERN, {"qk_norm": True, "n_head": 4}),
+    "completep": (MODERN, {"parametrization": "completep", "base_width": 8, "base_depth": 1}),
 }
 TOKENS = torch.randint(280, (2, 24), generator=torch.Generator().manual_seed(1))
 

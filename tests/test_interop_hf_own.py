@@ -14,6 +14,7 @@ from gptlab.config import Model, Sample
 from gptlab.data.tokenizers import load_tokenizer
 from gptlab.interop.hf import REMOTE, export_hf, hf_model_type
 from gptlab.interop.source import read_source, source_tokenizer
+from gptlab.model import matmul
 from gptlab.model.generate import generate
 from gptlab.model.gpt import GPT, build_model
 
@@ -41,6 +42,13 @@ def make(dtype: torch.dtype = torch.float32, **changes: object) -> GPT:
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator).to(dtype))
     return model
+
+
+@pytest.fixture(autouse=True)
+def same_products():
+    """Bits are compared: gptlab takes the kernels that PyTorch takes by itself."""
+    with matmul.mkl():
+        yield
 
 
 @pytest.fixture

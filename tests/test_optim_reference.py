@@ -465,6 +465,10 @@ def test_muon_is_given_its_settings() -> None:
             "optim.name = soap: does not work with precision.regime = bf16_pure",
         ),
         (
+            {"optim.name": "soap-muon", "precision.regime": "bf16_pure"},
+            "optim.name = soap-muon: does not work with precision.regime = bf16_pure",
+        ),
+        (
             {"optim.name": "soap", "sparsity.method": "magnitude"},
             "sparsity.method = magnitude: does not work with optim.name = soap",
         ),

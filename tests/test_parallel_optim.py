@@ -30,6 +30,7 @@ pytestmark = pytest.mark.xdist_group("parallel_optim")  # they share processes t
 
 # of 4 processes one has no rows of a norm's 6, of c_proj's and of the 5 positions; c_attn is cut inside q, k and v
 SHAPE = Model(n_layer=1, n_head=2, n_embd=6, block_size=5, vocab_size=11, tied=False)
+NARROW = {"parametrization": "mup", "base_width": 2}
 LARGE = Model(n_layer=1, n_head=2, n_embd=128, block_size=8, vocab_size=96, bias=False)  # for blocks of 256
 BF16, FP32, FP64 = torch.bfloat16, torch.float32, torch.float64
 SPAM: dict[str, Any] = {"name": "adamw-spam", "spam_interval": 6, "lr": 0.01, "grad_clip": 3.0}
@@ -54,6 +55,8 @@ CASES: dict[str, tuple[dict[str, Any], torch.dtype]] = {
     "normuon": ({"name": "normuon", "muon_lr": 0.05}, FP64),
     "adamw-schedule-free": ({"name": "adamw-schedule-free"}, FP64),
     "muon ema": ({"name": "muon"}, FP64),
+    "adamw mup": ({}, FP64),
+    "muon mup": ({"name": "muon", "muon_lr": 0.05}, FP64),
 }
 EXACT = ("adamw bf16", "adamw stochastic", "adamw kahan", "adamw_8bit")  # rounding would make more of a difference
 
@@ -110,11 +113,13 @@ def optimizer_of(weights: Weights, name: str) -> torch.optim.Optimizer:
 
         _refuse_other_blocks(weights, whole_blocks=True)
         return AdamW8bit(parameter_groups(weights, 0.1), lr=0.01)
-    return make_optimizer(weights, Optim(**CASES[name][0]), seed=4, ema=0.9 if name.endswith("ema") else 0.0)
+    ema = 0.9 if name.endswith("ema") else 0.0
+    return make_optimizer(weights, Optim(**CASES[name][0]), 4, ema, shape_of(name))
 
 
 def shape_of(name: str) -> Model:
-    return LARGE if name in ("adamw_8bit", "torchao") else SHAPE
+    shape = LARGE if name in ("adamw_8bit", "torchao") else SHAPE
+    return shape.model_copy(update=NARROW if name.endswith("mup") else {})
 
 
 def of_shards(names: list[str]) -> dict[str, Any]:
@@ -237,8 +242,9 @@ def test_8_bits_where_blocks_would_be_others(shape: tuple[int, ...], n: int, bit
 
 
 def test_soap_wants_whole_matrices() -> None:
-    with pytest.raises(NotApplicable, match="optim.name = soap: .* pass --distributed.strategy ddp"):
-        make_optimizer(Cut((64, 64), 2), Optim(name="soap"))
+    for name in ("soap", "soap-muon"):
+        with pytest.raises(NotApplicable, match=f"optim.name = {name}: .* pass --distributed.strategy ddp"):
+            make_optimizer(Cut((64, 64), 2), Optim(name=name))
     make_optimizer(Cut((64, 64), 1), Optim(name="soap"))
 
 

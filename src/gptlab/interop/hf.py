@@ -27,6 +27,7 @@ from gptlab.errors import HubError
 from gptlab.files import damaged
 from gptlab.interop import files
 from gptlab.model.gpt import GPT
+from gptlab.model.parametrization import folded
 from gptlab.progress import Count, tell_nobody
 
 Init = Callable[[GPT], None]
@@ -160,10 +161,13 @@ def _generation_json(config: Model, eot: int | None, n_ids: int, sample: Sample 
 
 
 def hf_parameters(model: GPT, model_type: str) -> Iterator[tuple[str, Tensor]]:
-    """The weights under Hugging Face's names, linear weights as (outputs, inputs). A tied head is left out."""
+    """The weights under Hugging Face's names, linear weights as (outputs, inputs). A tied head is left out.
+
+    They are those of a standard model: multipliers of another parametrization are folded into them.
+    """
     for name, parameter in model.named_parameters():
-        pieces = _hf_names(name, model_type)
-        yield from zip(pieces, parameter.detach().chunk(len(pieces)), strict=True)
+        pieces, weight = _hf_names(name, model_type), folded(model.config, name, parameter.detach())
+        yield from zip(pieces, weight.chunk(len(pieces)), strict=True)
         if model_type == "gpt2" and not model.config.bias and name.startswith(("h.", "ln_f.")):
             yield pieces[0].replace(".weight", ".bias"), parameter.detach().new_zeros(parameter.shape[0])
 

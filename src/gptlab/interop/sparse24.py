@@ -28,6 +28,7 @@ from gptlab.errors import HubError
 from gptlab.files import because, damaged, read_json
 from gptlab.interop import files
 from gptlab.model.gpt import GPT, build_model
+from gptlab.model.parametrization import folded, plain
 from gptlab.progress import Count, tell_nobody
 
 FORMAT, VERSION = "gptlab-sparse24", 1
@@ -101,7 +102,7 @@ def export_sparse24(
     for name, parameter in model.named_parameters():
         if name in matrices:
             _refuse_dense(name, parameter)
-        weight = parameter.to(dtype)
+        weight = folded(model.config, name, parameter).to(dtype)
         if not weight.isfinite().all():
             raise HubError(f"{name}: has weights that are not finite in {str(dtype).removeprefix('torch.')}")
         if name in matrices:
@@ -112,7 +113,7 @@ def export_sparse24(
         "format": FORMAT,
         "version": VERSION,
         "dtype": str(dtype).removeprefix("torch."),
-        "model": model.config.model_dump(),
+        "model": plain(model.config).model_dump(),
         "matrices": {name: list(layer.weight.shape) for name, layer in matrices.items()},
     }
     with files.export_folder(folder) as temporary:

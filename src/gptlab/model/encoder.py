@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from gptlab.config import Model
-from gptlab.model.gpt import MLP, Attention, LayerNorm, linear_weights
+from gptlab.model.gpt import MLP, Attention, LayerNorm, allocate, embedding, linear_weights
 from gptlab.model.loss import HeadLoss
 from gptlab.seeding import address
 
@@ -52,9 +52,9 @@ class Encoder(nn.Module):
         parts = config.position, config.norm, config.mlp, config.bias, config.qk_norm
         assert parts == ("learned", "layernorm", "gelu_erf", True, False), "an encoder has BERT's parts"
         self.config, self.position_offset = config, position_offset
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.block_size + position_offset, config.n_embd)
-        self.token_type = nn.Embedding(1, config.n_embd)  # BERT's second type is for the second text of a pair
+        self.wte = embedding(config.vocab_size, config.n_embd)
+        self.wpe = embedding(config.block_size + position_offset, config.n_embd)
+        self.token_type = embedding(1, config.n_embd)  # BERT's second type is for the second text of a pair
         self.ln_emb = LayerNorm(config)
         self.h = nn.ModuleList(EncoderBlock(config) for _ in range(config.n_layer))
         self.head = nn.Linear(config.n_embd, n_labels)
@@ -200,7 +200,7 @@ def build_encoder(
         model = Encoder(config, n_labels, position_offset).to(dtype)
         if on_meta is not None:
             on_meta(model)
-    model = model.to_empty(device=device)
+    allocate(model, device)
     with torch.no_grad():
         model.init_weights(init) if isinstance(init, int) else init(model)
     return model

@@ -5,45 +5,67 @@ Shapes: B sequences, T tokens, C = n_embd, H = n_head, D = C / H, V = vocab_size
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from gptlab.config import Model
 from gptlab.model.loss import HeadLoss, linear_cross_entropy
+from gptlab.model.matmul import attention, linear
+from gptlab.model.parametrization import attention_multiplier, initial_std, logit_multiplier, residual_multiplier
 from gptlab.seeding import address
 
 
-class LayerNorm(nn.Module):
-    """LayerNorm with a weight and an optional bias."""
+def embedding(rows: int, width: int) -> nn.Embedding:
+    """An embedding without values. PyTorch would draw some, even without memory, for which it imports its compiler."""
+    return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
 
-    def __init__(self, config: Model) -> None:
+
+def allocate(model: nn.Module, device: torch.device | str) -> None:
+    """Memory on a device for a model on the meta device, as `to_empty` does, which imports sympy for plain tensors."""
+
+    def memory(t: Tensor) -> Tensor:
+        plain = type(t) in (Tensor, nn.Parameter)  # others are FSDP's
+        return torch.empty(t.shape, dtype=t.dtype, device=device) if plain else torch.empty_like(t, device=device)
+
+    model._apply(memory)
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm with a weight and an optional bias, times a number that is not trained."""
+
+    def __init__(self, config: Model, multiplier: float = 1.0) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(config.n_embd))
         self.bias = nn.Parameter(torch.zeros(config.n_embd)) if config.bias else None
-        self.eps = config.norm_eps
+        self.eps, self.multiplier = config.norm_eps, multiplier
 
     def forward(self, x: Tensor) -> Tensor:
         dtype = torch.promote_types(x.dtype, self.weight.dtype)  # float32 norms in a bf16 model
         bias = None if self.bias is None else self.bias.to(dtype)
-        return F.layer_norm(x.to(dtype), self.weight.shape, self.weight.to(dtype), bias, self.eps).to(x.dtype)
+        y = F.layer_norm(x.to(dtype), self.weight.shape, self.weight.to(dtype), bias, self.eps).to(x.dtype)
+        return y if self.multiplier == 1 else y * self.multiplier
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight (Zhang and Sennrich 2019, arXiv 1910.07467)."""
+    """x / rms(x) * weight (Zhang and Sennrich 2019, arXiv 1910.07467), times a number that is not trained."""
 
-    def __init__(self, width: int, eps: float) -> None:
+    def __init__(self, width: int, eps: float, multiplier: float = 1.0) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
+        self.eps, self.multiplier = eps, multiplier
 
     def forward(self, x: Tensor) -> Tensor:
         dtype = torch.promote_types(x.dtype, self.weight.dtype)
-        return F.rms_norm(x.to(dtype), self.weight.shape, self.weight.to(dtype), self.eps).to(x.dtype)
+        y = F.rms_norm(x.to(dtype), self.weight.shape, self.weight.to(dtype), self.eps).to(x.dtype)
+        return y if self.multiplier == 1 else y * self.multiplier
 
 
 class Linear(nn.Linear):
@@ -51,12 +73,14 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype is self.weight.dtype or torch.is_autocast_enabled(x.device.type):
-            return super().forward(x)
+            return linear(x, self.weight, self.bias)
         return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
 
-def make_norm(config: Model) -> nn.Module:
-    return LayerNorm(config) if config.norm == "layernorm" else RMSNorm(config.n_embd, config.norm_eps)
+def make_norm(config: Model, multiplier: float = 1.0) -> nn.Module:
+    if config.norm == "layernorm":
+        return LayerNorm(config, multiplier)
+    return RMSNorm(config.n_embd, config.norm_eps, multiplier)
 
 
 def rotary_tables(config: Model, device: torch.device | str) -> tuple[Tensor, Tensor]:
@@ -71,28 +95,79 @@ def rotary_tables(config: Model, device: torch.device | str) -> tuple[Tensor, Te
     return angles.cos().to(device), angles.sin().to(device)
 
 
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    turned = torch.empty(wide.shape, dtype=wide.dtype, device=wide.device)
+    (low, high), (new_low, new_high) = wide.chunk(2, dim=-1), turned.chunk(2, dim=-1)
+    torch.mul(low, cos, out=new_low).sub_(high * sin)  # rounded as by transformers; addcmul_ rounds once
+    torch.mul(high, cos, out=new_high).add_(low * sin)
+    return turned.to(x.dtype)
+
+
+class _Rotation(torch.autograd.Function):
+    """The gradient is rotated back, in half of the operations that autograd makes of it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turned(x, cos, sin)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> Any:
+        cos, sin = ctx.saved_tensors
+        return _turned(grads[0], cos, -sin), None, None
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the pairs (i, i + D/2) of x (B, H, T, D) by the angles of their positions, paired as in Llama."""
-    low, high = x.to(torch.promote_types(x.dtype, torch.float32)).chunk(2, dim=-1)
+    if not torch.compiler.is_compiling():
+        turned: Tensor = _Rotation.apply(x, cos, sin)
+        return turned
+    low, high = x.to(torch.promote_types(x.dtype, torch.float32)).chunk(2, dim=-1)  # a compiler fuses all of it
     return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(x.dtype)
 
 
 class KVCache:
-    """Keys and values of the tokens read so far, each (n_layer, B, H, room, D) and filled up to `length`."""
+    """Keys and values of the tokens read so far, each (n_layer, B, H, room, D) and filled up to `length`.
+
+    Sequences may differ in length. `at`, (B,), then says where the next token of each goes, attention is to the slots
+    up to there among the first `end`, and who set `at` moves it on. Shapes do not change if `end` does not.
+    """
 
     def __init__(self, model: GPT, batch: int, room: int, dtype: torch.dtype) -> None:
         config = model.config
         shape = (config.n_layer, batch, config.n_head, room, config.head_size)
-        self.keys = torch.empty(shape, dtype=dtype, device=model.device)
-        self.values = torch.empty(shape, dtype=dtype, device=model.device)
-        self.length = 0
+        self.keys = torch.zeros(shape, dtype=dtype, device=model.device)  # NaN would pass a mask
+        self.values = torch.zeros(shape, dtype=dtype, device=model.device)
+        self.length, self.room = 0, room
+        self.at: Tensor | None = None
+        self.end = room
+
+    def like(self, batch: int, room: int) -> KVCache:
+        """An empty cache of the same model."""
+        made = copy.copy(self)
+        shape = (len(self.keys), batch, self.keys.shape[2], room, self.keys.shape[4])
+        made.keys, made.values = self.keys.new_zeros(shape), self.values.new_zeros(shape)
+        made.length, made.room, made.at, made.end = 0, room, None, room
+        return made
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append k and v (B, H, T, D) to a layer's cache; returns the layer's keys and values (B, H, length + T, D)."""
+        """Append k and v (B, H, T, D) to a layer's cache.
+
+        Returns:
+            What to attend to: the layer's keys and values (B, H, length + T, D).
+        """
+        keys, values = self.keys[layer], self.values[layer]
+        if self.at is not None:
+            rows = torch.arange(len(self.at), device=keys.device)
+            keys[rows, :, self.at] = k[:, :, 0].to(keys.dtype)
+            values[rows, :, self.at] = v[:, :, 0].to(values.dtype)
+            return keys[:, :, : self.end], values[:, :, : self.end]
         end = self.length + k.shape[2]
-        self.keys[layer, :, :, self.length : end] = k
-        self.values[layer, :, :, self.length : end] = v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        keys[:, :, self.length : end] = k
+        values[:, :, self.length : end] = v
+        return (keys[:, :, :end], values[:, :, :end]) if self.length else (k, v)
 
 
 class Attention(nn.Module):
@@ -105,6 +180,8 @@ class Attention(nn.Module):
         self.c_proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.q_norm = RMSNorm(config.head_size, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_size, config.norm_eps) if config.qk_norm else None
+        multiplier = attention_multiplier(config)
+        self.scale = None if multiplier == 1 else multiplier * config.head_size**-0.5  # None is PyTorch's D^-0.5
 
     def forward(
         self,
@@ -120,12 +197,19 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
+        dtype = v.dtype
         if cache is not None:
-            k, v = cache[0].append(cache[1], k, v)
+            k, v = cache[0].append(cache[1], k, v)  # the cache may have another dtype
         causal = mask is None and T > 1
         dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
-        y = self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+        q = q.to(k.dtype)
+        if causal and not dropout:
+            y = attention(q, k, v, self.scale)
+        else:
+            y = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=self.scale
+            )
+        y = self.c_proj(y.to(dtype).transpose(1, 2).reshape(B, T, C))
         return F.dropout(y, self.dropout, self.training)
 
 
@@ -157,6 +241,7 @@ class Block(nn.Module):
         super().__init__()
         self.ln_1, self.attn = make_norm(config), Attention(config)
         self.ln_2, self.mlp = make_norm(config), MLP(config)
+        self.multiplier = residual_multiplier(config)
 
     def forward(
         self,
@@ -165,8 +250,8 @@ class Block(nn.Module):
         mask: Tensor | None,
         cache: tuple[KVCache, int] | None = None,
     ) -> Tensor:
-        x = x + self.attn(self.ln_1(x), rope, mask, cache)
-        return x + self.mlp(self.ln_2(x))
+        x = torch.add(x, self.attn(self.ln_1(x), rope, mask, cache), alpha=self.multiplier)
+        return torch.add(x, self.mlp(self.ln_2(x)), alpha=self.multiplier)
 
 
 def linear_weights(module: nn.Module) -> int:
@@ -188,10 +273,10 @@ class GPT(nn.Module):
         super().__init__()
         assert config.vocab_size > 0, "vocab_size is resolved before the model is built"
         self.config = config
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
+        self.wte = embedding(config.vocab_size, config.n_embd)
+        self.wpe = embedding(config.block_size, config.n_embd) if config.position == "learned" else None
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.ln_f = make_norm(config)
+        self.ln_f = make_norm(config, logit_multiplier(config))
         self.lm_head = None if config.tied else nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.position == "rope":
             cos, sin = rotary_tables(config, "cpu")  # real values also if the weights are on the meta device
@@ -219,32 +304,38 @@ class GPT(nn.Module):
         Args:
             tokens: (B, T) ids. With a cache: the ids after the cached ones.
             documents: (B, T) document numbers. Tokens attend only to tokens of their own document.
-            cache: keys and values of these tokens are appended to it.
+            cache: keys and values of these tokens are appended to it; one token of each sequence if it has `at`.
         """
-        T, start = tokens.shape[1], cache.length if cache else 0
+        T, start = tokens.shape[1], cache.length if cache and cache.at is None else 0
         assert start + T <= self.config.block_size, "the context is longer than block_size"
         assert documents is None or cache is None, "document attention does not work with a cache"
+        where: slice | Tensor = slice(start, start + T)  # positions
+        mask = None
+        if cache and cache.at is not None:
+            where = cache.at[:, None]  # (B, 1)
+            mask = (torch.arange(cache.end, device=where.device) <= where)[:, None, None]  # (B, 1, 1, end)
+        elif documents is not None or (start and T > 1):
+            mask = torch.ones(T, start + T, dtype=torch.bool, device=tokens.device).tril(start)  # (T, start + T)
+            if documents is not None:
+                mask = mask & (documents[:, :, None] == documents[:, None, :])  # (B, T, T)
+                mask = mask[:, None]
         x = self.wte(tokens)  # (B, T, C)
         if self.wpe is not None:
-            x = x + self.wpe.weight[start : start + T]
+            x = x + self.wpe.weight[where]
         if self.stream_dtype is not None:
             x = x.to(self.stream_dtype)
         x = F.dropout(x, self.config.dropout, self.training)
         rope = None
         if self.wpe is None:
-            rope = self.rope_cos[start : start + T], self.rope_sin[start : start + T]
-        mask = None
-        if documents is not None or (start and T > 1):
-            mask = torch.ones(T, start + T, dtype=torch.bool, device=x.device).tril(start)  # (T, start + T)
-            if documents is not None:
-                mask = mask & (documents[:, :, None] == documents[:, None, :])  # (B, T, T)
-                mask = mask[:, None]
+            rope = self.rope_cos[where], self.rope_sin[where]  # (T, D / 2), or (B, 1, D / 2)
+            if isinstance(where, Tensor):
+                rope = rope[0][:, None], rope[1][:, None]  # for all heads
         for layer, block in enumerate(self.h):
             if self.activation_checkpointing and self.training:
                 x = checkpoint(block, x, rope, mask, use_reentrant=False)
             else:
                 x = block(x, rope, mask, (cache, layer) if cache else None)
-        if cache:
+        if cache and cache.at is None:
             cache.length += T
         return self.ln_f(x)
 
@@ -252,9 +343,9 @@ class GPT(nn.Module):
         """Logits (..., V) of hidden states (..., C)."""
         if self.head_dtype is None:
             weight = self.head_weight
-            return F.linear(x, weight if torch.is_autocast_enabled(x.device.type) else weight.to(x.dtype))
+            return linear(x, weight if torch.is_autocast_enabled(x.device.type) else weight.to(x.dtype))
         with torch.autocast(x.device.type, enabled=False):
-            return F.linear(x.to(self.head_dtype), self.head_weight.to(self.head_dtype))
+            return linear(x.to(self.head_dtype), self.head_weight.to(self.head_dtype))
 
     def forward(
         self,
@@ -285,6 +376,12 @@ class GPT(nn.Module):
         """Number of parameters, each counted once, including the position embedding (nanoGPT excludes it)."""
         return sum(p.numel() for p in self.parameters())
 
+    def size(self) -> dict[str, int]:
+        """Parameters without embeddings and head, of which laws of scale are, and training FLOPs per token."""
+        outer = [m.weight for m in (self.wte, self.wpe, self.lm_head) if m is not None]
+        inner = self.parameter_count() - sum(p.numel() for p in dict.fromkeys(outer))
+        return {"non_embedding_parameters": inner, "flops_per_token": self.flops_per_token()}
+
     def flops_per_token(self) -> int:
         """Training FLOPs per token: 6 N + 12 n_layer n_embd block_size (PaLM, arXiv 2204.02311, appendix B).
 
@@ -302,18 +399,17 @@ class GPT(nn.Module):
     def init_weights(self, seed: int) -> None:
         """GPT-2's initialisation: N(0, 0.02), residual projections scaled by (2 n_layer)^-0.5, biases 0, norms 1.
 
-        With zero_init the residual projections are 0, so each block is the identity until the first update. Each
-        tensor is drawn on the CPU from its own generator, seeded by the tensor's name. The weights are thus the same
-        on every device and for every sharding, and at most one tensor is in host memory.
+        Other parametrizations multiply it, see `initial_std`. With zero_init the residual projections are 0, so each
+        block is the identity until the first update. Each tensor is drawn on the CPU from its own generator, seeded by
+        the tensor's name. The weights are thus the same on every device and for every sharding, and at most one tensor
+        is in host memory.
         """
         for name, parameter in self.named_parameters():
             if parameter.dim() < 2:
                 parameter.fill_(1.0 if name.endswith("weight") else 0.0)
                 continue
-            std = 0.02
-            if name.endswith("c_proj.weight"):
-                std = 0.0 if self.config.zero_init else 0.02 * (2 * self.config.n_layer) ** -0.5
             generator = torch.Generator().manual_seed(address(seed, "init", name))
+            std = initial_std(self.config, name)
             parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
 
 
@@ -337,7 +433,7 @@ def build_model(
         model = GPT(config).to(dtype)
         if on_meta is not None:
             on_meta(model)
-    model = model.to_empty(device=device)
+    allocate(model, device)
     if config.position == "rope":
         model.rope_cos, model.rope_sin = rotary_tables(config, device)
     with torch.no_grad():

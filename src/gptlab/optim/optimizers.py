@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gptlab.config import Optim
+from gptlab.config import Model, Optim
 from gptlab.distributed.shard import Weights, global_shape, shard_spec
 from gptlab.errors import NotApplicable, UserError
-from gptlab.optim.adamw import AdamW, adamw_bytes
+from gptlab.model.parametrization import Multipliers, optimizer_multipliers
+from gptlab.optim.adamw import AdamW, PlainAdamW, adamw_bytes
 from gptlab.optim.ademamix import AdEMAMix, ademamix_bytes
 from gptlab.optim.average import WeightAverage
 from gptlab.optim.cost import OptimizerBytes, Parameters, largest, total_bytes
@@ -21,8 +22,15 @@ from gptlab.optim.lion import Lion, lion_bytes
 from gptlab.optim.muon import Muon, muon_bytes, muon_groups, normuon_bytes
 from gptlab.optim.schedule_free import ScheduleFreeAdamW, schedule_free_bytes
 from gptlab.optim.soap import SOAP, soap_bytes
+from gptlab.optim.soap_muon import SOAPMuon, soap_muon_bytes
 from gptlab.optim.spam import AdamWSPAM, spam_bytes
 from gptlab.precision.libraries import load_library
+
+# PyTorch keeps these methods out of compiled code, and imports its compiler for that, a second's work, at their first
+# call. They are the same without.
+for _name in ("add_param_group", "load_state_dict", "state_dict", "zero_grad"):
+    if _plain := getattr(getattr(torch.optim.Optimizer, _name), "__wrapped__", None):
+        _plain.__dynamo_disable = _plain
 
 
 def parameter_groups(model: Weights, weight_decay: float) -> list[dict[str, object]]:
@@ -46,7 +54,7 @@ def _adamw(model: Weights, optim: Optim, seed: int) -> torch.optim.Optimizer:
         rounding, cautious = optim.rounding, optim.cautious_decay
         return AdamW(groups, **_common(optim), rounding=rounding, seed=seed, cautious_decay=cautious)
     fused = optim.kernel == "fused"
-    return torch.optim.AdamW(groups, **_common(optim), amsgrad=optim.amsgrad is True, fused=fused, foreach=not fused)
+    return PlainAdamW(groups, **_common(optim), amsgrad=optim.amsgrad is True, fused=fused, foreach=not fused)
 
 
 def _spam(model: Weights, optim: Optim, seed: int) -> torch.optim.Optimizer:
@@ -99,12 +107,29 @@ def _schedule_free(model: Weights, optim: Optim, seed: int) -> torch.optim.Optim
     return ScheduleFreeAdamW(parameter_groups(model, optim.weight_decay), **_common(optim))
 
 
-def _soap(model: Weights, optim: Optim, seed: int) -> torch.optim.Optimizer:
+def _refuse_rows(model: Weights, name: str) -> None:
+    """Refuse an optimizer with eigenvectors where processes have some rows of a matrix each."""
     if any((shard := shard_spec(p)) is not None and shard.group.size() > 1 for p in model.parameters()):
         raise NotApplicable(
-            "optim.name = soap: works with the eigenvectors of whole matrices, which no process has under fsdp; "
+            f"optim.name = {name}: works with the eigenvectors of whole matrices, which no process has under fsdp; "
             "pass --distributed.strategy ddp"
         )
+
+
+def _soap_muon(model: Weights, optim: Optim, seed: int) -> torch.optim.Optimizer:
+    _refuse_rows(model, optim.name)
+    return SOAPMuon(
+        muon_groups(model, optim),
+        beta=optim.soap_muon_beta2,
+        every=optim.soap_every,
+        largest_side=optim.soap_largest_side,
+        **_common(optim),
+        momentum=optim.muon_momentum,
+    )
+
+
+def _soap(model: Weights, optim: Optim, seed: int) -> torch.optim.Optimizer:
+    _refuse_rows(model, optim.name)
     groups = parameter_groups(model, optim.weight_decay)
     return SOAP(groups, **_common(optim), every=optim.soap_every, largest_side=optim.soap_largest_side)
 
@@ -185,10 +210,13 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
     "normuon": OptimizerEntry(_muon, normuon_bytes),
     "adamw-schedule-free": OptimizerEntry(_schedule_free, schedule_free_bytes),
     "soap": OptimizerEntry(_soap, soap_bytes),
+    "soap-muon": OptimizerEntry(_soap_muon, soap_muon_bytes),
 }
 
 
-def make_optimizer(model: Weights, optim: Optim, seed: int = 0, ema: float = 0.0) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: Weights, optim: Optim, seed: int = 0, ema: float = 0.0, shape: Model | None = None
+) -> torch.optim.Optimizer:
     """The optimizer of a recipe.
 
     Args:
@@ -196,15 +224,35 @@ def make_optimizer(model: Weights, optim: Optim, seed: int = 0, ema: float = 0.0
         optim: the settings.
         seed: of stochastic rounding and of sparse momentum.
         ema: decay rate of the average of the weights, train.ema; 0 is none.
+        shape: the model's, whose parametrization multiplies learning rates, decay and eps; None: the standard one.
 
     Raises:
         NotApplicable: the library for 8-bit moments is not installed or does not work; FSDP would split one of its
             blocks, or SOAP's matrices; or the rounding is for bf16 weights and there are none.
     """
     optimizer = OPTIMIZERS[optim.name].make(model, optim, seed)
+    if shape is not None and shape.parametrization != "standard":
+        multiply_settings(optimizer, model, shape)
     if ema:
         WeightAverage(optimizer, ema)
     return optimizer
+
+
+def multiply_settings(optimizer: torch.optim.Optimizer, model: Weights, shape: Model) -> None:
+    """Multiply lr, weight_decay and eps by each parameter's multipliers; a group with several becomes several."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups, optimizer.param_groups = optimizer.param_groups, []
+    for group in groups:
+        alike: dict[Multipliers, list[Tensor]] = {}
+        for p in group["params"]:
+            by = optimizer_multipliers(shape, names[id(p)], p.dim() == 2, group.get("muon", False))
+            alike.setdefault(by, []).append(p)
+        for by, params in alike.items():
+            changed = {"lr": group["lr"] * by.lr, "lr_scale": group.get("lr_scale", 1.0) * by.lr}
+            changed["weight_decay"] = group["weight_decay"] * by.weight_decay
+            if "eps" in group:  # Lion has none
+                changed["eps"] = group["eps"] * by.eps
+            optimizer.param_groups.append({**group, **changed, "params": params})
 
 
 def is_averaging(optimizer: torch.optim.Optimizer) -> bool:
@@ -291,7 +339,7 @@ def plain_tensors(state: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every group, times the group's own factor `lr_scale` (Muon's muon_lr / lr).
+    """Set the learning rate of every group, times its `lr_scale` (muon_lr / lr, the parametrization's multiplier).
 
     torchao's learning rate is a tensor, which is changed in place for its compiled step.
     """

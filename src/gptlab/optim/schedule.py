@@ -24,7 +24,7 @@ def learning_rate(step: int, peak: float, schedule: Schedule) -> float:
         return peak * (step + 1) / warmup
     if schedule.shape == "constant":
         return peak
-    begin = max(warmup, end - round(schedule.decay_fraction * end)) if schedule.shape in ("wsd", "wsd-sqrt") else warmup
+    begin = schedule.decay_begin(end)
     if step < begin:
         return peak
     if step >= end:

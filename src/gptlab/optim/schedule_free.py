@@ -23,10 +23,10 @@ class ScheduleFreeAdamW(torch.optim.Optimizer):
         z <- z - lr (grad / (sqrt(v / (1 - beta2^t)) + eps) + weight_decay y)
         x <- (1 - c) x + c z,  c = lr_max^2 / (sum of lr_max^2 so far)
 
-    lr_max is the largest learning rate so far. Between updates the parameters are x, the average, which is evaluated
-    and saved; z and v are the state. `before_gradients` makes them y. The step gets x back from y and z, so no third
-    copy is needed; in float32 that costs a rounding error per step. The paper's algorithm 1 multiplies lr by
-    sqrt(1 - beta2^t) instead of dividing v.
+    lr_max is the largest learning rate so far (of the first group; those of others are multiples of it). Between
+    updates the parameters are x, the average, which is evaluated and saved; z and v are the state. `before_gradients`
+    makes them y. The step gets x back from y and z, so no third copy is needed; in float32 that costs a rounding error
+    per step. The paper's algorithm 1 multiplies lr by sqrt(1 - beta2^t) instead of dividing v.
 
     Args:
         params: parameters, or groups of parameters, in float32 or float64.
@@ -98,7 +98,7 @@ class ScheduleFreeAdamW(torch.optim.Optimizer):
             if decay:
                 torch._foreach_add_(change, params, alpha=decay)  # the parameters are y
             torch._foreach_lerp_(params, z, 1 - 1 / beta1)  # x
-            torch._foreach_add_(z, change, alpha=-lr)
+            torch._foreach_add_(z, change, alpha=-group["lr"])
             torch._foreach_lerp_(params, z, c)
         self._at_y = False
 

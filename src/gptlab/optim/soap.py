@@ -78,18 +78,19 @@ class SOAP(torch.optim.Optimizer):
             if f"gram{side}" in state:
                 state[f"gram{side}"].lerp_(gram(grad, side), 1 - beta2)
                 if step % self.every == 0:
-                    self._refresh(state, side)
+                    refresh(state[f"gram{side}"], state[f"basis{side}"], square, side)
 
-    def _refresh(self, state: dict[str, Any], side: int) -> None:
-        basis, square = state[f"basis{side}"], state["exp_avg_sq"]
-        product = state[f"gram{side}"] @ basis
-        order = (basis * product).sum(0).argsort(descending=True, stable=True)
-        basis.copy_(torch.linalg.qr(product[:, order])[0])
-        square.copy_(square.index_select(side, order))
+
+def refresh(gram: Tensor, basis: Tensor, square: Tensor, side: int) -> None:
+    """One power iteration of the basis of a side, in place, and the order of its columns in the second moment."""
+    product = gram @ basis
+    order = (basis * product).sum(0).argsort(descending=True, stable=True)
+    basis.copy_(torch.linalg.qr(product[:, order])[0])
+    square.copy_(square.index_select(side, order))
 
 
 def gram(grad: Tensor, side: int) -> Tensor:
-    """G G^T of side 0, the rows, and G^T G of side 1."""
+    """G G^T of side 0, the rows, and G^T G of side 1; of a matrix, or of each of several."""
     return grad.mT @ grad if side else grad @ grad.mT
 
 
