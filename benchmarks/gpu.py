@@ -4,10 +4,11 @@
     data         a dataset for the following stages: the source of Python's standard library in GPT-2's tokens
     correctness  the tests marked `cuda`
     speed        GPT-2 124M, classic and modern: tokens per second, MFU, memory, kernels; comparison with two loops
+    parts        what each change of a step is worth, on against off: bf16_master, the head's kernel, attention, ...
     precision    the arms of the study precision-lm: speed, memory and loss relative to amp_bf16
     optimizers   the overhead of every optimizer and pruning method, and a check of their results
     plan         the planner's peak memory against the allocator's
-    inference    HellaSwag and generation
+    inference    HellaSwag and generation, compiled and not
     sparse24     2:4 sparse matrices against dense matrices
     train        training of the classic 124M in the remaining time: a loss curve
 
@@ -58,6 +59,7 @@ PARTS = {
         "data": 20,
         "correctness": 100,
         "speed": 150,
+        "parts": 100,
         "precision": 90,
         "optimizers": 70,
         "plan": 40,

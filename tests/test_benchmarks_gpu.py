@@ -1,6 +1,7 @@
 """benchmarks/gpu.py: stages that end in different ways, repeated calls, time limits; all stages on a CPU."""
 
 import importlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -184,6 +185,7 @@ def test_results_of_another_device_are_not_mixed_in(
         ("void pytorch_flash::flash_bwd_dq_dk_dv_loop_seqk_parallel_kernel", "attention"),
         ("fmha_cutlassF_bf16_aligned_64x64_rf_sm80", "attention"),
         ("triton_red_fused__log_softmax_nll_loss_forward_0", "cross-entropy"),
+        ("cross_entropy_row", "cross-entropy"),
         ("triton_per_fused_native_layer_norm_add_3", "norm and elementwise"),
         ("triton_tem_fused_addmm_7", "gemm"),
         ("void at::native::multi_tensor_apply_kernel<FusedAdamMathFunctor>", "optimizer"),
@@ -199,6 +201,8 @@ def test_what_is_right_passes_the_optimizers_check(gpu: ModuleType) -> None:
     script = importlib.import_module("gpu_stages.optimizers")
     n = 2 * 12 * 64 * 64  # weights in the matrices of the blocks
     masked = {"2:4": n // 2, "rigl": n // 2, "adamw-prune bitter0": None, "muon": None, "adamw-spam seed": None}
+    masked |= dict.fromkeys(("normuon", "lion", "ademamix", "adamw-schedule-free"))
+    assert script.check(CPU, "soap")["problems"] == []
     for name, count in masked.items():
         row = script.check(CPU, name)
         assert row["problems"] == [] and 0 < row["error"] < 1e-4, name
@@ -258,6 +262,7 @@ def test_all_stages_run_on_a_cpu(tmp_path: Path) -> None:
         "data",
         "correctness",
         "speed",
+        "parts",
         "precision",
         "optimizers",
         "plan",
@@ -269,8 +274,12 @@ def test_all_stages_run_on_a_cpu(tmp_path: Path) -> None:
     assert sum(row["status"] == "done" for row in items["correctness"].values()) >= 30
     speed = items["speed"]["classic beside nanogpt-loop"]
     assert speed["loss"]["gptlab"] > 0 and len(speed["turns_seconds"]["nanogpt-loop"]) == 2
+    kernel = "done" if importlib.util.find_spec("triton") else "not_applicable"
+    assert {items["parts"][name]["status"] for name in ("head kernel", "head alone", "twelve layers")} == {kernel}
+    assert items["parts"]["attention"]["status"] == "not_applicable"
+    assert items["parts"]["bf16_master"]["on_is_faster_by"]["median"] > 0
     arms = load_study("precision-lm").arms
-    assert set(items["precision"]) == {*arms, "kernels amp_bf16", "kernels bf16_pure"}
+    assert set(items["precision"]) == {*arms, "kernels amp_bf16", "kernels bf16_master"}
     assert items["precision"]["fp32_tf32_matmul"]["status"] == "not_applicable"
     assert not items["precision"]["fp16_naive_foreach"]["finite"] and items["precision"]["bf16_pure"]["finite"]
     assert items["precision"]["fp32_baseline"]["x_fp32"] == 1

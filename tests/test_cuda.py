@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from conftest import tiny_recipe
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,6 +27,7 @@ from gptlab.distributed.world import SINGLE
 from gptlab.distributed.wrap import make_scaler, replicate, shard
 from gptlab.guard import Diverged
 from gptlab.model.gpt import GPT, build_model
+from gptlab.model.loss import cross_entropy_
 from gptlab.optim.optimizers import make_optimizer
 from gptlab.planning.memory import step_memory
 from gptlab.planning.shape import Shape
@@ -157,7 +159,8 @@ class Multiplied(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        if name.endswith("mm") or ("attention" in name and "backward" not in name):  # which is given float32 sums, too
+        product = name.endswith("mm") or name == "_linear_pointwise"  # oneDNN's
+        if product or ("attention" in name and "backward" not in name):  # which is given float32 sums, too
             parts = [getattr(arg, "_data", arg) for arg in args if isinstance(arg, Tensor)]  # torchao's hold theirs
             self.dtypes.update(part.dtype for part in parts if part.is_floating_point())
         return func(*args, **(kwargs or {}))
@@ -196,12 +199,55 @@ def test_an_arm_multiplies_in_what_its_regime_says(arm: str) -> None:
         regime.norms or regime.weights,
     }
     float8 = {dtype for dtype in seen.dtypes if "float8" in str(dtype)}
-    body = regime.autocast or regime.weights
+    body = regime.matmul
     if CUDA or not regime.float8:  # on a CPU float8 may be emulated
         assert seen.dtypes - float8 == {body, regime.head or body}
         assert bool(float8) == bool(regime.float8)
     error = float32_error()
     assert error < 1e-5 if not (CUDA and regime.tf32) else 5e-5 < error < 5e-3
+
+
+# -- the head's kernel, and attention's -----------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not CUDA, reason="tests/test_model_head_kernel.py runs it on a CPU")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize(("vocab_size", "scale"), [(65, 1e4), (4097, 1.0), (50257, 30.0)])
+def test_the_kernel_of_the_head_is_right(dtype: torch.dtype, vocab_size: int, scale: float) -> None:
+    logits = (torch.randn(64, vocab_size, device=DEVICE) * scale).clamp(-6e4, 6e4).to(dtype)
+    targets = torch.randint(vocab_size, (64,), device=DEVICE)
+    targets[::5] = -1
+    factor = torch.tensor(1024 / 64, device=DEVICE)
+    wide = logits.double().requires_grad_()
+    losses = F.cross_entropy(wide, targets, ignore_index=-1, reduction="none")
+    [grad] = torch.autograd.grad(losses.sum() * factor, wide)
+    largest = logits.abs().amax(1).float()
+    found, magnitudes = cross_entropy_(logits, targets, factor, True)
+    torch.testing.assert_close(found.double(), losses.detach(), rtol=1e-6, atol=1e-6)
+    assert torch.equal(magnitudes, largest) and not logits[::5].any()
+    eps = {torch.float32: 2**-18, torch.bfloat16: 2**-8, torch.float16: 2**-10}[dtype]
+    torch.testing.assert_close(logits.double(), grad, rtol=eps, atol=6e-8 if dtype is torch.float16 else 1e-7)
+
+
+@pytest.mark.skipif(not CUDA, reason="for a GPU")
+def test_the_kernel_finds_rows_beyond_two_to_the_31() -> None:
+    N, V = 43000, 50304
+    if torch.cuda.mem_get_info()[0] < 6e9:
+        pytest.skip("needs 6 GB")
+    logits = torch.zeros(N, V, dtype=torch.bfloat16, device=DEVICE)
+    logits[-1, 7] = 9.0
+    targets = torch.full((N,), 7, device=DEVICE)
+    losses, largest = cross_entropy_(logits, targets, torch.ones((), device=DEVICE), False)
+    assert largest[-1] == 9 and not largest[:-1].any()
+    assert losses[-1].item() == pytest.approx(math.log(math.exp(9) + V - 1) - 9, rel=1e-5)
+
+
+@pytest.mark.skipif(not CUDA, reason="kernels of GPUs")
+@pytest.mark.parametrize("name", ["fastest", "cudnn", "flash"])
+def test_a_run_trains_with_a_kernel_of_attention(name: str, dataset: Path, tmp_path: Path) -> None:
+    recipe = small(dataset, precision__regime="bf16_master", train__attention=name)
+    assert gptlab.train(recipe, tmp_path / "run", quiet=True).status == "completed"
+    assert RunDir(tmp_path / "run").read_recipe().train.attention in ("auto", "cudnn", "flash")
 
 
 # -- loss scaling ---------------------------------------------------------------------------------------------------
@@ -253,6 +299,8 @@ RESUMED = {
     "normuon": {"optim__name": "normuon", "optim__cautious_decay": True},
     "schedule-free": {"optim__name": "adamw-schedule-free", "schedule__shape": "constant"},
     "soap": {"optim__name": "soap", "optim__soap_every": 3},
+    "soap-muon": {"optim__name": "soap-muon", "optim__soap_every": 3},
+    "completep": {"model__parametrization": "completep", "model__base_width": 16, "optim__name": "muon"},
     "average under loss scaling": {"train__ema": 0.9, "precision__regime": "amp_fp16"},
     "adamw-prune": {"optim__name": "adamw-prune", "sparsity__method": "state"},
     "8-bit moments": {"optim__name": "adamw_8bit", "precision__regime": "amp_bf16"},

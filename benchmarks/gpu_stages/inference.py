@@ -17,11 +17,13 @@ import numpy as np
 import torch
 from common import in_turn, ratios, show, spread
 from hellaswag import one_row_at_a_time
+from torch import Tensor
 
 from gptlab.bench.inference import bench_inference
 from gptlab.config import Model, build_recipe
 from gptlab.data.tokenizers import load_tokenizer
 from gptlab.evals import hellaswag
+from gptlab.model.generate import generate
 from gptlab.model.gpt import build_model
 from gptlab.rundir import RunDir
 from gpu_stages.stage import Row, Stage, pick, run
@@ -116,6 +118,43 @@ def generation(stage: Stage, regime: str, batches: list[int]) -> Row:
     return report | {"says": "tokens/s " + "; ".join(told)}
 
 
+def compiled_decoding(stage: Stage, device: torch.device, batch: int) -> Row:
+    """Decoding with the reading of one token compiled against not compiled, in turns: bf16, the same ids."""
+    config = Model(**(TINY_SHAPE if stage.tiny else SHAPE))
+    prompt_tokens, new_tokens = (16, 4) if stage.tiny else (256, 64)
+    model = build_model(config, device, torch.bfloat16, init=1)
+    draw = torch.Generator().manual_seed(0)
+    prompt = torch.randint(config.vocab_size, (batch, prompt_tokens), generator=draw)
+
+    def one(on: bool) -> tuple[float, list[Tensor]]:
+        """Seconds a token without the first, and the ids."""
+        ids, began = [], 0.0
+        for token in generate(model, prompt, new_tokens, temperature=0.0, compiled=on):
+            ids.append(token)
+            began = began or time.perf_counter()
+        return (time.perf_counter() - began) / (new_tokens - 1), ids
+
+    began = time.perf_counter()
+    _, compiled = one(True)
+    first = time.perf_counter() - began
+    _, plain = one(False)
+    seconds: dict[bool, list[float]] = {False: [], True: []}
+    for on in in_turn([False, True], 2 if stage.tiny else 5):
+        seconds[on].append(one(on)[0])
+    gain = ratios(seconds[False], seconds[True])
+    speed = spread([batch / s for s in seconds[True]])
+    same = sum(int((a == b).sum()) for a, b in zip(compiled, plain, strict=True)) / (batch * new_tokens)
+    return {
+        "batch_size": batch,
+        "seconds_a_token": {"plain": seconds[False], "compiled": seconds[True]},
+        "first_seconds": first,
+        "compiled_is_faster_by": gain,
+        "same_ids": same,
+        "says": f"{show(gain, '.2f')} times as fast, {show(speed, ',.0f')} tokens/s, the first text in {first:.0f} s; "
+        f"{100 * same:.0f}% of the ids are the same",
+    }
+
+
 def main(stage: Stage) -> None:
     device = pick(stage)
     batches = [1, 4] if stage.tiny else [1, 8, 64]
@@ -123,6 +162,8 @@ def main(stage: Stage) -> None:
         {
             "hellaswag bf16": lambda: score(stage, device, "bf16"),
             "generation bf16_pure": lambda: generation(stage, "bf16_pure", batches),
+            "compiled decoding, 1": lambda: compiled_decoding(stage, device, 1),
+            f"compiled decoding, {batches[-1]}": lambda: compiled_decoding(stage, device, batches[-1]),
             "hellaswag fp32": lambda: score(stage, device, "fp32"),
             "generation fp32": lambda: generation(stage, "fp32", batches),
             "generation amp_bf16": lambda: generation(stage, "amp_bf16", batches),

@@ -46,6 +46,11 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "adamw-prune bitter0": ({"name": "adamw-prune"}, {"method": "state", "variant": "bitter0"}),
     "adamw-prune bitter1": ({"name": "adamw-prune"}, {"method": "state", "variant": "bitter1"}),
     "muon": ({"name": "muon"}, {}),
+    "normuon": ({"name": "normuon"}, {}),
+    "lion": ({"name": "lion"}, {}),
+    "ademamix": ({"name": "ademamix"}, {}),
+    "adamw-schedule-free": ({"name": "adamw-schedule-free"}, {}),
+    "soap": ({"name": "soap"}, {}),
     "adamw_8bit": ({"name": "adamw_8bit"}, {}),
     "sgd": ({"name": "sgd"}, {}),
     "magnitude": (ADAMW, {"method": "magnitude"}),
@@ -60,9 +65,9 @@ ACCUMULATE = 4  # backward passes per step, for the overhead
 # The check: number of updates, the update with a spike in its gradient, the factor of the spike, and SPAM's reset
 # interval. The paper's form of SPAM starts to clip 20 steps after a reset.
 CHECKED, SPIKED_AT, SPIKE, RESET = 30, 22, 100.0, 24
-# Largest |a - b| / |b| of the weights' changes, for: float32; Muon, which iterates in bf16 on a GPU; 8-bit Adam. Last:
-# the largest share of differing masks.
-ALLOWED, ALLOWED_MUON, ALLOWED_8BIT, ALLOWED_MASKS = 1e-3, 5e-2, 0.2, 1e-3
+# Largest |a - b| / |b| of the weights' changes, for: float32; Muon and NorMuon, which iterate in bf16 on a GPU; 8-bit
+# Adam; SOAP, whose first eigenvectors of the eigenvalue 0 are any. Last: the largest share of differing masks.
+ALLOWED, ALLOWED_MUON, ALLOWED_8BIT, ALLOWED_SOAP, ALLOWED_MASKS = 1e-3, 5e-2, 0.2, 0.5, 1e-3
 UPDATES, ROUNDS = 6, 5  # timed updates per turn, turns per side
 
 SMALL = Model(n_layer=2, n_head=2, n_embd=64, block_size=64, vocab_size=512)
@@ -160,7 +165,8 @@ def check(device: torch.device, name: str) -> Row:
         distance += float(off.square().sum())
         moved += float((parameter - start[key]).detach().square().sum())
     row: Row = {"error": math.sqrt(distance / moved), "problems": []}
-    allowed = {"muon": ALLOWED_MUON, "adamw_8bit": ALLOWED_8BIT}.get(name, ALLOWED)
+    muons = dict.fromkeys(("muon", "normuon"), ALLOWED_MUON)
+    allowed = {**muons, "adamw_8bit": ALLOWED_8BIT, "soap": ALLOWED_SOAP}.get(name, ALLOWED)
     if not row["error"] <= allowed:
         row["problems"].append(
             f"{name}: the weights' changes differ from float64's by {row['error']:.1e}, more than {allowed:.0e}"
@@ -283,7 +289,7 @@ def main(stage: Stage) -> None:
         items[name] = lambda name=name: updates.measure(name)  # type: ignore[misc]
     for name in VARIANTS:
         items[f"check {name}"] = lambda name=name: right(stage, device, name)  # type: ignore[misc]
-    for name in ("adamw-spam seed", "muon", "adamw-prune bitter0"):
+    for name in ("adamw-spam seed", "muon", "soap", "adamw-prune bitter0"):
         items[f"kernels {name}"] = lambda name=name: updates.kernels(name)  # type: ignore[misc]
     stage.all(items, expects=3.0, most=60.0)
 

@@ -245,7 +245,7 @@ KERNELS = (  # classes of CUDA kernels, by parts of their names; the first match
     ("attention", ("sdpa", "flash", "fmha", "attention")),
     ("optimizer", ("adam", "multi_tensor", "foreach", "sgd")),
     ("gemm", ("gemm", "cutlass", "nvjet", "cublas", "sm80_x", "sm90_x", "splitk", "wgmma", "::mm", "addmm", "::bmm")),
-    ("cross-entropy", ("logsumexp", "scatter", "aminmax", "softmax", "nll")),
+    ("cross-entropy", ("cross_entropy", "logsumexp", "scatter", "aminmax", "softmax", "nll")),
     ("norm and elementwise", ("triton", "elementwise", "layer_norm", "rms_norm", "reduce", "embedding", "index")),
     ("copies", ("memcpy", "memset", "copy", "cat")),
 )

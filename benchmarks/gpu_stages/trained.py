@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,11 @@ from gptlab.planning.shape import Shape
 from gptlab.precision.regimes import enter_regime
 from gptlab.rundir import RunDir
 from gptlab.tasks.base import open_data, task_of
+from gptlab.training.ahead import Ahead
+from gptlab.training.attention import attention_kernel
 from gptlab.training.setup import resolve
 from gptlab.training.step_buffer import Seen, StepBuffer, clip_gradients
+from gptlab.training.trainer import COMPILE_MODES
 from gpu_stages.stage import Row, Stage, peak_of, synchronize
 
 TINY = {
@@ -57,23 +61,28 @@ def settings_of(stage: Stage) -> Row:
 class Trained:
     """The model of a recipe in training.
 
+    Args:
+        ahead: whether a thread makes the batches; default: on a GPU, as in a run.
+
     Attributes:
         losses: losses of the updates so far, on the device.
         step: number of updates so far.
     """
 
-    def __init__(self, recipe: Recipe, device: torch.device, work: Path) -> None:
+    def __init__(self, recipe: Recipe, device: torch.device, work: Path, ahead: bool | None = None) -> None:
         self.device = device
         self.regime = enter_regime(recipe.precision, device)
         data = open_data(recipe)
         self.recipe, init = resolve(recipe, RunDir(work / "no-run"), data, device)
         self.task = task_of(recipe)(self.recipe, data, device, work, SINGLE)
         self.model = self.task.build(self.regime, init)
-        self.optimizer = make_optimizer(self.model, self.recipe.optim, self.recipe.seed)
+        make = partial(self.task.micro_batches, micro_batch=int(self.recipe.batch.micro_batch))
+        self.batches = Ahead(make) if (device.type == "cuda" if ahead is None else ahead) else make
+        self.optimizer = make_optimizer(self.model, self.recipe.optim, self.recipe.seed, shape=self.recipe.model)
         self.scaler = make_scaler(device, self.regime.loss_scaling, False)
         self.buffer = StepBuffer(self.model, self.regime.weights is not torch.float32)
         if self.recipe.compile.enabled:
-            self.model.compile(dynamic=False)
+            self.model.compile(dynamic=False, mode=COMPILE_MODES[self.recipe.compile.mode])
         self.step = 0
         self.losses: list[torch.Tensor] = []
 
@@ -83,9 +92,10 @@ class Trained:
         return self.recipe.batch.tokens_per_step
 
     def micro_step(self, batch: Any, factor: torch.Tensor) -> Any:
-        with self.regime.context(self.device):
-            out = self.model(*batch, factor)  # a HeadLoss
-        out.train.backward()
+        with attention_kernel(self.recipe.train.attention):
+            with self.regime.context(self.device):
+                out = self.model(*batch, factor)  # a HeadLoss
+            out.train.backward()
         return out
 
     def update(self) -> None:
@@ -95,12 +105,12 @@ class Trained:
         set_lr(self.optimizer, lr := learning_rate(self.step, recipe.optim.lr, recipe.schedule))
         factor = self.scaler.scale(torch.full((), 1 / per_step, device=device))
         loss, largest = torch.zeros((), device=device), torch.zeros((), device=device)
-        assert isinstance(recipe.batch.micro_batch, int)
-        for batch in self.task.micro_batches(self.step, recipe.batch.micro_batch):
+        for batch in self.batches(self.step):
             _, value, logit = self.micro_step(batch, factor)
             loss, largest = loss + value / per_step, torch.maximum(largest, logit)
         self.scaler.unscale_(self.optimizer)
-        norms = clip_gradients(self.model, recipe.optim.grad_clip or math.inf)
+        own = None if self.regime.loss_scaling else self.optimizer  # whose kernel may clip
+        norms = clip_gradients(self.model, recipe.optim.grad_clip or math.inf, own)
         self.scaler.step(self.optimizer)
         self.buffer.append(Seen(lr, loss, largest, norms))
         self.scaler.update()

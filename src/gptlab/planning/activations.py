@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from gptlab.model.encoder import Encoder
 from gptlab.model.gpt import GPT
+from gptlab.model.matmul import mkl
 from gptlab.planning.shape import Shape
 from gptlab.precision.regimes import Regime
 
@@ -92,6 +93,7 @@ def saved_bytes(model: GPT | Encoder, regime: Regime, batch: int, gpu: bool) -> 
     with (
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         regime.context(torch.device("cpu")),
+        mkl() if gpu else nullcontext(),
         _GpuKernels() if gpu else nullcontext(),
     ):
         if isinstance(model, Encoder):
