@@ -113,17 +113,19 @@ def test_autocast_casts_the_weights_once_and_never_the_cache(tiny: str) -> None:
 @pytest.mark.parametrize("name", ["fp32", "amp_bf16", "amp_fp16", "bf16_pure", "fp16_pure"])
 @pytest.mark.parametrize("parts", [{}, {"head": "fp32", "norms": "fp32"}], ids=["", "fp32_head_and_norms"])
 def test_the_cache_has_the_dtype_of_the_keys(name: str, parts: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: set[torch.dtype] = set()
+    seen, kept = set[torch.dtype](), set[torch.dtype]()
     append = KVCache.append
 
     def watched(self: KVCache, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        seen.update((k.dtype, v.dtype, self.keys.dtype))
+        seen.update((k.dtype, v.dtype))
+        kept.add(self.keys.dtype)
         return append(self, layer, k, v)
 
     monkeypatch.setattr(KVCache, "append", watched)
     regime = enter_regime(Precision(regime=name, **parts), CPU)
     generate_timed(lively(regime, MODERN), regime, torch.tensor([[1, 2]]), 2)
     assert seen == {regime.matmul}
+    assert kept == {torch.float32 if name == "bf16_pure" else regime.matmul}  # faster to attend to on a CPU
 
 
 # -- what is said of it
@@ -158,7 +160,7 @@ def test_bytes_are_those_of_the_tensors(tiny: str, monkeypatch: pytest.MonkeyPat
     report = bench_inference(tiny, {"model.position": "rope"}, ["fp32", "amp_bf16", "bf16_pure"], [3], 4, 2, repeats=1)
     sizes = [cache.keys.nbytes + cache.values.nbytes for cache in caches[:3]]  # of the warm-up
     assert [row["cache_gb"] * 1e9 for row in report["rows"]] == pytest.approx(sizes)
-    assert sizes[0] == 2 * sizes[1] == 2 * sizes[2]
+    assert sizes[0] == 2 * sizes[1] == sizes[2]  # without autocast a CPU keeps float32
     tables = 2 * 32 * 8 * 4  # cos and sin, float32 in every regime
     n = report["parameters"]
     assert [row["weights_gb"] * 1e9 for row in report["rows"]] == pytest.approx([4 * n + tables] * 2 + [2 * n + tables])
@@ -182,6 +184,27 @@ def test_cells_take_turns_where_there_is_memory_for_all_models(
     assert turns == ([one, other, other, one, one, other] if together else [one] * 3 + [other] * 3)
     assert report["interleaved"] is together
     assert [row["status"] for row in report["rows"]] == ["completed"] * 2
+
+
+def test_a_peer_writes_the_same_ids_and_is_compared_in_its_own_round(
+    tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers")
+    regime = enter_regime(Precision(regime="fp32"), CPU)
+    model, prompt = lively(regime), torch.tensor([[3, 1, 4, 1], [1, 5, 9, 2]])
+    ids, seconds = inference.peer_timed(inference.of_peer(model, regime), regime, prompt, 12)
+    assert ids.tolist() == generate_timed(model, regime, prompt, 12)[0].tolist()
+    assert len(seconds) == 12 and min(seconds) > 0
+    times = {"generate_timed": iter([9.0, 1.0, 2.0]), "peer_timed": iter([9.0, 3.0, 4.0])}  # the first ones warm up
+    for name, each in times.items():
+        monkeypatch.setattr(inference, name, lambda *_, each=each: (prompt, [next(each) / 2] * 2))
+    report = bench_inference(tiny, {}, ["fp32"], [1], 4, 2, repeats=2, peers=["hf"])
+    ours, theirs = report["rows"]
+    assert theirs["peer"] == "hf" and "peer" not in ours
+    assert theirs["time_ratio"] == {"median": 2.5, "min": 2.0, "max": 3.0}
+    with pytest.raises(NotApplicable, match="one dtype, or autocast"):
+        inference.of_peer(model, enter_regime(Precision(regime="bf16_master"), CPU))
+    assert "hf fp32" in str(inference.render(report).renderables[0].columns[0]._cells)
 
 
 # -- what cannot be measured

@@ -58,7 +58,13 @@ def test_streamed_at_once_and_beside_others_it_is_one_text(name: str) -> None:
     for seed in range(6):
         text = run.sample(seed=seed)[0]
         assert "".join(run.stream(seed=seed)) == text  # with what a last, incomplete character is shown as
-        assert run.sample(samples=3, seed=seed)[0] == text
+        three = run.sample(samples=3, seed=seed)
+        assert three[0] == text
+        longer = prompt + prompt
+        together = run.sample([prompt, longer, prompt[:1]], samples=3, seed=seed)
+        assert together[:3] == three and together[3:6] == run.sample(longer, samples=3, seed=seed)
+        assert run.sample([]) == []
+        assert together[6:] == run.sample(prompt[:1], samples=3, seed=seed)
         assert sample_texts(run.model, tokenizer, run.recipe.sample.model_copy(update={"seed": seed})) == [text]
         assert text.startswith(prompt) and len(text) > len(prompt)
 
@@ -83,6 +89,7 @@ def test_generation_stops_at_end_of_text_when_asked() -> None:
         free, stopped = run.sample(samples=3, seed=seed), run.sample(samples=3, stop=True, seed=seed)
         assert stopped == [text.partition("<|endoftext|>")[0] for text in free]
         assert "".join(run.stream(stop=True, seed=seed)) == stopped[0]
+        assert run.sample(["a", "ab"], stop=True, seed=seed) == [stopped[0], *run.sample("ab", stop=True, seed=seed)]
         drawn = list(run.ids("a", 1, stop=True, seed=seed))
         assert drawn[-1] == [tokenizer.eot] and [tokenizer.eot] not in drawn[:-1]
         seen.append(len(drawn))

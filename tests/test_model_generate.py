@@ -1,11 +1,16 @@
 """Generation: the cache does not change the text, and samples respect temperature, top_k and top_p."""
 
+from typing import Any
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from gptlab.config import Model
+from gptlab.config import Model, Precision
+from gptlab.model.decoding import PAYS, Fixed, has_onednn
 from gptlab.model.generate import generate, pick_token
 from gptlab.model.gpt import GPT, build_model
+from gptlab.precision.regimes import apply_regime, make_regime
 
 CLASSIC = Model(n_layer=2, n_head=2, n_embd=32, block_size=24, vocab_size=50)
 MODERN = CLASSIC.model_copy(
@@ -13,17 +18,17 @@ MODERN = CLASSIC.model_copy(
 )
 
 
-def lively(config: Model) -> GPT:
+def lively(config: Model, by: float = 4.0) -> GPT:
     """A model with large weights, so that no two logits are equal and the context matters."""
     model = build_model(config, init=1)
     with torch.no_grad():
-        for p in model.parameters():
-            p.mul_(4.0 if p.dim() > 1 else 1.0)
+        for name, p in model.named_parameters():
+            p.mul_(1.0 if p.dim() == 1 else 4.0 if name == "wte.weight" else by)
     return model
 
 
-def ids(model: GPT, prompt: list[list[int]], n: int, **settings: object) -> list[list[int]]:
-    return torch.stack(list(generate(model, torch.tensor(prompt), n, **settings)), dim=1).tolist()
+def ids(model: GPT, prompts: list[list[int]], n: int, **settings: object) -> list[list[int]]:
+    return torch.stack(list(generate(model, prompts, n, **settings)), dim=1).tolist()
 
 
 @pytest.mark.parametrize("config", [CLASSIC, MODERN], ids=["classic", "modern"])
@@ -122,3 +127,99 @@ def test_the_ends_of_the_draw_are_ids_that_can_be_drawn(u: float) -> None:
     for top_k, top_p in ((0, 1.0), (50, 1.0), (0, 0.9), (50, 0.9)):
         drawn = pick_token(logits, 0.1, top_k, top_p, torch.tensor([u], dtype=torch.float64))
         assert drawn.item() in (7, 1500)
+
+
+# -- prompts of different lengths
+
+UNEQUAL = [[3, 1, 4], [1], [*range(30)], [5, 9, 2, 6, 5, 3, 5], [2, 7, 1]]  # each fills its context at its own time
+
+
+@pytest.mark.parametrize("config", [CLASSIC, MODERN], ids=["classic", "modern"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_what_follows_a_prompt_is_what_follows_it_alone(config: Model, temperature: float) -> None:
+    model = lively(config, 8.0)
+    settings = {"temperature": temperature, "seed": 3}
+    alone = [ids(model, [prompt], 40, numbers=[i], **settings)[0] for i, prompt in enumerate(UNEQUAL)]
+    assert ids(model, UNEQUAL, 40, **settings) == alone
+    assert ids(model, UNEQUAL, 40, use_cache=False, **settings) == alone
+    assert len({str(row) for row in alone}) == len(UNEQUAL)
+
+
+@pytest.mark.parametrize(
+    ("config", "backend"),
+    [(CLASSIC, "eager"), (MODERN, "eager"), pytest.param(MODERN, "inductor", marks=pytest.mark.slow)],
+    ids=["classic", "modern", "inductor"],
+)
+def test_the_step_is_compiled_once_in_one_graph(config: Model, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = lively(config.model_copy(update={"n_layer": 1}))
+    plain = ids(model, UNEQUAL, 40, temperature=0.0)
+    graphs = []
+
+    def compiling(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend(backend)(graph, inputs)
+
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, mode, **given: compile(f, backend=compiling, **given))
+    torch._dynamo.reset()
+    for new in (40, 15):
+        assert ids(model, UNEQUAL, new, temperature=0.0, compiled=True) == [row[:new] for row in plain]
+    assert len(graphs) == 1
+
+
+def test_sequences_of_one_number_draw_the_same() -> None:
+    model = lively(CLASSIC)
+    a, b, c = ids(model, [[1], [1], [1]], 20, numbers=[4, 4, 5])
+    assert a == b != c
+
+
+# -- what is done once
+
+
+class Casts(TorchDispatchMode):
+    """Sizes of the tensors that are cast to another dtype."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket.__name__ == "_to_copy" and result.dtype is not args[0].dtype:
+            self.sizes.append(result.numel())
+        return result
+
+
+@pytest.mark.parametrize("name", ["bf16_master", "bf16_pure", "amp_bf16", "fp32"])
+@pytest.mark.parametrize("new", [4, PAYS], ids=["as they are", "packed"])
+def test_matrices_are_cast_once(name: str, new: int) -> None:
+    config = CLASSIC.model_copy(
+        update={"n_embd": 64, "vocab_size": 200, "block_size": 64}
+    )  # a matrix has more elements than the logits
+    regime = make_regime(Precision(regime=name), torch.device("cpu"))
+    model = build_model(config, init=1, on_meta=lambda m: apply_regime(m, regime))
+    drawn = []
+    with Casts() as casts, regime.context(torch.device("cpu")):
+        for i, row in enumerate(generate(model, [[1, 2, 3]], new, temperature=0.0)):
+            if i == 0:
+                first, casts.sizes = casts.sizes, []
+            drawn.append(int(row))
+    assert max(casts.sizes, default=0) <= config.vocab_size
+    matrices = 64 * 64 in first
+    assert matrices == (name in ("bf16_master", "amp_bf16"))
+    assert not model.wte.weight.grad_fn and model.training  # the model is as it was
+    with torch.no_grad(), regime.context(torch.device("cpu")):  # the first id is that of the model's own forward pass
+        assert drawn[0] == model.eval()(torch.tensor([[1, 2, 3]]))[0, -1].argmax()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 5])
+def test_a_fixed_layer_multiplies_as_the_plain_one(dtype: torch.dtype, rows: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, bias, x = (torch.randn(shape, generator=generator) for shape in ((48, 32), (48,), (rows, 1, 32)))
+    plain = torch.nn.functional.linear(x.to(dtype), weight.to(dtype), bias.to(dtype))
+    onednn = has_onednn(torch.device("cpu"), dtype)
+    for packed in (0, rows) if onednn else (0,):
+        made = Fixed(weight, bias, dtype, onednn, packed)(x)
+        assert made.dtype is dtype
+        torch.testing.assert_close(made, plain)

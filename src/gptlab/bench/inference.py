@@ -10,6 +10,7 @@ Shapes: B sequences, T tokens, C = n_embd, V = vocab_size.
 from __future__ import annotations
 
 import contextlib
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,12 +21,16 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from gptlab.bench.peers import refuse
 from gptlab.config import Recipe, build_recipe, read_layer
 from gptlab.errors import ConfigError, UserError
 from gptlab.hardware import device_name
+from gptlab.interop.hf import hf_gpt2
 from gptlab.machine import free_memory
-from gptlab.model.gpt import GPT, KVCache, build_model
+from gptlab.model.decoding import Decoder, cache_dtype
+from gptlab.model.gpt import GPT, build_model
 from gptlab.planning.resolve import resolve_recipe
+from gptlab.precision.libraries import load_library
 from gptlab.precision.regimes import REGIMES, NotApplicable, Regime, apply_regime, enter_regime
 from gptlab.rundir import RunDir
 from gptlab.seeding import address
@@ -43,6 +48,8 @@ class Cell:
 
     regime: str
     batch_size: int
+    peer: str = ""
+    """hf: transformers' GPT-2 with the same weights, and its `generate`."""
     status: str = "completed"
     """completed, not_applicable or out_of_memory."""
     reason: str = ""
@@ -56,6 +63,8 @@ class Cell:
     def to_json(self, prompt_tokens: int) -> dict[str, Any]:
         """The row of the report, without the values that were not measured. A GB is 1e9 bytes."""
         row: dict[str, Any] = {"regime": self.regime, "batch_size": self.batch_size, "status": self.status}
+        if self.peer:
+            row["peer"] = self.peer
         if self.reason:
             row["reason"] = self.reason
         if self.status == "completed":
@@ -82,6 +91,7 @@ def bench_inference(
     new_tokens: int | None = None,
     repeats: int = 5,
     progress: Callable[[str], None] = lambda _: None,
+    peers: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Measure the speed of a model's generation for each regime and batch size, in one process.
 
@@ -95,9 +105,11 @@ def bench_inference(
             block_size, at most 64.
         repeats: number of measured generations per cell, after one warm-up.
         progress: called with a message before each measurement.
+        peers: "hf" to measure transformers' `generate` too.
 
     Returns:
-        The report, ready for JSON: the device, the model, the lengths, and "rows", one per cell.
+        The report, ready for JSON: the device, the model, the lengths, and "rows", one per cell. A peer's row has its
+        time over ours of the same round, for whole generations.
 
     Raises:
         UserError: a recipe, run, regime or number that cannot be measured on any machine. A cell that only this
@@ -120,17 +132,29 @@ def bench_inference(
         raise ConfigError(
             f"prompt_tokens + new_tokens = {prompt_tokens} + {new_tokens}: must be at most model.block_size = {block}"
         )
+    for peer in peers:
+        refuse(peer, recipe.replace({"precision.regime": "fp32"}))
     device = pick_device(recipe.train.device)
     if recipe.train.threads:
         torch.set_num_threads(recipe.train.threads)
 
-    groups = [[Cell(regime, B) for B in dict.fromkeys(batch_sizes)] for regime in dict.fromkeys(regimes)]
+    sides = ["", *dict.fromkeys(peers)]
+    groups = [
+        [Cell(regime, B, peer) for B in dict.fromkeys(batch_sizes) for peer in sides]
+        for regime in dict.fromkeys(regimes)
+    ]
     cells = [cell for group in groups for cell in group]
     with torch.device("meta"):
         parameters = GPT(recipe.model).parameter_count()
-    interleaved = fit_together(parameters, len(groups), device)
+    interleaved = fit_together(parameters, len(groups) * len(sides), device)
     for group in [cells] if interleaved else groups:
         measure(group, recipe, init, prompt_tokens, new_tokens, repeats, device, progress)
+    rows = [cell.to_json(prompt_tokens) for cell in cells]
+    ours = {(cell.regime, cell.batch_size): cell for cell in cells if not cell.peer}
+    for cell, row in zip(cells, rows, strict=True):
+        if cell.peer and cell.seconds and (mine := ours[cell.regime, cell.batch_size].seconds):
+            ratios = [sum(a) / sum(b) for a, b in zip(cell.seconds, mine, strict=False)]
+            row["time_ratio"] = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
     return {
         "device": device.type,
         "device_name": device_name(device),
@@ -145,7 +169,7 @@ def bench_inference(
         "repeats": repeats,
         "interleaved": interleaved,
         "compiled": False,
-        "rows": [cell.to_json(prompt_tokens) for cell in cells],
+        "rows": rows,
     }
 
 
@@ -200,21 +224,52 @@ def generate_timed(model: GPT, regime: Regime, prompt: Tensor, new_tokens: int) 
         The new ids (B, new_tokens), and the seconds of the prefill and of each decode step.
     """
     device, (B, T) = prompt.device, prompt.shape
-    cache = KVCache(model, B, T + new_tokens, regime.matmul)
-    watch, new, ids = Stopwatch(device), prompt, []
-    # One autocast context for the whole generation: autocast caches the weights that it casts in the prefill. A new
-    # context for each token would cast them all again.
+    watch, ids = Stopwatch(device), list[Tensor]()
     with regime.context(device):
         watch.start()
-        for _ in range(new_tokens):
-            last = model.hidden(new, cache=cache)[:, -1]  # (B, C)
-            new = model.logits(last).argmax(dim=-1, keepdim=True)  # (B, V) to (B, 1)
+        decoder = Decoder(model, B, T + new_tokens, new_tokens)  # part of the first token: it casts and packs weights
+        logits = decoder.read(prompt.tolist())  # (B, V)
+        for i in range(new_tokens):
+            logits = decoder.step(ids[-1]) if i else logits
+            ids.append(logits.argmax(dim=-1))
             if device.type == "mps":
                 torch.mps.synchronize()  # the stopwatch waits for CUDA only
             watch.step()
-            ids.append(new)
     watch.lap()
-    return torch.cat(ids, dim=1), watch.step_seconds
+    return torch.stack(ids, dim=1), watch.step_seconds
+
+
+def of_peer(model: GPT, regime: Regime) -> Any:
+    """transformers' model with the same weights, in their dtype."""
+    if regime.stream or regime.float8 or regime.head or regime.norms:
+        raise NotApplicable("transformers' model has one dtype, or autocast")
+    load_library("transformers.models.gpt2.modeling_gpt2", "--vs hf")  # without what it logs of others
+    return hf_gpt2(model).to(model.device, regime.weights).eval()
+
+
+@torch.no_grad()
+def peer_timed(model: Any, regime: Regime, prompt: Tensor, new_tokens: int) -> tuple[Tensor, list[float]]:
+    """`generate_timed` by transformers' `generate`, greedy and to the same length."""
+    watch = Stopwatch(prompt.device)
+
+    def after(ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        watch.step()
+        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+
+    with regime.context(prompt.device):
+        watch.start()
+        ids = model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            do_sample=False,
+            use_cache=True,
+            max_new_tokens=new_tokens,
+            eos_token_id=None,
+            pad_token_id=0,
+            stopping_criteria=[after],
+        )
+    watch.lap()
+    return ids[:, prompt.shape[1] :], watch.step_seconds
 
 
 def cache_bytes(recipe: Recipe, batch: int, room: int, dtype: torch.dtype) -> int:
@@ -233,22 +288,23 @@ def measure(
     progress: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Measure cells round by round, with one model per regime, and store the results in the cells."""
-    models: dict[str, GPT] = {}
-    for name in dict.fromkeys(cell.regime for cell in cells):
-        mine = [cell for cell in cells if cell.regime == name]
-        progress(f"{name}: building the model")
+    models: dict[tuple[str, str], Any] = {}
+    for name, peer in dict.fromkeys((cell.regime, cell.peer) for cell in cells):
+        mine = [cell for cell in cells if (cell.regime, cell.peer) == (name, peer)]
+        progress(f"{peer or name}: building the model")
         with excused(mine):
             regime = _enter(recipe, name, device)
-            models[name] = _build(recipe, init, regime, device)
+            model = _build(recipe, init, regime, device)
+            models[name, peer] = model = of_peer(model, regime) if peer else model
             for cell in mine:
-                cell.weights_bytes = sum(t.nbytes for t in (*models[name].parameters(), *models[name].buffers()))
+                cell.weights_bytes = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     for r in range(repeats + 1):
         for cell in cells[r % len(cells) :] + cells[: r % len(cells)]:
             if cell.status != "completed":
                 continue
             progress(f"{f'round {r} of {repeats}' if r else 'warm-up'}: {cell.regime}, batch size {cell.batch_size}")
             with excused([cell]):
-                seconds = _generation(cell, models[cell.regime], recipe, prompt_tokens, new_tokens, device)
+                seconds = _generation(cell, models[cell.regime, cell.peer], recipe, prompt_tokens, new_tokens, device)
                 if r:  # round 0 warms up: it compiles kernels, fills caches and raises a GPU's clock
                     cell.seconds.append(seconds)
 
@@ -258,27 +314,29 @@ def _enter(recipe: Recipe, name: str, device: torch.device) -> Regime:
 
 
 def _build(recipe: Recipe, init: Init, regime: Regime, device: torch.device) -> GPT:
-    # The weights keep requires_grad, because autocast caches only casts of weights that require a gradient.
     return build_model(recipe.model, device, init=init, on_meta=lambda model: apply_regime(model, regime)).eval()
 
 
 def _generation(
-    cell: Cell, model: GPT, recipe: Recipe, prompt_tokens: int, new_tokens: int, device: torch.device
+    cell: Cell, model: Any, recipe: Recipe, prompt_tokens: int, new_tokens: int, device: torch.device
 ) -> list[float]:
     """Seconds of one generation of a cell. Stores the cell's memory."""
     B, regime = cell.batch_size, _enter(recipe, cell.regime, device)  # TF32 is a setting of the whole process
-    cell.cache_bytes = cache_bytes(recipe, B, prompt_tokens + new_tokens, regime.matmul)
+    cell.cache_bytes = cache_bytes(
+        recipe, B, prompt_tokens + new_tokens, cache_dtype(device, regime.matmul, regime.autocast is not None)
+    )
     if device.type != "cuda" and cell.cache_bytes > (free := free_memory()):
         # Linux would grant the memory and then kill this process
         needs = f"needs {cell.cache_bytes / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
         raise MemoryError(f"the cache of keys and values {needs}")
     generator = torch.Generator().manual_seed(address(recipe.seed, "bench", B))
     prompt = torch.randint(recipe.model.vocab_size, (B, prompt_tokens), generator=generator).to(device)  # (B, T)
+    timed = peer_timed if cell.peer else generate_timed
     if device.type != "cuda":
-        return generate_timed(model, regime, prompt, new_tokens)[1]
+        return timed(model, regime, prompt, new_tokens)[1]
     torch.cuda.reset_peak_memory_stats(device)
     others = torch.cuda.memory_allocated(device) - cell.weights_bytes  # mainly models of other regimes
-    seconds = generate_timed(model, regime, prompt, new_tokens)[1]
+    seconds = timed(model, regime, prompt, new_tokens)[1]
     cell.peak_bytes = max(cell.peak_bytes, torch.cuda.max_memory_allocated(device) - others)
     return seconds
 
@@ -322,6 +380,7 @@ def render(report: Mapping[str, Any]) -> Group:
         "weights\nMB",
         "cache\nMB",
         "peak\nMB",
+        "time /\ngptlab's",
     ):
         table.add_column(head, justify="left" if head == "regime" else "right", no_wrap=True)
     for row in report["rows"]:
@@ -331,9 +390,13 @@ def render(report: Mapping[str, Any]) -> Group:
             times = [f"{_ms(row[f'{part}_ms_p50'])}/{_ms(row[f'{part}_ms_p95'])}" for part in ("first_token", "decode")]
             values = rates + times
         sizes = [f"{1e3 * row[key]:,.0f}" if key in row else "" for key in ("weights_gb", "cache_gb", "peak_memory_gb")]
-        table.add_row(row["regime"], str(row["batch_size"]), *values, *sizes)
+        name, ratio = f"{row.get('peer', '')} {row['regime']}".strip(), row.get("time_ratio")
+        over = f"{ratio['median']:.3f} ({ratio['min']:.3f} .. {ratio['max']:.3f})" if ratio else ""
+        table.add_row(name, str(row["batch_size"]), *values, *sizes, over)
     missing = [row for row in report["rows"] if row["status"] != "completed"]
-    reasons = dict.fromkeys(f"{row['regime']} {row['status']}: {row['reason']}" for row in missing)
+    reasons = dict.fromkeys(
+        f"{row.get('peer', '')} {row['regime']} {row['status']}: {row['reason']}".strip() for row in missing
+    )
     order = "cells in rotation" if report["interleaved"] else "one regime after the other to save memory"
     says = (
         f"{report['recipe']}, {report['parameters'] / 1e6:.1f}M parameters, on {report['device_name']}: "

@@ -8,10 +8,14 @@ from functools import partial
 from typing import Any
 
 from gptlab.cli.common import add_trained_run, add_verb, output_file, write_json
+from gptlab.errors import UserError
 from gptlab.files import for_terminal
 from gptlab.progress import Progress
 
 SCORES = ["loss", "hellaswag", "wikitext", "lambada", "harness"]
+
+
+MOST_TEXTS = 10_000  # that are drawn together
 
 
 def add_to(verbs: Any) -> None:
@@ -30,13 +34,14 @@ def add_to(verbs: Any) -> None:
     v.add_argument("--windows", type=output_file, metavar="FILE.jsonl", help=help)
 
     add_trained_run(v := add_verb(verbs, "sample", do_sample, "Generate text with a trained model."))
-    v.add_argument("--prompt", metavar="TEXT", help="text to continue (default: the recipe's sample.prompt)")
+    help = "text to continue (default: the recipe's sample.prompt); several: --prompt A --prompt B"
+    v.add_argument("--prompt", action="append", metavar="TEXT", help=help)
     v.add_argument("--max-tokens", type=int, metavar="N", help="tokens to generate (default: sample.max_tokens)")
     v.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (default: sample.temperature)")
     v.add_argument("--top-k", type=int, metavar="K", help="sample from the K likeliest tokens (default: sample.top_k)")
     v.add_argument("--top-p", type=float, metavar="P", help="nucleus sampling (default: sample.top_p)")
     v.add_argument("--seed", type=int, metavar="N", help="seed of the generation (default: sample.seed)")
-    v.add_argument("--samples", type=int, default=1, metavar="N", help="number of texts (default: 1)")
+    v.add_argument("--samples", type=int, default=1, metavar="N", help="texts of each prompt (default: 1)")
     v.add_argument("--stop", action="store_true", help="end at end-of-text")
 
 
@@ -68,24 +73,31 @@ def _write_windows(run: Any, options: argparse.Namespace) -> None:
 
 
 def do_sample(options: argparse.Namespace) -> None:
-    keys = ("prompt", "max_tokens", "temperature", "top_k", "top_p", "seed")
+    if options.samples < 1:
+        raise UserError(f"--samples {options.samples}: must be at least 1")
+    if options.samples * max(1, len(options.prompt or [])) > MOST_TEXTS:
+        raise UserError(f"--samples {options.samples}: at most {MOST_TEXTS:,} texts are drawn together")
+    keys = ("max_tokens", "temperature", "top_k", "top_p", "seed")
     given = {f"sample.{key}": getattr(options, key) for key in keys if getattr(options, key) is not None}
     with Progress(f"opening {options.folder}") as shown:
-        from gptlab.tasks.lm import continued
+        from gptlab.tasks.lm import continued, repeated
         from gptlab.training.load import load_run
 
         run = load_run(options.folder, options.checkpoint)
         run.recipe = run.recipe.replace(given)  # the same bounds as in a recipe
-        if options.samples > 1:
-            prompt, drawn = run.recipe.sample.prompt, run.ids(run.recipe.sample.prompt, options.samples, options.stop)
-            rows = list(shown.each(f"drawing {options.samples} texts", drawn, run.recipe.sample.max_tokens))
-            ids = [[row[i] for row in rows] for i in range(options.samples)]
-            texts: Iterator[str] = (continued(run.tokenizer, prompt, one, options.stop) for one in ids)
+        prompts = repeated(options.prompt or run.recipe.sample.prompt, options.samples)
+        if several := len(prompts) > 1:
+            drawn = run.ids(options.prompt or run.recipe.sample.prompt, options.samples, options.stop)
+            rows = list(shown.each(f"drawing {len(prompts)} texts", drawn, run.recipe.sample.max_tokens))
+            ids = [[row[i] for row in rows] for i in range(len(prompts))]
+            texts: Iterator[str] = (
+                continued(run.tokenizer, prompt, one, options.stop) for prompt, one in zip(prompts, ids, strict=True)
+            )
         else:
             shown.tell("reading the prompt")
-            pieces = run.stream(stop=options.stop)
+            pieces = run.stream(prompts[0], stop=options.stop)
             pieces = itertools.chain([next(pieces, "")], pieces)
-    if options.samples > 1:
+    if several:
         for text in texts:
             print(for_terminal(text) + "\n" + "-" * 40)
         return

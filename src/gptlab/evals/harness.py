@@ -19,8 +19,9 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from gptlab.data.tokenizers import END_OF_TEXT, Tokenizer
 from gptlab.errors import ConfigError, DataError, UserError
 from gptlab.evals.likelihood import Ids, Likelihood, encode_pairs, end_of_text, lay_out, likelihoods, rolling_pairs
+from gptlab.model.decoding import Decoder
 from gptlab.model.generate import pick_token, uniforms
-from gptlab.model.gpt import GPT, KVCache
+from gptlab.model.gpt import GPT
 from gptlab.progress import Count, tell_nobody
 from gptlab.seeding import address
 
@@ -115,40 +116,32 @@ class HarnessLM(LM):  # type: ignore[misc]  # lm-eval has no types
     ) -> list[list[int]]:
         """Generate up to n_new ids after each prompt, without the end-of-text token.
 
-        All prompts start at position 0 and advance one token per pass: short prompts are already continued while longer
-        ones are still read, so there is no padding. The numbers of the requests (`which`) seed their random numbers.
+        The numbers of the requests (`which`) seed their random numbers.
         """
         temperature = float(settings.get("temperature", 1.0)) if settings["do_sample"] else 0.0
         top_k, top_p = int(settings.get("top_k") or 0), float(settings.get("top_p") or 1.0)
-        draws = torch.stack([*itertools.islice(uniforms([address("harness", i) for i in which]), n_new)])  # (n_new, B)
+        draws = uniforms([address("harness", i) for i in which])
         B, n_ids = len(prompts), min(self.tokenizer.vocab_size, self.model.config.vocab_size)
         written: list[list[int]] = [[] for _ in prompts]
         done = [False] * B
-        shortest = min(map(len, prompts))
-        new = torch.tensor([prompt[:shortest] for prompt in prompts], device=self._device)  # (B, T)
-        dtype = self.model.stream_dtype or self.model.wte.weight.dtype
-        cache = KVCache(self.model, B, max(map(len, prompts)) + n_new, dtype)
-        at = shortest
-        while not all(done):
-            with self.context():
-                last = self.model.hidden(new, cache=cache)[:, -1]  # (B, C)
-                logits = self.model.logits(last)[:, :n_ids].float()  # (B, V)
-                own = draws[[min(len(ids), n_new - 1) for ids in written], range(B)].to(self._device)  # (B,)
-                picked = pick_token(logits, temperature, top_k, top_p, own).tolist()
-            ids = [prompt[at] if at < len(prompt) else self.eot for prompt in prompts]
-            for b in range(B):
-                if at < len(prompts[b]) or done[b]:
-                    continue
-                ids[b] = picked[b]
-                if ids[b] == self.eot:
-                    done[b] = True
-                    continue
-                written[b].append(ids[b])
-                text = self.tokenizer.decode(written[b])
-                done[b] = len(written[b]) == n_new or any(end in text for end in until)
-            new = torch.tensor(ids, device=self._device)[:, None]  # (B, 1)
-            at += 1
-        return written
+        with self.context():  # one for all tokens: autocast casts the weights anew in each
+            decoder = Decoder(self.model, B, max(map(len, prompts)) + n_new, n_new)
+            logits = decoder.read(prompts)  # (B, V)
+            while True:
+                own = next(draws).to(self._device)  # (B,)
+                picked = pick_token(logits[:, :n_ids].float(), temperature, top_k, top_p, own)
+                for b, index in enumerate(picked.tolist()):
+                    if done[b]:
+                        continue
+                    if index == self.eot:
+                        done[b] = True
+                        continue
+                    written[b].append(index)
+                    text = self.tokenizer.decode(written[b])
+                    done[b] = len(written[b]) == n_new or any(end in text for end in until)
+                if all(done):
+                    return written
+                logits = decoder.step(picked)
 
 
 def run_harness(lm: HarnessLM, tasks: Sequence[str]) -> dict[str, float]:

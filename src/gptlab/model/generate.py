@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from gptlab.errors import RunError, UserError
-from gptlab.model.gpt import GPT, KVCache
+from gptlab.model.decoding import Decoder
+from gptlab.model.gpt import GPT
 from gptlab.seeding import address
 
 NUCLEUS = 1024  # most likely ids, among which top_p mostly ends
@@ -62,7 +63,7 @@ def uniforms(seeds: Sequence[int]) -> Iterator[Tensor]:
 @torch.no_grad()
 def generate(
     model: GPT,
-    prompt: Tensor,
+    prompts: Tensor | Sequence[Sequence[int]],
     max_tokens: int,
     temperature: float = 1.0,
     top_k: int = 0,
@@ -70,49 +71,54 @@ def generate(
     seed: int = 0,
     n_ids: int | None = None,
     use_cache: bool = True,
+    numbers: Sequence[int] | None = None,
+    compiled: bool = False,
 ) -> Iterator[Tensor]:
-    """Generate the ids that follow a prompt; yields (B,) ids on the CPU for each new token.
+    """Generate the ids that follow prompts; yields (B,) ids on the CPU for each new token.
 
-    Sequence i draws from its own generator, seeded by (seed, i), so a sample does not depend on the batch size. When
-    the context is full, generation continues with its last half.
+    A sequence draws from its own generator, seeded by (seed, its number), so what follows a prompt does not depend on
+    the other sequences. When the context is full, generation continues with its last half.
 
     Args:
-        prompt: (B, T) ids, T at least 1. Only the last block_size ids are read.
+        model: its weights must not change meanwhile.
+        prompts: ids of B prompts, at least one each. Only the last block_size ids of a prompt are read.
         temperature, top_k, top_p: see `pick_token`.
         n_ids: size of the tokenizer's vocabulary; padding ids of the model beyond it are never drawn.
         use_cache: False computes the whole context anew for each token, for comparison.
+        numbers: of the sequences; default 0 to B - 1.
+        compiled: compile the reading of one token, which takes longer than a short text.
 
     Raises:
-        UserError: the model has no row for an id of the prompt.
+        UserError: the model has no row for an id of a prompt.
         NotFinite: no next id can be drawn.
     """
-    if (largest := int(prompt.max())) >= model.config.vocab_size:
+    block = model.config.block_size
+    contexts = [ids[-block:] for ids in (prompts.tolist() if isinstance(prompts, Tensor) else map(list, prompts))]
+    if (largest := max(map(max, contexts))) >= model.config.vocab_size:
         raise UserError(
             f"the prompt has token id {largest}, and the model's vocabulary ends at {model.config.vocab_size - 1}: its "
             "tokenizer has ids that the model was not trained with; leave their text out"
         )
-    was_training, block = model.training, model.config.block_size
-    model.eval()
-    dtype = model.stream_dtype or model.wte.weight.dtype
-    B = prompt.shape[0]
-    draws = uniforms([address(seed, "sample", i) for i in range(B)])
-    context = prompt.to(model.device)[:, -block:]  # (B, T): the ids read so far, and `new`
-    new, cache = context, None
-    try:
-        for _ in range(max_tokens):
-            if context.shape[1] > block:
-                context = context[:, -(block // 2 or 1) :]
-                new, cache = context, None
-            if use_cache and cache is None:
-                cache = KVCache(model, B, min(block, context.shape[1] + max_tokens), dtype)
-            last = model.hidden(new if use_cache else context, cache=cache)[:, -1]  # (B, C)
-            logits = model.logits(last)[:, :n_ids].float()  # (B, V)
-            drawn = pick_token(logits, temperature, top_k, top_p, next(draws).to(model.device))
-            ids = drawn.where(logits.isfinite().all(dim=-1), -1).cpu()  # the one wait for the device
-            if (ids < 0).any():
-                raise NotFinite("the model's logits are NaN or infinite, as after a diverged training")
-            yield ids
-            new = drawn[:, None]  # (B, 1)
-            context = torch.cat((context, new), dim=1)
-    finally:
-        model.train(was_training)
+    B = len(contexts)
+    draws = uniforms([address(seed, "sample", i) for i in numbers or range(B)])
+    decoder = Decoder(model, B, min(block, max(map(len, contexts)) + max_tokens), max_tokens, compiled)
+    drawn = torch.empty(0)
+    for i in range(max_tokens):
+        full = [b for b, context in enumerate(contexts) if len(context) > block]
+        for b in full:
+            contexts[b] = contexts[b][-(block // 2 or 1) :]
+        if i == 0 or len(full) == B or not use_cache:
+            logits = decoder.read(contexts)  # (B, V)
+        else:
+            logits = decoder.step(drawn)
+            if full:
+                logits[full] = decoder.read([contexts[b] for b in full], full)
+        logits = logits[:, :n_ids].float()
+        drawn = pick_token(logits, temperature, top_k, top_p, next(draws).to(model.device))
+        least, most = logits.aminmax(dim=-1)  # NaN if one is
+        ids = drawn.where(least.isfinite() & most.isfinite(), -1).cpu()  # the one wait for the device
+        if (ids < 0).any():
+            raise NotFinite("the model's logits are NaN or infinite, as after a diverged training")
+        yield ids
+        for context, index in zip(contexts, ids.tolist(), strict=True):
+            context.append(index)

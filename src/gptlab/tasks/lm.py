@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -313,32 +313,45 @@ class LanguageModelling:
 
 
 def continuations(
-    model: GPT, tokenizer: Tokenizer, prompt: str, samples: int, stop: bool = False, **settings: Any
+    model: GPT, tokenizer: Tokenizer, prompts: str | Sequence[str], samples: int, stop: bool = False, **settings: Any
 ) -> Iterator[list[int]]:
-    """The ids that follow a prompt, one of each sample at a time; an empty prompt is end-of-text.
+    """The ids that follow each of `repeated` prompts, one of each at a time; an empty prompt is end-of-text.
 
     Args:
-        stop: end when each sample has had an end-of-text.
-        settings: max_tokens, temperature, top_k, top_p and seed, as `generate` takes them.
+        samples: of each prompt. Sample i of a prompt is the same beside other prompts.
+        stop: end when each has had an end-of-text.
+        settings: max_tokens, temperature, top_k, top_p, seed and compiled, as `generate` takes them.
 
     Raises:
-        UserError: the tokenizer has no end-of-text, and the prompt is empty, or generation should stop there.
+        UserError: the tokenizer has no end-of-text, and a prompt is empty, or generation should stop there.
     """
-    ids = tokenizer.encode(prompt)
     if stop and tokenizer.eot is None:
         raise UserError("--stop: this tokenizer has no end-of-text to stop at")
-    if not ids:
-        if tokenizer.eot is None:
-            raise UserError("the prompt is empty, and this tokenizer has no end-of-text to start from: give --prompt")
-        ids = [tokenizer.eot]
+    encoded, numbers = list[list[int]](), list[int]()
+    for prompt in repeated(prompts, 1):
+        ids = tokenizer.encode(prompt)
+        if not ids:
+            if tokenizer.eot is None:
+                says = "the prompt is empty, and this tokenizer has no end-of-text to start from: give --prompt"
+                raise UserError(says)
+            ids = [tokenizer.eot]
+        encoded += [ids] * samples
+        numbers += range(samples)
+    if not encoded:
+        return
     known = min(tokenizer.vocab_size, model.config.vocab_size)
-    ended = [False] * samples
-    for row in generate(model, torch.tensor([ids] * samples), n_ids=known, **settings):
+    ended = [False] * len(encoded)
+    for row in generate(model, encoded, n_ids=known, numbers=numbers, **settings):
         drawn = row.tolist()
         yield drawn
         ended = [done or index == tokenizer.eot for done, index in zip(ended, drawn, strict=True)]
         if stop and all(ended):
             return
+
+
+def repeated(prompts: str | Sequence[str], samples: int) -> list[str]:
+    """The prompt of each text: all samples of the first prompt, then those of the next."""
+    return [prompt for prompt in ([prompts] if isinstance(prompts, str) else prompts) for _ in range(samples)]
 
 
 def continued(tokenizer: Tokenizer, prompt: str, ids: list[int], stop: bool = False) -> str:

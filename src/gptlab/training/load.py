@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from gptlab.model.gpt import GPT
 from gptlab.precision.regimes import make_regime
 from gptlab.rundir import RunDir
 from gptlab.tasks.base import task_of
-from gptlab.tasks.lm import NOT_DRAWN, continuations, continued, streamed
+from gptlab.tasks.lm import NOT_DRAWN, continuations, continued, repeated, streamed
 from gptlab.training.checkpoint import checkpoint_step, open_checkpoint
 from gptlab.training.setup import pick_device
 from gptlab.training.tensors import stored_weights
@@ -37,18 +37,22 @@ class Run:
         parameters = sum(weight.numel() for weight in self.model.parameters())
         return f"Run('{self.path}', recipe={self.recipe.name!r}, step={self.step}, parameters={parameters:,})"
 
-    def sample(self, prompt: str | None = None, samples: int = 1, stop: bool = False, **settings: Any) -> list[str]:
+    def sample(
+        self, prompt: str | Sequence[str] | None = None, samples: int = 1, stop: bool = False, **settings: Any
+    ) -> list[str]:
         """Texts that continue a prompt, the prompt included.
 
         Args:
-            prompt: default the recipe's.
-            samples: how many.
+            prompt: default the recipe's. Of several all texts are drawn at once; a text is the same as alone.
+            samples: how many of each prompt; those of the first prompt come first.
             stop: end a text at end-of-text, which is left out.
-            settings: max_tokens, temperature, top_k, top_p, seed; default the recipe's `sample` section.
+            settings: max_tokens, temperature, top_k, top_p, seed; default the recipe's `sample` section. `compiled`
+                compiles the reading of a token, which only pays on a GPU and for tens of thousands of them.
         """
-        text = self.recipe.sample.prompt if prompt is None else prompt
-        rows = list(self.ids(text, samples, stop, **settings))
-        return [continued(self.tokenizer, text, [row[i] for row in rows], stop) for i in range(samples)]
+        prompts = self.recipe.sample.prompt if prompt is None else prompt
+        rows = list(self.ids(prompts, samples, stop, **settings))
+        texts = repeated(prompts, samples)
+        return [continued(self.tokenizer, text, [row[i] for row in rows], stop) for i, text in enumerate(texts)]
 
     def stream(self, prompt: str | None = None, stop: bool = False, **settings: Any) -> Iterator[str]:
         """The text of `sample` in pieces, as it is drawn; arguments as for `sample`."""
@@ -56,7 +60,9 @@ class Run:
         ids = (index for (index,) in self.ids(text, 1, stop, **settings))
         yield from streamed(self.tokenizer, text, ids, stop)
 
-    def ids(self, prompt: str, samples: int = 1, stop: bool = False, **settings: Any) -> Iterator[list[int]]:
+    def ids(
+        self, prompt: str | Sequence[str], samples: int = 1, stop: bool = False, **settings: Any
+    ) -> Iterator[list[int]]:
         """The ids as they are drawn, one of each sample at a time; arguments as for `sample`."""
         if not isinstance(self.model, GPT):
             raise RunError(f"{self.path} is a run of task = {self.recipe.task}: it generates no text")
