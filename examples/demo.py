@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from gptlab import load_run
 from gptlab.config import load_recipe
@@ -32,13 +31,6 @@ CHOICE = f"Of {TEXTS} texts that go on from the prompt, the longest that Python'
 def gptlab(command: str) -> None:
     print(f"\n$ gptlab {command}", flush=True)
     subprocess.run([sys.executable, "-m", "gptlab", *shlex.split(command)], check=True)
-
-
-def has_bf16() -> bool:
-    """Whether the processor has instructions for bf16, by which a step takes two thirds of its time; not on a GPU."""
-    known = Path("/proc/cpuinfo")
-    flags = known.read_text(encoding="utf-8").split() if known.exists() else []
-    return bool({"avx512_bf16", "amx_bf16"} & set(flags)) and not torch.cuda.is_available()
 
 
 def valid_python(text: str) -> str:
@@ -65,7 +57,7 @@ def main() -> None:
     recipe = load_recipe(RECIPE)
     dataset, run = Path(recipe.data.folder), Path(f"runs/{RECIPE}_seed{recipe.seed}")
     gptlab(f"prepare {recipe.data.corpus} --tokenizer {recipe.data.tokenizer}")
-    gptlab(f"train {RECIPE} --out {run}" + " --precision.regime amp_bf16" * has_bf16())
+    gptlab(f"train {RECIPE} --out {run} --precision.regime auto")
     gptlab(f"eval {run} --out {run}/eval.json")
 
     val = Dataset(dataset).val

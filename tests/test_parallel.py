@@ -10,24 +10,28 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import WORDS, tiny_recipe
 from processes import HANGS, float64, free_port, killed, together
 from test_training_resume import measured
 
 from gptlab.config import build_recipe
 from gptlab.data.prepare import prepare
-from gptlab.distributed.world import World
+from gptlab.distributed.world import SINGLE, SharedFlag, World
 from gptlab.errors import UserError
 from gptlab.interop.hf import export_hf
 from gptlab.model.gpt import GPT
 from gptlab.rundir import RunDir
 from gptlab.tasks.lm import LanguageModelling
+from gptlab.training import loop
 from gptlab.training.checkpoint import find_checkpoint, list_checkpoints
 from gptlab.training.load import load_run
 from gptlab.training.loop import train
@@ -446,3 +450,92 @@ def test_asked_to_stop_one_process_they_stop_together(dataset: Path, tmp_path: P
     assert result["status"] == "interrupted"
     assert find_checkpoint(RunDir(out)).name == f"step-{result['steps']:08d}"
     assert "to go on: the same torchrun command" in said
+
+
+# -- what ranks exchange --------------------------------------------------------------------------------------------
+
+
+def test_a_shared_flag_is_answered_one_call_later_and_never_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = iter([0, 1, 0])  # what the other rank sends
+    waiting: list[torch.Tensor] = []
+
+    class Work:
+        def __init__(self, flag: torch.Tensor, other: int) -> None:
+            self.flag, self.other = flag, other
+
+        def wait(self, limit: object) -> None:
+            self.flag.fill_(max(int(self.flag), self.other))  # it arrives now
+            waiting.remove(self.flag)
+
+    def all_reduce(flag: torch.Tensor, op: object, async_op: bool) -> Work:
+        assert async_op and op is dist.ReduceOp.MAX
+        waiting.append(flag)
+        return Work(flag, next(others))
+
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    stop = SharedFlag(World(rank=0, size=2))
+    assert [stop(False), stop(False), stop(False)] == [False, False, True]
+    assert len(waiting) == 1  # the last one
+    assert SharedFlag(SINGLE)(True) and not SharedFlag(SINGLE)(False)
+
+
+COLLECTIVES = [
+    "all_gather",
+    "all_gather_into_tensor",
+    "all_gather_object",
+    "all_reduce",
+    "all_to_all",
+    "barrier",
+    "broadcast",
+    "broadcast_object_list",
+    "gather",
+    "gather_object",
+    "reduce",
+    "reduce_scatter",
+    "reduce_scatter_tensor",
+    "scatter",
+    "scatter_object_list",
+]
+
+
+def exchanged(dataset: str, out: str, port: int, changes: dict[str, Any]) -> dict[int, list[tuple[str, bool]]]:
+    """For each update the collectives from its beginning to the next: the name, and whether it is asynchronous."""
+    os.environ["MASTER_PORT"] = str(port)
+    calls: dict[int, list[tuple[str, bool]]] = {-1: []}
+
+    def counted(name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            calls[max(calls)].append((name, named.get("async_op", False)))
+            return plain(*arguments, **named)
+
+        return call
+
+    def update(t: Any, step: int) -> Any:
+        calls[step] = []
+        return plain(t, step)
+
+    plain = loop.update
+    with pytest.MonkeyPatch.context() as patch:
+        for name in COLLECTIVES:
+            patch.setattr(dist, name, counted(name, getattr(dist, name)))
+        patch.setattr(loop, "update", update)
+        train(tiny_recipe(Path(dataset), **changes), out, quiet=True)
+    return calls
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_an_unlogged_step_exchanges_gradients_and_waits_for_nothing_else(
+    dataset: Path, tmp_path: Path, strategy: str
+) -> None:
+    changes = {"distributed__strategy": strategy, "train__max_steps": 7, "train__eval_every": 0, "log__every": 4}
+    changes |= {"checkpoint__every": 0, "batch__micro_batch": 4}  # one micro-batch a step
+    by_rank = together(2, exchanged, str(dataset), str(tmp_path / "run"), free_port(), changes)
+    assert by_rank[0] == by_rank[1]
+    unlogged = [by_rank[0][step] for step in (1, 2, 4)]  # 0, 3 and 6 end at a logged step
+    flag, norms = ("all_reduce", True), ("all_gather", False)
+    for calls in unlogged:
+        # a bucket of gradients and the flag; or, as FSDP exchanges those by itself, the norms that all are clipped by
+        assert calls == ([flag, flag] if strategy == "ddp" else [norms, flag])
+    logged = Counter(by_rank[0][3]) - Counter(unlogged[-1])
+    assert logged == {("all_gather", True): 1, **({("all_reduce", False): 1} if strategy == "fsdp" else {})}

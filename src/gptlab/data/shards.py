@@ -95,12 +95,15 @@ class Tokens:
         holders = np.searchsorted(self._ends, starts, side="right").tolist()  # (B,) shard of the first token
         if self._large:
             self._read_ahead(firsts, holders, length)
+        looked: set[int] = set()  # at the sizes of these shards: the system is asked once a call
         for window, start, holder in zip(windows, firsts, holders, strict=True):
             done = 0
             while done < length:
                 begin = start + done - self._begins[holder]
                 piece = self._map(holder)[begin : begin + length - done]
-                self.shards[holder].refuse_shorter(self._open[holder][1])
+                if holder not in looked:
+                    looked.add(holder)
+                    self.shards[holder].refuse_shorter(self._open[holder][1])
                 window[done : done + len(piece)] = piece
                 done += len(piece)
                 holder += 1

@@ -87,10 +87,7 @@ class World:
         """Reduce a tensor over ranks, in place."""
         if self.size > 1:
             work = dist.all_reduce(tensor, dist.ReduceOp.SUM if op == "sum" else dist.ReduceOp.MAX, async_op=True)
-            if tensor.device.type == "cpu":
-                work.wait(timedelta(seconds=LIMIT))
-            else:
-                work.wait()  # with a limit, NCCL would block this thread
+            _wait(work, tensor)
         return tensor
 
     def sum(self, number: float) -> float:
@@ -102,9 +99,13 @@ class World:
     def min(self, number: float) -> float:
         return -self.max(-number)
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set on some rank."""
-        return flag if self.size == 1 else bool(self.all_reduce(torch.tensor(int(flag)), "max"))
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """(size, ...): the tensor of every rank, in the order of ranks."""
+        if self.size == 1:
+            return tensor[None]
+        parts = [torch.empty_like(tensor) for _ in range(self.size)]
+        _wait(dist.all_gather(parts, tensor, async_op=True), tensor)
+        return torch.stack(parts)
 
     def broadcast(self, value: T, src: int = 0) -> T:
         """The value of rank `src`."""
@@ -143,7 +144,33 @@ class World:
         return sorted(silent)
 
 
+def _wait(work: Any, tensor: Tensor) -> None:
+    """Wait for a collective, with a limit where that blocks this thread anyway: on a GPU it would make it block."""
+    work.wait(timedelta(seconds=LIMIT)) if tensor.device.type == "cpu" else work.wait()
+
+
 SINGLE = World()  # one process
+
+
+class SharedFlag:
+    """Whether a flag is set on some rank. The same on all ranks at every call, and nobody waits for the answer.
+
+    With several ranks it is the answer to the call before: the flags of a call travel while the ranks work. All ranks
+    call it equally often.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self._sent: tuple[Tensor, Any] | None = None
+
+    def __call__(self, flag: bool) -> bool:
+        if self.world.size == 1:
+            return flag
+        before, sent = self._sent, torch.tensor(int(flag))
+        if before is not None:
+            _wait(before[1], before[0])
+        self._sent = sent, dist.all_reduce(sent, dist.ReduceOp.MAX, async_op=True)
+        return before is not None and bool(before[0])
 
 
 def is_lost_rank(error: BaseException) -> bool:

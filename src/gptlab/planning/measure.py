@@ -154,7 +154,7 @@ def measure_speed(
         regime = enter_regime(recipe.precision, CPU)
         model, inputs = _model_and_batch(config, shape.n_labels, sequences, regime)
         model.activation_checkpointing = recipe.train.activation_checkpointing
-        optimizer = make_optimizer(model, recipe.optim, recipe.seed, recipe.train.ema)
+        optimizer = make_optimizer(model, recipe.optim, recipe.seed, recipe.train.ema, config)
         set_lr(optimizer, 0.0)  # the weights do not change
 
         def step() -> tuple[float, float]:

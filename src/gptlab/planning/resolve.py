@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from gptlab.config import Model, Recipe
 from gptlab.data.corpora.labeled import CLASSES
 from gptlab.data.tokenizer_files import local_files, open_tokenizer
 from gptlab.errors import ConfigError, DataError
+from gptlab.planning.regime import bf16_speed, choose_regime
 from gptlab.planning.shape import Shape
 from gptlab.rundir import RunDir
 from gptlab.tasks.base import TaskData, open_data
@@ -30,6 +34,8 @@ class Resolved:
     """Training tokens in one epoch; None if the dataset is not prepared."""
     notes: list[str] = field(default_factory=list)
     """Assumptions, for the user."""
+    bf16: float | None = None
+    """How many times as fast as float32 the device multiplies bf16; None unless precision.regime was auto."""
 
     @property
     def steps(self) -> int | None:
@@ -43,7 +49,12 @@ class Resolved:
 
 
 def resolve_recipe(
-    recipe: Recipe, kind: str, data: TaskData | None = None, model: Model | None = None, stored: Recipe | None = None
+    recipe: Recipe,
+    kind: str,
+    data: TaskData | None = None,
+    model: Model | None = None,
+    stored: Recipe | None = None,
+    measure: Callable[[Recipe, Shape], float] | None = None,
 ) -> Resolved:
     """Fill in what a recipe leaves open.
 
@@ -52,6 +63,8 @@ def resolve_recipe(
         data: the recipe's datasets. By default they are opened here, if they are prepared.
         model: the shape, if train.init_from has been read. By default it is read here, if it names a run directory.
         stored: the resolved recipe of a run that is resumed; where `recipe` leaves a setting open, this one's is kept.
+        measure: how many times as fast as float32 the device multiplies bf16, for precision.regime = auto. By default
+            it is timed here.
 
     Raises:
         ConfigError: only the dataset tells the vocabulary or the number of labels, and it is not prepared. Or its
@@ -72,11 +85,21 @@ def resolve_recipe(
     where |= {} if data is None else _made_of(data)
     recipe = recipe.replace({"model": model.model_dump(), "data": {**recipe.data.model_dump(), **where}})
     epoch = None if data is None else data.epoch_tokens(recipe.model.block_size)
+    bf16: float | None = None
+    if recipe.precision.regime == "auto":
+        regime = stored.precision.regime if stored else ""
+        if not regime:
+            wide = Shape(recipe.model, recipe.precision.model_copy(update={"regime": "fp32"}), labels)
+            bf16 = measure(recipe, wide) if measure else bf16_speed(recipe, wide, torch.device(kind))
+            regime = choose_regime(bf16, kind)
+        recipe = recipe.replace({"precision.regime": regime})
     found = Resolved(recipe, Shape(recipe.model, recipe.precision, labels), epoch, notes)
 
     settled: dict[str, Any] = {}
     if recipe.compile.enabled == "auto":
         settled["compile.enabled"] = stored.compile.enabled if stored else compiles(recipe, kind)
+    if recipe.train.attention == "fastest" and (stored or kind != "cuda" or recipe.model.document_attention):
+        settled["train.attention"] = stored.train.attention if stored else "auto"  # else it is measured
     if recipe.batch.micro_batch == "auto" and stored:  # dropout and rounding depend on it
         settled["batch.micro_batch"] = stored.batch.micro_batch
     if not recipe.schedule.decay_steps and (stored or found.steps is not None):
@@ -84,7 +107,7 @@ def resolve_recipe(
     if not recipe.optim.ademamix_warmup and recipe.optim.name == "ademamix":
         steps = settled.get("schedule.decay_steps", recipe.schedule.decay_steps)
         settled["optim.ademamix_warmup"] = stored.optim.ademamix_warmup if stored else steps
-    return Resolved(recipe.replace(settled), found.shape, epoch, notes)
+    return Resolved(recipe.replace(settled), found.shape, epoch, notes, bf16)
 
 
 def compiles(recipe: Recipe, kind: str) -> bool:

@@ -97,7 +97,11 @@ class Monitor:
             Diverged: an update was not finite, or the losses show a divergence; divergence.json has the evidence.
         """
         self.updates = updates = self.buffer.read(state.step)
+        first = not self.watch.step_seconds
         seconds, masking = self.watch.lap(), self.pruner.overhead()
+        if first and self.world.first:  # with the time of compilation
+            here = self.run.read_json("environment.json")
+            self.run.write_json("environment.json", here | {"first_step_seconds": self.watch.step_seconds[0]})
         self.mask_seconds += masking
         state.largest_logit = max(state.largest_logit, *(update.largest_logit for update in updates))
         diverged: Divergence | None = None

@@ -21,8 +21,10 @@ from gptlab.distributed.world import world_from_env as started
 from gptlab.errors import RunError, UserError
 from gptlab.hardware import device_name
 from gptlab.interop.source import read_source
+from gptlab.model.gpt import GPT
 from gptlab.optim.optimizers import describe
 from gptlab.planning.memory import auto_micro_batch
+from gptlab.planning.regime import choose_regime, say_bf16
 from gptlab.planning.resolve import resolve_recipe
 from gptlab.precision.regimes import make_regime
 from gptlab.rundir import RunDir
@@ -79,6 +81,27 @@ def resolve(
     return recipe, init
 
 
+def settle_regime(
+    recipe: Recipe, run: RunDir, data: TaskData, device: torch.device, world: World = SINGLE
+) -> tuple[Recipe, float | None]:
+    """The recipe with a regime in place of precision.regime = auto: that of the begun run, or by rank 0's measurement.
+
+    Returns:
+        The recipe, and how many times as fast as float32 bf16 was when it was measured; None if it never was.
+    """
+    begun = run.exists() and has_begun(run)
+    known = run.read_json("environment.json").get("bf16_speed") if begun else None
+    if recipe.precision.regime != "auto":
+        return recipe, known
+    if begun:
+        return recipe.replace({"precision.regime": run.read_recipe().precision.regime}), known
+    speed: float | None = None
+    if world.first:
+        speed = resolve_recipe(recipe, device.type, data).bf16
+    speed = world.broadcast(speed)
+    return recipe.replace({"precision.regime": choose_regime(speed or 0.0, device.type)}), speed or None
+
+
 def first_weights(recipe: Recipe, stored: Recipe | None, run: RunDir, data: TaskData) -> tuple[Model | None, Init]:
     """The shape that train.init_from gives, None without it, and what sets the first weights.
 
@@ -99,6 +122,11 @@ def first_weights(recipe: Recipe, stored: Recipe | None, run: RunDir, data: Task
     else:
         source, init = task.read_source(name, recipe.seed)
         refuse_tokenizer(name, task.source_tokenizer(name), data, name)
+    if (wanted := recipe.model.parametrization) not in ("standard", source.parametrization):
+        raise RunError(
+            f"train.init_from = {name}: has model.parametrization = {source.parametrization}, this recipe {wanted}; "
+            "weights keep their own: remove model.parametrization"
+        )
     if task.shortens and recipe.model.block_size < source.block_size:
         source, init = cropped(source, recipe.model.block_size, init)
     return source.model_copy(update={"dropout": recipe.model.dropout}), init
@@ -188,8 +216,13 @@ def environment(
     optimizer: torch.optim.Optimizer,
     device: torch.device,
     world: World,
+    bf16: float | None = None,
 ) -> dict[str, Any]:
-    """The content of environment.json: versions, hardware, commit and command."""
+    """The content of environment.json: versions, hardware, commit and command.
+
+    Args:
+        bf16: what `settle_regime` measured.
+    """
     emulated = make_regime(recipe.precision, device).emulated
     return {
         "gptlab": VERSION,
@@ -203,9 +236,11 @@ def environment(
         "threads": torch.get_num_threads(),
         "processes": world.size,
         **({"float8": "emulated in float32"} if emulated else {}),
+        **({"bf16_speed": bf16} if bf16 else {}),
         "git_commit": _git_commit(),
         "command": sys.argv,
         "parameters": sum(p.numel() for p in model.parameters()),
+        **(model.size() if isinstance(model, GPT) else {}),
         "optimizer": describe(optimizer),
         "data": {
             "path": [str(path.resolve()) for path in data.paths],
@@ -218,14 +253,25 @@ def environment(
     }
 
 
-def summary(recipe: Recipe, task: Task, model: Any, device: torch.device, limit: int, step: int, world: World) -> str:
+def summary(
+    recipe: Recipe,
+    task: Task,
+    model: Any,
+    device: torch.device,
+    limit: int,
+    step: int,
+    world: World,
+    bf16: float | None = None,
+) -> str:
     """One line for the terminal on what is about to happen."""
-    compiled, micro_batch = ", compiled" if recipe.compile.enabled else "", recipe.batch.micro_batch
+    tuned = " with max-autotune" if recipe.compile.mode == "max-autotune" else ""
+    compiled, micro_batch = f", compiled{tuned}" if recipe.compile.enabled else "", recipe.batch.micro_batch
     where = device.type if world.size == 1 else f"{world.size} x {device.type} ({recipe.distributed.strategy})"
     return (
         f"{recipe.name} (seed {recipe.seed}): {model.parameter_count() / 1e6:.1f}M parameters, "
         f"{recipe.precision.regime}{compiled} on {where}; steps {step} to {limit} of {task.per_step:,} {task.unit}, "
         f"in micro-batches of {micro_batch} x {recipe.model.block_size} tokens"
+        + (f"; {say_bf16(bf16)}" if bf16 else "")
     )
 
 

@@ -8,6 +8,8 @@ import locale
 import math
 import os
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 
 from gptlab import machine
 from gptlab.distributed.shard import LocalShards
+from gptlab.distributed.world import SharedFlag
 from gptlab.distributed.wrap import make_scaler, replicate
 from gptlab.errors import RunError, Stopped, UserError
 from gptlab.optim.optimizers import make_optimizer
@@ -25,16 +28,21 @@ from gptlab.rundir import FAILURE
 from gptlab.seeding import address
 from gptlab.sparsity.pruner import make_pruner
 from gptlab.tasks.base import Init, task_of
+from gptlab.training.ahead import Ahead
+from gptlab.training.attention import attention_kernel, attention_seconds, fastest, ignored
 from gptlab.training.checkpoint import Checkpoints, final_sparsity_step, list_checkpoints
 from gptlab.training.job import Job
 from gptlab.training.loggers import require_packages
 from gptlab.training.logs import Logs
 from gptlab.training.monitor import Monitor
 from gptlab.training.result import NotStarted, Result
-from gptlab.training.setup import environment, idle_steps, resolve, summary
+from gptlab.training.setup import environment, idle_steps, resolve, settle_regime, summary
 from gptlab.training.signals import stack_on_sigterm
 from gptlab.training.state import State
 from gptlab.training.throughput import Energy
+
+# PyTorch's names. CUDA graphs would keep the gradient of one micro-batch where the next ones are to be added to it.
+COMPILE_MODES = {"default": "default", "max-autotune": "max-autotune-no-cudagraphs"}
 
 
 class Trainer:
@@ -50,7 +58,7 @@ class Trainer:
 
     def __init__(self, job: Job) -> None:
         self.job, self.run, self.world, self.device = job, job.run, job.world, job.device
-        self.leaving = contextlib.ExitStack()
+        self.leaving, self.stop = contextlib.ExitStack(), SharedFlag(job.world)
         with Progress("starting", not job.quiet and self.world.first):
             self._open()
         self._open_logs()
@@ -59,12 +67,18 @@ class Trainer:
         """Everything but the logs, which hold the screen from then on."""
         job = self.job
         self.began, self.cpu_began, self.energy = time.perf_counter(), time.process_time(), Energy(self.device)
-        self.regime = enter_regime(job.recipe.precision, self.device)
-        set_determinism(job.recipe.train.deterministic)
-        self.recipe, init = resolve(job.recipe, self.run, job.data, self.device, self.world)
+        recipe, self.bf16 = settle_regime(job.recipe, self.run, job.data, self.device, self.world)
+        self.regime = enter_regime(recipe.precision, self.device)
+        set_determinism(recipe.train.deterministic)
+        self.recipe, init = resolve(recipe, self.run, job.data, self.device, self.world)
         self.limit = self.recipe.step_limit(job.data.epoch_tokens(self.recipe.model.block_size))
         self.micro_batch = int(self.recipe.batch.micro_batch)  # "auto" is resolved
         self._preflight()
+        self.remarks = ignored(self.recipe, job.recipe, self.device)
+        if self.recipe.train.attention == "fastest":
+            name, told = fastest(attention_seconds(self.recipe, self.regime, self.device))
+            self.recipe = self.recipe.replace({"train.attention": self.world.broadcast(name)})
+            self.remarks.append(told)
         self._build(init)
         self._restore()
 
@@ -100,9 +114,14 @@ class Trainer:
         recipe, world = self.recipe, self.world
         self.sharded = world.size > 1 and recipe.distributed.strategy == "fsdp"
         self.task = task_of(recipe)(recipe, self.job.data, self.device, self.run.path, world)
+        make = partial(self.task.micro_batches, micro_batch=self.micro_batch)
+        self.batches: Callable[[int], Iterator[tuple[Any, ...]]] = make
+        if self.device.type == "cuda":  # copies to a GPU need not wait for its step; a CPU has nothing to gain
+            self.batches = ahead = Ahead(make)
+            self.leaving.callback(ahead.close)
         self.model = self.task.build(self.regime, init, self.sharded)
         self.weights = LocalShards(self.model) if self.sharded else self.model  # this rank's part of them
-        self.optimizer = make_optimizer(self.weights, recipe.optim, recipe.seed, recipe.train.ema)
+        self.optimizer = make_optimizer(self.weights, recipe.optim, recipe.seed, recipe.train.ema, recipe.model)
         self.pruner = make_pruner(self.weights, self.optimizer, recipe)
         self.scaler = make_scaler(self.device, self.regime.loss_scaling, self.sharded)
         self.checkpoints = Checkpoints(
@@ -112,6 +131,7 @@ class Trainer:
             world,
             self.sharded,
             final_sparsity_step(recipe),
+            recipe.checkpoint.at,
         )
         # SPAM clips by itself, after it has seen the norm
         self.max_norm = math.inf if recipe.optim.name == "adamw-spam" else recipe.optim.grad_clip or math.inf
@@ -138,7 +158,11 @@ class Trainer:
         self.run.write_recipe(self.recipe)
         self.run.write_json("tokenizer.json", self.job.data.tokenizer.spec())
         if self.world.first:
-            facts = environment(self.recipe, self.job.data, self.model, self.optimizer, self.device, self.world)
+            facts = environment(
+                self.recipe, self.job.data, self.model, self.optimizer, self.device, self.world, self.bf16
+            )
+            before = self.run.read_json("environment.json") if restored else {}
+            facts |= {key: before[key] for key in ("branch_of",) if key in before}
             self.run.write_json("environment.json", facts)
         had, step = self.state.metrics_lines, self.state.step
         again = set(self.task.due(step, step >= self.limit)) - set(self.state.evaluated)
@@ -148,14 +172,15 @@ class Trainer:
         self.run.remove("result.json")  # without it the run is running, or was killed
         self.run.remove(FAILURE)
         if self.recipe.compile.enabled:
-            self.model.compile(dynamic=False)
+            self.model.compile(dynamic=False, mode=COMPILE_MODES[self.recipe.compile.mode])
         self.net = replicate(self.model) if self.world.size > 1 and not self.sharded else self.model
         self.frees_gradients = self.net is self.model  # DDP's stay in its buckets
 
     def _open_logs(self) -> None:
         recipe, quiet = self.recipe, self.job.quiet or not self.world.first
         self.logs = Logs(self.run, recipe, self.task.unit, self.limit, self.saved_step, self.state, quiet)
-        self.logs.message(summary(recipe, self.task, self.model, self.device, self.limit, self.state.step, self.world))
+        where = self.device, self.limit, self.state.step, self.world, self.bf16
+        self.logs.message(summary(recipe, self.task, self.model, *where))
         if self.damaged_lines:
             lines = f"{self.damaged_lines} damaged line{'s' * (self.damaged_lines > 1)}"
             self.logs.message(f"{self.run.metrics_file}: {lines} removed; what they held is not measured again")
@@ -168,6 +193,8 @@ class Trainer:
             self.logs.message("train.device = mps is untested: compare a short run with --train.device cpu")
         if not recipe.train.eval_only and (idle := idle_steps(recipe, self.limit)):
             self.logs.message(idle)
+        for remark in self.remarks:
+            self.logs.message(remark)
         for problem in self.checkpoints.passed_over:
             self.logs.message(f"{problem}; it is passed over")
         alone = self.device.type == "cpu" and self.world.size == 1 and not quiet
@@ -177,6 +204,7 @@ class Trainer:
             self.logs.message("HellaSwag is left out: --hellaswag.path FILE names hellaswag_val.jsonl")
 
     def __enter__(self) -> Trainer:
+        self.leaving.enter_context(attention_kernel(self.recipe.train.attention))
         if self.world.size > 1:
             self.leaving.enter_context(stack_on_sigterm(self.run.path / f"stack-rank-{self.world.rank}.txt"))
         return self
@@ -191,9 +219,12 @@ class Trainer:
     def logs_at(self, step: int) -> bool:
         return step == 1 or step >= self.limit or due(step, self.recipe.log.every)
 
+    def saves_at(self, step: int) -> bool:
+        return due(step, self.recipe.checkpoint.every) or step in self.recipe.checkpoint.at
+
     def stop_requested(self) -> bool:
-        """Whether some rank was asked to stop: all ranks stop at the same step."""
-        return self.world.any(self.job.signal())
+        """Whether some rank was asked to stop: all ranks stop at the same step, with several one step later."""
+        return self.stop(self.job.signal())
 
     def check_stop(self) -> None:
         """Raises Stopped on all ranks where a stop was requested."""
@@ -282,7 +313,8 @@ def numbers(state: dict[str, Any]) -> dict[str, Any]:
 def set_determinism(on: bool) -> None:
     if on:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses, or does not repeat
-    torch.use_deterministic_algorithms(on)
+    if on != torch.are_deterministic_algorithms_enabled():  # the call imports PyTorch's compiler, for a second
+        torch.use_deterministic_algorithms(on)
 
 
 def due(step: int, every: int) -> bool:
