@@ -52,6 +52,7 @@ class Counts:
     blocks: int  # in the matrices of the blocks, which Muon updates and which can be pruned
     rows: int  # of those matrices
     squares: int  # in a square matrix for each side of a matrix, if it is at most SIDE long
+    inner_squares: int  # the same of the blocks' matrices alone, with queries, keys and values as three
     whole: int  # in tensors whose moments 8-bit Adam keeps in float32
     tensors: int
 
@@ -64,6 +65,7 @@ def count(config: Model) -> Counts:
         sum(p.numel() for name, p in parameters.items() if name.startswith("h.") and p.dim() == 2),
         sum(len(p) for name, p in parameters.items() if name.startswith("h.") and p.dim() == 2),
         sum(n * n for p in parameters.values() if p.dim() == 2 for n in p.shape if n <= SIDE),
+        config.n_layer * (8 * config.n_embd**2 + 2 * (config.n_embd**2 + config.mlp_hidden**2)),
         sum(p.numel() for p in parameters.values() if p.numel() < WHOLE_BELOW),
         len(parameters),
     )
@@ -100,6 +102,13 @@ ROWS: list[tuple[str, dict[str, Any], dict[str, Any], Bytes, Bytes]] = [
     ("ademamix", {"name": "ademamix"}, {}, moments(3), moments(0)),
     ("adamw-schedule-free", {"name": "adamw-schedule-free"}, {}, moments(2), moments(0)),
     ("soap", {"name": "soap"}, {}, lambda c: 8 * c.all + 8 * c.squares, moments(0)),
+    (
+        "soap-muon",
+        {"name": "soap-muon"},
+        {},
+        lambda c: 8 * c.all + 8 * c.inner_squares,  # Muon's momentum and a second moment, or AdamW's two
+        moments(0),
+    ),
     ("sgd with momentum", {"name": "sgd"}, {}, moments(1), moments(0)),
     ("adamw + magnitude", ADAMW, {"method": "magnitude"}, moments(2), packed),
     (

@@ -103,6 +103,43 @@ def test_a_peer_takes_the_same_steps(name: str, changes: dict[str, Any], dataset
     assert ours[0] - ours[-1] > 0.1  # the optimizers have done something, and the same
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"norm": "rmsnorm", "mlp": "swiglu", "bias": False, "qk_norm": True},
+        {"norm": "layernorm", "mlp": "gelu", "bias": True, "tied": False},
+    ],
+    ids=["modern", "gelu"],
+)
+def test_litgpt_takes_the_same_steps(changes: dict[str, Any], dataset: Path, tmp_path: Path) -> None:
+    pytest.importorskip("litgpt")  # it asks for a huggingface-hub that transformers 5 does not take
+    shape = {f"model__{key}": value for key, value in {"position": "rope", **changes}.items()}
+    ours, resolved, _ = steps_of(OURS, tiny_recipe(dataset, **PLAIN, **shape), tmp_path, 4)
+    theirs, _, _ = steps_of("litgpt", resolved, tmp_path, 4)
+    assert theirs == pytest.approx(ours, abs=2e-5)
+    assert ours[0] - ours[-1] > 0.1
+
+
+@pytest.mark.parametrize(
+    ("changes", "because"),
+    [
+        ({}, "model.position = learned"),
+        ({"position": "rope", "mlp": "relu2"}, "model.mlp = relu2"),
+        ({"position": "rope", "norm": "layernorm", "bias": False}, "model.norm = layernorm without biases"),
+        ({"position": "rope", "dropout": 0.1}, "model.dropout = 0.1"),
+        ({"position": "rope"}, "`pip install litgpt`"),
+    ],
+)
+def test_what_litgpt_cannot_take(
+    changes: dict[str, Any], because: str, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+    recipe = tiny_recipe(dataset, **{**PLAIN, **{f"model__{key}": value for key, value in changes.items()}})
+    with pytest.raises(UserError, match=f"--vs litgpt .*{because}"):
+        peers.refuse("litgpt", recipe)
+
+
 def test_parts_add_up_to_the_clock(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ticks: list[float] = []
 
@@ -115,10 +152,26 @@ def test_parts_add_up_to_the_clock(dataset: Path, tmp_path: Path, monkeypatch: p
         side.update(marks.append)
         monkeypatch.setattr("gptlab.training.throughput.time.perf_counter", clock)
         seconds = timed(side)
-    micro = ["data", "data", "forward", "backward", "data", "forward", "backward", "forward", "backward"]  # one ahead
+    pass_ = ["forward", "head", "backward"]
+    micro = ["data", "data", *pass_, "data", *pass_, *pass_]  # one ahead
     assert marks == [*micro, "clipping", "logging", "optimizer", "logging", "optimizer", "optimizer", "logging"]
     assert tuple(seconds) == PARTS and min(seconds.values()) > 0
     assert sum(seconds.values()) == ticks[-1]  # nothing of the step is left out
+
+
+def test_a_compiled_step_has_no_part_for_its_head(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda module, **_: None
+    )  # the parts are those of a compiled step, not compiled
+    monkeypatch.setattr(torch, "compile", lambda module, **_: module)
+    recipe, marks = tiny_recipe(dataset, **PLAIN, compile__enabled=True), {}
+    for name in (OURS, "nanogpt-loop"):
+        with opened(Order(name, recipe, str(tmp_path / name))) as (side, facts):
+            recipe, marks[name] = facts.get("recipe", recipe), []
+            side.update(marks[name].append)
+            assert "forward" in marks[name] and "head" not in marks[name]
 
 
 def test_parts_take_most_of_a_step(dataset: Path, tmp_path: Path) -> None:
@@ -153,6 +206,7 @@ def test_what_is_reported(file: str, threads: None) -> None:
         assert len(row["seconds"]) == 3 and set(row["step_seconds"]) == {"median", "min", "max"}
         assert sum(row["parts"].values()) == pytest.approx(sum(row["seconds"]) / 3)
         assert row["tokens_per_second"] == pytest.approx(256 / row["step_seconds"]["median"])
+        assert tuple(row["parts"]) == PARTS and min(row["parts"]["forward"], row["parts"]["head"]) > 0
         assert row["peak_memory_gb"] > 0 and row["first_step_seconds"] > 0 and row["micro_batch"] == 3
         assert "mfu" not in row  # no peak is known of a CPU
     assert plain["first_loss"] == pytest.approx(ours["first_loss"], abs=1e-5)
@@ -193,11 +247,12 @@ def test_without_data_steps_are_of_random_tokens_and_batches_are_refused(
     [
         ({"model.position": "rope"}, "--vs nanogpt-loop cannot train tiny: model.position = rope"),
         ({"model.qk_norm": True}, "qk_norm = True"),
+        ({"model.parametrization": "mup"}, "model.parametrization = mup"),
         ({"model.document_attention": True}, "model.document_attention is on"),
         ({"precision.regime": "amp_fp16"}, "precision.regime = amp_fp16"),
         ({"precision.regime": "bf16_pure", "precision.head": "fp32"}, "or its head or norms"),
     ],
-    ids=["rope", "qk_norm", "documents", "loss_scaling", "head"],
+    ids=["rope", "qk_norm", "mup", "documents", "loss_scaling", "head"],
 )
 def test_a_peer_that_cannot_take_the_step_is_refused(changes: dict[str, Any], sentence: str, file: str) -> None:
     with pytest.raises(UserError, match=sentence):
@@ -209,8 +264,8 @@ def test_refusals(
 ) -> None:
     assert status(["bench", "step", file, "--rounds", "0"]) == 2
     assert "rounds = 0: must be at least 1" in capsys.readouterr().err
-    assert status(["bench", "step", file, "--vs", "litgpt"]) == 2
-    assert "invalid choice: 'litgpt'" in capsys.readouterr().err
+    assert status(["bench", "step", file, "--vs", "torchtitan"]) == 2
+    assert "invalid choice: 'torchtitan'" in capsys.readouterr().err
     assert status(["bench", "step", file, "--optim.name", "adamw", "--optim.rounding", "stochastic"]) == 2
     assert "optim.rounding" in capsys.readouterr().err  # said by the process of a side
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)  # type: ignore[attr-defined]
@@ -260,7 +315,7 @@ def test_peak_memory_since() -> None:
 
 @pytest.mark.slow
 def test_each_side_has_its_own_process(file: str) -> None:
-    report = bench_step(file, {}, peers.PEERS, rounds=2)
+    report = bench_step(file, {}, ["hf", "nanogpt-loop"], rounds=2)
     losses = [row["first_loss"] for row in report["rows"]]
     assert losses == pytest.approx([losses[0]] * 3, abs=1e-5)
     assert not multiprocessing.active_children()

@@ -20,7 +20,7 @@ from unittest.mock import patch
 
 import torch
 
-from gptlab.bench.peers import Peer
+from gptlab.bench.peers import Peer, telling
 from gptlab.config import Recipe
 from gptlab.distributed.world import SINGLE
 from gptlab.errors import OutOfMemory, RunError, UserError
@@ -42,7 +42,8 @@ from gptlab.training.throughput import Stopwatch, peak_memory_gb
 from gptlab.training.trainer import Trainer
 
 OURS = "gptlab"
-PARTS = ("data", "forward", "backward", "clipping", "optimizer", "logging")
+# The head: logits and loss, with gptlab's the gradients of both too. Compiled, it is a part of the forward pass.
+PARTS = ("data", "forward", "head", "backward", "clipping", "optimizer", "logging")
 WARM_UP = 2  # steps; the first one compiles
 TOP = 15  # operations of a profile
 
@@ -96,25 +97,20 @@ def told(t: Trainer, did: Callable[[str], None]) -> Iterator[None]:
     """`loop.update` says when its parts end. The loop need not know: what it calls is wrapped meanwhile."""
 
     def wrapped(call: Callable[..., Any], part: str, before: str = "") -> Callable[..., Any]:
-        def inner(*args: Any, **kwargs: Any) -> Any:
-            if before:
-                did(before)
-            result = call(*args, **kwargs)
-            did(part)
-            return result
+        return telling(did, call, part, before)
 
-        return inner
-
-    def micro_batches(*args: Any) -> Iterator[Any]:
-        for batch in made(*args):
+    def batches(step: int) -> Iterator[Any]:
+        for batch in made(step):
             did("data")
             yield batch
 
-    made = t.task.micro_batches
+    made, whole = t.batches, t.recipe.compile.enabled
     with contextlib.ExitStack() as stack:
+        if not whole:
+            stack.enter_context(patch.object(t.model, "hidden", wrapped(t.model.hidden, "forward")))
         for of, name, instead in (
-            (t.task, "micro_batches", micro_batches),
-            (t, "net", wrapped(t.net, "forward")),
+            (t, "batches", batches),
+            (t, "net", wrapped(t.net, "forward" if whole else "head")),
             (torch.Tensor, "backward", wrapped(torch.Tensor.backward, "backward")),
             (loop, "clip_gradients", wrapped(clip_gradients, "clipping")),
             (t.scaler, "step", wrapped(t.scaler.step, "optimizer", before="logging")),  # lost updates are logged

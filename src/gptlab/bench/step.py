@@ -32,6 +32,7 @@ from gptlab.hardware import mfu
 from gptlab.planning.resolve import resolve_recipe
 from gptlab.progress import tell_nobody
 from gptlab.tasks.base import open_data
+from gptlab.training.setup import pick_device
 
 PAUSE = 0.1  # seconds between two turns on a CPU: waiting OpenMP threads stop spinning
 RANDOM_TOKENS = 1 << 20
@@ -69,7 +70,8 @@ def bench_step(
     quiet = {"log.to": [], "hellaswag.every": 0, "sample.every": 0, "train.eval_only": False, "eval.train": False}
     recipe = recipe.replace(quiet)
     with tempfile.TemporaryDirectory(prefix="gptlab-bench-") as folder, contextlib.ExitStack() as leaving:
-        shape = resolve_recipe(recipe, "cpu").shape.model
+        found = resolve_recipe(recipe, pick_device(recipe.train.device).type)
+        recipe, shape = recipe.replace({"precision.regime": found.recipe.precision.regime}), found.shape.model
         for peer in peers:
             refuse(peer, recipe.replace({"model": shape.model_dump()}))
         try:
@@ -98,8 +100,9 @@ def bench_step(
                 if len(workers) > 1 and ours["device"] == "cpu":
                     time.sleep(PAUSE)
                 seconds[side].append(workers[side].ask("step"))
-        rows = [_row(side, facts[side], ours, seconds[side], workers[side].ask("memory")) for side in workers]
         recipe = ours["recipe"]
+        parts = [part for part in PARTS if not (part == "head" and recipe.compile.enabled)]
+        rows = [_row(side, facts[side], ours, seconds[side], parts, workers[side].ask("memory")) for side in workers]
         report = {
             **{key: ours[key] for key in ("device", "device_name", "threads")},
             "torch": torch.__version__,
@@ -108,6 +111,7 @@ def bench_step(
             "precision": recipe.precision.regime,
             "optimizer": recipe.optim.name,
             "compiled": recipe.compile.enabled,
+            "compile_mode": recipe.compile.mode,
             "block_size": recipe.model.block_size,
             f"{ours['unit']}_per_step": ours["per_step"],
             "data": data,
@@ -135,9 +139,14 @@ def random_data(folder: Path, vocab_size: int) -> str:
 
 
 def _row(
-    name: str, facts: Mapping[str, Any], ours: Mapping[str, Any], parts: list[dict[str, float]], memory: float
+    name: str,
+    facts: Mapping[str, Any],
+    ours: Mapping[str, Any],
+    seconds: list[dict[str, float]],
+    parts: Sequence[str],
+    memory: float,
 ) -> dict[str, Any]:
-    steps = [sum(each.values()) for each in parts]
+    steps = [sum(each.values()) for each in seconds]
     spread = _spread(steps)
     speed = ours["per_step"] / spread["median"]
     row = {
@@ -148,7 +157,7 @@ def _row(
         "peak_memory_gb": memory,
         "first_step_seconds": facts["first_step_seconds"],
         "first_loss": facts["first_loss"],
-        "parts": {part: statistics.mean(each[part] for each in parts) for part in PARTS},  # a mean: these add up
+        "parts": {part: statistics.mean(each[part] for each in seconds) for part in parts},  # a mean: these add up
         "seconds": steps,
     }
     if ours["peak"] and ours["unit"] == "tokens":
@@ -208,8 +217,8 @@ def render(report: Mapping[str, Any]) -> Group:
     line("first step, s", lambda row: f"{row['first_step_seconds']:.3g}")
     line("first loss", lambda row: f"{row['first_loss']:.4f}")
     line("micro-batch", lambda row: f"{row['micro_batch']}")
-    for part in PARTS:
-        line(f"{part}, mean ms", lambda row, part=part: _share(row["parts"], part))  # type: ignore[misc]
+    for part in rows[0]["parts"]:
+        line(f"{_called(part, report)}, mean ms", lambda row, part=part: _share(row["parts"], part))  # type: ignore[misc]
     if ratios:
         says = {OURS: "", **{name: f"{_show(ratio, 1, '.3f')}" for name, ratio in ratios.items()}}
         line("time / gptlab's", lambda row: says[row["name"]])
@@ -220,7 +229,8 @@ def render(report: Mapping[str, Any]) -> Group:
             top.add_row(one["operation"][:100], f"{one['calls']:,}", f"{one['ms']:,.2f}")
         shown += [Text(), top]
     says_peers = "; peers train by torch's AdamW" if ratios else ""
-    compiled = "compiled" if report["compiled"] else "not compiled"
+    tuned = " with max-autotune" if report["compile_mode"] == "max-autotune" else ""
+    compiled = f"compiled{tuned}" if report["compiled"] else "not compiled"
     about = (
         f"{_facts(report)}: {report['precision']}, {compiled}, {report['optimizer']}, "
         f"{report[f'{unit}_per_step']:,} {unit} a step; median (min .. max) of {report['rounds']} steps after "
@@ -244,6 +254,11 @@ def render_data(report: Mapping[str, Any]) -> Text:
 def _facts(report: Mapping[str, Any]) -> str:
     threads = f", {report['threads']} threads" if report["device"] == "cpu" else ""
     return f"{report['recipe']}, {report['parameters'] / 1e6:.1f}M parameters, on {report['device_name']}{threads}"
+
+
+def _called(part: str, report: Mapping[str, Any]) -> str:
+    """Compiled, the head cannot be told from the blocks."""
+    return "forward and head" if part == "forward" and report["compiled"] else part
 
 
 def _table(*heads: str) -> Table:

@@ -1,22 +1,26 @@
-"""gptlab bench step, data, inference"""
+"""gptlab bench step, data, inference, scaling, coords"""
 
 import argparse
 import sys
 from pathlib import Path
 from typing import Any
 
-from gptlab.cli.common import Parser, add_json, add_verb, json_too, wide_console
+from gptlab.cli.common import Parser, add_json, add_verb, json_too, named, wide_console
 from gptlab.progress import Progress
 
 
 def add_to(verbs: Any) -> None:
-    v = add_verb(verbs, "bench", None, "Measure the speed of training, of its data, or of generation.")
-    parts = v.add_subparsers(dest="part", required=True, metavar="step|data|inference", parser_class=Parser)
+    v = add_verb(
+        verbs, "bench", None, "Measure the speed of training, of its data, or of generation; check a parametrization."
+    )
+    kinds = "step|data|inference|scaling|coords"
+    parts = v.add_subparsers(dest="part", required=True, metavar=kinds, parser_class=Parser)
     help = "Time the optimizer steps of a recipe, part by part, beside other trainers."
     v = add_verb(parts, "step", do_bench_step, help, settings=True)
     v.add_argument("name", metavar="RECIPE", help="where its data is not prepared: on random tokens")
-    help = "peers of the same shape, dtype and weights: transformers' GPT-2; a plain loop in the style of nanoGPT"
-    v.add_argument("--vs", nargs="+", default=[], choices=["hf", "nanogpt-loop"], metavar="PEER", help=help)
+    help = "peers of the same shape, dtype and weights: hf (transformers' GPT-2), nanogpt-loop (a plain loop in the "
+    help += "style of nanoGPT), litgpt (models with RoPE)"
+    v.add_argument("--vs", nargs="+", default=[], choices=["hf", "nanogpt-loop", "litgpt"], metavar="PEER", help=help)
     v.add_argument("--profile", action="store_true", help="also name the operations that take most of a step")
     v.add_argument("--rounds", type=int, default=10, metavar="N", help="timed steps of each (default: 10)")
     add_json(v)
@@ -34,6 +38,25 @@ def add_to(verbs: Any) -> None:
     v.add_argument("--prompt-tokens", type=int, metavar="N", help="default: half of the context, at most 256")
     v.add_argument("--new-tokens", type=int, metavar="N", help="default: a quarter of the context, at most 64")
     v.add_argument("--repeats", type=int, default=5, metavar="N", help="timed generations (default: 5)")
+    help = "transformers' `generate` with the same weights, in turn"
+    v.add_argument("--vs", nargs="+", default=[], choices=["hf"], metavar="PEER", help=help)
+    add_json(v)
+    help = "Measure how the cost of data, metrics and reports grows: flat, linear, or worse."
+    v = add_verb(parts, "scaling", do_bench_scaling, help, settings=True)
+    v.add_argument("name", nargs="?", metavar="RECIPE", help="default: gpt2-124m-openwebtext")
+    add_json(v)
+    help = "Coordinate check: whether activations change as much in a step at every width, or depth."
+    v = add_verb(parts, "coords", do_bench_coords, help, settings=True)
+    v.add_argument("name", metavar="RECIPE", help="its learning rate and shape; its data is not needed")
+    sizes = v.add_mutually_exclusive_group()
+    sizes.add_argument("--widths", nargs="+", type=int, metavar="N", help="n_embd (default: 64 128 256 512)")
+    sizes.add_argument("--depths", nargs="+", type=int, metavar="N", help="n_layer, at the recipe's width")
+    v.add_argument("--steps", type=int, default=5, metavar="N", help="optimizer steps (default: 5)")
+    v.add_argument("--seeds", type=int, default=3, metavar="N", help="averaged (default: 3)")
+    names = ["standard", "mup", "completep"]
+    help = "default: standard, and the recipe's or mup"
+    v.add_argument("--parametrization", nargs="+", choices=names, metavar="NAME", help=help)
+    v.add_argument("--out", type=named, metavar="DIR", help="also draw coords.png there")
     add_json(v)
 
 
@@ -81,5 +104,34 @@ def do_bench_inference(options: argparse.Namespace) -> None:
         options.new_tokens,
         options.repeats,
         progress,
+        options.vs,
     )
     finish(report, render(report), options.json)
+
+
+def do_bench_scaling(options: argparse.Namespace) -> None:
+    with Progress("loading PyTorch"):
+        from gptlab.bench.inference import DEFAULT_RECIPE
+        from gptlab.bench.scaling import bench_scaling, render
+
+    report = bench_scaling(options.name or DEFAULT_RECIPE, options.overrides, progress)
+    finish(report, render(report), options.json, width=160)
+
+
+def do_bench_coords(options: argparse.Namespace) -> None:
+    with Progress("loading PyTorch"):
+        from gptlab.bench.coords import WIDTHS, bench_coords, render, write_figure
+
+    report = bench_coords(
+        options.name,
+        options.overrides,
+        options.depths or options.widths or WIDTHS,
+        bool(options.depths),
+        options.steps,
+        options.parametrization,
+        options.seeds,
+        progress,
+    )
+    finish(report, render(report), options.json, width=120)
+    if options.out:
+        print(f"picture: {write_figure(report, options.out)}", file=sys.stderr)

@@ -1,21 +1,17 @@
-"""Limits beyond one machine: 1,000 GPUs, 10^13 tokens, and a study of 1,000 runs (docs/scaling.md).
+"""Limits beyond one machine: 1,000 GPUs that train on 10^13 tokens (docs/scaling.md).
 
-Each part runs gptlab's own code at that scale if possible, or is arithmetic:
+`gptlab bench scaling` measures how data, metrics and reports grow. Each part here runs gptlab's own code at that scale
+if possible, or is arithmetic:
 
-    permutation   the order of 10^13 tokens: time, memory, and a check that the ranks' rows partition the batch
-    shards        a folder of sparse shards: time and memory of opening it and of drawing windows
     memory        parameters, checkpoint and hours by the planner (hours on one GPU, divided by 1,000)
     network       arithmetic: time of gradient exchange and gathers against computation, and cost of a larger batch
     agreeing      sockets of processes that train together, and time of an all-reduce between them
     index         the index of a sharded checkpoint
     failures      the checkpoint interval by Young and Daly, against a simulation of failures
-    metrics       metrics.jsonl of a long run: bytes, seconds to read, to cut and to plot
     startup       files and bytes that a process reads to start; speed of a checkpoint's sha256
-    study         1,000 runs with synthetic numbers: `gptlab study status` and `gptlab study report`
 
-    python benchmarks/scaling.py                            # all parts: about ten minutes and 2 GB of disk
-    python benchmarks/scaling.py failures --mtbf-hours 14   # mean time between failures of the whole machine
-    python benchmarks/scaling.py shards --shards 100000
+    python benchmarks/thousand_gpus.py                            # all parts: some minutes and 1 GB of disk
+    python benchmarks/thousand_gpus.py failures --mtbf-hours 14   # mean time between failures of the whole machine
 """
 
 from __future__ import annotations
@@ -29,22 +25,17 @@ import subprocess
 import sys
 import tempfile
 import time
-import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import machine, say, table, write_json
+from common import machine, table, write_json
 
-from gptlab.config import load_recipe, load_study
-from gptlab.data.containers import Shard, shard_header
-from gptlab.data.sampler import Windows
-from gptlab.data.shards import Tokens
+from gptlab.config import load_recipe
 from gptlab.data.verified import file_sha256
-from gptlab.rundir import RunDir, run_name
 
-TOKENS, SHARD_TOKENS, BLOCK = 10**13, 10**8, 1024
+TOKENS, BLOCK = 10**13, 1024
 # Unexpected interruptions of 16,384 H100s in 54 days (Llama 3 herd of models, 2024, section 3.3.4)
 LLAMA_GPU_HOURS = 16384 * 54 * 24 / 419
 # Manual and estimated automatic restarts of 992 A100s in two months (OPT, Zhang et al. 2022, section 2.5)
@@ -68,151 +59,11 @@ def seconds(work: Callable[[], Any], repeats: int = 5) -> float:
     return min(taken)
 
 
-# -- the order of the data ------------------------------------------------------------------------------------------
-
-
-def rows_of(rank: int, world: int, rows: int) -> range:
-    """A rank's contiguous share of the rows of a global batch. The sizes of any two ranks differ by at most one."""
-    return range(rank * rows // world, (rank + 1) * rows // world)
-
-
-def far_windows(tokens: int = TOKENS, seed: str = "1337/data/0") -> Windows:
-    """The windows of a split without files. The order depends only on the sizes of the shards."""
-    shard = Shard(Path("train.bin"), "llmc", np.dtype("<u2"), 1024, SHARD_TOKENS)
-    return Windows(Tokens([shard] * (tokens // SHARD_TOKENS)), BLOCK, "shuffled", seed)
-
-
-def permutation(world: int) -> tuple[dict[str, Any], Table]:
-    windows = far_windows()
-    n = windows.windows_per_epoch
-    found: dict[str, Any] = {"windows": n}
-    rows: Table = [("sequences a step", "all of them, ms", "one rank's, ms", "peak of all, MB", "disjoint and whole")]
-    for batch in (512, 4096, 16384):
-        step = n // batch - 1  # the last whole batch of the epoch
-        first = step * batch
-        whole = windows.starts(np.arange(first, first + batch))
-        shares = [rows_of(rank, world, batch) for rank in range(world)]
-        parts = [windows.starts(np.arange(first + r.start, first + r.stop)) for r in shares if len(r)]
-        same = bool(np.array_equal(np.concatenate(parts), whole)) and len(np.unique(whole)) == batch
-        own = max(shares, key=len)
-        all_s = seconds(lambda first=first, batch=batch: windows.starts(np.arange(first, first + batch)))
-        one_s = seconds(lambda a=first + own.start, b=first + own.stop: windows.starts(np.arange(a, b)), 50)
-        tracemalloc.start()
-        windows.starts(np.arange(first, first + batch))
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        found[str(batch)] = {"all_s": all_s, "rank_s": one_s, "peak_bytes": peak, "disjoint_and_whole": same}
-        rows.append(
-            (f"{batch:,}", f"{1e3 * all_s:.2f}", f"{1e3 * one_s:.2f}", f"{peak / 1e6:.2f}", "yes" if same else "NO")
-        )
-    sample = 10**7
-    began = time.perf_counter()
-    drawn = windows.starts(np.arange(n // 2, n // 2 + sample))
-    found["sample"] = {
-        "windows": sample,
-        "seconds": time.perf_counter() - began,
-        "repeated": sample - len(np.unique(drawn)),
-        "lowest": int(drawn.min()),
-        "highest": int(drawn.max()),
-        "mean_share": float(drawn.mean() / TOKENS),
-    }
-    s = found["sample"]
-    rows.append((f"{sample:,} in turn", f"{1e3 * s['seconds']:,.0f}", "", "", f"{s['repeated']} repeated"))
-    return found, rows
-
-
-# -- shards ---------------------------------------------------------------------------------------------------------
-
-
-def make_shards(folder: Path, count: int) -> None:
-    """A dataset of sparse shards: complete headers and full sizes, but no data on disk."""
-    folder.mkdir(parents=True)
-    header, size = shard_header("llmc", np.dtype("<u2"), SHARD_TOKENS), 2 * SHARD_TOKENS
-    entry = {"tokens": SHARD_TOKENS, "max_token": 50256, "sha256": "0" * 64}
-    splits: dict[str, Any] = {}
-    for split, number in (("train", count), ("val", 1)):
-        files = [f"{split}-{i:06d}.bin" for i in range(number)]
-        for file in files:
-            with open(folder / file, "wb") as handle:
-                handle.write(header)
-                handle.truncate(len(header) + size)
-        splits[split] = {
-            "tokens": number * SHARD_TOKENS,
-            "documents": 1,
-            "bytes": 4 * number * SHARD_TOKENS,
-            "shards": [{"file": file, **entry} for file in files],
-        }
-    manifest = {
-        "format": "llmc",
-        "version": 1,
-        "corpus": "text",
-        "dtype": "uint16",
-        "splits": splits,
-        "tokenizer": {"name": "gpt2", "vocab_size": 50257, "eot": 50256},
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
-
-
-# For scripts in new processes. VmHWM is the peak; the `ru_maxrss` of a new process starts at its parent's value.
-PEAK = """
-def peak_mb():
-    return next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
-"""
-
-
 def measured(script: str, *arguments: object) -> dict[str, Any]:
     """Run a script in a new process. Returns the JSON that it prints."""
-    line = [sys.executable, "-c", PEAK + script, *map(str, arguments)]
+    line = [sys.executable, "-c", script, *map(str, arguments)]
     content: dict[str, Any] = json.loads(subprocess.run(line, capture_output=True, text=True, check=True).stdout)
     return content
-
-
-OPEN = """
-import json, sys, time
-import numpy as np
-from gptlab.data.sampler import Windows
-from gptlab.data.shards import Dataset
-base, began = peak_mb(), time.perf_counter()
-data = Dataset(sys.argv[1])
-opened = time.perf_counter() - began
-opened_mb = peak_mb() - base
-began = time.perf_counter()
-data.check(50304), data.fingerprint()
-checked = time.perf_counter() - began
-windows = Windows(data.train, 1024, "shuffled", "1337/data/0")
-began = time.perf_counter()
-for step in range(64):
-    windows.batch(64 * step, 64)
-print(json.dumps({"open_s": opened, "open_mb": opened_mb, "check_s": checked,
-                  "window_us": 1e6 * (time.perf_counter() - began) / 4096}))
-"""
-
-
-def shards(count: int, folder: Path) -> tuple[dict[str, Any], Table]:
-    found: dict[str, Any] = {}
-    rows: Table = [("shards", "tokens", "manifest, MB", "open, s", "memory, MB", "check, s", "a window, us")]
-    for number in sorted({min(100, count), max(1, count // 10), count}):  # all 100 stay open, see MAX_OPEN_SHARDS
-        data = folder / f"shards-{number}"
-        say(f"{number:,} sparse shards")
-        make_shards(data, number)
-        done = subprocess.run(
-            [sys.executable, "-c", PEAK + OPEN, str(data)], capture_output=True, text=True, check=True
-        )
-        one = {**json.loads(done.stdout), "manifest_bytes": (data / "manifest.json").stat().st_size}
-        found[str(number)] = one
-        rows.append(
-            (
-                f"{number:,}",
-                f"{number * SHARD_TOKENS:.0e}",
-                f"{one['manifest_bytes'] / 1e6:.1f}",
-                f"{one['open_s']:.2f}",
-                f"{one['open_mb']:.0f}",
-                f"{one['check_s']:.2f}",
-                f"{one['window_us']:.0f}",
-            )
-        )
-        subprocess.run(["rm", "-r", str(data)], check=True)
-    return found, rows
 
 
 # -- memory and time, by the planner --------------------------------------------------------------------------------
@@ -365,16 +216,16 @@ def sockets():
             pass
     return count
 with process_group("ddp", torch.device("cpu")) as world:
-    world.any(False)
+    world.max(0.0)
     one = sockets()
     dist.all_reduce(torch.zeros(1), group=dist.new_group(backend="gloo"))  # sharded checkpoints use such a group
     two = sockets()
     began = time.perf_counter()
     for _ in range(20):
-        world.any(False)
+        world.max(0.0)
     taken = (time.perf_counter() - began) / 20
     if world.first:
-        print(json.dumps({"sockets": one, "sockets_of_two_groups": two, "any_s": taken}), flush=True)
+        print(json.dumps({"sockets": one, "sockets_of_two_groups": two, "exchange_s": taken}), flush=True)
 if rank:
     os._exit(0)
 while True:
@@ -386,15 +237,15 @@ while True:
 
 
 def agreeing(sizes: Sequence[int] = (2, 4, 8, 16, 32)) -> tuple[dict[str, Any], Table]:
-    """Processes on this machine that agree on whether to stop, as in each training step."""
+    """Processes on this machine that exchange one number, as the flag to stop, which a training step covers."""
     found = {}
-    rows: Table = [("processes", "sockets of each", "with a second group", "to agree, ms")]
+    rows: Table = [("processes", "sockets of each", "with a second group", "to exchange a number, ms")]
     for size in sizes:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         found[str(size)] = one = measured(AGREE, size, port)
-        rows.append((size, one["sockets"], one["sockets_of_two_groups"], f"{1e3 * one['any_s']:.1f}"))
+        rows.append((size, one["sockets"], one["sockets_of_two_groups"], f"{1e3 * one['exchange_s']:.1f}"))
     return found, rows
 
 
@@ -533,93 +384,6 @@ def failures(gpus: int, mtbf_hours: float | None, events: int) -> tuple[dict[str
     return found, rows
 
 
-# -- metrics --------------------------------------------------------------------------------------------------------
-
-
-def metric_lines(steps: int, every: int, eval_every: int, seed: int, rate: float = 1.0) -> list[dict[str, Any]]:
-    """Synthetic lines of metrics.jsonl for a loss that falls as a power of the step."""
-    rng = np.random.default_rng(seed)
-    lines = []
-    for step in range(0, steps + 1, every):
-        loss = 2.5 + 6 * (1 + rate * step / 50) ** -0.5
-        if step:
-            lines.append(
-                {
-                    "step": step,
-                    "tokens": step * 4194304,
-                    "loss": loss + rng.normal(0, 0.02),
-                    "lr": 6e-4,
-                    "grad_norm": abs(rng.normal(0.3, 0.03)),
-                    "tokens_per_second": 4.6e8 + rng.normal(0, 1e6),
-                    "memory_gb": 8.123456789,
-                    "largest_logit": 20 + rng.normal(),
-                    "updates_lost": 0.0,
-                    "mfu": 0.4 + rng.normal(0, 0.01),
-                }
-            )
-        if step % eval_every == 0:
-            value = loss + rng.normal(0, 0.004)
-            lines.append(
-                {
-                    "step": step,
-                    "tokens": step * 4194304,
-                    "val_loss": value,
-                    "val_perplexity": math.exp(value),
-                    "val_bits_per_byte": value / 3.3,
-                }
-            )
-    return lines
-
-
-DRAW = """
-import json, sys, time
-from pathlib import Path
-from gptlab.report.plots import draw
-from gptlab.rundir import RunDir
-run = RunDir.open(sys.argv[1])
-began = time.perf_counter()
-n = len(run.read_metrics())
-read = time.perf_counter() - began
-began = time.perf_counter()
-draw([run], run.plots)
-drawn = time.perf_counter() - began
-began = time.perf_counter()
-run.cut_metrics(10**12)
-print(json.dumps({"lines": n, "read_s": read, "draw_s": drawn, "cut_s": time.perf_counter() - began,
-                  "peak_mb": peak_mb()}))
-"""
-
-
-def metrics(folder: Path, steps: int = TOKENS // 2**22) -> tuple[dict[str, Any], Table]:
-    found: dict[str, Any] = {}
-    rows: Table = [("steps", "lines", "MB", "bytes a line", "read, s", "cut, s", "draw, s", "peak MB")]
-    for number in (steps // 10, steps):
-        run = RunDir(folder / f"metrics-{number}")
-        run.write_recipe(load_recipe("gpt2-124m-fineweb-edu", {"train.max_steps": number}))
-        lines = metric_lines(number, 10, 1000, seed=0)
-        run.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        del lines
-        size = run.metrics_file.stat().st_size
-        done = subprocess.run(
-            [sys.executable, "-c", PEAK + DRAW, str(run.path)], capture_output=True, text=True, check=True
-        )
-        one = {**json.loads(done.stdout), "bytes": size}
-        found[str(number)] = one
-        rows.append(
-            (
-                f"{number:,}",
-                f"{one['lines']:,}",
-                f"{size / 1e6:.1f}",
-                f"{size / one['lines']:.0f}",
-                f"{one['read_s']:.1f}",
-                f"{one['cut_s']:.1f}",
-                f"{one['draw_s']:.1f}",
-                f"{one['peak_mb']:.0f}",
-            )
-        )
-    return found, rows
-
-
 # -- start-up -------------------------------------------------------------------------------------------------------
 
 STARTED = """
@@ -651,128 +415,21 @@ def startup(folder: Path) -> tuple[dict[str, Any], Table]:
     return found, rows
 
 
-# -- a study of 1,000 runs ------------------------------------------------------------------------------------------
-
-
-def make_study(folder: Path, arms: int, seeds: int, steps: int = 10_000) -> None:
-    """A finished study of synthetic runs, whose arms differ by some thousandths of a nat."""
-    source = folder / "many.toml"
-    folder.mkdir(parents=True)
-    text = [
-        'name = "many"',
-        'recipe = "smoke-lm"',
-        f"seeds = {list(range(seeds))}",
-        'baseline = "arm-000"',
-        'metric = { name = "final_val_loss", better = "lower", margin = 0.004 }',
-        f"settings.train.max_steps = {steps}",
-    ]
-    for arm in range(arms):
-        text.append(f"[arms.arm-{arm:03d}]\noptim.lr = {6e-3 * (1 + arm / 100):.6g}")
-    source.write_text("\n".join(text) + "\n", encoding="utf-8")
-    study = load_study(source)
-    source.unlink()
-    (folder / "study.toml").write_text(study.to_toml(), encoding="utf-8")
-    facts = {"device_name": "H100", "torch": "2.13.0", "gptlab": "0", "threads": 1, "data": {"fingerprint": "0" * 16}}
-    for index, arm in enumerate(study.arms):
-        for seed in study.seeds:
-            run = RunDir(folder / run_name(arm, seed))
-            run.path.mkdir()
-            run.recipe_file.write_text(study.build(arm, seed).to_toml(), encoding="utf-8")
-            (run.path / "environment.json").write_text(json.dumps(facts), encoding="utf-8")
-            lines = metric_lines(steps, 10, 250, seed, rate=1 + index / 500)
-            run.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-            last = next(line for line in reversed(lines) if "val_loss" in line)
-            result = {
-                "status": "completed",
-                "steps": steps,
-                "tokens": steps * 4194304,
-                "final_val_loss": last["val_loss"],
-                "tokens_per_second": 4.6e8,
-                "peak_memory_gb": 8.1,
-                "wall_seconds": 1000.0 + seed,
-            }
-            (run.path / "result.json").write_text(json.dumps(result), encoding="utf-8")
-            summary = {"study": study.name, "arm": arm, "group": "core", "seed": seed, **result}
-            (folder / f"{run_name(arm, seed)}.json").write_text(json.dumps(summary), encoding="utf-8")
-
-
-CALL = """
-import sys
-from gptlab.cli import main
-try:
-    main(sys.argv[1:])
-finally:
-    print(peak_mb(), file=sys.stderr)
-"""
-
-
-def cost_of(*arguments: str) -> tuple[float, float]:
-    """Seconds and peak MB of a gptlab command."""
-    began = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-c", PEAK + CALL, *arguments],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return time.perf_counter() - began, float(done.stderr.split()[-1])
-
-
-def study(folder: Path, sizes: list[tuple[int, int]]) -> tuple[dict[str, Any], Table]:
-    found: dict[str, Any] = {}
-    rows: Table = [("arms x seeds", "on disk, MB", "status, s", "MB", "report, s", "MB", "page, MB", "run, s")]
-    for arms, seeds in sizes:
-        say(f"a study of {arms} arms x {seeds} seeds")
-        data = folder / f"study-{arms}x{seeds}"
-        make_study(data, arms, seeds)
-        size = sum(file.stat().st_size for file in data.rglob("*") if file.is_file())
-        status_s, status_mb = cost_of("study", "status", str(data))
-        report_s, report_mb = cost_of("study", "report", str(data), "--out", str(data / "out"))
-        page = (data / "out" / "report.html").stat().st_size
-        run_s, _ = cost_of("study", "run", str(data), "--data.path", str(folder))  # all runs are finished
-        found[f"{arms}x{seeds}"] = {
-            "bytes": size,
-            "status_s": status_s,
-            "status_mb": status_mb,
-            "report_s": report_s,
-            "report_mb": report_mb,
-            "page_bytes": page,
-            "run_s": run_s,
-        }
-        rows.append(
-            (
-                f"{arms} x {seeds}",
-                f"{size / 1e6:.0f}",
-                f"{status_s:.1f}",
-                f"{status_mb:.0f}",
-                f"{report_s:.1f}",
-                f"{report_mb:.0f}",
-                f"{page / 1e6:.1f}",
-                f"{run_s:.1f}",
-            )
-        )
-    return found, rows
-
-
 # -- all parts ------------------------------------------------------------------------------------------------------
 
-PARTS = ("permutation", "shards", "memory", "network", "agreeing", "index", "failures", "metrics", "startup", "study")
+PARTS = ("memory", "network", "agreeing", "index", "failures", "startup")
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"default: {' '.join(PARTS)}")
     parser.add_argument("--gpus", type=int, default=1000)
-    parser.add_argument("--shards", type=int, default=TOKENS // SHARD_TOKENS)
     parser.add_argument(
         "--mtbf-hours",
         type=float,
         help="of the whole machine (default: two published rates)",
     )
     parser.add_argument("--failures", type=int, default=5000, help="simulated failures per row (default: 5000)")
-    parser.add_argument("--arms", type=int, default=50)
-    parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--work", type=Path, metavar="DIR", help="for the files (default: a temporary folder)")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args(arguments)
@@ -782,22 +439,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     found: dict[str, Any] = {"machine": machine(), "gpus": args.gpus}
     with tempfile.TemporaryDirectory(dir=args.work) as name:
         folder = Path(name)
-        sizes = [
-            (max(2, args.arms // 10), args.seeds),
-            (args.arms, args.seeds),
-            (5 * args.arms, max(2, args.seeds // 5)),
-        ]
         parts: dict[str, Callable[[], tuple[dict[str, Any], Table]]] = {
-            "permutation": lambda: permutation(args.gpus),
-            "shards": lambda: shards(args.shards, folder),
             "memory": lambda: memory(args.gpus),
             "network": lambda: network(args.gpus),
             "agreeing": agreeing,
             "index": lambda: index(args.gpus),
             "failures": lambda: failures(args.gpus, args.mtbf_hours, args.failures),
-            "metrics": lambda: metrics(folder),
             "startup": lambda: startup(folder),
-            "study": lambda: study(folder, sizes),
         }
         for part in args.parts or PARTS:
             began = time.perf_counter()
