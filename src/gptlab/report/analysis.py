@@ -24,8 +24,10 @@ from gptlab.report.advice import default_of, recommend_factors, recommend_overal
 from gptlab.report.effects import effects_of
 from gptlab.report.estimates import Plain, clean
 from gptlab.report.groups import groups_of, judge_pairs
+from gptlab.report.ladders import laws_of
 from gptlab.report.questions import answer_questions, divergence_data
 from gptlab.report.studies import ReadStudy
+from gptlab.report.sweeps import sweeps_of
 from gptlab.report.targets import targets_of
 
 MOST_NAMED = 5  # arms in a note
@@ -70,6 +72,7 @@ def analyse_study(read: ReadStudy) -> Plain:
     added = read.runs if study.until_decided else {}
     planned = [(arm, seed) for arm in study.arms for seed in study.seeds]
     factors, pairing = effects_of(read), noise.pairing(read, metric.name)
+    against = f"{study.ladder.place(study.baseline)[0]} at the same rung" if study.ladder else study.baseline
     effects = f"{factors['text'][0].upper()}{factors['text'][1:]}. " if factors else ""
     told = clean(
         {
@@ -99,28 +102,33 @@ def analyse_study(read: ReadStudy) -> Plain:
             "runs_found": len(runs),
             "columns": [{"key": key, "label": text} for key, text in columns],
             "arms": arms,
-            "summary": f"{effects}{sentences.summary(arms, study.baseline, metric.better)}",
+            "summary": f"{effects}{sentences.summary(arms, against, metric.better)}",
             "failures": [logged.failure_of(r) for r in runs if r.status not in ("completed", "not_applicable")],
             "runs": [],
             "within": logged.within_seeds(read),
             "means": {},
             "pairing": pairing,
             "notes": _notes(read, pairing),
-            "equal": [] if read.elsewhere else logged.at_equal(read),
+            "equal": [] if read.elsewhere or study.ladder else logged.at_equal(read),
             "groups": groups_of(read, arms, pairs) if pairs else None,
             "factors": factors,
             "targets": targets_of(read),
             "questions": [answer for answer, _ in answers],
             "recommendations": []  # without a machine and recipes
             if read.elsewhere or study.measured
+            else [advice for _, advice in answers if advice]  # no size is recommended over another
+            if study.ladder
             else [
                 recommend_factors(read, factors) if factors and factors["effects"] else recommend_overall(read, arms),
                 *([default_of(read)] if study.default else []),
                 *(advice for _, advice in answers if advice),
             ],
             "provenance": _provenance(read),
+            **({"laws": laws_of(read), "against": against} if study.ladder else {}),
         }
     )
+    if study.ladder is None and (sweeps := sweeps_of(read)):
+        told["sweeps"] = clean(sweeps)
     # plain already, and most of all there is
     told["runs"] = [logged.curves_of(run) for run in runs]
     told["means"] = {name: mean for name in study.arms if (mean := logged.mean_curves(read.of(name)))}
@@ -128,30 +136,33 @@ def analyse_study(read: ReadStudy) -> Plain:
 
 
 def _arms(read: ReadStudy, others: Sequence[str], pairs: Mapping[tuple[str, str], verdicts.Judgement]) -> list[Plain]:
-    """A row for each arm: settings, runs, quality, speed, memory, and the comparison with the baseline.
+    """A row for each arm: settings, runs, quality, speed, memory, and the comparison with the baseline (at its rung).
 
     Args:
         others: keys of further results to summarise.
         pairs: all pairs, judged, where they are one family; else each arm against the baseline is.
     """
     study, metric = read.study, read.study.metric
-    compared = [arm for arm in study.arms if arm != study.baseline]
+    references = {arm: study.reference(arm) for arm in study.arms}
+    compared = {arm: reference for arm, reference in references.items() if arm != reference}
     judged = {arm: pairs[arm, study.baseline] for arm in compared} if pairs else {}
-    judged = judged or est.judged_against(read, compared, study.baseline)
+    judged = judged or est.judged_pairs(read, compared)
     diverged = divergence.of_study(read)
-    on_frontier = est.frontier_shares(read)
-    base_paces, base_memory = read.paces(study.baseline), est.memory_of(read, study.baseline)
+    on_frontier = est.frontier_shares(read) if study.ladder is None else {}
+    base_paces = {base: read.paces(base) for base in references.values()}
+    base_memories = {base: est.memory_of(read, base) for base in references.values()}
     rows = []
     for name, arm in study.arms.items():
-        runs, memory, paces = read.of(name), est.memory_of(read, name), read.paces(name)
-        ratio = timing.speedup(paces, base_paces) if paces and name != study.baseline else None
+        runs, memory, paces, reference = read.of(name), est.memory_of(read, name), read.paces(name), references[name]
+        ratio = timing.speedup(paces, base_paces[reference]) if paces and name != reference else None
+        base_memory = base_memories[reference]
         statuses = Counter(run.status for run in runs)
         values = {str(run.seed): run.value(metric.name) for run in runs}
         comparison = None
         if name in judged:
             family = judged[name].family
-            text = words.comparison_text(judged[name], metric.name, family, statuses, diverged[name], study.baseline)
-            comparison = est.comparison_data(read, judged[name], name, study.baseline, text)
+            text = words.comparison_text(judged[name], metric.name, family, statuses, diverged[name], reference)
+            comparison = est.comparison_data(read, judged[name], name, reference, text)
             if judged[name].verdict == "diverges":
                 comparison |= {"p": diverged[name].p, "p_holm": diverged[name].p_holm}
         rows.append(

@@ -26,6 +26,7 @@ def as_json(payload: Mapping[str, Any]) -> Plain:
     * groups: of arms that cannot be told apart, where all pairs were compared: `study`, `letter`, `arms`. Pairs without
       the baseline are comparisons like the others.
     * questions, recommendations, failures, runs (with curves as [step, loss] pairs): as the page has them.
+    * laws: of studies with a ladder, there only: each arm's laws and points, and pairs of arms at the sizes asked for.
     * studies: what else is known of each; across: of a comparison of two studies, or null.
 
     Args:
@@ -36,7 +37,7 @@ def as_json(payload: Mapping[str, Any]) -> Plain:
     rows: dict[str, list[Plain]] = {
         key: [{"study": of["name"]} | row for of in asked for row in of.get(key, ())] for key in ROWS
     }
-    moved = ("arms", "questions", *ROWS)
+    moved = ("arms", "questions", "laws", *ROWS)
     return {
         "arms": [_arm(study["name"], arm) for study in studies for arm in study["arms"]],
         "comparisons": [
@@ -76,6 +77,11 @@ def as_json(payload: Mapping[str, Any]) -> Plain:
             for study in studies
         ],
         **{key: value for key, value in payload.items() if key not in ("warnings", "across", "studies")},
+        **(
+            {"laws": found}
+            if (found := [{"study": of["name"]} | of["laws"] for of in studies if of.get("laws")])
+            else {}
+        ),
         "runs": rows["runs"],
     }
 

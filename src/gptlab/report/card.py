@@ -92,6 +92,9 @@ SETTING_NAMES = {
     "model.tied": "embedding and head tied",
     "model.qk_norm": "norm of queries and keys",
     "model.zero_init": "residual projections start at 0",
+    "model.base_width": "width at which it is the standard one",
+    "model.base_depth": "layers at which it is the standard one",
+    "model.base_head_size": "head size at which it is the standard one",
     "batch.tokens_per_step": "tokens per step",
     "batch.micro_batch": "sequences at a time",
     "optim.name": "optimizer",
@@ -134,6 +137,7 @@ VALUE_NAMES: dict[str, dict[Any, str]] = {
         "normuon": "NorMuon",
         "adamw-schedule-free": "Schedule-Free AdamW",
         "soap": "SOAP",
+        "soap-muon": "SOAP-Muon",
     },
     "schedule.shape": {"wsd": "constant, then linear (wsd)", "wsd-sqrt": "constant, then 1 - sqrt (wsd-sqrt)"},
     "precision.regime": {"fp32": "float32", "amp_bf16": "bf16 by autocast (amp\\_bf16)"},
@@ -514,8 +518,14 @@ def _since(run: RunDir, compare: RunDir) -> str:
 
 def _provenance(run: RunDir, environment: dict[str, Any]) -> str:
     """What it ran on, and how to repeat it."""
-    facts = _facts(environment, HARDWARE, ("command", "data", "parameters"))
+    elsewhere = ("command", "data", "parameters", "non_embedding_parameters", "flops_per_token", "branch_of")
+    facts = _facts(environment, HARDWARE, elsewhere)
     text = "## Provenance\n\n" + (f"{_rows(('', ''), facts)}\n\n" if facts else "")
+    if isinstance(trunk := environment.get("branch_of"), dict):
+        text += (
+            f"It branched off {trunk.get('run')} at step {number(trunk.get('step')):,.0f}. The times above are of its "
+            f"own steps; the {number(trunk.get('wall_seconds')):,.0f} seconds before are counted there.\n\n"
+        )
     folder = run.path if run.path.name not in ("", "..") else run.path.resolve()
     # Another folder, because the run in this one is finished.
     repeat = ["gptlab", "train", str(run.recipe_file), "--out", f"{folder}-again"]

@@ -1,4 +1,4 @@
-"""The tables of a factorial's effects and of times to a target, for CSV files and the terminal."""
+"""The tables of a factorial's effects, of sweeps and of times to a target, for CSV files and the terminal."""
 
 from __future__ import annotations
 
@@ -34,6 +34,28 @@ def factor_rows(study: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def sweep_rows(study: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The best value of each sweep, and by how much it moves."""
+    found, unit = study.get("sweeps") or {"sweeps": [], "drifts": []}, f"[{study['metric']['label']}]"
+    percent = f"{found['level']:.0%}" if found["sweeps"] else ""
+    rows = []
+    for sweep in found["sweeps"]:
+        best = sweep["optimum"] or {}
+        row = {"sweep": sweep["name"], "setting": sweep["setting"], "best value": best.get("value")}
+        row |= {f"best value {percent} {end}": best.get(end) for end in ("low", "high")}
+        row |= {f"at it {unit}": best.get("loss")}
+        row |= {f"at it {percent} {end} {unit}": best.get(f"loss_{end}") for end in ("low", "high")}
+        row |= {f"curvature {unit} per squared ln": best.get("curvature")}
+        row |= {f"curvature {percent} {end}": best.get(f"curvature_{end}") for end in ("low", "high")}
+        row |= {key: best.get(key) for key in ("lowest", "highest", "edge")}
+        rows.append(row | {"left_out": [one["arm"] for one in sweep["left_out"]], "text": sweep["text"]})
+    for drift in found["drifts"]:
+        row = {"sweep": drift["of"], "setting": drift["setting"], "from": drift["from"], "to": drift["to"]}
+        row |= {"over": drift["over"], "drift": drift["value"]}
+        rows.append(row | {f"drift {percent} {end}": drift[end] for end in ("low", "high")} | {"text": drift["text"]})
+    return rows
+
+
 def target_rows(study: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for target in study.get("targets") or []:
@@ -63,6 +85,48 @@ def pair_rows(study: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def law_rows(study: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The laws of a ladder, one row each: the coefficients, or why there is none."""
+    return [
+        {"arm": arm["arm"]} | {key: value for key, value in law.items() if key != "formula"}
+        for arm in (study.get("laws") or {"arms": []})["arms"]
+        for law in arm["laws"]
+    ]
+
+
+def law_pair_rows(study: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Arms of a ladder against the baseline at the sizes that were asked for, and where they cross."""
+    rows = []
+    for pair in (study.get("laws") or {"pairs": []})["pairs"]:
+        sides = {key: pair[key] for key in "ab"}
+        crossing = {f"zero at {key}": value for key, value in (pair["crossing"] or {}).items()}
+        rows += [sides | row | crossing | {"text": pair["text"]} for row in pair["at"] or [{}]]
+    return rows
+
+
+def print_laws(study: Mapping[str, Any], console: Console) -> None:
+    if not (laws := study.get("laws")):
+        return
+    for text in law_sentences(laws):
+        console.print(Text(one_line(text)))
+    table = _table(("arm", "left"), ("law", "left"), ("", "left"), ("spread", "right"))
+    for arm in laws["arms"]:
+        for law in arm["laws"]:
+            told = law["formula"] or f"no law: {law['why']}"
+            remarks = f" ({'; '.join(law['remarks'])})" if law.get("remarks") else ""
+            spread = f"{law['spread']:.2%}" if law.get("spread") else ""
+            table.add_row(*map(Text, (one_line(arm["arm"]), law["law"], one_line(f"{told}{remarks}"), spread)))
+    console.print(table)
+    for note in laws["notes"]:
+        console.print(Text(one_line(note), "dim"))
+
+
+def law_sentences(laws: Mapping[str, Any]) -> list[str]:
+    """The plain sentence of each pair of arms, and of each prediction of a size that was held out."""
+    held = [f"{arm['held_out']['text']}." for arm in laws["arms"] if arm["held_out"]]
+    return [*(pair["text"] for pair in laws["pairs"]), *held]
+
+
 def ranked(study: Mapping[str, Any], arms: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Rows of arms, the best mean first where all pairs are compared."""
     if not study["groups"]:
@@ -88,6 +152,12 @@ def print_factors(study: Mapping[str, Any], console: Console) -> None:
         console.print(table)
     for note in (factors["design"], *factors["notes"]):
         console.print(Padding(Text(one_line(note), "dim"), (0, 0, 0, 2), expand=False))
+
+
+def print_sweeps(study: Mapping[str, Any], console: Console) -> None:
+    found = study.get("sweeps")
+    for one in (*found["sweeps"], *found["drifts"]) if found else ():
+        console.print(Padding(Text(one_line(one["text"])), (0, 0, 0, 2), expand=False))
 
 
 def print_targets(study: Mapping[str, Any], console: Console) -> None:

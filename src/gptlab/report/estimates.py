@@ -53,9 +53,15 @@ def _contrast_of(
 
 def judged_against(read: ReadStudy, arms: Iterable[str], reference: str) -> dict[str, verdicts.Judgement]:
     """Arms of a study against one of them in the study's metric, as one family."""
+    return judged_pairs(read, dict.fromkeys(arms, reference))
+
+
+def judged_pairs(read: ReadStudy, references: Mapping[str, str]) -> dict[str, verdicts.Judgement]:
+    """Arms of a study, each against its reference, in the study's metric, as one family."""
     metric = read.study.metric
     others = noise.Others(read, metric.name)
-    return verdicts.judge({arm: contrast_of(read, arm, reference, metric, others) for arm in arms})
+    compared = references.items()
+    return verdicts.judge({arm: contrast_of(read, arm, reference, metric, others) for arm, reference in compared})
 
 
 def mean_and_spread(values: Sequence[float]) -> Plain | None:

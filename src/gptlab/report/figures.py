@@ -20,6 +20,7 @@ from gptlab.report.curves import FEWEST_SMOOTHED, SMOOTHING, ceiling, smooth
 from gptlab.report.drawing import DASHES, GREY, PALE, PALETTE, SMALL, annotate, legend_below, style_axes
 from gptlab.report.placing import Flags, limits_of, place_labels, spread_out, usual_reach
 from gptlab.report.reading import Array, human, number
+from gptlab.report.sweeps import short
 from gptlab.report.words import interval, number_form, one_line, shown_verdict, stems, went_wrong
 
 if TYPE_CHECKING:
@@ -367,7 +368,9 @@ def paired_differences(study: Mapping[str, Any]) -> Figure | None:
         told[i] = interval(bars[i, 0], low, high, number_form(study))
     column = 20 + 5.4 * max(map(len, told))  # points, of the verdicts beside the numbers
     for row, (arm, bar) in enumerate(zip(arms, bars, strict=True)):
-        baseline = {} if np.isnan(bar[0]) or not study["paired"] else values[study["baseline"]]
+        baseline = (
+            {} if np.isnan(bar[0]) or not study["paired"] else values[arm["comparison"].get("b", study["baseline"])]
+        )
         seeds = [value - baseline[seed] for seed, value in arm["values"].items() if seed in baseline]
         _forest_row(axes, row, arm, bar, seeds, told[row], column)
     _legend_of(figure, entries, _left_out(study, named, "shown"))
@@ -383,7 +386,7 @@ def _forest_axes(
     left, right = float(near.min()) - room, float(near.max()) + room
 
     labels, metric = short_labels(arm["name"] for arm in study["arms"]), study["metric"]
-    x_label = f"{metric['label']}: difference from {labels[study['baseline']]}"
+    x_label = f"{metric['label']}: difference from {study.get('against') or labels[study['baseline']]}"
     x_label += ", paired by seed" if study["paired"] else ""
     axes = style_axes(figure.subplots(), x_label, "", ticks=9)
     axes.set(xlim=(left, right), ylim=(len(arms) - 0.4, -0.6))
@@ -412,6 +415,58 @@ def _forest_row(
     for kind, offset, text, weight in (("numbers", 10, told, "normal"), ("verdict", column, verdict, "bold")):
         beside: Look = {"xycoords": axes.get_yaxis_transform(), "color": color, "fontweight": weight}
         annotate(axes, text, (1, row), (offset, 0), gid=f"{kind} {name}", **beside)
+
+
+# -- laws of a ladder -----------------------------------------------------------------------------------------------
+
+
+def ladder_laws(study: Mapping[str, Any]) -> Figure | None:
+    """Each arm's loss over compute with its law, and arms minus the baseline over size, beyond the largest that ran."""
+    if not (laws := study.get("laws")) or not any(arm["points"] for arm in laws["arms"]):
+        return None
+    metric, colors = (
+        laws["label"],
+        {arm["arm"]: c for arm, c in zip(laws["arms"], itertools.cycle(PALETTE), strict=False)},
+    )
+    marks = {arm["arm"]: m for arm, m in zip(laws["arms"], itertools.cycle("osD^vP*"), strict=False)}
+    figure = _figure(f"Laws of {metric.split(',')[0]}", study["name"], 11, 5.4)
+    left, right = figure.subplots(1, 2)
+    style_axes(left, "training FLOPs of the run", metric, ticks=9).set(xscale="log", yscale="log")
+    style_axes(right, "parameters without embeddings", f"difference in {metric}", ticks=9).set(xscale="log")
+    left.set_title("each run, and the law of the longest runs of each size", loc="left", fontsize=9, color=GREY)
+    right.set_title("minus the baseline at the same size, by the laws", loc="left", fontsize=9, color=GREY)
+    for arm in laws["arms"]:
+        name, color, marker = one_line(arm["arm"]), colors[arm["arm"]], marks[arm["arm"]]
+        for point in arm["points"]:
+            if point["loss"] is None or point["compute"] is None:
+                continue
+            look: Look = {"color": color, "markersize": 6 if point["longest"] else 3.5, "ls": ""}
+            look |= {"markerfacecolor": "white", "markeredgewidth": 1.4} if point["held_out"] else {}
+            kind = "held out" if point["held_out"] else "point"
+            left.plot(point["compute"], point["loss"], marker, gid=f"{kind} {name}", **look)
+        if arm["curve"]:
+            x, y, low, high = np.array(arm["curve"], dtype=np.float64).T
+            left.plot(x, y, color=color, linewidth=1.3, gid=f"law {name}")
+            left.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0, gid=f"band {name}")
+    for axis in (left.yaxis.set_major_formatter, left.yaxis.set_minor_formatter):
+        axis(lambda value, _: f"{value:.3g}")
+    right.axhline(0, color="black", linewidth=1)
+    for pair in laws["pairs"]:
+        name, color = one_line(pair["a"]), colors[pair["a"]]
+        if pair["curve"]:
+            x, y, low, high = np.array(pair["curve"], dtype=np.float64).T
+            right.plot(x, y, color=color, linewidth=1.3, gid=f"difference {name}")
+            right.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0, gid=f"difference band {name}")
+        for row in pair["at"]:
+            right.plot([row["n"]] * 2, [row["low"], row["high"]], color=color, linewidth=1.6, gid=f"interval {name}")
+            right.plot(row["n"], row["value"], marks[pair["a"]], color=color, gid=f"at {row['size']} {name}")
+    held = f"hollow: {laws['held_out']}, held out; " if laws["held_out"] else ""
+    entries: dict[str, Look] = {
+        short: {"color": colors[name], "marker": marks[name], "linewidth": 1.3}
+        for name, short in short_labels(colors).items()
+    }
+    _legend_of(figure, entries, f"{held}small: runs with fewer tokens; bands and bars: {laws['level']:.0%} intervals")
+    return figure
 
 
 def rank_slopes(across: Mapping[str, Any]) -> Figure | None:
@@ -445,9 +500,69 @@ def rank_slopes(across: Mapping[str, Any]) -> Figure | None:
     return figure
 
 
+# -- sweeps ---------------------------------------------------------------------------------------------------------
+
+
+def sweep_curves(study: Mapping[str, Any]) -> Figure | None:
+    """The metric over a swept setting: each run, the fitted curve, and the interval of the best value under it."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    found = study.get("sweeps")
+    if not found:
+        return None
+    sweeps, drifts, label = found["sweeps"], found["drifts"], study["metric"]["label"]
+    panels: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for sweep in sweeps:
+        of = next((drift["of"] for drift in drifts if sweep["name"] in drift["sweeps"]), "")
+        panels.setdefault((sweep["setting"], of), []).append(sweep)
+    figure = _figure(f"{label.split(',')[0].capitalize()} over a setting", study["name"], 5.0 * len(panels) + 1, 5.4)
+    for axes, ((setting, of), group) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        style_axes(axes, setting, label, ticks=9)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_title(short_labels([of])[of], fontsize=9, color=GREY, loc="left")
+        losses = np.array([y for sweep in group for point in sweep["points"] for y in point["losses"].values()])
+        low, high = losses.min(), min(losses.max(), ceiling(losses))
+        styles = itertools.cycle({"color": color, "linestyle": dash} for dash in DASHES for color in PALETTE)
+        for row, (sweep, look) in enumerate(zip(group, styles, strict=False)):
+            name, best = short_labels([sweep["name"]])[sweep["name"]] or setting, sweep["optimum"]
+            points = np.array([(p["value"], y) for p in sweep["points"] for y in p["losses"].values()]).reshape(-1, 2)
+            dots: Look = {"marker": "o", "ls": "", "markersize": 3.5, "alpha": 0.6, "color": look["color"]}
+            axes.plot(*points.T, gid=f"runs {name}", **dots)
+            axes.plot(*np.array(sweep["curve"]).reshape(-1, 2).T, label=name, gid=f"curve {name}", **look)
+            if best:
+                at = low - (0.04 + 0.035 * row) * (high - low)
+                left, right = axes.get_xlim()
+                if best["low"] is not None or best["open_above"]:
+                    ends = (best["low"] or left, best["high"] if best["high"] is not None else right)
+                    axes.plot(
+                        ends,
+                        [at, at],
+                        linewidth=3,
+                        alpha=0.6,
+                        solid_capstyle="butt",
+                        gid=f"interval {name}",
+                        color=look["color"],
+                    )
+                axes.plot(best["value"], at, "|", color=look["color"], markersize=9, gid=f"best {name}")
+        axes.set_ylim(low - (0.08 + 0.035 * len(group)) * (high - low), high + 0.05 * (high - low))
+        axes.legend(fontsize=SMALL, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    _legend_of(
+        figure,
+        {"each run": {"marker": "o", "ls": ""}, "fitted curve": {}, "90% interval of the best value": {"linewidth": 3}},
+    )
+    return figure
+
+
 FIGURES: dict[str, Callable[[Mapping[str, Any]], Figure | None]] = {
     "loss-curves": loss_curves,
     "throughput-quality": partial(tradeoff, key="quality"),
     "throughput-memory": partial(tradeoff, key="memory_gb"),
     "differences": paired_differences,
+    "laws": ladder_laws,
+    "sweeps": sweep_curves,
 }

@@ -25,7 +25,7 @@ from gptlab.rundir import write_atomically
 
 SHARED = ("base.js", "table.js", "picture.js", "charts.js", "curves.js")
 REPORT, RUNS = (
-    (*SHARED, "effects.js", "page.js"),
+    (*SHARED, "effects.js", "sweeps.js", "laws.js", "page.js"),
     (*SHARED, "runs.js"),
 )  # scripts of the two pages, joined in this order
 MOST_POINTS = 400_000  # of all curves of a report together: some 6 MB

@@ -221,7 +221,7 @@ def precedent_noise(study: Study, parameters: int | None, tokens: int | None) ->
 
 def plan_line(study: Study, parameters: int | None, tokens: int | None) -> str:
     """What a study's seeds would detect with the noise of the nearest setting, as a sentence."""
-    n, family = len(study.seeds), len(study.arms) - 1
+    n, family = len(study.seeds), sum(arm != study.reference(arm) for arm in study.arms)
     if n < 2 or not family:
         return ""
     try:

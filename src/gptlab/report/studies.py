@@ -257,7 +257,7 @@ def _changed_settings(planned: Recipe, trained: Recipe) -> list[str]:
     found, of_run = [], settings_of(trained)
     for name, wanted in settings_of(planned).items():
         got = of_run[name]
-        resolved = wanted in ("", "auto") or (type(wanted) is int and wanted == 0)
+        resolved = wanted in ("", "auto", "fastest") or (type(wanted) is int and wanted == 0)
         resolved = resolved or (name.startswith("model.") and bool(planned.train.init_from))
         if wanted != got and not resolved and not name.startswith(OWN):
             found.append(f"{name} = {got}")

@@ -21,7 +21,19 @@ from rich.text import Text
 
 from gptlab.files import printable
 from gptlab.notebook import html_table
-from gptlab.report.effect_tables import factor_rows, pair_rows, print_factors, print_targets, ranked, target_rows
+from gptlab.report.effect_tables import (
+    factor_rows,
+    law_pair_rows,
+    law_rows,
+    pair_rows,
+    print_factors,
+    print_laws,
+    print_sweeps,
+    print_targets,
+    ranked,
+    sweep_rows,
+    target_rows,
+)
 from gptlab.report.reading import human
 from gptlab.report.words import (
     LOOKS,
@@ -65,8 +77,9 @@ def write_csv(payload: Mapping[str, Any], out: Path) -> list[Path]:
 
     Returns:
         The files: `<study>-arms.csv`, `<study>-runs.csv`, and those of `<study>-equal.csv` (losses at equal steps,
-        tokens and time), `<study>-factors.csv`, `<study>-targets.csv`, `<study>-pairs.csv`, `<study>-failures.csv`,
-        `questions.csv`, `ranks.csv` and `flips.csv` that have rows.
+        tokens and time), `<study>-factors.csv`, `<study>-sweeps.csv`, `<study>-targets.csv`, `<study>-pairs.csv`,
+        `<study>-laws.csv`, `<study>-extrapolated.csv`, `<study>-failures.csv`, `questions.csv`, `ranks.csv` and
+        `flips.csv` that have rows.
     """
     studies, across = payload["studies"], payload["across"]
     tables: dict[str, list[dict[str, Any]]] = {}
@@ -75,8 +88,11 @@ def write_csv(payload: Mapping[str, Any], out: Path) -> list[Path]:
         tables[f"{stem}-runs"] = _run_rows(study)
         tables[f"{stem}-equal"] = _equal_rows(study)
         tables[f"{stem}-factors"] = factor_rows(study)
+        tables[f"{stem}-sweeps"] = sweep_rows(study)
         tables[f"{stem}-targets"] = target_rows(study)
         tables[f"{stem}-pairs"] = pair_rows(study)
+        tables[f"{stem}-laws"] = law_rows(study)
+        tables[f"{stem}-extrapolated"] = law_pair_rows(study)
         tables[f"{stem}-failures"] = study["failures"]
     asked = [*studies, across] if across else studies
     tables["questions"] = [
@@ -224,6 +240,7 @@ def print_report(payload: Mapping[str, Any], console: Console) -> None:
     for study in payload["studies"]:
         console.print(Text(one_line(f"{study['name']}: {study['description']}").rstrip(": "), "bold"))
         _answers(study, console)
+        print_laws(study, console)
         for table in _arm_tables(study, console.width):
             console.print(table)
         if told_apart(study) and study["summary"]:
@@ -235,6 +252,7 @@ def print_report(payload: Mapping[str, Any], console: Console) -> None:
             console.print(Text(one_line(_equal_explanation(study)), "dim"))
             console.print(_equal_table(study))
         print_factors(study, console)
+        print_sweeps(study, console)
         print_targets(study, console)
         _failures(study, console)
         _evidence(study, console)
@@ -320,9 +338,10 @@ def _explanation(study: Mapping[str, Any]) -> str:
     if study["elsewhere"] and len(study["arms"]) == 1:
         return one_line(start)
     holm = f"Holm over all {counted(study['groups']['family'], 'pair')}" if study["groups"] else "Holm"
+    against = study.get("against", study["baseline"])
     holm = "adjustment over the ledger" if study.get("ledger") else holm
     return one_line(
-        f"{start} difference: from {study['baseline']}, {'paired by seed' if study['paired'] else 'unpaired'}, with "
+        f"{start} difference: from {against}, {'paired by seed' if study['paired'] else 'unpaired'}, with "
         f"its 95% interval; verdict after {holm}, {margin}. {LOOKS_ARE_PAID if study['most_seeds'] else power}."
         + (f" {GROUPS}" if study["groups"] else "")
     )
@@ -385,6 +404,8 @@ def report_html(payload: Mapping[str, Any]) -> str:
     for study in payload["studies"]:
         caption = f"{study['name']}: {study['runs_found']} of {study['runs_planned']} runs"
         parts += _answers_html(study)
+        found = study.get("sweeps") or {"sweeps": [], "drifts": []}
+        parts += [f"<p>{escape(one_line(one['text']))}</p>" for one in (*found["sweeps"], *found["drifts"])]
         rows = [_table_row(study, arm) for arm in study["arms"]]
         head = [title.replace("\n", " ") for title in rows[0]] if rows else []
         parts.append(html_table(head, [[cell.plain for cell in row.values()] for row in rows], caption))

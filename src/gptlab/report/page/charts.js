@@ -71,7 +71,7 @@ function plotArea(width, height) {
 }
 
 function axes(svg, area, x, y, xName, yName) {
-  const up = ticks(y.low, y.high, area.height / 45, y.log), across = ticks(x.low, x.high, area.width / 60, false, xName === "step");
+  const up = ticks(y.low, y.high, area.height / 45, y.log), across = ticks(x.low, x.high, area.width / 60, x.log, xName === "step");
   for (const value of up.all) {
     svg.append(line("grid", area.left, y(value), area.right, y(value)), write("", area.left - 8, y(value) + 4, up.show(value), "end"));
   }

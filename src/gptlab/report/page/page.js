@@ -101,7 +101,7 @@ function statusCell(arm) {
 
 function armColumns(study) {
   const d = decimalsOf(study), show = (value) => fixed(value, d), signed = (value) => fixed(value, d, true);
-  const first = (arm) => arm.name === study.baseline, number = true;
+  const first = (arm) => (study.laws ? !arm.comparison : arm.name === study.baseline), number = true;
   const order = ["better", "equivalent", "not resolved", "reference diverges", "worse", "diverges", "not run"];
   const difference = (arm) => arm.comparison, speed = (arm) => arm.throughput;
   const statuses = unique(study.arms.flatMap((arm) => Object.keys(arm.statuses)));
@@ -120,7 +120,7 @@ function armColumns(study) {
     { label: study.metric.label, number, hint: "mean ± standard deviation (number of seeds); below it the 95% interval of the mean",
       sort: (arm) => arm.quality?.mean, cell: (arm) => stacked(quality(study, arm), between(arm.quality?.low, arm.quality?.high, show)),
       csv: cells(`${study.metric.key}_`, (arm) => arm.quality, ["mean", "sd", "n", "low", "high"]) },
-    { label: "difference", number, hint: `from ${study.baseline}${bySeed(study)}, with its 95% interval`,
+    { label: "difference", number, hint: `from ${study.against ?? study.baseline}${bySeed(study)}, with its 95% interval`,
       sort: (arm) => fair(difference(arm))?.mean, cell: (arm) => (first(arm) ? "" : measured(fair(difference(arm)), (one) => signed(one.mean), signed)),
       csv: cells("difference_", difference, ["mean", "sd", "n", "low", "high", "p", "p_holm", "p_equivalent", "mde"]) },
     { label: "verdict", hint: `the numbers behind the verdict are under ${differencesOf(study)}`,
@@ -140,7 +140,7 @@ function armColumns(study) {
 }
 
 function machineColumns(study) {
-  const ratio = (value) => fixed(value, 2), first = (arm) => arm.name === study.baseline, number = true;
+  const ratio = (value) => fixed(value, 2), first = (arm) => (study.laws ? !arm.comparison : arm.name === study.baseline), number = true;
   const speed = (arm) => arm.throughput, gain = (arm) => arm.speedup;
   return [
     { label: `${study.unit}/s`, number, hint: `${study.unit} per second; below it the speed-up over the baseline with its 95% interval`,
@@ -286,6 +286,8 @@ function studySection(study) {
     tradeOff(study, "Throughput against memory", memory, speed)].filter(Boolean);
   return section(
     factorPart(study, part),
+    lawPart(study, part),
+    sweepPart(study, part),
     part("table", "Arms", note("Click a row to show or hide the arm in the charts; click a header to sort. Intervals are 95%."
       + (study.paired ? " Differences are paired by seed." : "")), study.groups && note(groupsNote(study)),
     study.questions?.some((one) => !one.tabled) && note(study.summary), (study.notes ?? []).map(note), table),
@@ -293,7 +295,7 @@ function studySection(study) {
       !study.elsewhere && note(charts.length === 0 ? "Fewer than two arms have both a quality and a throughput."
         : "The line is the Pareto frontier of the means: no other arm is as good in both and better in one. Bars are 95% "
         + "intervals. Hollow marks are arms with diverged runs, which are left out of the frontier.")),
-    study.arms.length > 1 && part("differences", differencesOf(study), note(`Each arm minus ${study.baseline}${bySeed(study)}, in ${study.metric.label}. `
+    study.arms.length > 1 && part("differences", differencesOf(study), note(`Each arm minus ${study.against ?? study.baseline}${bySeed(study)}, in ${study.metric.label}. `
       + `Dot and line: mean with its 95% interval.${study.paired ? " Small rings: single seeds." : ""} Rows follow the order and filters of the table.`
       + (known(margin) ? ` Band: the margin of ${margin}; differences inside it are too small to matter.` : "")), differences),
     (study.equal ?? []).length ? part("equal", "At equal cost", note("Validation loss when each run had spent as much as the cheapest "
