@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import queue
 import secrets
 import socket
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -82,11 +84,30 @@ def killed(n: int, work: Callable[..., Any], *arguments: Any, seconds: float = H
     return codes
 
 
+class Died(RuntimeError):
+    """A process ended without a result."""
+
+
+def _given(results: Any, children: list[Any], seconds: float) -> list[Any]:
+    """What each child has put, by rank."""
+    given: dict[int, Any] = {}
+    deadline = time.monotonic() + seconds
+    while len(given) < len(children):
+        try:
+            result = results.get(timeout=1)
+            given[result[0]] = result
+        except queue.Empty:
+            codes = {rank: child.exitcode for rank, child in enumerate(children) if rank not in given}
+            if any(codes.values()) or time.monotonic() > deadline:
+                raise Died(f"no result of the processes with these exit codes: {codes}") from None
+    return [given[rank] for rank in sorted(given)]
+
+
 def together(n: int, work: Callable[..., Any], *arguments: Any, seconds: float = HANGS) -> list[Any]:
     """What `work(*arguments)`, a function of a module, returns in each of n processes, as torchrun would start them."""
     results, children = _start(n, work, arguments)
     try:
-        given = sorted((results.get(timeout=seconds) for _ in children), key=lambda result: result[0])
+        given = _given(results, children, seconds)
     finally:
         for child in children:
             child.join(5)

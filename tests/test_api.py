@@ -233,7 +233,7 @@ def test_recipes_studies_and_runs_are_short(run: gptlab.Run) -> None:
         "data.corpus='shakespeare', optim.name='adamw', optim.lr=0.001, train.max_steps=2000, seed=1337)"
     )
     study = gptlab.load_study("precision-lm")
-    assert "'and 14 more'], baseline='fp32_baseline', seeds=[" in repr(study) and len(repr(study)) < 400
+    assert "'and 15 more'], baseline='fp32_baseline', seeds=[" in repr(study) and len(repr(study)) < 400
     assert len(str(study)) < 400 and gptlab.load_study("precision-lm") == study
 
 

@@ -230,8 +230,14 @@ def test_sample_is_repeatable_and_bounded(run: Path, capsys: pytest.CaptureFixtu
     assert call(capsys, *words[:-1], "6")[1] != first
     _, several, _ = call(capsys, *words, "--samples", "2")
     assert several.split("\n" + "-" * 40)[0] == first.rstrip("\n")  # beside others, the same first sample
+    _, several, _ = call(capsys, *words[:2], "--prompt", "a cat", "--samples", "2", *words[2:])
+    texts = several.split("\n" + "-" * 40 + "\n")
+    assert [text[:5] for text in texts] == ["a cat", "a cat", "the c", "the c", ""]
+    assert texts[2] == first.rstrip("\n")  # beside another prompt too
     status, _, err = call(capsys, "sample", run, "--temperature", "-1")
     assert (status, "sample.temperature = -1.0: must be at least 0" in err) == (2, True)
+    assert call(capsys, "sample", run, "--samples", "0") == (2, "", "gptlab: --samples 0: must be at least 1\n")
+    assert "10,000 texts are drawn together" in call(capsys, "sample", run, "--samples", "10001")[2]
     status, _, err = call(capsys, "sample", run, "--prompt", "\N{SNOWMAN}")
     assert status == 2
     assert "\N{SNOWMAN}" in err

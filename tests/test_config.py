@@ -149,6 +149,7 @@ ALWAYS = {
     "checkpoint.every",
     "checkpoint.keep_last",
     "checkpoint.keep_best",
+    "checkpoint.at",
     "distributed.strategy",
     "distributed.shard_over",
     "sample.every",
@@ -170,7 +171,8 @@ ALWAYS = {
 
 def test_what_a_resumed_run_and_a_study_may_change() -> None:
     names = [name for name, _ in settings()]
-    on_resume = {"batch.micro_batch", "compile.enabled", "train.activation_checkpointing"}
+    on_resume = {"batch.micro_batch", "train.activation_checkpointing", "train.attention"}
+    on_resume |= {"compile.enabled", "compile.mode"}
     assert {name for name in names if may_change(name)} == ALWAYS | on_resume
     assert {name for name in names if may_differ(name)} == ALWAYS | {"seed"}
 

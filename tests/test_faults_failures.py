@@ -66,9 +66,9 @@ def read(monkeypatch: pytest.MonkeyPatch) -> dict[int, np.ndarray]:
     rows: dict[int, list[np.ndarray]] = {}
     before = LanguageModelling.micro_batches
 
-    def micro_batches(self: LanguageModelling, step: int, n: int) -> Iterator[tuple[Any, ...]]:
+    def micro_batches(self: LanguageModelling, step: int, micro_batch: int) -> Iterator[tuple[Any, ...]]:
         rows[step] = []
-        for batch in before(self, step, n):
+        for batch in before(self, step, micro_batch):
             rows[step].append(batch[0].numpy())
             yield batch
 

@@ -21,6 +21,7 @@ from gptlab.errors import UserError
 from gptlab.hardware import GB, GPUS, gpu_of, named, recognise
 from gptlab.model.encoder import build_encoder
 from gptlab.model.gpt import GPT, build_model
+from gptlab.model.matmul import mkl
 from gptlab.precision.regimes import REGIMES
 from gptlab.rundir import RunDir
 
@@ -247,7 +248,7 @@ def test_flops_a_token_are_those_of_the_matrix_multiplications(shape: dict[str, 
     for tied in (True, False):
         model = build_model(Model(n_layer=3, n_head=4, n_embd=64, block_size=32, vocab_size=301, tied=tied, **shape))
         tokens = torch.arange(64).view(2, 32)
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        with mkl(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             out = model(tokens)
             assert isinstance(out, torch.Tensor)
             out.sum().backward()
@@ -260,7 +261,7 @@ def test_flops_of_a_document_are_those_of_its_blocks() -> None:
     config = Model(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=99, mlp="gelu_erf", tied=False)
     model, labels = build_encoder(config, n_labels=5), 5
     tokens, lengths = torch.arange(48).view(3, 16), torch.full((3,), 16)
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with mkl(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         out = model(tokens, lengths)
         assert isinstance(out, torch.Tensor)
         out.sum().backward()

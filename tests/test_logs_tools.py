@@ -239,6 +239,13 @@ def test_a_tag_may_be_empty(tmp_path: Path, writer: Callable[..., Any]) -> None:
     same(one(tensorboard.read(tmp_path, How())), rows)
 
 
+def test_event_files_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    names = [f"events.out.tfevents.1700000000.host.7.{i}" for i in (9, 10, 11)]
+    for name in reversed(names):
+        (tmp_path / name).touch()
+    assert [file.name for file in tensorboard._files(tmp_path)] == names
+
+
 @pytest.mark.parametrize("purge", [None, 5])
 def test_a_resumed_run_of_tensorboard_goes_back(tmp_path: Path, writer: Callable[..., Any], purge: int | None) -> None:
     first: Rows = [(step, {"loss": 1.0 * step, "val": 2.0 * step}) for step in range(1, 9)]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from planned import CPU, MODERN, allocated, batches, few, real, shape_of, small, stored, updates
-from processes import together
+from processes import Died, together
 from torch import Tensor
 
 from gptlab.config import OPTIMIZER_NAMES
@@ -65,6 +65,8 @@ STATES: list[dict[str, Any]] = [
     {"train__ema": 0.9},
     {**PURE, "optim__name": "lion"},
     {**PURE, "optim__name": "normuon"},
+    {"optim__name": "soap-muon"},
+    {"optim__name": "soap-muon", "optim__soap_largest_side": 40},
 ]
 
 
@@ -101,6 +103,7 @@ def test_weights_gradients_and_moments_are_those_of_real_tensors(
         {"optim__name": "adamw-schedule-free", "schedule__shape": "constant"},
         {"optim__name": "soap", "optim__soap_every": 1},
         {"optim__name": "soap", "optim__soap_every": 1, "optim__soap_largest_side": 100},
+        {"optim__name": "soap-muon", "optim__soap_every": 1},
         {"train__ema": 0.9},
     ],
     ids=lambda c: " ".join(map(str, c.values())),
@@ -345,6 +348,13 @@ def step_of_several(changes: dict[str, Any]) -> tuple[float, float]:
 )
 def test_the_peak_of_one_of_two_processes_is_that_of_a_real_step(changes: dict[str, Any]) -> None:
     shape = {"model__n_layer": 5, "model__n_embd": 128, "model__vocab_size": 2000, "batch__tokens_per_step": 64 * 20}
-    for planned, measured in together(2, step_of_several, {**shape, **changes}):
+    for again in (True, True, False):  # under DDP PyTorch's profiler breaks the heap in one of some ten processes
+        try:
+            given = together(2, step_of_several, {**shape, **changes})
+            break
+        except Died:
+            if not again:
+                raise
+    for planned, measured in given:
         # over gloo, tensors that its threads let go of stay in the profiler's count
         assert planned == pytest.approx(measured, rel=0.1)

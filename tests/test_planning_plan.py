@@ -394,7 +394,7 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli("plan", "gpt2-124m-fineweb-edu", "--gpu", "h100", "--json", str(tmp_path / "a/plan.json")) == 0
     facts = json.loads((tmp_path / "a/plan.json").read_text(encoding="utf-8"))
     first = capsys.readouterr().out.splitlines()[0]
-    assert re.fullmatch(r"fits: 29.5 of 79 GB, about 6.0 h, [\d,]+ tokens/s assumed at 40% MFU", first)
+    assert re.fullmatch(r"fits: 31.5 of 79 GB, about 6.0 h, [\d,]+ tokens/s assumed at 40% MFU", first)
     assert facts["parameters"] == 124_475_904 and facts["verdict"] == first
     assert cli("plan", "gpt2-124m-fineweb-edu", "--gpu", "L4", "--micro-batches", "4", "8") == 0
     assert capsys.readouterr().out.startswith("fits: 4, 8\n")

@@ -70,8 +70,8 @@ def test_power_begins_with_the_nearest_setting(capsys: pytest.CaptureFixture[str
     noise = precedent_noise(study, *size_of(study))
     assert f"is {noise.sd:.3g}: a starting point from another setting, " in told and "33K parameters" in told
     assert "variances are shrunk toward those of the other arms" in told
-    n = detection.seeds_needed(0.1, noise.sd, 18, 0.02, detection.Rule("shrunk", 19))
-    assert f"the first of 18 after Holm      {n} seeds" in told
+    n = detection.seeds_needed(0.1, noise.sd, 19, 0.02, detection.Rule("shrunk", 20))
+    assert f"the first of 19 after Holm      {n} seeds" in told
     other = study.model_copy(update={"metric": study.metric.model_copy(update={"name": "hellaswag_acc_norm"})})
     with pytest.raises(UserError, match="known from no other setting; pass --noise SD, or --pilot DIR"):
         precedent_noise(other, None, None)
@@ -80,11 +80,11 @@ def test_power_begins_with_the_nearest_setting(capsys: pytest.CaptureFixture[str
 
 def test_power_knows_the_rule_of_the_study() -> None:
     study = load_study("precision-lm")
-    assert rule_of(study) == detection.Rule("shrunk", 19)
+    assert rule_of(study) == detection.Rule("shrunk", 20)
     seeds = {}
     for variances in ("own", "shrunk", "shared"):
         told = "\n".join(power_report(study.model_copy(update={"variances": variances}), 0.02, Noise(0.004)))
-        found = re.search(r"first of 18 after Holm +(\d+) seeds", told)
+        found = re.search(r"first of 19 after Holm +(\d+) seeds", told)
         assert found
         seeds[variances] = int(found[1])
     assert seeds["own"] > seeds["shrunk"] >= seeds["shared"]

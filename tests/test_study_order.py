@@ -15,7 +15,7 @@ def test_the_order_mixes_arms_within_a_seed_and_is_the_same_everywhere() -> None
     core = core_arms(study)
     order = run_order(study, study.arms, [0, 1, 2], 0)
     assert sorted(order) == sorted((arm, seed) for seed in (0, 1, 2) for arm in study.arms)
-    assert [seed for _, seed in order] == [0] * 19 + [1] * 19 + [2] * 19
+    assert [seed for _, seed in order] == [0] * 20 + [1] * 20 + [2] * 20
     assert {arm for arm, _ in order[: len(core)]} == set(core)  # of the gate's seed; no other seed is sorted by group
     for seed in (1, 2):
         groups = [study.arms[arm].group for arm, drawn in order if drawn == seed]

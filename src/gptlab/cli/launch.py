@@ -38,7 +38,9 @@ def add_to(verbs: Any) -> None:
     v.add_argument("--signal-delay", type=int, metavar="S", help="save S seconds before the time limit (default: 120)")
     v.add_argument("--out", type=named, metavar="DIR", help="run directory, or the study's folder")
     add_seeds(v, "seed of the run; of a study, run only this seed")
-    v.add_argument("--arm", nargs="+", action="extend", metavar="NAME", help="run only these arms of a study")
+    v.add_argument(
+        "--arm", nargs="+", action="extend", metavar="NAME", help="run only these arms of a study, or those like muon@*"
+    )
     v.add_argument("--jobs", type=int, metavar="N", help="runs of a study at the same time (default: all that fit)")
     v.add_argument("--job", type=named, help=argparse.SUPPRESS)  # the job itself passes this and --part
     v.add_argument("--part", help=argparse.SUPPRESS)

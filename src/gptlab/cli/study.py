@@ -28,7 +28,7 @@ def add_to(verbs: Any) -> None:
         nargs="+",
         action="extend",
         metavar="NAME",
-        help="run only these arms (the sanity gate needs all core arms)",
+        help="run only these arms, or those like muon@* (the sanity gate needs all core arms)",
     )
     add_seeds(v, "run only this seed")
     v.add_argument("--jobs", type=int, metavar="N", help="runs at the same time (default: one per GPU, or one)")

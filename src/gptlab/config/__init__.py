@@ -10,6 +10,9 @@ A setting has the same name, bounds and errors in a recipe file, in an arm of a 
 from gptlab.config.factors import factors_on as factors_on
 from gptlab.config.folder import assignment as assignment
 from gptlab.config.folder import run_folder as run_folder
+from gptlab.config.ladder import Ladder as Ladder
+from gptlab.config.ladder import parameters_of as parameters_of
+from gptlab.config.ladder import size_of as size_of
 from gptlab.config.layers import Setting as Setting
 from gptlab.config.layers import flag_sections as flag_sections
 from gptlab.config.layers import load_recipe as load_recipe

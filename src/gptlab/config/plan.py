@@ -18,7 +18,8 @@ NOT_PLANNED = {"name", "description", "recipe", "arms", "flags", "seeds"}
 
 def study_plan(study: Study) -> dict[str, Any]:
     """What a study asks: the names of its arms, baseline, metric and margin, questions, and every rule beside them."""
-    return {"arms": sorted(study.arms), **study.model_dump(mode="json", exclude=NOT_PLANNED)}
+    asked = study.model_dump(mode="json", exclude=NOT_PLANNED | ({"ladder"} if study.ladder is None else set()))
+    return {"arms": sorted(study.arms), **asked}
 
 
 def plan_hash(plan: Mapping[str, Any]) -> str:

@@ -54,7 +54,7 @@ class Recipe(sections.Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        for rules in (_name_rules, _step_rules, _optim_rules, _sparsity_rules, _classifier_rules):
+        for rules in (_name_rules, _step_rules, _optim_rules, _shape_rules, _sparsity_rules, _classifier_rules):
             for problem in rules(self):
                 raise ValueError(problem)
         return self
@@ -285,7 +285,7 @@ def _optim_rules(recipe: Recipe) -> Iterator[str]:
         wrong = f"optim.name = {optim.name}: does not work with precision.regime = fp16_pure"
         yield f"{wrong}, where its momentum would underflow"
     pure = regime in ("bf16_pure", "fp16_pure")
-    if optim.name in ("ademamix", "adamw-schedule-free", "soap") and pure:
+    if optim.name in ("ademamix", "adamw-schedule-free", "soap", "soap-muon") and pure:
         wrong = f"optim.name = {optim.name}: does not work with precision.regime = {regime}"
         yield f"{wrong}, which would round its averages"
     if optim.cautious_decay and (optim.name not in CAUTIOUS or optim.kernel != "fused" or optim.amsgrad is True):
@@ -312,13 +312,31 @@ def _optim_rules(recipe: Recipe) -> Iterator[str]:
         yield f"optim.spam_density = {optim.spam_density}: below 1 works only with optim.spam_form = paper and resets"
 
 
+TRANSFERRING = (
+    "adamw",
+    "lion",
+    "ademamix",
+    "adamw-schedule-free",
+    "muon",
+    "normuon",
+    "soap-muon",
+)  # whose rules muP has
+
+
+def _shape_rules(recipe: Recipe) -> Iterator[str]:
+    found, name = recipe.model.parametrization, recipe.optim.name
+    if found != "standard" and name not in TRANSFERRING:
+        names = f"{', '.join(TRANSFERRING[:-1])} or {TRANSFERRING[-1]}"
+        yield f"model.parametrization = {found}: works only with optim.name = {names}, not {name}"
+
+
 def _sparsity_rules(recipe: Recipe) -> Iterator[str]:
     sparsity, name = recipe.sparsity, recipe.optim.name
     if sparsity.method == "state" and name != "adamw-prune":
         yield f"sparsity.method = state: works only with optim.name = adamw-prune, not {name}"
     if sparsity.method != "state" and name == "adamw-prune":
         yield f"optim.name = adamw-prune: works only with sparsity.method = state, not {sparsity.method}"
-    if sparsity.method != "none" and (name in ("adamw-schedule-free", "soap") or recipe.train.ema):
+    if sparsity.method != "none" and (name in ("adamw-schedule-free", "soap", "soap-muon") or recipe.train.ema):
         other = f"train.ema = {recipe.train.ema}" if recipe.train.ema else f"optim.name = {name}"
         yield f"sparsity.method = {sparsity.method}: does not work with {other}"
     if sparsity.method != "none" and sparsity.begin >= sparsity.end:
@@ -331,7 +349,7 @@ def _classifier_rules(recipe: Recipe) -> Iterator[str]:
     """A classifier is BERT's encoder, which has one form of these parts."""
     if recipe.task != "classify":
         return
-    wants = {"position": "learned", "norm": "layernorm", "mlp": "gelu_erf", "bias": True}
+    wants = {"position": "learned", "norm": "layernorm", "mlp": "gelu_erf", "bias": True, "parametrization": "standard"}
     for key, value in (wants | dict.fromkeys(("qk_norm", "document_attention", "zero_init"), False)).items():
         if (given := getattr(recipe.model, key)) != value:
             yield f"model.{key} = {str(given).lower()}: must be {str(value).lower()} where task = classify"

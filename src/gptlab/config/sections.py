@@ -44,7 +44,7 @@ PRESETS: dict[str, dict[str, int]] = {
 # What a name stands for is said above this room: OPTIMIZERS in optim/optimizers.py, REGIMES in precision/regimes.py.
 # A task is a class, given by where it is: the one line that lists it.
 OPTIMIZER_NAMES = ["adamw", "adamw_8bit", "adamw-spam", "adamw-prune", "muon", "sgd", "lion", "ademamix", "normuon"]
-OPTIMIZER_NAMES += ["adamw-schedule-free", "soap"]
+OPTIMIZER_NAMES += ["adamw-schedule-free", "soap", "soap-muon"]
 REGIME_NAMES = ["fp32", "tf32", "amp_bf16", "amp_fp16", "bf16_master", "bf16_pure", "fp16_pure"]
 REGIME_NAMES += ["fp8_tensorwise", "fp8_rowwise"]
 TASKS = {"lm": "gptlab.tasks.lm.LanguageModelling", "classify": "gptlab.tasks.classify.Classification"}
@@ -53,8 +53,12 @@ TASKS = {"lm": "gptlab.tasks.lm.LanguageModelling", "classify": "gptlab.tasks.cl
 class OneOf:
     """Text that must be one of the names, which are read when a value is checked: code outside gptlab can add names."""
 
-    def __init__(self, names: Iterable[str]) -> None:
-        self.names = names
+    def __init__(self, names: Iterable[str], *more: str) -> None:
+        self._names, self._more = names, more
+
+    @property
+    def names(self) -> list[str]:
+        return [*self._names, *self._more]
 
     def check(self, value: str) -> str:
         if value in self.names:
@@ -66,7 +70,7 @@ class OneOf:
         return core_schema.no_info_after_validator_function(self.check, handler(source))
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {"type": "string", "enum": list(self.names)}
+        return {"type": "string", "enum": self.names}
 
 
 def _whole(value: object) -> object:
@@ -127,6 +131,15 @@ class Model(Section):
     """Base of the rotary frequencies."""
     document_attention: bool = False
     """Attend only within a document: no token sees anything before the last end-of-text."""
+    parametrization: Literal["standard", "mup", "completep"] = "standard"
+    """How initial scales and learning rates follow the shape: standard; by width, so that the best lr is that of
+    base_width (muP, arXiv 2203.03466); or by width and depth (CompleteP, arXiv 2505.01618)."""
+    base_width: Positive = 256
+    """n_embd at which mup and completep have the standard scales and learning rates: where lr was tuned."""
+    base_depth: Positive = 2
+    """n_layer at which completep is mup."""
+    base_head_size: Positive = 64
+    """n_embd / n_head at which attention has its standard scale under mup and completep, which scale it by 1 / d."""
 
     @model_validator(mode="after")
     def _shape(self) -> Model:
@@ -192,7 +205,8 @@ class Optim(Section):
     """AdamW (arXiv 1711.05101); AdamW with 8-bit moments (arXiv 2110.02861); AdamW with spike handling; AdamW whose
     moments decide what sparsity.method = state prunes; Muon for the blocks' matrices and AdamW for the rest; SGD with
     momentum betas[0]; Lion (arXiv 2302.06675); AdEMAMix (arXiv 2409.03137); NorMuon, which is Muon with a second
-    moment per neuron (arXiv 2510.05491); Schedule-Free AdamW (arXiv 2405.15682); SOAP (arXiv 2409.11321)."""
+    moment per neuron (arXiv 2510.05491); Schedule-Free AdamW (arXiv 2405.15682); SOAP (arXiv 2409.11321);
+    Muon after SOAP's preconditioner (github.com/KellerJordan/modded-nanogpt, pull requests 278 and 321)."""
     kernel: Literal["fused", "foreach"] = "fused"
     """PyTorch's kernel for AdamW: fused computes in float32, foreach in the dtype of the weights."""
     rounding: Literal["nearest", "stochastic", "kahan"] = "nearest"
@@ -222,9 +236,11 @@ class Optim(Section):
     ademamix_warmup: Count = 0
     """Steps over which alpha rises from 0, and beta3 from betas[0]. 0: schedule.decay_steps; 1: none."""
     soap_every: Positive = 10
-    """Steps between two QR decompositions that refresh SOAP's eigenvectors."""
+    """Steps between two QR decompositions that refresh the eigenvectors of soap and soap-muon."""
     soap_largest_side: Positive = 10000
     """A longer side of a matrix gets no eigenvectors (one-sided SOAP), such as the vocabulary."""
+    soap_muon_beta2: Decay = 0.9
+    """Decay rate of soap-muon's second moment and preconditioner; muon_lr and muon_momentum are its too."""
     amsgrad: bool | Literal["auto"] = "auto"
     """Divide by the largest second moment so far (arXiv 1904.09237). auto: only adamw-spam with spam_form = seed."""
     spam_form: Literal["seed", "paper", "stable"] = "seed"
@@ -301,6 +317,11 @@ class Schedule(Section):
     min_lr: float = Field(0.0, ge=0)
     """Learning rate at the end of the decay."""
 
+    def decay_begin(self, end: int) -> int:
+        """The step at which the decay begins that reaches min_lr at step `end`."""
+        late = self.shape in ("wsd", "wsd-sqrt")
+        return max(self.warmup_steps, end - round(self.decay_fraction * end)) if late else self.warmup_steps
+
 
 class Train(Section):
     """Length of the run, device and initial weights."""
@@ -326,6 +347,9 @@ class Train(Section):
     """CPU threads. 0: OMP_NUM_THREADS, or all cores. Runs repeat bit for bit only with the same number of threads."""
     price_per_hour: Annotated[float, ON_RESUME, IN_STUDY] = Field(0.0, ge=0)
     """Price of an hour of the machine, in any currency; the result then contains the cost of the run."""
+    attention: Annotated[Literal["auto", "fastest", "cudnn", "flash"], ON_RESUME] = "auto"
+    """Kernel of attention on a GPU. auto: PyTorch's choice; fastest: cudnn or flash, timed at the run's shape before
+    its first step. recipe.toml records which."""
     deterministic: bool = False
     """Use only kernels that repeat bit for bit. Exact resume under compile needs it; slower on GPUs."""
     activation_checkpointing: Annotated[bool, ON_RESUME] = False
@@ -376,14 +400,17 @@ class Checkpoint(Section):
     """Number of newest checkpoints to keep."""
     keep_best: bool = True
     """Also keep the checkpoint with the lowest val_loss."""
+    at: list[Positive] = Field(default_factory=list)
+    """Steps at which a checkpoint is saved too, and kept."""
 
 
 class Precision(Section):
     """Numeric formats of weights, matrix multiplications and loss."""
 
-    regime: Annotated[str, OneOf(REGIME_NAMES)] = "fp32"
+    regime: Annotated[str, OneOf(REGIME_NAMES, "auto")] = "fp32"
     """amp_*: fp32 weights and autocast; bf16_master: fp32 weights and all activations in bf16; *_pure: everything in
-    that type; tf32: fp32 with TF32 matrix multiplications; fp8_*: amp_bf16 with torchao's float8 linear layers."""
+    that type; tf32: fp32 with TF32 matrix multiplications; fp8_*: amp_bf16 with torchao's float8 linear layers;
+    auto: amp_bf16 where this machine multiplies it faster, as measured at the start, else fp32 (tf32 on a GPU)."""
     head: Literal["auto", "fp32"] = "auto"
     """Output head: as the regime says, or stored and multiplied in float32."""
     loss: Literal["auto", "fp32", "bf16"] = "auto"
@@ -397,6 +424,9 @@ class Compile(Section):
 
     enabled: bool | Literal["auto"] = "auto"
     """auto: on for GPUs, off for CPUs, where compiling a small model takes longer than it saves."""
+    mode: Literal["default", "max-autotune"] = "default"
+    """max-autotune: time several kernels for each product and reduction, which takes minutes before the first step;
+    PyTorch keeps what it compiled for later runs. environment.json has the seconds of the first step."""
 
 
 class Sample(Section):

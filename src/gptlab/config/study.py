@@ -12,6 +12,7 @@ import tomli_w
 from pydantic import Field, model_validator
 
 from gptlab.config.factors import Factor, factors_on, two_level_design
+from gptlab.config.ladder import Ladder, branch_step, expanded
 from gptlab.config.layers import parse_flags, read_layer
 from gptlab.config.recipe import Recipe, build_recipe, merged, nested, validated
 from gptlab.config.sections import Int, Section
@@ -188,6 +189,8 @@ class Study(Section):
     """On/off changes whose combinations are the arms."""
     fraction: Int = 1
     """Of a factorial, train one in so many of its combinations."""
+    ladder: Ladder | None = None
+    """Sizes and budgets at which every arm is trained."""
     metric: Metric = Metric()
     variances: Literal["shrunk", "own", "shared"] = "shrunk"
     """What a comparison's variance rests on: its own seeds; those shrunk toward the other arms' variances; or one
@@ -204,6 +207,7 @@ class Study(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Study:
         self._check_factors()
+        self._check_ladder()
         if self.baseline not in self.arms:
             raise ValueError(f"baseline = {self.baseline}: must be one of the arms {', '.join(self.arms)}")
         if len(set(self.seeds)) < len(self.seeds):
@@ -237,7 +241,8 @@ class Study(Section):
     def _check_names(self) -> None:
         """The study and its arms name folders."""
         for what, name in (("name", self.name), *(("arm", arm) for arm in self.arms)):
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+=,-]*", name):
+            plain = name.partition("@")[0] if self.ladder and what == "arm" else name  # a rung is checked already
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+=,-]*", plain):
                 raise ValueError(f"{what} {name!r}: must consist of letters, digits and _ . + = , -")
 
     def _check_factors(self) -> None:
@@ -253,6 +258,34 @@ class Study(Section):
                     "or remove [factors]"
                 )
 
+    def _check_ladder(self) -> None:
+        """Each arm of a ladder must be one of its rungs."""
+        if self.ladder is None:
+            return
+        for arm in self.arms:
+            if arm.rpartition("@")[2] not in self.ladder.rungs:
+                raise ValueError(f"arm {arm}: is at no rung of [ladder], which makes {', '.join(self.ladder.rungs)}")
+        bases = {arm.rpartition("@")[0] for arm in self.arms}
+        if missing := [
+            arm for base in bases for rung in self.ladder.rungs if (arm := f"{base}@{rung}") not in self.arms
+        ]:
+            raise ValueError(f"arm {missing[0]}: is missing; [ladder] has every arm at every rung")
+        if self.until_decided:
+            raise ValueError("until_decided adds seeds to some arms, and a ladder has the same seeds at every rung")
+
+    def reference(self, arm: str) -> str:
+        """The arm that an arm is compared with: the baseline, in a ladder the baseline at the same rung."""
+        if self.ladder is None:
+            return self.baseline
+        return self.ladder.at_rung(arm, self.ladder.place(self.baseline)[0])
+
+    def trunk(self, arm: str) -> tuple[str, int] | None:
+        """The arm off which the runs of an arm branch, and at which step; None if they do not."""
+        if self.ladder is None or not (trunk := self.ladder.trunk(arm)):
+            return None
+        step = branch_step(self._plain(arm, 0))
+        return (trunk, step) if step else None
+
     def __repr_args__(self) -> Iterator[tuple[str, Any]]:
         """What repr and print show; `to_toml` writes all."""
         more = [f"and {len(self.arms) - MOST_ARMS} more"] if len(self.arms) > MOST_ARMS else []
@@ -265,9 +298,26 @@ class Study(Section):
 
     def build(self, arm: str, seed: int) -> Recipe:
         """The recipe of a run. Raises ConfigError, which names the arm, if the settings are not valid."""
+        recipe = self._plain(arm, seed)
+        if self.ladder is None or not self.ladder.branch or self.ladder.trunk(arm):
+            return recipe
+        try:
+            steps = {branch_step(self._plain(other, seed)) for other in self.ladder.budgets(arm)[:-1]} - {0}
+        except ConfigError as error:
+            raise ConfigError(f"study {self.name}, arm {arm}: {error}") from None
+        return recipe.replace({"checkpoint.at": sorted({*recipe.checkpoint.at, *steps})})
+
+    def _plain(self, arm: str, seed: int) -> Recipe:
+        """The recipe of a run without what its branches need."""
         own = {"name": f"{self.name}/{arm}", "seed": seed}
         try:
-            return build_recipe(self.recipe, self.arms[arm].settings, self.flags, own)
+            recipe = build_recipe(self.recipe, self.arms[arm].settings, self.flags, own)
+            if recipe.precision.regime == "auto":
+                raise ConfigError(
+                    "precision.regime = auto: the runs of a study have the same regime on every machine; write the one "
+                    'that is meant, such as precision.regime = "fp32" or "amp_bf16"'
+                )
+            return recipe
         except ConfigError as error:
             raise ConfigError(f"study {self.name}, arm {arm}: {error}") from None
 
@@ -317,7 +367,7 @@ def load_study(name_or_path: str | Path, overrides: Mapping[str, Any] | None = N
     table has settings besides `group`, `note` and `measured`. `arms_of = "STUDY"` takes arms, baseline and questions of
     another study and adds the file's own arms to them. `[factors.NAME]` tables, with settings for where the factor is
     on, make the arms of a factorial; `fraction` trains a part of it, and `baseline` names the arm with every factor
-    off.
+    off. `[ladder]` makes of each arm one for each size and budget.
 
     Args:
         name_or_path: a name that `gptlab studies` lists, or a path to a TOML file.
@@ -342,6 +392,10 @@ def load_study(name_or_path: str | Path, overrides: Mapping[str, Any] | None = N
         build_recipe(content["recipe"])
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
+    if content.get("ladder") is not None:
+        for name, arm in content.get("arms", {}).items():
+            _arm_table(arm, f"{where}, arm {name}")
+        content = expanded(content, where)
     if content.get("factors"):
         content = _with_factors(content, where)
     if not content.get("arms"):
@@ -410,7 +464,7 @@ def _inherited(content: dict[str, Any], where: str) -> dict[str, Any]:
     for name, arm in content.get("arms", {}).items():
         arms[name] = merged(arms.get(name, {}), _arm_table(arm, f"{where}, arm {name}"))
     keys = ["baseline", "questions", "metric", "variances", "seeds", "default", "until_decided", "most_seeds"]
-    keys += ["factors", "fraction", "targets"]
+    keys += ["factors", "fraction", "targets", "ladder"]
     return {**{key: other[key] for key in keys if key in other}, **content, "arms": arms}
 
 

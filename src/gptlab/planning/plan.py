@@ -24,6 +24,7 @@ from gptlab.planning.activations import bound_activations
 from gptlab.planning.device import Device, local_device
 from gptlab.planning.measure import Speed
 from gptlab.planning.memory import Memory, bytes_of, largest_that_fits, share_of_step, step_memory
+from gptlab.planning.regime import say_bf16
 from gptlab.planning.resolve import Resolved, resolve_recipe
 from gptlab.planning.shape import Shape, laid_out
 from gptlab.sparsity.pruner import pruner_bytes
@@ -181,13 +182,15 @@ def plan_recipe(
         raise UserError(f"--price {price:g}: must be 0 or more")
     if processes < 1:
         raise UserError(f"--gpus {processes}: must be at least 1")
-    resolved = recipe if isinstance(recipe, Resolved) else resolve_recipe(recipe, device.kind)
+    resolved = recipe if isinstance(recipe, Resolved) else _resolved(recipe, device)
     recipe, shape = resolved.recipe, resolved.shape
     model, gpu, steps = laid_out(shape), device.kind == "cuda", resolved.steps
     micro_batch, largest, need = _fit(recipe, shape, device, processes, bound)
     peak = device.gpu.peak(shape.regime.matmul_format) if device.gpu else None
     speed = Speed(processes * mfu * peak / model.flops_per_token(), "") if peak else None
     notes, measured = resolved.notes + _notes(recipe, gpu, processes), False
+    if resolved.bf16 is not None:
+        notes.append(f"precision.regime = auto is {recipe.precision.regime}: {say_bf16(resolved.bf16)}")
     if measure is not None and largest:
         try:
             if found := measure(recipe, shape, min(micro_batch, largest)):
@@ -232,6 +235,15 @@ def plan_recipe(
     )
 
 
+def _resolved(recipe: Recipe, device: Device) -> Resolved:
+    """A recipe for a device. A GPU may be elsewhere: its data sheet says how fast it multiplies bf16."""
+    if device.kind == "cpu":
+        return resolve_recipe(recipe, "cpu")
+    gpu = device.gpu
+    by_sheet = (gpu.bf16 or 0.0) / (gpu.tf32 or gpu.fp32) if gpu and (gpu.tf32 or gpu.fp32) else 1.0
+    return resolve_recipe(recipe, device.kind, measure=lambda *_: by_sheet)
+
+
 def _fit(recipe: Recipe, shape: Shape, device: Device, processes: int, bound: bool) -> tuple[int, int, Memory]:
     """The micro-batch, the largest that fits, and the memory of the first."""
     share, given = share_of_step(recipe, processes), recipe.batch.micro_batch
@@ -269,7 +281,7 @@ def _checkpoints(recipe: Recipe, steps: int | None) -> float:
     """How many checkpoints exist at one time, with the one that is being written."""
     settings = recipe.checkpoint
     written = math.inf if steps is None else 1 + (steps // settings.every if settings.every else 0)
-    return min(settings.keep_last + settings.keep_best + 1, written)
+    return min(settings.keep_last + settings.keep_best + 1, written) + len(settings.at)
 
 
 def _sentence(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gptlab.config import Study, build_recipe
@@ -103,7 +103,19 @@ def plan_study(
         raise ConfigError(f"study {study.name}: all arms were measured elsewhere, so there is nothing to train")
     speed, first = _shared(measure, len(trained)), study.seeds[0]
     arms = {arm: plan_recipe(study.build(arm, first), device, measure=speed, **terms) for arm in trained}
+    branches = {arm: trunk[1] for arm in trained if (trunk := study.trunk(arm))}
+    arms |= {arm: _branch(arms[arm], step) for arm, step in branches.items()}
     return StudyPlan(study.name, arms, len(study.seeds))
+
+
+def _branch(plan: Plan, begins: int) -> Plan:
+    """The plan of a run whose first steps another run of the study trains."""
+    if plan.hours is None or not plan.steps:
+        return plan
+    own = 1 - begins / plan.steps
+    note = "the hours of a run that branches off a longer one are of its own steps"
+    cost = None if plan.cost is None else own * plan.cost
+    return replace(plan, hours=own * plan.hours, cost=cost, notes=[*plan.notes, note])
 
 
 def size_of(study: Study) -> tuple[int | None, int | None]:

@@ -66,6 +66,10 @@ def rule_of(study: Study, folder: Path, until_decided: bool, most_seeds: int | N
         if most_seeds is not None:
             raise ConfigError("--most-seeds needs --until-decided")
         return study
+    if study.ladder is not None:
+        raise ConfigError(
+            "--until-decided adds seeds to some arms, and a ladder has the same at every rung: leave it out"
+        )
     if study.measured:
         raise ConfigError(f"--until-decided adds seeds, and {study.measured[0]} was measured elsewhere: leave it out")
     most = before.most_seeds if before is not None and kept else study.most_seeds

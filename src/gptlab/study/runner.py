@@ -28,7 +28,7 @@ from rich.live import Live
 from gptlab import locks, machine
 from gptlab.config import Study
 from gptlab.data.prepare.missing import is_of_this_python, prepare_missing
-from gptlab.errors import ConfigError
+from gptlab.errors import ConfigError, RunError
 from gptlab.files import printable
 from gptlab.notebook import COLUMNS, Display
 from gptlab.progress import Progress, stderr_console
@@ -140,8 +140,8 @@ def default_jobs(runs: Sequence[PlannedRun], gpus: Sequence[str]) -> int:
 def worker_environment(run: PlannedRun, slot: int, jobs: int, gpus: Sequence[str], others: int = 0) -> dict[str, str]:
     """The environment of a worker: its share of the cores, and its GPU.
 
-    A run that continues keeps its number of threads, as far as its share allows. Its sums then have the same order, and
-    the run repeats bit for bit what it would have been without the interruption.
+    A run that continues, or branches off another, keeps its number of threads, as far as its share allows. Its sums
+    then have the same order, and the run repeats bit for bit what it would have been without the interruption.
 
     Args:
         slot: index of the worker in [0, jobs). If there are more workers than GPUs, GPUs are shared in turn.
@@ -150,7 +150,10 @@ def worker_environment(run: PlannedRun, slot: int, jobs: int, gpus: Sequence[str
     recipe, environment = run.recipe, {**os.environ, RUNNER: str(os.getpid())}
     machine.spin_less(environment)
     share = machine.share_of_cores(jobs + others)
-    had = run.dir.read_json("environment.json").get("threads")
+    facts = run.dir.read_json("environment.json")
+    if not facts and run.trunk is not None:
+        facts = run.trunk[0].read_json("environment.json")
+    had = facts.get("threads")
     if recipe.train.threads:
         environment["OMP_NUM_THREADS"] = str(recipe.train.threads)
     elif had or jobs + others > 1:
@@ -292,8 +295,8 @@ class StudyRunner:
                     del self.workers[slot]
                     if self.ended(worker, code, stop()):
                         queue.insert(0, worker.run)
-            while queue and len(self.workers) < self.jobs and not stop():
-                if self.may_start(run := queue.pop(0)):
+            while len(self.workers) < self.jobs and not stop() and (run := self.next_of(queue)):
+                if self.may_start(run) and not self.ends_with_trunk(run):
                     self.start(run)
             if stop() and not asked:
                 asked = True
@@ -306,6 +309,41 @@ class StudyRunner:
             self.show()
             time.sleep(POLL_SECONDS)
         self.interrupted = self.interrupted or bool(queue)
+
+    def next_of(self, queue: list[PlannedRun]) -> PlannedRun | None:
+        """Take the first run that need not wait for its trunk to reach the branch; None if all of them do."""
+        ahead = {run.dir.path for run in [*queue, *(worker.run for worker in self.workers.values())]}
+        for place, run in enumerate(queue):
+            if run.trunk is None or run.trunk[0].path not in ahead or run.can_branch:
+                return queue.pop(place)
+        return None
+
+    def ends_with_trunk(self, run: PlannedRun) -> bool:
+        """Whether the trunk of a run ended before the branch, and the run with it: its steps until there are the same.
+
+        Where the trunk has no result, the run starts from the beginning.
+        """
+        if run.trunk is None or run.can_branch:
+            return False
+        trunk, step = run.trunk
+        try:
+            result = trunk.read_json("result.json")
+        except RunError:  # damaged, and named already
+            return False
+        if (status := result.get("status")) not in ("diverged", "out_of_memory", "failed", "not_applicable"):
+            return False
+        self.failed = self.failed or status == "failed"
+        kept = ("status", "steps", "tokens", "failed_at_step", "failure", "failed_tensor")
+        why = f": {result['reason']}" if result.get("reason") else ""
+        said = f"{trunk.path.name}, of which it is a branch at step {step:,}, is {status.replace('_', ' ')}{why}"
+        mine = {key: result[key] for key in kept if key in result} | {"reason": said}
+        run.dir.path.mkdir(exist_ok=True)
+        run.dir.write_json("result.json", mine)
+        write_summary(self.study, self.folder, run, mine)
+        self.look_at(run, running=False)
+        if not self.draws:
+            self.say(f"{run}: {status}: {said}")
+        return True
 
     def may_start(self, run: PlannedRun) -> bool:
         """Whether the sanity gate lets a run start. What has begun goes on, and what closes the gate is said once."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptlab.config import Recipe, Study, shipped
+from gptlab.config import Recipe, Study, arms_like, shipped
 from gptlab.data.manifest import missing_dataset
 from gptlab.errors import ConfigError, RunError
 from gptlab.rundir import RunDir, open_study, run_name
@@ -34,7 +34,18 @@ class PlannedRun:
     dir: RunDir
     gate: int | None = None
     """The seed whose core arms open the sanity gate; None: no run waits."""
+    trunk: tuple[RunDir, int] | None = None
+    """The run that this one branches off, and at which step; None if it starts from the beginning."""
     attempts: int = 0
+
+    @property
+    def can_branch(self) -> bool:
+        """Whether there is a checkpoint to start from: the trunk's at the branch, or one of its own."""
+        if self.trunk is None:
+            return False
+        trunk, step = self.trunk
+        steps = [*trunk.checkpoints.glob(f"step-{step:08d}"), *self.dir.checkpoints.glob("step-*")]
+        return any((path / "manifest.json").is_file() for path in steps)
 
     @property
     def opens_gate(self) -> bool:
@@ -87,15 +98,25 @@ def planned_runs(
     for arm in arms or ():
         if arm in study.measured:
             raise ConfigError(f"study {study.name}: arm {arm} was measured elsewhere ({study.arms[arm].measured})")
-        if arm not in study.arms:
+        if not arms_like(study.arms, arm):
             close = difflib.get_close_matches(arm, study.arms, n=1, cutoff=0.4)
             hint = f"did you mean '{close[0]}'?" if close else f"it has {', '.join(study.arms)}"
             raise ConfigError(f"study {study.name} has no arm '{arm}'; {hint}")
-    asked = [arm for arm in study.arms if arm not in study.measured and (arms is None or arm in arms)]
+    named = set(study.arms if arms is None else (name for arm in arms for name in arms_like(study.arms, arm)))
+    asked = [arm for arm in study.arms if arm in named and arm not in study.measured]
     seeds = study.seeds if seeds is None else seeds
     gate = gate_seed(study, folder, asked, seeds)
+    trunks = {arm: study.trunk(arm) for arm in asked}
     return [
-        PlannedRun(arm, seed, study.arms[arm].group, study.build(arm, seed), RunDir(folder / run_name(arm, seed)), gate)
+        PlannedRun(
+            arm,
+            seed,
+            study.arms[arm].group,
+            study.build(arm, seed),
+            RunDir(folder / run_name(arm, seed)),
+            gate,
+            (RunDir(folder / run_name(trunk[0], seed)), trunk[1]) if (trunk := trunks[arm]) else None,
+        )
         for arm, seed in run_order(study, asked, seeds, gate)
     ]
 

@@ -36,7 +36,10 @@ def main(arguments: list[str]) -> int:
     # before PyTorch is imported, as the runner may end at any time
     threading.Thread(target=_end_with_runner, daemon=True).start()
     try:
-        result = _train(open_study(folder).build(arm, int(seed)), out)
+        study = open_study(folder)
+        trunk = study.trunk(arm)
+        branch = (RunDir(Path(folder) / run_name(trunk[0], int(seed))), trunk[1]) if trunk else None
+        result = _train(study.build(arm, int(seed)), out, branch)
     except UserError as error:
         print(f"gptlab: {error}", file=sys.stderr)
         return 2
@@ -59,13 +62,20 @@ def _end_with_runner() -> None:
     signal.raise_signal(signal.SIGTERM)
 
 
-def _train(recipe: Recipe, out: Path) -> Result:
-    """Train, or continue a run. If another process trains the run, usually an orphan, wait until it has ended."""
+def _train(recipe: Recipe, out: Path, trunk: tuple[RunDir, int] | None = None) -> Result:
+    """Train, or continue a run. If another process trains the run, usually an orphan, wait until it has ended.
+
+    Args:
+        trunk: the run that this one branches off, and at which step.
+    """
+    from gptlab.study.branching import start_branch
     from gptlab.training.loop import train
 
     deadline = time.monotonic() + LOCK_SECONDS
     while True:
         try:
+            if trunk is not None:
+                start_branch(*trunk, recipe, RunDir(out))
             return train(recipe, out, resume="auto", quiet=True)
         except Locked:
             if time.monotonic() > deadline:

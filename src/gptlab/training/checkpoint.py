@@ -22,7 +22,7 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,10 @@ def _folders(run: RunDir, names: re.Pattern[str]) -> list[Path]:
             return [Path(e.path) for e in entries if names.fullmatch(e.name) and e.is_dir(follow_symlinks=False)]
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def step_folder(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def checkpoint_step(path: Path) -> int:
@@ -212,6 +216,31 @@ def open_checkpoint(run: RunDir, which: str = "last") -> Saved:
     raise RunError(BUSY.format(run.path))
 
 
+def copy_checkpoint(path: Path, run: RunDir, changes: dict[str, Any]) -> None:
+    """Make a checkpoint of another run one of this run, which is then its owner. Tensors are linked where they can be.
+
+    Args:
+        changes: to training.json.
+    """
+    digests, _ = read_manifest(path)
+    temporary, final = run.checkpoints / f".{path.name}", run.checkpoints / path.name
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    progress = json.dumps({**read_progress(path), **changes}, indent=2)
+    for name in digests:
+        if name == "training.json":
+            write_atomically(temporary / name, progress)
+            continue
+        try:
+            os.link(path / name, temporary / name)
+        except OSError:  # a file system without links
+            shutil.copyfile(path / name, temporary / name)
+    digests["training.json"] = hashlib.sha256(progress.encode()).hexdigest()
+    manifest = {"version": VERSION, "run": run.make_id(), "sha256": digests}
+    write_atomically(temporary / "manifest.json", json.dumps(manifest, indent=2))
+    os.replace(temporary, final)
+
+
 def best_first(paths: list[Path], final_step: int = 0, run_id: str = "") -> list[Path]:
     """Checkpoints ordered by val_loss.
 
@@ -246,6 +275,7 @@ class Checkpoints:
         keep_last: newest checkpoints kept.
         keep_best: keep the best one besides.
         final_step: the best one is of this step or later, if there is one; see `final_sparsity_step`.
+        always: steps whose checkpoints are kept.
         world: its ranks save and restore together.
         sharded: whether tensors are sharded over the ranks, and not the same on each.
     """
@@ -258,9 +288,10 @@ class Checkpoints:
         world: World = SINGLE,
         sharded: bool = False,
         final_step: int = 0,
+        always: Sequence[int] = (),
     ) -> None:
         self.run, self.keep_last, self.keep_best, self.world = run, keep_last, keep_best, world
-        self.final_step = final_step
+        self.final_step, self.always = final_step, always
         self.passed_over: list[str] = []
         """What is wrong with the checkpoints that `restore` passed over, one sentence each."""
         self.writer: threading.Thread | None = None
@@ -306,7 +337,7 @@ class Checkpoints:
                 }
                 for kind, of in tensors.items()
             }
-        arguments: Any = f"step-{progress['step']:08d}", extents, progress
+        arguments: Any = step_folder(progress["step"]), extents, progress
         size = sum(t.nbytes for of in tensors.values() for t in of.values())
         if self.group:  # the other ranks of this machine copy at the same time
             size *= int(os.environ.get("LOCAL_WORLD_SIZE", self.world.size))
@@ -423,7 +454,7 @@ class Checkpoints:
         if self.keep_best:
             kept |= set(best_first(whole, self.final_step)[:1])
         for path in found:
-            if path not in kept:
+            if path not in kept and checkpoint_step(path) not in self.always:
                 (path / "manifest.json").unlink()  # a removal that is cut short leaves no checkpoint
                 shutil.rmtree(path)
 

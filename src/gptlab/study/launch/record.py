@@ -26,7 +26,8 @@ class LaunchPart:
     """One job, or one job array."""
 
     name: str
-    """run or study; for a study on SLURM gate (runs that open the sanity gate), arms (all other runs), report."""
+    """run or study; for a study on SLURM gate (runs that open the sanity gate), arms (all other runs), gate_branches
+    and branches (runs that branch off those), report."""
     words: list[str]
     """The command of the job; [] when read from launch.json."""
     resources: Resources

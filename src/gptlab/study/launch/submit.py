@@ -76,8 +76,8 @@ def launch_study(
 ) -> Launch:
     """Submit the unfinished runs of a study.
 
-    On SLURM: an array of the core arms of one seed, an array of all other runs behind the sanity gate, and the report
-    when both have ended. On this machine: one job that does the same.
+    On SLURM: an array of the core arms of one seed, an array of all other runs behind the sanity gate, each with an
+    array of its branches after it, and the report when all have ended. On this machine: one job that does the same.
 
     Args: see `run_study` and `launch_recipe`.
     """
@@ -109,8 +109,9 @@ def launch_study(
         one = resources.model_copy(update={"tasks": 1})
         parts.append(LaunchPart("study", job_command(folder, "study"), one, [(run.arm, run.seed) for run in runs]))
     else:
-        for name in ("gate", "arms"):
-            if pairs := [(run.arm, run.seed) for run in todo if run.opens_gate == (name == "gate")]:
+        for name in ("gate", "gate_branches", "arms", "branches"):  # each run after the one that it branches off
+            kind = name.startswith("gate"), name.endswith("branches")
+            if pairs := [(run.arm, run.seed) for run in todo if (run.opens_gate, run.trunk is not None) == kind]:
                 after = [part.name for part in parts]
                 parts.append(LaunchPart(name, job_command(folder, name), resources, pairs, after))
         report = resources.model_copy(update={"gpus": 0, "tasks": 1})
