@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptlab.config import Model, Precision
-from gptlab.model.decoding import PAYS, Fixed, has_onednn
+from gptlab.model.decoding import PAYS, Fixed, multiplies_by_onednn
 from gptlab.model.generate import generate, pick_token
 from gptlab.model.gpt import GPT, build_model
 from gptlab.precision.regimes import apply_regime, make_regime
@@ -218,7 +218,7 @@ def test_a_fixed_layer_multiplies_as_the_plain_one(dtype: torch.dtype, rows: int
     generator = torch.Generator().manual_seed(0)
     weight, bias, x = (torch.randn(shape, generator=generator) for shape in ((48, 32), (48,), (rows, 1, 32)))
     plain = torch.nn.functional.linear(x.to(dtype), weight.to(dtype), bias.to(dtype))
-    onednn = has_onednn(torch.device("cpu"), dtype)
+    onednn = multiplies_by_onednn(torch.device("cpu"), dtype)
     for packed in (0, rows) if onednn else (0,):
         made = Fixed(weight, bias, dtype, onednn, packed)(x)
         assert made.dtype is dtype

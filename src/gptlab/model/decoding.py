@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gptlab.machine import free_memory
 from gptlab.model.gpt import GPT, KVCache, Linear
+from gptlab.model.matmul import has_onednn, onednn
 
 ROUND = 256  # a static cache has a multiple of this many slots, so that one compilation serves many lengths
 PAYS = 32  # steps that save what packing the weights costs
@@ -45,14 +46,14 @@ class Fixed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype)
         if self.onednn:
-            return torch.ops.mkldnn._linear_pointwise(x, self.matrix, self.offset, "none", [], "")
+            return onednn(x, self.matrix, self.offset)
         return F.linear(x, self.matrix, self.offset)
 
 
-def has_onednn(device: torch.device, dtype: torch.dtype) -> bool:
+def multiplies_by_onednn(device: torch.device, dtype: torch.dtype) -> bool:
     if device.type != "cpu" or platform.machine().lower() not in ("x86_64", "amd64"):
         return False
-    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+    if not has_onednn():
         return False
     return dtype is torch.float32 or (dtype is torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
@@ -100,9 +101,9 @@ class Decoder:
         packs = steps >= PAYS and size < free_memory() / 2
 
         def how(dtype: torch.dtype) -> tuple[torch.dtype, bool, int]:
-            onednn = has_onednn(device, dtype) and not compiled  # the compiler knows no packed weights
+            by_onednn = multiplies_by_onednn(device, dtype) and not compiled  # the compiler knows no packed weights
             few = dtype is torch.float32 and batch == 1  # read once as fast as they are
-            return dtype, onednn, batch if onednn and packs and not few else 0
+            return dtype, by_onednn, batch if by_onednn and packs and not few else 0
 
         self.model: GPT = twin(model, *how(dtype))  # type: ignore[assignment]
         self.head = Fixed(model.head_weight, None, *how(head))

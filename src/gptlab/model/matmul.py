@@ -23,13 +23,18 @@ ROWS = 8192  # in a temporary part of `add_product`
 LONGEST = 512  # tokens for which `attention` keeps all scores
 
 
+def has_onednn() -> bool:
+    """Whether this PyTorch multiplies by oneDNN where it is asked to."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
 def onednn_is_faster() -> bool:
     """Whether the processor has AVX-512 and MKL leaves it unused.
 
     Nothing is timed: a resumed run has to multiply by the same library.
     """
     return (
-        torch.backends.mkldnn.is_available()
+        has_onednn()
         and torch.backends.mkl.is_available()
         and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
         and cpu_facts().get("vendor_id", "GenuineIntel") != "GenuineIntel"
@@ -60,19 +65,21 @@ def by_onednn(a: Tensor, weight: Tensor) -> bool:
     )
 
 
-def _onednn(a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """a @ weight.T + bias of (m, k), (n, k) and (n,)."""
-    if torch.compiler.is_compiling():
-        return _opaque(a, weight, bias)
+def onednn(a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """a @ weight.T + bias of (..., k), (n, k) and (n,) by oneDNN; the weight may be packed. Not for compiled code."""
     result: Tensor = torch.ops.mkldnn._linear_pointwise(a, weight, bias, "none", [], "")
     return result
+
+
+def _onednn(a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The same of (m, k), (n, k) and (n,), in compiled code too."""
+    return _opaque(a, weight, bias) if torch.compiler.is_compiling() else onednn(a, weight, bias)
 
 
 @torch.library.custom_op("gptlab::onednn", mutates_args=())
 def _opaque(a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`_onednn` for PyTorch's compiler, which wants oneDNN's weight to be a constant."""
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(a, weight, bias, "none", [], "")
-    return result
+    """`onednn` for PyTorch's compiler, which wants oneDNN's weight to be a constant."""
+    return onednn(a, weight, bias)
 
 
 @_opaque.register_fake
