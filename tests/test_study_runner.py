@@ -1,6 +1,5 @@
 """Studies: what is started, in which order, with what around it; what is not done twice; and every way to be killed."""
 
-import contextlib
 import io
 import json
 import math
@@ -11,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -526,18 +526,19 @@ def test_a_table_that_is_too_long_shows_what_is_at_work() -> None:
 # -- interrupted
 
 
-def children() -> list[psutil.Process]:
-    """Live processes that this one has started; one that multiprocessing started for other tests stays."""
-    found = []
-    for child in psutil.Process().children():
-        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended, and may wait to be asked how
-            if "resource_tracker" not in " ".join(child.cmdline()):
-                found.append(child)
-    return found
+@pytest.fixture
+def left() -> Callable[[], set[psutil.Process]]:
+    """Processes that this test has started and that live; PyTorch's compiler may have started others before."""
+    before = set(psutil.Process().children())
+    return lambda: set(psutil.Process().children()) - before
 
 
 def test_a_signal_stops_the_workers_and_the_same_call_goes_on(
-    study: Study, fakes: Fakes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    study: Study,
+    fakes: Fakes,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    left: Callable[[], set[psutil.Process]],
 ) -> None:
     fakes.ends = {"plain": ["wait"], "fast": ["wait"]}
 
@@ -555,13 +556,15 @@ def test_a_signal_stops_the_workers_and_the_same_call_goes_on(
         assert "2 interrupted" in capsys.readouterr().err
         assert statuses(Path("results/tiny"))["plain 0"] == "interrupted"
         assert not Path("results/tiny/plain_seed0.json").exists()
-    assert children() == []
+    assert left() == set()
     fakes.ends = {}
     assert run_study(study, jobs=2, quiet=True) == 0
     assert set(statuses(Path("results/tiny")).values()) == {"completed"}
 
 
-def test_a_second_ctrl_c_kills(study: Study, fakes: Fakes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_second_ctrl_c_kills(
+    study: Study, fakes: Fakes, tmp_path: Path, left: Callable[[], set[psutil.Process]]
+) -> None:
     (tmp_path / "fake.py").write_text(
         "import signal, time, pathlib\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "pathlib.Path('order').write_text('x 1')\ntime.sleep(600)\n",
@@ -571,7 +574,7 @@ def test_a_second_ctrl_c_kills(study: Study, fakes: Fakes, monkeypatch: pytest.M
     began = time.monotonic()
     assert run_study(study, quiet=True) == 4
     assert time.monotonic() - began < 600, "the worker slept to its end"
-    assert children() == []
+    assert left() == set()
 
 
 def _interrupt_twice(folder: Path) -> None:
