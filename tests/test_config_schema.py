@@ -47,12 +47,18 @@ def test_the_shipped_schema_is_what_is_printed(kind: str, capsys: pytest.Capture
         ("study", {"arms": {"a": {"optim": {"lrr": 1.0}}}}),
         ("study", {"arms": {"a": {"group": "middle"}}}),
         ("study", {"arms": {"a": {"seed": 3}}}),
+        ("study", {"arms": {"a": {"optim": {"lr": [1e-3, -1e-3]}}}}),
         ("study", {"settings": {"optim": {"name": "adam"}}}),
         ("study", {"factors": {"a": {"model": {"norm": "none"}}}}),
     ],
 )
 def test_what_is_wrong_is_found(kind: str, content: Any) -> None:
     assert len(faults(kind, content)) == 1
+
+
+def test_an_arm_of_a_ladder_lists_its_rates() -> None:
+    rates = {"optim": {"lr": [2e-3, 1e-3], "muon_lr": 0.02}, "schedule": {"min_lr": [2e-4, 1e-4]}}
+    assert faults("study", {"ladder": {"sizes": ["2x64", "4x128"]}, "arms": {"a": rates}}) == []
 
 
 def test_it_says_what_a_setting_is() -> None:

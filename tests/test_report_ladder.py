@@ -192,6 +192,7 @@ def test_the_page_shows_the_sentences_and_both_charts(browser: Browser, payload:
     points = browser.each("#study-0-laws figure", "one.querySelectorAll('circle').length")
     assert points == [3 * 36, 4]
     assert browser.each("#study-0-laws figure", "one.querySelectorAll('polyline').length") == [3, 2]
+    assert browser.each("nav a", "one.textContent")[:2] == ["Answers", "Scale"]
     assert browser.each("#study-0-laws figure svg", "one.textContent.includes('NaN')") == [False, False]
     assert (
         browser.each("#study-0-laws tbody tr", "one.cells[0].textContent")

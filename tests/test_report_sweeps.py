@@ -172,6 +172,7 @@ def test_the_page_draws_sweeps(tmp_path: Path) -> None:
     with started() as browser:
         browser.open(render_page(payload))
         assert browser.complaints() == []
+        assert "Sweeps" in browser.each("nav a", "one.textContent")
         part = "#study-0-sweeps"
         assert browser.each(f"{part} figure h4", "one.textContent") == [
             "model.parametrization = standard",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from gptlab.config.ladder import RATES
 from gptlab.config.layers import shipped
 from gptlab.config.recipe import Recipe
 from gptlab.config.sections import PRESETS
@@ -30,6 +31,12 @@ def _study_schema(recipe: dict[str, Any]) -> dict[str, Any]:
     """The schema of a study's file, in which arms, factors and `settings` are parts of a recipe."""
     study = Study.model_json_schema()
     study["$defs"] |= recipe["$defs"]
+    for rate in RATES:
+        section, _, leaf = rate.partition(".")
+        of_section = study["$defs"][section.capitalize()]["properties"]
+        told = {key: of_section[leaf].pop(key) for key in ("default", "description")}
+        one = of_section[leaf]  # an arm of a ladder may list one for each size
+        of_section[leaf] = {"anyOf": [one, {"type": "array", "items": one, "minItems": 1}], **told}
     parts = {key: part for key, part in recipe["properties"].items() if key not in ("name", "description", "seed")}
     settings = {"type": "object", "properties": parts, "additionalProperties": False}
     for name, own in (("Arm", ("group", "note", "measured")), ("Factor", ("note",))):

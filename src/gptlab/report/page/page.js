@@ -324,8 +324,8 @@ function acrossSection(across) {
 }
 
 function navigation() {
-  const parts = { answers: "Answers", table: "Arms", curves: "Charts", differences: "Differences", failures: "Failures",
-    origin: "Provenance" };
+  const parts = { answers: "Answers", factors: "Changes", laws: "Scale", sweeps: "Sweeps", table: "Arms", curves: "Charts",
+    differences: "Differences", failures: "Failures", origin: "Provenance" };
   const links = payload.studies.flatMap((study) =>
     (several ? [[idOf(study), study.name]] : Object.entries(parts).map(([key, text]) => [idOf(study, key), text])));
   if (payload.across) links.unshift(["across", "Across studies"]);
