@@ -17,6 +17,7 @@ from gptlab import cli
 from gptlab.bench import inference
 from gptlab.bench.inference import Cell, bench_inference, excused, generate_timed, open_model
 from gptlab.config import Model, Precision
+from gptlab.config.sections import Sample
 from gptlab.errors import ConfigError, UserError
 from gptlab.model.generate import generate
 from gptlab.model.gpt import GPT, KVCache, build_model
@@ -79,6 +80,23 @@ def test_the_tokens_are_those_of_greedy_generation(precision: dict[str, str], co
     assert len(set(ids[0].tolist())) > 5  # not one repeated token, which even a broken cache would give
     assert ids[0].tolist() != ids[1].tolist()
     assert len(seconds) == 20 and min(seconds) > 0
+
+
+def test_sampled_tokens_are_those_of_generate(tiny: str) -> None:
+    regime, sample = enter_regime(Precision(regime="fp32"), CPU), Sample(temperature=0.9, top_k=12, top_p=0.8, seed=3)
+    model, prompt = lively(regime), torch.tensor([[3, 1, 4, 1], [1, 5, 9, 2]])
+    ids, _ = generate_timed(model, regime, prompt, 20, sample)
+    drawing = sample.model_dump(include={"temperature", "top_k", "top_p", "seed"})
+    expected = torch.stack(list(generate(model, prompt, 20, **drawing)), dim=1)
+    assert ids.tolist() == expected.tolist() != generate_timed(model, regime, prompt, 20)[0].tolist()
+    own = {"sample.temperature": 0.9, "sample.top_k": 12}
+    report = bench_inference(tiny, own, ["fp32"], [2], 4, 3, repeats=1, peers=["hf"], sampled=True)
+    assert report["sample"] == {"temperature": 0.9, "top_k": 12, "top_p": 1.0}
+    assert [row["status"] for row in report["rows"]] == ["completed"] * 2
+    assert "sampled by temperature 0.9, top_k 12, top_p 1, not compiled" in str(
+        inference.render(report).renderables[-1]
+    )
+    assert bench_inference(tiny, own, ["fp32"], [2], 4, 3, repeats=1)["sample"]["temperature"] == 0
 
 
 class Casts(TorchDispatchMode):

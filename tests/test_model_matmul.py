@@ -1,4 +1,4 @@
-"""Products by oneDNN, attention by products, and the rotation's own gradient, each against the plain form."""
+"""Products by oneDNN, and the rotation's own gradient, each against the plain form."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gptlab.config import Model, Precision
+from gptlab.config import Model
 from gptlab.model import matmul
 from gptlab.model.gpt import GPT, build_model, rotary_tables, rotate
-from gptlab.planning.activations import saved_bytes
-from gptlab.precision.regimes import apply_regime, make_regime
 
 pytestmark = pytest.mark.skipif(
     not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")),
@@ -52,6 +50,25 @@ def test_a_product_is_the_product(calls: list[tuple[int, ...]], turned: tuple[bo
     b = drawn(19, 7, seed=1).t() if turned[1] else drawn(7, 19, seed=1)
     assert error(matmul.product(a, b), a.double() @ b.double()) < 1e-6
     assert calls == [(33, 7, 19)]
+
+
+def test_onednn_is_given_dense_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It multiplies part of the columns of a matrix by its reference code."""
+    given: list[bool] = []
+    multiply = matmul.onednn
+
+    def noted(a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        given.append(weight.is_contiguous() or weight.t().is_contiguous())
+        return multiply(a, weight, bias)
+
+    monkeypatch.setattr(matmul, "ONEDNN", True)
+    monkeypatch.setattr(matmul, "SMALLEST", 1)
+    monkeypatch.setattr(matmul, "onednn", noted)
+    a, b = drawn(33, 7), drawn(19, 40, seed=1)[:, 3:10]
+    assert error(matmul.product(a, b.t()), a.double() @ b.t().double()) < 1e-6
+    assert error(matmul.product(a.t(), a[:, 2:4]), a.t().double() @ a[:, 2:4].double()) < 1e-6
+    assert error(matmul.linear(a, b), a.double() @ b.t().double()) < 1e-6
+    assert given == [True] * 3
 
 
 def test_a_product_is_added_in_parts(calls: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,55 +161,6 @@ def test_onednn_is_for_avx_512_that_mkl_leaves_unused(
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
     assert matmul.onednn_is_faster() is faster
-
-
-# -- attention ------------------------------------------------------------------------------------------------------
-
-
-def attended(attend: Any, dtype: torch.dtype) -> list[Tensor]:
-    """Output and gradients for views of one tensor, as the model has them."""
-    packed = drawn(2, 40, 3 * 4 * 16).to(torch.bfloat16).to(dtype).requires_grad_()
-    q, k, v = (x.unflatten(2, (4, 16)).transpose(1, 2) for x in packed.split(64, dim=2))
-    y = attend(q, k, v)
-    y.backward(drawn(2, 4, 40, 16, seed=1).to(dtype))
-    assert packed.grad is not None
-    return [y.detach(), packed.grad]
-
-
-def test_attention_by_products_is_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-
-    exact = attended(plain, torch.float64)
-    monkeypatch.setattr(matmul, "ONEDNN", True)
-    with monkeypatch.context() as without:  # it does not call PyTorch's kernel
-        without.setattr(F, "scaled_dot_product_attention", None)
-        found = attended(matmul.attention, torch.bfloat16)
-    assert all(y.dtype is torch.bfloat16 for y in found)
-    eps = torch.finfo(torch.bfloat16).eps
-    assert all(error(*pair) < eps for pair in zip(found, exact, strict=True))
-    monkeypatch.setattr(matmul, "LONGEST", 39)
-    theirs = attended(plain, torch.bfloat16)
-    assert all(torch.equal(*pair) for pair in zip(attended(matmul.attention, torch.bfloat16), theirs, strict=True))
-
-
-def test_attention_by_products_does_not_see_the_future(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matmul, "ONEDNN", True)
-    q, k, v = (drawn(1, 2, 12, 8, seed=seed).to(torch.bfloat16) for seed in range(3))
-    before = matmul.attention(q, k, v)
-    k[:, :, 7:], v[:, :, 7:] = 9.0, -9.0
-    assert torch.equal(matmul.attention(q, k, v)[:, :, :7], before[:, :, :7])
-
-
-def test_a_plan_counts_the_scores_on_a_cpu_and_not_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    regime = make_regime(Precision(regime="bf16_master"))
-    model = build_model(MODEL, on_meta=lambda model: apply_regime(model, regime))
-    sizes = {}
-    for on in (False, True):
-        monkeypatch.setattr(matmul, "ONEDNN", on)
-        sizes[on] = [saved_bytes(model, regime, batch=3, gpu=gpu) for gpu in (True, False)]
-    assert sizes[True][0] == sizes[False][0]
-    assert sizes[True][1] != sizes[False][1]
 
 
 # -- rotation -------------------------------------------------------------------------------------------------------

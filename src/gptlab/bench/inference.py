@@ -23,11 +23,13 @@ from torch import Tensor
 
 from gptlab.bench.peers import refuse
 from gptlab.config import Recipe, build_recipe, read_layer
+from gptlab.config.sections import Sample
 from gptlab.errors import ConfigError, UserError
 from gptlab.hardware import device_name
 from gptlab.interop.hf import hf_gpt2
 from gptlab.machine import free_memory
 from gptlab.model.decoding import Decoder, cache_dtype
+from gptlab.model.generate import pick_token, uniforms
 from gptlab.model.gpt import GPT, build_model
 from gptlab.planning.resolve import resolve_recipe
 from gptlab.precision.libraries import load_library
@@ -39,6 +41,7 @@ from gptlab.training.throughput import Stopwatch, percentile
 
 DEFAULT_RECIPE = "gpt2-124m-openwebtext"
 DEFAULT_REGIMES = ("fp32", "tf32", "amp_bf16", "bf16_pure")
+GREEDY = Sample(temperature=0.0)
 Init = int | Callable[[GPT], None]
 
 
@@ -92,6 +95,7 @@ def bench_inference(
     repeats: int = 5,
     progress: Callable[[str], None] = lambda _: None,
     peers: Sequence[str] = (),
+    sampled: bool = False,
 ) -> dict[str, Any]:
     """Measure the speed of a model's generation for each regime and batch size, in one process.
 
@@ -106,6 +110,7 @@ def bench_inference(
         repeats: number of measured generations per cell, after one warm-up.
         progress: called with a message before each measurement.
         peers: "hf" to measure transformers' `generate` too.
+        sampled: draw by `sample.temperature`, `top_k` and `top_p`, instead of taking the most likely token.
 
     Returns:
         The report, ready for JSON: the device, the model, the lengths, and "rows", one per cell. A peer's row has its
@@ -116,6 +121,8 @@ def bench_inference(
             machine cannot measure becomes a row with a status and a reason.
     """
     recipe, init = open_model(name, overrides or {})
+    if not sampled:
+        recipe = recipe.replace({"sample.temperature": 0.0})
     block = recipe.model.block_size
     prompt_tokens = min(256, max(1, block // 2)) if prompt_tokens is None else prompt_tokens
     new_tokens = min(64, max(2, block // 4)) if new_tokens is None else new_tokens
@@ -167,6 +174,7 @@ def bench_inference(
         "prompt_tokens": prompt_tokens,
         "new_tokens": new_tokens,
         "repeats": repeats,
+        "sample": recipe.sample.model_dump(include={"temperature", "top_k", "top_p"}),
         "interleaved": interleaved,
         "compiled": False,
         "rows": rows,
@@ -211,14 +219,17 @@ def fit_together(parameters: int, n_regimes: int, device: torch.device) -> bool:
 
 
 @torch.no_grad()  # torchao's float8 tensors do not support inference_mode
-def generate_timed(model: GPT, regime: Regime, prompt: Tensor, new_tokens: int) -> tuple[Tensor, list[float]]:
-    """Greedy generation. The ids stay on the device, so the host does not wait for each token.
+def generate_timed(
+    model: GPT, regime: Regime, prompt: Tensor, new_tokens: int, sample: Sample = GREEDY
+) -> tuple[Tensor, list[float]]:
+    """Generation. The ids stay on the device, so the host does not wait for each token.
 
     Args:
         model: in the regime's dtypes, in evaluation mode.
         regime: of the model.
         prompt: (B, T) ids.
         new_tokens: number of tokens to generate.
+        sample: how the next token is drawn.
 
     Returns:
         The new ids (B, new_tokens), and the seconds of the prefill and of each decode step.
@@ -229,9 +240,11 @@ def generate_timed(model: GPT, regime: Regime, prompt: Tensor, new_tokens: int) 
         watch.start()
         decoder = Decoder(model, B, T + new_tokens, new_tokens)  # part of the first token: it casts and packs weights
         logits = decoder.read(prompt.tolist())  # (B, V)
+        draws = uniforms([address(sample.seed, "sample", b) for b in range(B)])
         for i in range(new_tokens):
             logits = decoder.step(ids[-1]) if i else logits
-            ids.append(logits.argmax(dim=-1))
+            draw = next(draws).to(device) if sample.temperature else logits  # a greedy step copies nothing
+            ids.append(pick_token(logits, sample.temperature, sample.top_k, sample.top_p, draw))
             if device.type == "mps":
                 torch.mps.synchronize()  # the stopwatch waits for CUDA only
             watch.step()
@@ -248,9 +261,12 @@ def of_peer(model: GPT, regime: Regime) -> Any:
 
 
 @torch.no_grad()
-def peer_timed(model: Any, regime: Regime, prompt: Tensor, new_tokens: int) -> tuple[Tensor, list[float]]:
-    """`generate_timed` by transformers' `generate`, greedy and to the same length."""
+def peer_timed(
+    model: Any, regime: Regime, prompt: Tensor, new_tokens: int, sample: Sample = GREEDY
+) -> tuple[Tensor, list[float]]:
+    """`generate_timed` by transformers' `generate`, to the same length. It has random numbers of its own."""
     watch = Stopwatch(prompt.device)
+    drawing = sample.model_dump(include={"temperature", "top_k", "top_p"}) if sample.temperature else {}
 
     def after(ids: Tensor, scores: Any, **_: Any) -> Tensor:
         watch.step()
@@ -261,7 +277,8 @@ def peer_timed(model: Any, regime: Regime, prompt: Tensor, new_tokens: int) -> t
         ids = model.generate(
             prompt,
             attention_mask=torch.ones_like(prompt),
-            do_sample=False,
+            do_sample=bool(drawing),
+            **drawing,
             use_cache=True,
             max_new_tokens=new_tokens,
             eos_token_id=None,
@@ -333,10 +350,10 @@ def _generation(
     prompt = torch.randint(recipe.model.vocab_size, (B, prompt_tokens), generator=generator).to(device)  # (B, T)
     timed = peer_timed if cell.peer else generate_timed
     if device.type != "cuda":
-        return timed(model, regime, prompt, new_tokens)[1]
+        return timed(model, regime, prompt, new_tokens, recipe.sample)[1]
     torch.cuda.reset_peak_memory_stats(device)
     others = torch.cuda.memory_allocated(device) - cell.weights_bytes  # mainly models of other regimes
-    seconds = timed(model, regime, prompt, new_tokens)[1]
+    seconds = timed(model, regime, prompt, new_tokens, recipe.sample)[1]
     cell.peak_bytes = max(cell.peak_bytes, torch.cuda.max_memory_allocated(device) - others)
     return seconds
 
@@ -398,10 +415,13 @@ def render(report: Mapping[str, Any]) -> Group:
         f"{row.get('peer', '')} {row['regime']} {row['status']}: {row['reason']}".strip() for row in missing
     )
     order = "cells in rotation" if report["interleaved"] else "one regime after the other to save memory"
+    sample = report["sample"]
+    how = "sampled by " + ", ".join(f"{key} {value:g}" for key, value in sample.items())
     says = (
         f"{report['recipe']}, {report['parameters'] / 1e6:.1f}M parameters, on {report['device_name']}: "
         f"{report['prompt_tokens']} prompt tokens, {report['new_tokens']} new tokens; measured {report['repeats']} "
-        f"times after a warm-up, {order}; greedy, not compiled"
+        f"times after a warm-up, {order}; "
+        f"{how if sample['temperature'] else 'greedy'}, not compiled"
     )
     return Group(table, *(Text(line, overflow="fold") for line in [*reasons, says]))
 

@@ -29,7 +29,7 @@ def add_to(verbs: Any) -> None:
     v.add_argument("name", nargs="?", metavar="RECIPE", help="default: gpt2-124m-openwebtext")
     v.add_argument("--rounds", type=int, default=10, metavar="N", help="timed steps (default: 10)")
     add_json(v)
-    help = "Time prefill and greedy decoding, not compiled, for several precision regimes and batch sizes."
+    help = "Time prefill and decoding, not compiled, for several precision regimes and batch sizes."
     v = add_verb(parts, "inference", do_bench_inference, help, settings=True)
     help = "a recipe (random weights) or a run directory (default: gpt2-124m-openwebtext)"
     v.add_argument("name", nargs="?", metavar="RECIPE|RUN", help=help)
@@ -38,6 +38,8 @@ def add_to(verbs: Any) -> None:
     v.add_argument("--prompt-tokens", type=int, metavar="N", help="default: half of the context, at most 256")
     v.add_argument("--new-tokens", type=int, metavar="N", help="default: a quarter of the context, at most 64")
     v.add_argument("--repeats", type=int, default=5, metavar="N", help="timed generations (default: 5)")
+    help = "draw tokens by the settings sample.temperature, top_k and top_p (default: greedy)"
+    v.add_argument("--sample", action="store_true", help=help)
     help = "transformers' `generate` with the same weights, in turn"
     v.add_argument("--vs", nargs="+", default=[], choices=["hf"], metavar="PEER", help=help)
     add_json(v)
@@ -105,6 +107,7 @@ def do_bench_inference(options: argparse.Namespace) -> None:
         options.repeats,
         progress,
         options.vs,
+        options.sample,
     )
     finish(report, render(report), options.json)
 

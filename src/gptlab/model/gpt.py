@@ -17,8 +17,9 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from gptlab.config import Model
+from gptlab.model.cpu_attention import attention
 from gptlab.model.loss import HeadLoss, linear_cross_entropy
-from gptlab.model.matmul import attention, linear
+from gptlab.model.matmul import linear
 from gptlab.model.parametrization import attention_multiplier, initial_std, logit_multiplier, residual_multiplier
 from gptlab.seeding import address
 

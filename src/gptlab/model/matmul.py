@@ -1,8 +1,7 @@
 """Matrix products on a CPU, by oneDNN where it has the faster kernels.
 
-PyTorch multiplies float32 matrices with MKL, and so its attention does, in bf16 too. MKL uses AVX-512 on Intel's
-processors only. oneDNN, which PyTorch contains as well, uses it on all, and is about twice as fast on AMD's. The
-products differ by rounding.
+PyTorch multiplies float32 matrices with MKL, which uses AVX-512 on Intel's processors only. oneDNN, which PyTorch
+contains as well, uses it on all, and is about twice as fast on AMD's. The products differ by rounding.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from gptlab.hardware import cpu_facts
 
 SMALLEST = 2**22  # multiplications; below it oneDNN's call costs more than its product saves
 ROWS = 8192  # in a temporary part of `add_product`
-LONGEST = 512  # tokens for which `attention` keeps all scores
 
 
 def has_onednn() -> bool:
@@ -73,6 +71,8 @@ def onednn(a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _onednn(a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """The same of (m, k), (n, k) and (n,), in compiled code too."""
+    if not (weight.is_contiguous() or weight.t().is_contiguous()):  # oneDNN would take a thousand times as long
+        weight = weight.contiguous()
     return _opaque(a, weight, bias) if torch.compiler.is_compiling() else onednn(a, weight, bias)
 
 
@@ -146,19 +146,3 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         result: Tensor = _Linear.apply(x, weight, bias)
         return result
     return F.linear(x, weight, bias)
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
-    """Causal attention without dropout of q, k and v, (B, H, T, D) each; `scale` is D^-0.5 by default.
-
-    In bf16 by products of whole matrices, whose scores are kept for the backward pass, where PyTorch's kernel has slow
-    products.
-    """
-    B, H, T, D = q.shape
-    if not (ONEDNN and q.device.type == "cpu" and q.dtype is torch.bfloat16 and T <= LONGEST):
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=True, scale=scale)
-    q, k, v = (x.reshape(B * H, T, D) for x in (q, k, v))
-    future = torch.full((T, T), float("-inf"), dtype=q.dtype, device=q.device).triu_(1)
-    with torch.autocast("cpu", enabled=False):
-        scores = torch.baddbmm(future, q, k.mT, alpha=D**-0.5 if scale is None else scale)  # (B H, T, T)
-        return (torch.softmax(scores, dim=-1) @ v).view(B, H, T, D)
