@@ -61,6 +61,12 @@ def test_the_kernel_by_the_compiler_for_an_h100(tmp_path: Path, monkeypatch: pyt
 # -- by the interpreter ---------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Turns the kernel on or off for tensors on the CPU."""
+    return lambda on: monkeypatch.setattr(loss, "KERNEL_DEVICES", ("cpu",) if on else ())
+
+
 def exact(logits: Tensor, targets: Tensor, factor: float) -> tuple[Tensor, Tensor]:
     """Loss of each row and gradient of the summed losses times `factor`, float64."""
     wide = logits.double().requires_grad_()
@@ -75,7 +81,10 @@ def exact(logits: Tensor, targets: Tensor, factor: float) -> tuple[Tensor, Tenso
     [pytest.param(*case, marks=[] if case in QUICK else [pytest.mark.slow]) for case in CASES],
     ids=str,
 )
-def test_loss_largest_logit_and_gradient_are_float64s(dtype: torch.dtype, vocab_size: int, scale: float) -> None:
+def test_loss_largest_logit_and_gradient_are_float64s(
+    dtype: torch.dtype, vocab_size: int, scale: float, on_cpu: Callable[[bool], None]
+) -> None:
+    on_cpu(True)
     draw = torch.Generator().manual_seed(vocab_size)
     logits = (torch.randn(5, vocab_size, generator=draw) * scale).clamp(-6e4, 6e4).to(dtype)
     targets = torch.randint(vocab_size, (5,), generator=draw)
@@ -94,17 +103,14 @@ def test_loss_largest_logit_and_gradient_are_float64s(dtype: torch.dtype, vocab_
 
 
 @interpreted
-def test_a_target_beyond_the_vocabulary_and_logits_that_are_not_finite_have_no_loss() -> None:
+def test_a_target_beyond_the_vocabulary_and_logits_that_are_not_finite_have_no_loss(
+    on_cpu: Callable[[bool], None],
+) -> None:
+    on_cpu(True)
     logits = torch.randn(3, 70)
     logits[1, 7] = float("nan")
     losses, _ = loss.cross_entropy_(logits, torch.tensor([70, 1, 2]), torch.tensor(1.0), True)
     assert losses.isnan().tolist() == [True, True, False]
-
-
-@pytest.fixture
-def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
-    """Turns the kernel on or off for tensors on the CPU."""
-    return lambda on: monkeypatch.setattr(loss, "KERNEL_DEVICES", ("cpu",) if on else ())
 
 
 def head(N: int, C: int, vocab_size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

@@ -77,7 +77,7 @@ torch.library.define(
 def _forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     out = torch.empty_like(q)
     for of_out, of_q, of_k, of_v in _parts(out, q, k, v):
-        for rows, seen, p in _probabilities(of_q, of_k, scale):
+        for rows, seen, _, _, p in _blocks(of_q, of_k, scale):
             of_out[..., rows, :] = _times(p, of_v[..., seen, :])
     return out
 
@@ -87,13 +87,13 @@ def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tu
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     for of_dq, of_dk, of_dv, of_grad, of_q, of_k, of_v in _parts(dq, dk, dv, grad, q, k, v):
         sum_k, sum_v = (torch.zeros_like(of_k, dtype=torch.float32) for _ in range(2))
-        for rows, seen, p in _probabilities(of_q, of_k, scale):
-            g = of_grad[..., rows, :]
+        for rows, seen, queries, keys, p in _blocks(of_q, of_k, scale):
+            g = of_grad[..., rows, :].contiguous()
             sum_v[..., seen, :] += _times(p.mT, g)
             dp = _times(g, of_v[..., seen, :].mT)
             ds = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype)
-            of_dq[..., rows, :] = _times(ds, of_k[..., seen, :], scale)
-            sum_k[..., seen, :] += _times(ds.mT, of_q[..., rows, :])
+            of_dq[..., rows, :] = _times(ds, keys, scale)
+            sum_k[..., seen, :] += _times(ds.mT, queries)
         of_dk.copy_(sum_k.mul_(scale))
         of_dv.copy_(sum_v)
     return dq, dk, dv
@@ -118,16 +118,17 @@ def _parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(x.split(HEADS * torch.get_num_threads()) for x in tensors), strict=True)
 
 
-def _probabilities(q: Tensor, k: Tensor, scale: float) -> Iterator[tuple[slice, slice, Tensor]]:
-    """For blocks of queries (..., T, D): their rows, the keys that they see, and the attention to these."""
+def _blocks(q: Tensor, k: Tensor, scale: float) -> Iterator[tuple[slice, slice, Tensor, Tensor, Tensor]]:
+    """For blocks of queries of (..., T, D): their rows, those of the keys that they see, both, and the attention."""
     T = q.shape[-2]
     future = torch.full((ROWS, ROWS), float("-inf"), dtype=q.dtype).triu_(1)
     for start in range(0, T, ROWS):
-        rows, seen = slice(start, min(start + ROWS, T)), slice(0, min(start + ROWS, T))
-        scores = _times(q[..., rows, :], k[..., seen, :].mT, scale)
-        n = rows.stop - start
-        scores[..., start:] += future[:n, :n]
-        yield rows, seen, torch.softmax(scores, dim=-1)
+        stop = min(start + ROWS, T)
+        rows, seen = slice(start, stop), slice(0, stop)
+        queries, keys = q[..., rows, :].contiguous(), k[..., seen, :].contiguous()
+        scores = _times(queries, keys.mT, scale)
+        scores[..., start:] += future[: stop - start, : stop - start]
+        yield rows, seen, queries, keys, torch.softmax(scores, dim=-1)
 
 
 def _times(a: Tensor, b: Tensor, scale: float = 1.0) -> Tensor:

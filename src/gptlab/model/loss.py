@@ -4,9 +4,9 @@ The logits (tokens, 50304) are by far the largest tensor of a training step of G
 chunk of tokens at a time, and so is their gradient, which depends on nothing else. No logits are stored for the
 backward pass, and none are computed twice.
 
-On a GPU the logits stay in the dtype of the matmul, and one kernel takes the loss and the largest |logit| and writes
-the gradient over them (`head_kernel`). Elsewhere, and for a loss in less than float32, PyTorch's operations do the
-same on float32 copies of smaller chunks.
+The logits stay in the dtype of the matmul. On a GPU one kernel takes the loss and the largest |logit| and writes the
+gradient over them (`head_kernel`); on a CPU `cross_entropy_by_rows` does the same, some rows at a time, which stay in
+the cache. On other devices, and for a loss in less than float32, whole chunks are copied to float32.
 """
 
 from __future__ import annotations
@@ -21,25 +21,24 @@ from torch.autograd.function import once_differentiable
 
 from gptlab.model.matmul import add_product, product
 
-# Bytes of a chunk of float32 logits: small beside the model, but large enough to keep the device busy.
+# Bytes of a chunk of logits: small beside the model, but large enough to keep the device busy.
 CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 2 << 30}
 # Bytes of a chunk of logits for the kernel. Chunks save memory and cost time: 64 x 1,024 tokens of GPT-2's vocabulary
 # in bf16, 6.6 GB, are one.
 KERNEL_BYTES = 8 << 30
 KERNEL_DEVICES = ("cuda",)
+CACHE_BYTES = 2 << 20  # of rows in float32, which a core's cache holds
 KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def chunk_length(n_tokens: int, vocab_size: int, device: str, kernel_dtype: torch.dtype | None = None) -> int:
-    """Number of tokens in a chunk: the smallest number of equal chunks that each fit in CHUNK_BYTES as float32.
+def chunk_length(n_tokens: int, vocab_size: int, device: str, dtype: torch.dtype | None = None) -> int:
+    """Number of tokens in a chunk: the smallest number of equal chunks that each fit in CHUNK_BYTES, or KERNEL_BYTES.
 
     Args:
-        kernel_dtype: of logits for the kernel, which fit in KERNEL_BYTES instead. None: PyTorch's operations.
+        dtype: of logits that become their gradient (`in_place_dtype`). None: they are copied to float32.
     """
-    if kernel_dtype is not None:
-        most = KERNEL_BYTES // (kernel_dtype.itemsize * vocab_size)
-    else:
-        most = CHUNK_BYTES.get(device, 64 << 20) // (4 * vocab_size)
+    most = KERNEL_BYTES if dtype is not None and device in KERNEL_DEVICES else CHUNK_BYTES.get(device, 64 << 20)
+    most //= (4 if dtype is None else dtype.itemsize) * vocab_size
     chunks = max(1, -(-n_tokens // max(1, most)))
     return max(1, -(-n_tokens // chunks))
 
@@ -52,30 +51,60 @@ def _has_triton() -> bool:
     return find_spec("triton") is not None and torch.cuda.get_device_capability() >= (7, 0)
 
 
-def kernel_dtype(device: str, dtype: torch.dtype, loss_dtype: torch.dtype) -> torch.dtype | None:
-    """dtype of the logits that the kernel takes: that of the matmul. None: PyTorch's operations take the loss."""
-    runs = device in KERNEL_DEVICES and dtype in KERNEL_DTYPES and loss_dtype is torch.float32 and _has_triton()
+def in_place_dtype(device: str, dtype: torch.dtype, loss_dtype: torch.dtype) -> torch.dtype | None:
+    """dtype of logits that become their gradient: that of the matmul. None: PyTorch's operations work on copies."""
+    if device in KERNEL_DEVICES:
+        runs = dtype in KERNEL_DTYPES and loss_dtype is torch.float32 and _has_triton()
+    else:
+        runs = device == "cpu" and loss_dtype is torch.promote_types(dtype, torch.float32)
     return dtype if runs else None
 
 
 # what torch.compiler.assume_constant_result does, which would import the compiler: it calls this and does not trace it
-kernel_dtype._dynamo_marked_constant = True  # type: ignore[attr-defined]
+in_place_dtype._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @torch.library.custom_op("gptlab::cross_entropy_", mutates_args={"logits"})
 def cross_entropy_(logits: Tensor, targets: Tensor, factor: Tensor, gradient: bool) -> tuple[Tensor, Tensor]:
-    """Loss and largest |logit| of each row, (n,) float32, by the kernel, which may write the gradient over the logits.
+    """Loss and largest |logit| of each row, (n,) in float32 at least; the gradient may be written over the logits.
 
     The compiler sees one operation. What it could fuse with it are matmuls, and those it does not fuse.
 
     Args:
         logits: (n, V), contiguous. With `gradient` they become the gradient of the summed losses times `factor`.
-        targets: (n,) ids. A negative one has no loss and no gradient; one beyond V has the loss NaN.
-        factor: float32, ().
+        targets: (n,) ids. A negative one has no loss and no gradient. For one beyond V the kernel's loss is NaN, and
+            `cross_entropy_by_rows` raises a RuntimeError.
+        factor: (), in float32 at least.
     """
+    if logits.device.type not in KERNEL_DEVICES:
+        return cross_entropy_by_rows(logits, targets, factor, gradient)
     from gptlab.model.head_kernel import launch
 
     return launch(logits, targets, factor, gradient)
+
+
+def rows_at_once(vocab_size: int, itemsize: int) -> int:
+    """Rows that `cross_entropy_by_rows` takes at once."""
+    return max(1, CACHE_BYTES * torch.get_num_threads() // (itemsize * vocab_size))
+
+
+def cross_entropy_by_rows(logits: Tensor, targets: Tensor, factor: Tensor, gradient: bool) -> tuple[Tensor, Tensor]:
+    """`cross_entropy_` on a CPU, for code that is not compiled."""
+    losses, largest = factor.new_empty(len(targets), 1), factor.new_empty(len(targets), 1)
+    n = rows_at_once(logits.shape[1], factor.itemsize)
+    kept, picks = (targets >= 0).to(factor.dtype)[:, None], targets.clamp(min=0)[:, None]  # (N, 1)
+    for x, pick, keep, loss, magnitude in zip(
+        *(t.split(n) for t in (logits, picks, kept, losses, largest)), strict=True
+    ):
+        wide = x.to(factor.dtype)  # (n, V)
+        highest = wide.amax(1, keepdim=True)
+        torch.maximum(highest, -wide.amin(1, keepdim=True), out=magnitude)
+        p = torch.softmax(wide, dim=1)  # the largest is exp(highest - log-sum-exp)
+        torch.mul(highest - x.gather(1, pick) - p.amax(1, keepdim=True).log(), keep, out=loss)
+        if gradient:
+            scale, own = keep * factor, p.gather(1, pick)
+            x.copy_(p.mul_(scale).scatter_(1, pick, (own - 1) * scale))
+    return losses[:, 0], largest[:, 0]
 
 
 @cross_entropy_.register_fake
@@ -90,8 +119,7 @@ def head_bytes(
     """Bytes that `linear_cross_entropy` needs at one moment, without the activations below the hidden states.
 
     They are the hidden states and the weight in the dtype of the matmuls, the gradients of both, and the largest of
-    what a chunk of logits goes through: float32 logits, and as much again inside log-sum-exp. The kernel needs the
-    logits alone.
+    what a chunk of logits goes through: the logits alone, or float32 copies, and as much again inside log-sum-exp.
 
     Args:
         n_tokens: N.
@@ -102,17 +130,22 @@ def head_bytes(
     """
     (V, C), N = weight.shape, n_tokens
     low, wide = dtype.itemsize, torch.promote_types(dtype, torch.float32).itemsize
-    kernel = kernel_dtype(device, dtype, loss_dtype)
-    n = chunk_length(N, V, device, kernel)
-    chunk = 2 * wide + (0 if loss_dtype is torch.float32 else loss_dtype.itemsize)
-    last = n * V * (wide + (low if low != wide else 0)) + low * V * C  # its gradient, times the hidden states
-    if kernel:
-        chunk, last = low, n * V * low + (low * V * C if low != wide else 0)
+    in_place = in_place_dtype(device, dtype, loss_dtype)
+    n = chunk_length(N, V, device, in_place)
+    part = low * V * C if low != wide else 0  # a part of the weight's gradient, before it is added
+    if in_place:
+        copies = 0
+        if device not in KERNEL_DEVICES:
+            copies = min(n, rows_at_once(V, wide)) * V * (wide + (wide if low != wide else 0))
+        most = max(n * V * low + copies, n * V * low + part)
+    else:
+        chunk = 2 * wide + (0 if loss_dtype is torch.float32 else loss_dtype.itemsize)
+        most = max(n * V * chunk, n * V * (wide + (low if low != wide else 0)) + part)
     total = N * C * stream.itemsize  # the last hidden states
     total += N * C * low if dtype is not stream else 0
     total += V * C * low if dtype is not weight.dtype else 0
     total += V * C * wide + N * C * low  # gradients of the weight and of the hidden states
-    return float(total + max(n * V * chunk, last))
+    return float(total + most)
 
 
 class HeadLoss(NamedTuple):
@@ -134,25 +167,27 @@ class _LinearCrossEntropy(torch.autograd.Function):
         N, V = x.shape[0], weight.shape[0]
         wide = torch.promote_types(dtype, torch.float32)
         wants_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        kernel = kernel_dtype(x.device.type, dtype, loss)
+        in_place = in_place_dtype(x.device.type, dtype, loss)
+        plain = x.device.type not in KERNEL_DEVICES and not torch.compiler.is_compiling()
+        take = cross_entropy_by_rows if plain else cross_entropy_
         x_low, w_low = x.to(dtype), weight.to(dtype)
         keep = (targets >= 0)[:, None]  # (N, 1)
         picks = targets.clamp(min=0)[:, None]  # (N, 1)
         value = torch.zeros((), dtype=wide, device=x.device)
-        largest = torch.zeros((), dtype=wide if kernel else dtype, device=x.device)
+        largest = torch.zeros((), dtype=wide if in_place else dtype, device=x.device)
         dx = []
         dw = torch.zeros(weight.shape if wants_grad else 0, dtype=wide, device=x.device)
         # rounded to the loss dtype, as PyTorch's own operations would round it; in float16, 1 / tokens may become 0
         factor = factor.to(loss).to(wide)
-        step = chunk_length(N, V, x.device.type, kernel)
+        step = chunk_length(N, V, x.device.type, in_place)
         for i in range(0, N, step):
             chunk, pick, kept = x_low[i : i + step], picks[i : i + step], keep[i : i + step]  # (n, C), (n, 1), (n, 1)
             logits = product(chunk, w_low.t())  # (n, V)
-            if kernel:
-                losses, magnitudes = cross_entropy_(logits, targets[i : i + step], factor, wants_grad)
+            if in_place:
+                losses, magnitudes = take(logits, targets[i : i + step], factor, wants_grad)
                 value, largest = value + losses.sum(), torch.maximum(largest, magnitudes.max())
                 if wants_grad:  # which the logits now are
-                    dx.append(logits @ w_low)
+                    dx.append(product(logits, w_low))
                     add_product(dw, logits.t(), chunk)
                 del logits  # before the next chunk's
                 continue

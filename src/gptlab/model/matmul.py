@@ -93,19 +93,21 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     return _onednn(a, weight) if by_onednn(a, weight) else a @ b
 
 
-def batch_product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b of (B, m, k) and (B, k, n). Not differentiable.
+def _each_by_onednn(a: Tensor, b: Tensor) -> bool:
+    """Whether the products of (B, m, k) and (B, k, n) are oneDNN's, one after the other: they must be larger to pay."""
+    return len(a) > 0 and by_onednn(a[0, ::2], b[0].t())
 
-    oneDNN has the matrices one after the other, so they must be larger for it to pay.
-    """
-    if len(a) and by_onednn(a[0, ::2], b[0].t()):
+
+def batch_product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b of (B, m, k) and (B, k, n). Not differentiable."""
+    if _each_by_onednn(a, b):
         return torch.stack([product(x, y) for x, y in zip(a, b, strict=True)])
     return a @ b
 
 
 def batch_sum(beta: float, c: Tensor, alpha: float, a: Tensor, b: Tensor) -> Tensor:
     """beta c + alpha a @ b of (B, m, n), (B, m, k) and (B, k, n), a new tensor. Not differentiable."""
-    if len(a) and by_onednn(a[0, ::2], b[0].t()):
+    if _each_by_onednn(a, b):
         return batch_product(a, b).mul_(alpha).add_(c, alpha=beta)
     return torch.baddbmm(c, a, b, beta=beta, alpha=alpha)
 
