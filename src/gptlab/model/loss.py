@@ -27,8 +27,8 @@ CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 2 << 30}
 # in bf16, 6.6 GB, are one.
 KERNEL_BYTES = 8 << 30
 KERNEL_DEVICES = ("cuda",)
-CACHE_BYTES = 2 << 20  # of rows in float32, which a core's cache holds
 KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+CACHE_BYTES = 2 << 20  # of rows in float32, which the cache of a core holds
 
 
 def chunk_length(n_tokens: int, vocab_size: int, device: str, dtype: torch.dtype | None = None) -> int:
