@@ -22,6 +22,14 @@ HEADS = 4  # whose scores stay in the cache of a core
 FEW = 2  # threads: more of them share one float32 product badly
 
 
+def has_few_threads() -> bool:
+    return torch.get_num_threads() <= FEW
+
+
+# what torch.compiler.assume_constant_result does, which would import the compiler: it calls this and does not trace it
+has_few_threads._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
     """Causal attention without dropout of q, k and v, (B, H, T, D) each; `scale` is D^-0.5 by default.
 
@@ -30,7 +38,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Te
     """
     B, H, T, D = q.shape
     long = T >= SHORT
-    ours = q.dtype is torch.bfloat16 or (q.dtype is torch.float32 and long and torch.get_num_threads() <= FEW)
+    ours = q.dtype is torch.bfloat16 or (q.dtype is torch.float32 and long and has_few_threads())
     if not (ours and matmul.ONEDNN and q.device.type == "cpu"):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=True, scale=scale)
     scale = D**-0.5 if scale is None else scale
