@@ -204,10 +204,15 @@ def test_every_command_of_the_pages_runs_in_order(place: tuple[Path, dict[str, s
                 (folder / file[1]).write_text(text, encoding="utf-8")
             for command in commands(text) if language in ("sh", "bash") else []:
                 typed += 1
-                done = subprocess.run(
-                    ["bash", "-ec", command], cwd=folder, env=has, capture_output=True, text=True, timeout=600
-                )
-                assert done.returncode == 0, f"{page}: {command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+                for again in (True, False):
+                    done = subprocess.run(
+                        ["bash", "-ec", command], cwd=folder, env=has, capture_output=True, text=True, timeout=600
+                    )
+                    # rarely PyTorch aborts a rank, see docs/notebook.md
+                    if not (again and "torchrun" in command and "exitcode  : -6" in done.stderr):
+                        break
+                error = done.stderr if len(done.stderr) < 9000 else f"{done.stderr[:6000]} ... {done.stderr[-3000:]}"
+                assert done.returncode == 0, f"{page}: {command}\n{done.stdout[-2000:]}\n{error}"
         assert typed
     background, until = folder / "runs/shakespeare-char-cpu_seed2/result.json", time.monotonic() + 120
     while not background.is_file() and time.monotonic() < until:

@@ -75,6 +75,8 @@ def lose(dataset: str, out: str, how: str) -> None:
         if step == 3 and str(rank) == lost[-1]:
             if lost.startswith("killed"):
                 os.kill(os.getpid(), signal.SIGKILL)
+            if lost.startswith("aborts"):
+                os.abort()
             Path(out, "hangs").write_text(str(os.getpid()), encoding="ascii")
             while not said.exists():
                 time.sleep(0.1)
@@ -107,9 +109,10 @@ def lose(dataset: str, out: str, how: str) -> None:
         "inject_faults hangs 0",
         "seed_dropout killed 1",
         "seed_dropout killed 0",
+        "inject_faults aborts 1",
     ],
 )
-def test_a_lost_rank_is_named(how: str, dataset: Path, tmp_path: Path) -> None:
+def test_a_lost_rank_is_named(how: str, dataset: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """It hangs before its backward pass, where PyTorch waits for it, or after, where `World` does."""
     began = time.monotonic()
     killed(2, lose, str(dataset), str(tmp_path), how, seconds=90)
@@ -123,6 +126,8 @@ def test_a_lost_rank_is_named(how: str, dataset: Path, tmp_path: Path) -> None:
     stacks = {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "run").glob("stack-rank-*.txt")}
     assert list(stacks) == [f"stack-rank-{lost}.txt"]
     assert "hangs" not in how or " in step\n" in stacks[f"stack-rank-{lost}.txt"]
+    said = capfd.readouterr().err
+    assert ("Fatal Python error: Aborted" in said and " in step\n" in said) is ("aborts" in how)
 
 
 def test_a_stack_is_left_by_what_is_ended_and_not_by_what_ends(tmp_path: Path) -> None:

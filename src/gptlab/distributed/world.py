@@ -6,6 +6,7 @@ torchrun starts the processes. A `World` of one process works too: nothing is se
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import itertools
 import math
 import os
@@ -203,6 +204,9 @@ def process_group(strategy: str, device: torch.device) -> Iterator[World]:
         raise UserError(
             f"{world.size} processes were started, and this build of PyTorch cannot connect them: start one"
         )
+    if not faulthandler.is_enabled():  # of a process that C++ code aborts, the launcher tells a number alone
+        with contextlib.suppress(AttributeError, RuntimeError, ValueError):  # without a stderr
+            faulthandler.enable()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # gloo keeps a socket to every other rank. Windows has no such limit, and macOS refuses what it calls infinite.
