@@ -12,6 +12,7 @@ import math
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -145,8 +146,20 @@ class World:
         return sorted(silent)
 
 
+# The last small collectives. A thread of gloo that is the last to let go of one needs the interpreter for its tensors,
+# and aborts the process if that is ending: "terminate called without an active exception".
+_last: deque[Any] = deque(maxlen=16)
+
+
+def _keep(work: Any, tensor: Tensor) -> Any:
+    if tensor.device.type == "cpu" and tensor.nbytes <= 4096:
+        _last.append(work)
+    return work
+
+
 def _wait(work: Any, tensor: Tensor) -> None:
     """Wait for a collective, with a limit where that blocks this thread anyway: on a GPU it would make it block."""
+    _keep(work, tensor)
     work.wait(timedelta(seconds=LIMIT)) if tensor.device.type == "cpu" else work.wait()
 
 
@@ -170,7 +183,7 @@ class SharedFlag:
         before, sent = self._sent, torch.tensor(int(flag))
         if before is not None:
             _wait(before[1], before[0])
-        self._sent = sent, dist.all_reduce(sent, dist.ReduceOp.MAX, async_op=True)
+        self._sent = sent, _keep(dist.all_reduce(sent, dist.ReduceOp.MAX, async_op=True), sent)
         return before is not None and bool(before[0])
 
 
