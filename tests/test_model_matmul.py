@@ -13,10 +13,7 @@ from gptlab.config import Model
 from gptlab.model import matmul
 from gptlab.model.gpt import GPT, build_model, rotary_tables, rotate
 
-pytestmark = pytest.mark.skipif(
-    not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")),
-    reason="PyTorch has no oneDNN here",
-)
+pytestmark = pytest.mark.skipif(not matmul.has_onednn(), reason="PyTorch has no oneDNN here")
 MODEL = Model(n_layer=2, n_head=2, n_embd=32, block_size=24, vocab_size=61, position="rope", bias=True)
 
 

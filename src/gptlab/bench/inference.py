@@ -41,7 +41,7 @@ from gptlab.training.throughput import Stopwatch, percentile
 
 DEFAULT_RECIPE = "gpt2-124m-openwebtext"
 DEFAULT_REGIMES = ("fp32", "tf32", "amp_bf16", "bf16_pure")
-GREEDY = Sample(temperature=0.0)
+GREEDY, DRAWING = Sample(temperature=0.0), {"temperature", "top_k", "top_p"}
 Init = int | Callable[[GPT], None]
 
 
@@ -174,7 +174,7 @@ def bench_inference(
         "prompt_tokens": prompt_tokens,
         "new_tokens": new_tokens,
         "repeats": repeats,
-        "sample": recipe.sample.model_dump(include={"temperature", "top_k", "top_p"}),
+        "sample": recipe.sample.model_dump(include=DRAWING),
         "interleaved": interleaved,
         "compiled": False,
         "rows": rows,
@@ -266,7 +266,7 @@ def peer_timed(
 ) -> tuple[Tensor, list[float]]:
     """`generate_timed` by transformers' `generate`, to the same length. It has random numbers of its own."""
     watch = Stopwatch(prompt.device)
-    drawing = sample.model_dump(include={"temperature", "top_k", "top_p"}) if sample.temperature else {}
+    drawing = sample.model_dump(include=DRAWING) if sample.temperature else {}
 
     def after(ids: Tensor, scores: Any, **_: Any) -> Tensor:
         watch.step()

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from gptlab.model import matmul
-from gptlab.model.matmul import product
+from gptlab.model.matmul import not_traced, product
 
 SHORT = 512  # tokens below which bf16 keeps all scores, and float32 has nothing to gain
 ROWS = 256  # queries whose scores are computed at once
@@ -22,12 +22,9 @@ HEADS = 4  # whose scores stay in the cache of a core
 FEW = 2  # threads: more of them share one float32 product badly
 
 
+@not_traced
 def has_few_threads() -> bool:
     return torch.get_num_threads() <= FEW
-
-
-# what torch.compiler.assume_constant_result does, which would import the compiler: it calls this and does not trace it
-has_few_threads._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
@@ -50,8 +47,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Te
 
 def _whole(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """Attention of (N, T, D) by whole products. Their scores are kept for the backward pass."""
-    future = torch.full((q.shape[1], q.shape[1]), float("-inf"), dtype=q.dtype, device=q.device).triu_(1)
-    return torch.softmax(torch.baddbmm(future, q, k.mT, alpha=scale), dim=-1) @ v
+    return torch.softmax(torch.baddbmm(_future(q.shape[1], q.dtype), q, k.mT, alpha=scale), dim=-1) @ v
+
+
+def _future(n: int, dtype: torch.dtype) -> Tensor:
+    """(n, n): what is added to the scores of n queries, minus infinity for the keys after each."""
+    return torch.full((n, n), float("-inf"), dtype=dtype).triu_(1)
 
 
 class _Attention(torch.autograd.Function):
@@ -83,9 +84,9 @@ torch.library.define(
 
 @torch.library.impl("gptlab::attention", "CPU")
 def _forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    out = torch.empty_like(q)
+    out, future = torch.empty_like(q), _future(ROWS, q.dtype)
     for of_out, of_q, of_k, of_v in _parts(out, q, k, v):
-        for rows, seen, _, _, p in _blocks(of_q, of_k, scale):
+        for rows, seen, _, _, p in _blocks(of_q, of_k, future, scale):
             of_out[..., rows, :] = _times(p, of_v[..., seen, :])
     return out
 
@@ -93,9 +94,10 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 @torch.library.impl("gptlab::attention_backward", "CPU")
 def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    future = _future(ROWS, q.dtype)
     for of_dq, of_dk, of_dv, of_grad, of_q, of_k, of_v in _parts(dq, dk, dv, grad, q, k, v):
         sum_k, sum_v = (torch.zeros_like(of_k, dtype=torch.float32) for _ in range(2))
-        for rows, seen, queries, keys, p in _blocks(of_q, of_k, scale):
+        for rows, seen, queries, keys, p in _blocks(of_q, of_k, future, scale):
             g = of_grad[..., rows, :].contiguous()
             sum_v[..., seen, :] += _times(p.mT, g)
             dp = _times(g, of_v[..., seen, :].mT)
@@ -126,10 +128,11 @@ def _parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(x.split(HEADS * torch.get_num_threads()) for x in tensors), strict=True)
 
 
-def _blocks(q: Tensor, k: Tensor, scale: float) -> Iterator[tuple[slice, slice, Tensor, Tensor, Tensor]]:
+def _blocks(
+    q: Tensor, k: Tensor, future: Tensor, scale: float
+) -> Iterator[tuple[slice, slice, Tensor, Tensor, Tensor]]:
     """For blocks of queries of (..., T, D): their rows, those of the keys that they see, both, and the attention."""
     T = q.shape[-2]
-    future = torch.full((ROWS, ROWS), float("-inf"), dtype=q.dtype).triu_(1)
     for start in range(0, T, ROWS):
         stop = min(start + ROWS, T)
         rows, seen = slice(start, stop), slice(0, stop)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from gptlab.model.matmul import add_product, product
+from gptlab.model.matmul import add_product, not_traced, product
 
 # Bytes of a chunk of logits: small beside the model, but large enough to keep the device busy.
 CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 2 << 30}
@@ -51,6 +51,7 @@ def _has_triton() -> bool:
     return find_spec("triton") is not None and torch.cuda.get_device_capability() >= (7, 0)
 
 
+@not_traced
 def in_place_dtype(device: str, dtype: torch.dtype, loss_dtype: torch.dtype) -> torch.dtype | None:
     """dtype of logits that become their gradient: that of the matmul. None: PyTorch's operations work on copies."""
     if device in KERNEL_DEVICES:
@@ -58,10 +59,6 @@ def in_place_dtype(device: str, dtype: torch.dtype, loss_dtype: torch.dtype) -> 
     else:
         runs = device == "cpu" and loss_dtype is torch.promote_types(dtype, torch.float32)
     return dtype if runs else None
-
-
-# what torch.compiler.assume_constant_result does, which would import the compiler: it calls this and does not trace it
-in_place_dtype._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @torch.library.custom_op("gptlab::cross_entropy_", mutates_args={"logits"})

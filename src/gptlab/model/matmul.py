@@ -7,8 +7,8 @@ contains as well, uses it on all, and is about twice as fast on AMD's. The produ
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,19 @@ from torch.autograd.function import once_differentiable
 
 from gptlab.hardware import cpu_facts
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+
 SMALLEST = 2**22  # multiplications; below it oneDNN's call costs more than its product saves
 ROWS = 8192  # in a temporary part of `add_product`
+
+
+def not_traced(function: Function) -> Function:
+    """Decorator: PyTorch's compiler calls the function, and takes what it returns as a constant.
+
+    `torch.compiler.assume_constant_result` does the same, and imports the compiler.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def has_onednn() -> bool:
